@@ -1,0 +1,80 @@
+"""How every step starts, reports and fails: one parser, one log, one line for an error."""
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+log = logging.getLogger("lvis_rcnn")
+
+EXIT_BAD_INPUT = 2
+EXIT_UNEXPECTED = 1
+EXIT_INTERRUPTED = 130
+
+
+class InputError(Exception):
+    """Something the user gave is wrong.
+
+    The message is one line: where, what, what is allowed, how to mend it.
+    """
+
+    def __init__(self, where: str, what: str, *, allowed: str = "", mend: str = "") -> None:
+        parts = [f"{where}: {what}"]
+        if allowed:
+            parts.append(f"allowed: {allowed}")
+        if mend:
+            parts.append(f"to mend: {mend}")
+        super().__init__("; ".join(" ".join(part.split()) for part in parts))
+
+
+def step_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is the step's docstring, with ``--log FILE`` that every step takes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--log", type=Path, metavar="FILE", help="also write what the step says to this file")
+    return parser
+
+
+def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace], None]) -> None:
+    """Parse, run, and end the process: 0 done, 2 bad input (one line), 1 unexpected (traceback in the log)."""
+    args = parser.parse_args()
+    start_logging(args.log)
+    try:
+        step(args)
+    except InputError as error:
+        log.error("error: %s", error)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        log.error("error: interrupted")
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        write_traceback(args.log)
+        log.error("error: unexpected %s: %s", type(error).__name__, " ".join(str(error).split()))
+        sys.exit(EXIT_UNEXPECTED)
+
+
+def start_logging(log_file: Path | None) -> None:
+    """Plain lines to standard error; the same lines with their time to ``log_file``."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers.clear()
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(terminal)
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(log_file, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+        log.addHandler(file)
+
+
+def write_traceback(log_file: Path | None) -> None:
+    """The traceback goes to the log where there is one, so that the terminal keeps its one line."""
+    if log_file is None:
+        traceback.print_exc()
+        return
+    with log_file.open("a", encoding="utf-8") as file:
+        traceback.print_exc(file=file)

@@ -1,0 +1,399 @@
+"""A study file becomes frozen, checked values, or a clear error.
+
+Config stops at the door of each step: a step's ``main`` reads the study, everything below takes plain values. The JSON
+Schema for editors (workflow/schemas/study.schema.json) is generated from the models below:
+
+    python -m lvis_rcnn.config --schema workflow/schemas/study.schema.json
+    python -m lvis_rcnn.config --check configs/mini.yaml
+"""
+
+import argparse
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lvis_rcnn.backbones import BACKBONES
+from lvis_rcnn.command import InputError, log, run_step, step_parser
+from lvis_rcnn.files import sha256_of_json, write_json
+
+BackboneName = Literal["r50", "r101", "x101_32x4d", "x101_64x4d"]
+assert set(BackboneName.__args__) == set(BACKBONES)  # type: ignore[attr-defined]
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$", description="lower-case letters, digits, '_' and '.'")]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are never coerced, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Draw(Section):
+    """The embedded dataset, drawn by ``lvis_rcnn.mini``."""
+
+    seed: int = Field(ge=0)
+    """Seed of the drawing; the same seed gives the same bytes on every machine."""
+    train_images: Count
+    """Number of training images."""
+    val_images: Count
+    """Number of validation images."""
+
+
+class Split(Section):
+    """One split of an existing LVIS-format dataset."""
+
+    annotations: str
+    """Path of the LVIS-format JSON file (v0.5, v1 or your own)."""
+    images: str
+    """Folder of the images; a name is looked up by the last two parts of ``coco_url``, the last one, ``file_name``."""
+
+
+class Dataset(Section):
+    """What is trained on and what is scored: either ``draw`` or both ``train`` and ``val``."""
+
+    name: Name
+    """Short name, printed in titles and file names."""
+    draw: Draw | None = None
+    """Draw the embedded dataset."""
+    train: Split | None = None
+    """Training split."""
+    val: Split | None = None
+    """Validation split, scored."""
+
+    @model_validator(mode="after")
+    def one_source(self) -> Self:
+        """Either drawn or named, never both, never half."""
+        named = (self.train is not None, self.val is not None)
+        if named != ((False, False) if self.draw else (True, True)):
+            raise ValueError("either 'draw', or both 'train' and 'val'")
+        return self
+
+
+class Sampling(Section):
+    """Class-balanced oversampling (Gupta et al. 2019, appendix A)."""
+
+    oversample_threshold: Annotated[float, Field(gt=0, le=1)] | None
+    """Categories in fewer than this fraction of the images are oversampled; null turns oversampling off."""
+    rounding: Literal["ceil"] = "ceil"
+    """Copies of an image from its real-valued factor; ceil is MMDetection's."""
+
+
+class Augmentation(Section):
+    """What happens to a training image."""
+
+    short_edges_px: tuple[Count, ...] = Field(min_length=1)
+    """One of these is drawn for each image."""
+    long_edge_px: Count
+    """Neither edge becomes longer than this."""
+    flip_probability: Fraction
+    """Probability of a horizontal flip."""
+
+
+class Model(Section):
+    """Everything about the network but its backbone."""
+
+    weights: Literal["imagenet", "none"]
+    """Initial weights of the backbone."""
+    normalization: Literal["fixed_batch", "batch", "group"]
+    """fixed_batch: ImageNet statistics, affine trained (the recipe); batch, group: from scratch."""
+    frozen_stages: int = Field(ge=0, le=4)
+    """Stages of the backbone that are not trained; 1 is the stem and stage 1."""
+    anchor_scale: Positive = 8.0
+    """Anchor side in units of the level's stride."""
+    anchors_per_image: Count = 256
+    """Anchors sampled for the RPN losses."""
+    proposals_before_nms: Count = 2000
+    """Proposals kept a level before NMS, in training."""
+    proposals_after_nms: Count = 1000
+    """Proposals kept an image after NMS, in training."""
+    rois_per_image: Count = 512
+    """Regions sampled for the box and mask losses."""
+    roi_positive_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """At most this fraction of them is positive; each positive costs one mask."""
+
+    @model_validator(mode="after")
+    def scratch_is_trained(self) -> Self:
+        """Random weights must not be frozen, nor their statistics fixed."""
+        if self.weights == "none" and (self.frozen_stages or self.normalization == "fixed_batch"):
+            raise ValueError("with weights: none, frozen_stages must be 0 and normalization batch or group")
+        return self
+
+
+class Schedule(Section):
+    """Optimizer steps until the recipe says stop. The learning rate is a pure function of the step."""
+
+    images_per_step: Count
+    """Images of one optimizer step."""
+    epochs: Count | None = None
+    """Budget in passes over the oversampled list; give this or ``steps``."""
+    steps: Count | None = None
+    """Budget in optimizer steps; give this or ``epochs``."""
+    optimizer: Literal["sgd", "adamw"]
+    """A row of the table of optimizers."""
+    learning_rate: Positive
+    """Peak learning rate for ``images_per_step``."""
+    momentum: Fraction = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = Field(ge=0)
+    """Decay of every trained parameter."""
+    policy: Literal["step", "one_cycle"]
+    """A row of the table of schedules."""
+    warmup_steps: int = Field(ge=0)
+    """Steps of linear warm-up."""
+    warmup_start_factor: Fraction = 0.001
+    """Warm-up begins at this fraction of the learning rate."""
+    decay_at_epochs: tuple[Count, ...] = ()
+    """policy step: the rate is multiplied by ``decay_factor`` at the start of these 0-based epochs."""
+    decay_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """policy step: see above."""
+    gradient_clip_norm: Positive | None = None
+    """Largest norm of the whole gradient; null for none."""
+
+    @model_validator(mode="after")
+    def one_budget(self) -> Self:
+        """Steps or epochs; the step policy speaks of epochs."""
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("exactly one of 'epochs' and 'steps'")
+        if self.policy == "step" and self.epochs is None:
+            raise ValueError("policy 'step' needs the budget in 'epochs'")
+        return self
+
+
+class Compute(Section):
+    """What the numbers depend on besides the recipe: a different thread count gives different rounding."""
+
+    device: Literal["cpu", "cuda"]
+    """Device of training and inference."""
+    threads: Count
+    """Threads of torch on the CPU."""
+
+
+class Resources(Section):
+    """What a job asks of the machine; nothing here changes a number."""
+
+    loader_workers: int = Field(ge=0)
+    """Processes that read images; 0 reads in the training process."""
+    memory_mb: Count
+    """Memory of a training or inference job."""
+    runtime_minutes: Count
+    """Time limit of a training job on a cluster."""
+    log_every_steps: Count = 50
+    """Steps between two lines of the training log."""
+
+
+class Inference(Section):
+    """The test pipeline."""
+
+    short_edge_px: Count
+    """Images are rescaled to this short edge ..."""
+    long_edge_px: Count
+    """... unless the long edge would exceed this."""
+    proposals_before_nms: Count = 1000
+    """Proposals kept a level before NMS."""
+    proposals_after_nms: Count = 1000
+    """Proposals kept an image after NMS."""
+    score_threshold: Fraction
+    """Detections with a lower score are dropped."""
+    nms_iou: Fraction = 0.5
+    """Overlap above which the lower-scored detection of a category is dropped."""
+    detections_per_image: int = Field(ge=1, le=300)
+    """Detections kept an image over all categories; the protocol reads at most 300."""
+
+
+class Evaluation(Section):
+    """Scoring by the LVIS protocol."""
+
+    detections_per_image: int = Field(default=300, ge=1, le=300)
+    """Detections an image that are scored."""
+
+
+class Report(Section):
+    """How the table is written."""
+
+    base_url: str | None = None
+    """Prefix of the links of model and log; null links to the files beside the table."""
+
+
+class Study(Section):
+    """One study: dataset, sampler, schedule, backbones, seeds, evaluation."""
+
+    study: Name
+    """Name of the study and of its folder in results/."""
+    title: str
+    """One line for the table's title: what this study is."""
+    dataset: Dataset
+    sampling: Sampling
+    augmentation: Augmentation
+    model: Model
+    schedule: Schedule
+    compute: Compute
+    resources: Resources
+    backbones: tuple[BackboneName, ...] = Field(min_length=1)
+    """Rows of the table, in this order."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    """One run for each seed."""
+    inference: Inference
+    evaluation: Evaluation = Evaluation()
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def rows_once(self) -> Self:
+        """A backbone or a seed that stands twice is a mistake."""
+        for key, values in (("backbones", self.backbones), ("seeds", self.seeds)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key} must not repeat an entry")
+        return self
+
+
+# What each step depends on: Snakemake compares exactly these, and a run's identity is made of them.
+SECTIONS_OF_STEP: dict[str, tuple[str, ...]] = {
+    "preflight": ("dataset", "sampling", "augmentation", "model", "schedule"),
+    "train": ("sampling", "augmentation", "model", "schedule", "compute"),
+    "infer": ("model", "inference", "compute"),
+    "report": ("title", "report", "schedule", "backbones", "seeds"),
+}
+
+
+def settings_of_step(study: Study, step: str) -> dict[str, Any]:
+    """The part of a study that ``step`` depends on, without values left at their default.
+
+    Dropping defaults keeps a run's identity when a later version adds a key.
+    """
+    everything = study.model_dump(mode="json", exclude_defaults=True)
+    return {section: everything[section] for section in SECTIONS_OF_STEP[step] if section in everything}
+
+
+def settings_digest(study: Study, step: str) -> str:
+    """Hex SHA-256 of :func:`settings_of_step`."""
+    return sha256_of_json(settings_of_step(study, step))
+
+
+def load_study(path: Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        InputError: no such file, no YAML, an unknown or repeated key, a wrong type or a value out of range.
+    """
+    return check_study(read_yaml(path), where=str(path))
+
+
+def load_study_for_step(path: Path, step: str, expected_digest: str | None) -> Study:
+    """:func:`load_study`, refusing a file that changed since Snakemake planned this job.
+
+    Raises:
+        InputError: as :func:`load_study`, or the step's settings are not those of ``expected_digest``.
+    """
+    study = load_study(path)
+    if expected_digest is not None and settings_digest(study, step) != expected_digest:
+        raise InputError(
+            str(path),
+            f"the settings of step {step!r} changed after this run was planned",
+            allowed="the settings Snakemake recorded when it started",
+            mend="start snakemake again",
+        )
+    return study
+
+
+def check_study(values: Any, where: str) -> Study:
+    """Check values as read from YAML; ``where`` begins the error message."""
+    try:
+        return Study.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise explained(error, where) from None
+
+
+class StudyLoader(yaml.SafeLoader):
+    """YAML with ``1e-3`` as a number (YAML 1.2; PyYAML reads a string) and repeated keys as errors."""
+
+
+FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+StudyLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))  # type: ignore[no-untyped-call]
+
+
+def unique_mapping(loader: StudyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """Build a mapping, refusing a key that stands twice."""
+    keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+StudyLoader.add_constructor("tag:yaml.org,2002:map", unique_mapping)
+
+
+def read_yaml(path: Path) -> Any:
+    """Parse a YAML file.
+
+    Raises:
+        InputError: the file is missing or no YAML.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=StudyLoader)
+    except FileNotFoundError:
+        raise InputError(str(path), "no such study file", mend="name a file of configs/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(str(path), f"not readable as YAML: {error}", mend="correct the file") from None
+
+
+def explained(error: ValidationError, where: str) -> InputError:
+    """The first validation error as one line: key, value, what is allowed; further ones are counted."""
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"]]
+    value = json.dumps(first["input"], default=str)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = keys_of(parts[:-1])
+        close = difflib.get_close_matches(parts[-1], known, n=1)
+        mend = f"write {close[0]!r}" if close else "remove it"
+        return InputError(
+            f"{where}: {'.'.join(parts)}", f"unknown key{more}", allowed=", ".join(known) or "no such key", mend=mend
+        )
+    key = ".".join(parts) or "study file"
+    if first["type"] == "missing":
+        return InputError(f"{where}: {key}", f"missing{more}", mend="add the key")
+    allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return InputError(f"{where}: {key}", f"is {value[:80]}{more}", allowed=allowed, mend="change the value")
+
+
+def keys_of(path: list[str]) -> list[str]:
+    """Keys that the section at ``path`` knows, from the generated schema."""
+    schema = Study.model_json_schema()
+    here: dict[str, Any] = schema
+    for part in path:
+        here = here.get("properties", {}).get(part, {})
+        options = here.get("anyOf", [here])
+        reference = next((option["$ref"] for option in options if "$ref" in option), None)
+        if reference is not None:
+            here = schema["$defs"][reference.rsplit("/", 1)[-1]]
+    return list(here.get("properties", {}))
+
+
+def step(args: argparse.Namespace) -> None:
+    """Check study files, write the schema."""
+    for path in args.check or []:
+        load_study(path)
+        log.info("%s: ok", path)
+    if args.schema:
+        write_json(args.schema, {"$schema": "https://json-schema.org/draft/2020-12/schema", **Study.model_json_schema()})
+        log.info("wrote %s", args.schema)
+
+
+def main() -> None:
+    """Command line of this step."""
+    parser = step_parser(__doc__)
+    parser.add_argument("--check", type=Path, nargs="+", metavar="FILE", help="study files to check")
+    parser.add_argument("--schema", type=Path, metavar="FILE", help="write the JSON Schema of a study file")
+    run_step(parser, step)
+
+
+if __name__ == "__main__":
+    main()
