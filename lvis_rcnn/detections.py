@@ -1,0 +1,187 @@
+"""Detections of many images as flat arrays, and the shards that carry them from inference to scoring.
+
+A folder of detections holds ``shard-00000.npz``, ``shard-00001.npz``, ... without a gap. Each is an uncompressed NumPy
+archive (bytes depend on nothing but the arrays; the archive's CRC finds damage) of
+
+    format        str    "lvis_rcnn.detections"
+    version       i64    1
+    image_ids     i64[d]      category_ids  i64[d]     ids of the annotation file
+    scores        f32[d]      boxes_xywh    f32[d,4]   pixels of the original image
+    mask_sizes    i32[d,2]    height and width of the image
+    rle_offsets   i64[d+1]    rle_counts    u8[...]    COCO compressed counts of detection i: offsets i to i+1
+
+Order: images as in the annotation file, scores descending inside an image. An image without detections has no rows.
+"""
+
+import hashlib
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64, UInt8
+from numpy.lib.npyio import NpzFile
+
+from lvis_rcnn.command import InputError
+from lvis_rcnn.files import atomic_file, sha256_of_file
+
+FORMAT = "lvis_rcnn.detections"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Detections:
+    """``d`` detections of any number of images; the fields are the arrays of a shard."""
+
+    image_ids: Int64[np.ndarray, " d"]
+    category_ids: Int64[np.ndarray, " d"]
+    scores: Float32[np.ndarray, " d"]
+    boxes_xywh: Float32[np.ndarray, "d 4"]
+    mask_sizes: Int32[np.ndarray, "d 2"]
+    rle_offsets: Int64[np.ndarray, " d+1"]
+    rle_counts: UInt8[np.ndarray, " bytes"]
+
+    def __len__(self) -> int:
+        """Number of detections."""
+        return len(self.image_ids)
+
+    def rle(self, index: int) -> dict[str, Any]:
+        """Mask of one detection as pycocotools takes it: ``{"size": [h, w], "counts": bytes}``."""
+        start, stop = self.rle_offsets[index : index + 2]
+        return {"size": self.mask_sizes[index].tolist(), "counts": self.rle_counts[start:stop].tobytes()}
+
+
+def no_detections() -> Detections:
+    """The empty set: what inference finds in an empty image."""
+    sizes, offsets, counts = pack_rles([])
+    return Detections(
+        image_ids=np.zeros(0, np.int64),
+        category_ids=np.zeros(0, np.int64),
+        scores=np.zeros(0, np.float32),
+        boxes_xywh=np.zeros((0, 4), np.float32),
+        mask_sizes=sizes,
+        rle_offsets=offsets,
+        rle_counts=counts,
+    )
+
+
+def pack_rles(
+    rles: Sequence[dict[str, Any]],
+) -> tuple[Int32[np.ndarray, "d 2"], Int64[np.ndarray, " d+1"], UInt8[np.ndarray, " bytes"]]:
+    """Masks as ``pycocotools.mask.encode`` returns them become ``mask_sizes, rle_offsets, rle_counts``."""
+    sizes = np.array([rle["size"] for rle in rles], np.int32).reshape(-1, 2)
+    offsets = np.zeros(len(rles) + 1, np.int64)
+    np.cumsum([len(rle["counts"]) for rle in rles], out=offsets[1:])
+    return sizes, offsets, np.frombuffer(b"".join(rle["counts"] for rle in rles), np.uint8)
+
+
+def concatenate(parts: Sequence[Detections]) -> Detections:
+    """All detections of ``parts`` in their order; offsets are shifted to the joint bytes."""
+    parts = [no_detections(), *parts]
+    starts = np.cumsum([0] + [len(part.rle_counts) for part in parts[:-1]])
+    joined = {
+        field.name: np.concatenate([getattr(part, field.name) for part in parts])
+        for field in fields(Detections)
+        if field.name != "rle_offsets"
+    }
+    ends = [part.rle_offsets[1:] + start for part, start in zip(parts, starts, strict=True)]
+    return Detections(rle_offsets=np.concatenate([np.zeros(1, np.int64), *ends]), **joined)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Path of shard ``number`` (from 0) in a folder of detections."""
+    return folder / f"shard-{number:05d}.npz"
+
+
+def write_shard(path: Path, detections: Detections) -> None:
+    """Write one shard, whole or not at all; the same detections give the same bytes."""
+    arrays = {field.name: getattr(detections, field.name) for field in fields(Detections)}
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, format=np.array(FORMAT), version=np.array(VERSION), **arrays)
+
+
+def read_shard(path: Path) -> Detections:
+    """Read one shard.
+
+    Raises:
+        InputError: missing, damaged, of another format or version, or arrays that do not belong together.
+    """
+    try:
+        with path.open("rb") as file, NpzFile(file) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise InputError(str(path), "no such shard", mend="run inference again") from None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(str(path), f"damaged shard of detections ({error})", mend="run inference again") from None
+    found = (str(arrays.pop("format", "another format")), int(arrays.pop("version", -1)))
+    if found != (FORMAT, VERSION):
+        raise InputError(
+            str(path), f"is {found[0]} version {found[1]}", allowed=f"{FORMAT} version {VERSION}", mend="infer again"
+        )
+    return checked(path, arrays)
+
+
+# Dtype of each array that has one row a detection, and the shape of a row.
+LAYOUT: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+    "image_ids": (np.int64, ()),
+    "category_ids": (np.int64, ()),
+    "scores": (np.float32, ()),
+    "boxes_xywh": (np.float32, (4,)),
+    "mask_sizes": (np.int32, (2,)),
+}
+
+
+def checked(path: Path, arrays: dict[str, np.ndarray]) -> Detections:
+    """The arrays of a shard as :class:`Detections`, after their types, shapes and offsets were found to agree."""
+    names = {field.name for field in fields(Detections)}
+    if set(arrays) != names:
+        raise InputError(str(path), f"holds the arrays {', '.join(sorted(arrays))}", allowed=", ".join(sorted(names)))
+    count = arrays["image_ids"].shape[0] if arrays["image_ids"].ndim else 0
+    expected = {name: (np.dtype(kind), (count, *rest)) for name, (kind, rest) in LAYOUT.items()}
+    expected["rle_offsets"] = (np.dtype(np.int64), (count + 1,))
+    expected["rle_counts"] = (np.dtype(np.uint8), (arrays["rle_counts"].size,))
+    for name, (dtype, shape) in expected.items():
+        if (arrays[name].dtype, arrays[name].shape) != (dtype, shape):
+            what = f"array {name} is {arrays[name].dtype}{list(arrays[name].shape)}"
+            raise InputError(str(path), what, allowed=f"{dtype}{list(shape)}", mend="run inference again")
+    offsets = arrays["rle_offsets"]
+    if offsets[0] != 0 or offsets[-1] != len(arrays["rle_counts"]) or (np.diff(offsets) < 0).any():
+        raise InputError(str(path), "rle_offsets do not fit rle_counts", mend="run inference again")
+    return Detections(**arrays)
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The shards of a folder, in order.
+
+    Raises:
+        InputError: no such folder, no shard in it, or a number is missing between the first and the last.
+    """
+    found = sorted(folder.glob("shard-*.npz"))
+    if not found:
+        raise InputError(
+            str(folder), "no shards of detections here", allowed="shard-00000.npz, ...", mend="infer first"
+        )
+    wanted = [shard_path(folder, number) for number in range(len(found))]
+    if found != wanted:
+        missing = min(set(wanted) - set(found))
+        raise InputError(str(missing), "shard is missing though later ones exist", mend="run inference again")
+    return found
+
+
+def read_shards(folder: Path) -> Detections:
+    """All detections of a folder, shards in order.
+
+    Raises:
+        InputError: as :func:`shards_of` and :func:`read_shard`.
+    """
+    return concatenate([read_shard(path) for path in shards_of(folder)])
+
+
+def sha256_of_shards(folder: Path) -> str:
+    """Hex SHA-256 over the SHA-256 of each shard, in order."""
+    whole = hashlib.sha256()
+    for path in shards_of(folder):
+        whole.update(bytes.fromhex(sha256_of_file(path)))
+    return whole.hexdigest()
