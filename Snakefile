@@ -1,0 +1,49 @@
+"""Mask R-CNN with four backbones on LVIS, from annotations to results/table.md.
+
+A study is one file of configs/; without --configfile it is configs/mini.yaml. Each rule calls one command of the
+package lvis_rcnn, which reads files and writes files.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+
+# How the study is loaded, and the few functions that rules share.
+include: "workflow/rules/common.smk"
+
+
+study = load_the_study()
+
+
+wildcard_constraints:
+    study=re.escape(study.study),
+    backbone="|".join(study.backbones),
+    seed="|".join(map(str, study.seeds)),
+    split="train|val",
+
+
+# A job finds the package under --directory, in conda environments (where PYTHONPATH is unset from outside) and in the
+# processes that torchrun starts; its Python is the one Snakemake runs in, whatever PATH says, unless conda provides one.
+shell.prefix(job_prefix())
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/sampling.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    input:
+        runs=of_all_runs("metrics.json"),
+        table="results/table.md",
+
+
+onsuccess:
+    say_where_the_table_is()
+
+
+onerror:
+    write_table_of_what_exists()

@@ -1,0 +1,182 @@
+"""How the study is loaded, and what several rules ask of it."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from snakemake.common.configfile import load_configfile
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, workflow.basedir)
+
+from lvis_rcnn.command import InputError
+from lvis_rcnn.config import Study, load_study, settings_digest, settings_of_step
+
+DEFAULT_STUDY = Path(workflow.basedir, "configs", "mini.yaml")
+# A job that is its own process (run: directives, SLURM) is given the same --configfile again.
+STUDY_FILE = (workflow.overwrite_configfiles or [DEFAULT_STUDY])[0]
+
+# The default is loaded only when no study is given: Snakemake would merge the given one over it, key by key.
+if not workflow.overwrite_configfiles:
+
+    configfile: STUDY_FILE
+
+
+# envs/*.post-deploy.sh is run from a copy in .snakemake and finds the lock file through this.
+os.environ.update(LVIS_RCNN_HOME=str(workflow.basedir))
+
+
+def load_the_study() -> Study:
+    """The one study of this run, checked; its first error stops Snakemake before any job."""
+    if len(workflow.overwrite_configfiles) > 1:
+        raise WorkflowError(
+            "--configfile: two files; allowed: one, a study is one file; to mend: name one study"
+        )
+    try:
+        loaded = load_study(STUDY_FILE)
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+    if config != load_configfile(STUDY_FILE):
+        raise WorkflowError(
+            f"--config: changes the study of {STUDY_FILE}; allowed: one study file, since every step reads it itself; "
+            "to mend: copy the file, change the copy, name it with --configfile"
+        )
+    return loaded
+
+
+def job_prefix() -> str:
+    """What the shell of every job begins with; braces are doubled for Snakemake's formatting."""
+    by_conda = "conda" in {
+        str(method) for method in workflow.deployment_settings.deployment_method
+    }
+    python = "python" if by_conda else shlex.quote(sys.executable)
+    home = shlex.quote(str(workflow.basedir))
+    return f"set -euo pipefail; export PYTHON={python} PYTHONPATH={home}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
+
+
+def untracked(value):
+    """A parameter whose change reruns nothing: Snakemake does not compare functions that take ``output``."""
+
+    def parameter(wildcards, output):
+        return value
+
+    return parameter
+
+
+def settings(step: str) -> dict:
+    """What reruns ``step``: the sections of the study that it uses."""
+    return settings_of_step(study, step)
+
+
+def digest(step: str) -> str:
+    """With it a step refuses a study file that changed after the jobs were planned."""
+    return settings_digest(study, step)
+
+
+def gpus() -> int:
+    """GPUs of a training or inference job."""
+    return 1 if study.compute.device == "cuda" else 0
+
+
+def earlier_rows_first(wildcards) -> int:
+    """Priority of a training: on one machine the rows of the table appear in their order."""
+    return len(study.backbones) - study.backbones.index(wildcards.backbone)
+
+
+def drawn_folder() -> str:
+    """Folder of the drawn dataset; studies that draw the same one share it."""
+    draw = study.dataset.draw
+    return f"results/data/drawn_seed{draw.seed}_{draw.train_images}_{draw.val_images}"
+
+
+def annotation_file(split: str) -> str:
+    """LVIS-format JSON of a split."""
+    return (
+        f"{drawn_folder()}/{split}.json"
+        if study.dataset.draw
+        else getattr(study.dataset, split).annotations
+    )
+
+
+def image_folder(split: str) -> str:
+    """Folder that the image names of a split are relative to."""
+    return (
+        f"{drawn_folder()}/images"
+        if study.dataset.draw
+        else getattr(study.dataset, split).images
+    )
+
+
+def if_made_or_present(path: str) -> list[str]:
+    """``path`` as an input where a rule makes it or it exists; the step itself says best what is missing."""
+    return [path] if study.dataset.draw or Path(path).exists() else []
+
+
+def annotation_source(wildcards) -> list[str]:
+    """What a store is made from; the small manifest stands for drawn files, so that equal ones rebuild nothing."""
+    if study.dataset.draw:
+        return [
+            f"{drawn_folder()}/manifest.json",
+            ancient(annotation_file(wildcards.split)),
+        ]
+    return if_made_or_present(annotation_file(wildcards.split))
+
+
+def annotations_of_split(wildcards, output) -> str:
+    """:func:`annotation_file` for a rule with the wildcard ``split``; untracked."""
+    return annotation_file(wildcards.split)
+
+
+def threshold_option() -> str:
+    """The oversampling threshold as an option; none leaves every image at one copy."""
+    threshold = study.sampling.oversample_threshold
+    return "" if threshold is None else f"--threshold {threshold}"
+
+
+def of_all_runs(name: str) -> list[str]:
+    """The file ``name`` of every backbone and seed."""
+    return collect(
+        "results/{study}/{backbone}/seed{seed}/{name}",
+        study=study.study,
+        backbone=study.backbones,
+        seed=study.seeds,
+        name=name,
+    )
+
+
+def say_where_the_table_is() -> None:
+    """The last line of a study that ended well."""
+    if Path("results/table.md").exists():
+        logger.info("The table: results/table.md")
+
+
+def write_table_of_what_exists() -> None:
+    """After a failure: the rows there are, and for each other one why it is missing."""
+    command = [
+        sys.executable,
+        "-m",
+        "lvis_rcnn.report",
+        "table",
+        "--study",
+        STUDY_FILE,
+        "--results",
+        "results",
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            [str(workflow.basedir), os.environ.get("PYTHONPATH", "")]
+        ),
+    }
+    done = subprocess.run(
+        [*command, "--out", "results/table.md"], env=environment, check=False
+    )
+    for table in Path("results").glob("table.*"):
+        os.utime(
+            table, (0, 0)
+        )  # older than any result: no study may take this partial table for its finished one
+    if done.returncode == 0:
+        logger.info("The table of what exists: results/table.md")

@@ -1,0 +1,23 @@
+rule repeat_factors:
+    """Say how often each training image is drawn."""
+    input:
+        store="results/{study}/data/train.store",
+    output:
+        directory("results/{study}/repeat_factors"),
+    log:
+        "results/{study}/logs/repeat_factors.log",
+    benchmark:
+        "results/{study}/benchmarks/repeat_factors.tsv"
+    conda:
+        "../../envs/lvis_rcnn.yaml"
+    threads: 1
+    resources:
+        mem_mb=study.resources.memory_mb,
+        runtime=30,
+    params:
+        threshold=threshold_option(),
+    message:
+        "Computing how often each training image of {wildcards.study} is drawn"
+    shell:
+        'exec "$PYTHON" -m lvis_rcnn.repeat_factors --store {input.store} {params.threshold}'
+        " --out {output} --log {log}"
