@@ -28,58 +28,21 @@ from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.files import atomic_folder, sha256_of_json, write_json
 from lvis_rcnn.mini_categories import CATEGORIES
 from lvis_rcnn.mini_outline import visible_polygons
-from lvis_rcnn.mini_paint import BACKGROUNDS, Sprite, Stream, noise, paint_object
-
-TRAIN, VAL = "train", "val"
-
-# First numbers of the keys of independent random streams: planning one image more changes no other image's pixels.
-PLAN, DRAW = 1, 2
-SPLIT_KEYS = {TRAIN: 1, VAL: 2}
-
-CATEGORY_COUNTS_ARE_FOR = {TRAIN: 480, VAL: 100}
-"""Sizes of the splits that the columns ``train_images`` and ``val_images`` of the categories speak of."""
-
-EMPTY_EVERY = 40
-"""One image of this many shows nothing but its background."""
-
-CROWD_EVERY = 9
-"""One image of this many shows a crowd of one category and annotates half of it."""
-
-IMAGE_SIZES = ((128, 96), (136, 102), (144, 96), (120, 100), (112, 112), (128, 100), (96, 128), (100, 120))
-"""Width and height, pixels."""
+from lvis_rcnn.mini_paint import BACKGROUNDS, Sprite, paint_object
+from lvis_rcnn.mini_plan import DRAW, SPLIT_KEYS, TRAIN, VAL, PlannedImage, PlannedObject, plan_split
+from lvis_rcnn.mini_random import Stream, noise
 
 PLACES_TRIED = 60
 """Random places tried for an object before it is left out."""
 
-LEAST_SEEN_PERCENT = 60
+LEAST_SEEN_PERCENT = 65
 """An object covers others only so far that this much of each stays in sight."""
 
 SHADOW_PX = 2
 """Shadows fall this far to the right and down."""
 
-NEGATIVES = (3, 5)
-"""Fewest and most categories that an image lists as absent."""
-
-
-class PlannedObject(NamedTuple):
-    """One object of an image before it has a place."""
-
-    category: int
-    """Position in CATEGORIES."""
-    size_px: int
-
-
-class PlannedImage(NamedTuple):
-    """What one image will show."""
-
-    width: int
-    height: int
-    objects: tuple[PlannedObject, ...]
-    """Large ones first: a small object lies on top of a large one."""
-    negatives: tuple[int, ...]
-    """Categories that are absent and listed so."""
-    crowd: int | None
-    """The category of which only half is annotated."""
+WRITTEN = {"images", "train.json", "val.json", "manifest.json"}
+"""What the folder holds in the end."""
 
 
 class VisibleObject(NamedTuple):
@@ -87,67 +50,6 @@ class VisibleObject(NamedTuple):
 
     category: int
     mask: Bool[np.ndarray, "h w"]
-
-
-def plan_split(seed: int, split: str, num_images: int) -> list[PlannedImage]:
-    """Decide what each image of a split shows; costs no drawing."""
-    stream = Stream(seed, PLAN, SPLIT_KEYS[split])
-    shown = categories_of_images(stream, split, num_images)
-    listed_absent = [0] * len(CATEGORIES)
-    return [plan_image(stream, present, listed_absent) for present in shown]
-
-
-def categories_of_images(stream: Stream, split: str, num_images: int) -> list[list[int]]:
-    """Give each category to as many images as its row says, fuller and emptier images mixed, some left empty."""
-    empty = [index % EMPTY_EVERY == EMPTY_EVERY // 2 for index in range(num_images)]
-    places = [index for index in range(num_images) if not empty[index]]
-    capacities = {index: stream.between(2, 7) for index in places}
-    shown: list[list[int]] = [[] for _ in range(num_images)]
-    for category in range(len(CATEGORIES)):
-        wanted = min(images_wanted(category, split, num_images), len(places))
-        order = sorted(places, key=lambda index: len(shown[index]) * 4096 // capacities[index] + stream.below(2048))
-        for index in order[:wanted]:
-            shown[index].append(category)
-    return shown
-
-
-def images_wanted(category: int, split: str, num_images: int) -> int:
-    """Images of a split of ``num_images`` that shall show a category: the row's count, scaled, at least 1."""
-    row, base = CATEGORIES[category], CATEGORY_COUNTS_ARE_FOR[split]
-    count = row.train_images if split == TRAIN else row.val_images
-    return max(1, (2 * count * num_images + base) // (2 * base))
-
-
-def plan_image(stream: Stream, present: Sequence[int], listed_absent: list[int]) -> PlannedImage:
-    """Choose size, objects and negative list of one image; ``listed_absent`` counts how often each category was listed.
-
-    Invariant: ``negatives`` and the categories of ``objects`` are disjoint.
-    """
-    width, height = stream.choice(IMAGE_SIZES)
-    crowd = stream.choice(present) if present and stream.below(CROWD_EVERY) == 0 else None
-    objects = [planned for category in present for planned in plan_objects(stream, category, category == crowd)]
-    absent = [category for category in range(len(CATEGORIES)) if category not in present]
-    absent.sort(key=lambda category: (listed_absent[category], stream.below(1 << 32)))
-    negatives = sorted(absent[: stream.between(*NEGATIVES)])
-    for category in negatives:
-        listed_absent[category] += 1
-    objects.sort(key=lambda planned: -planned.size_px)
-    return PlannedImage(width, height, tuple(objects), tuple(negatives), crowd)
-
-
-def plan_objects(stream: Stream, category: int, is_crowd: bool) -> list[PlannedObject]:
-    """One to three objects of a category, or a crowd of small ones."""
-    if is_crowd:
-        return [PlannedObject(category, stream.between(12, 20)) for _ in range(stream.between(4, 6))]
-    count = stream.choice((1, 1, 1, 1, 1, 1, 2, 2, 3))
-    return [PlannedObject(category, object_size_px(stream)) for _ in range(count)]
-
-
-def object_size_px(stream: Stream) -> int:
-    """Mostly 18 to 58 pixels; one object in 24 is tiny."""
-    if stream.below(24) == 0:
-        return stream.between(6, 8)
-    return 18 + stream.below(21) + stream.below(21)
 
 
 def draw_image(
@@ -176,9 +78,8 @@ def find_place(
 ) -> tuple[int, int] | None:
     """Top and left of a place where the sprite leaves enough of every object below it; None if none is found.
 
-    Args:
-        owners: number of the object seen at each pixel, 0 for background.
-        areas_px: size of objects 1, 2, ... when they were drawn.
+    ``owners`` is the number of the object seen at each pixel, 0 for background; ``areas_px`` are the sizes that objects
+    1, 2, ... had when they were drawn.
     """
     (height, width), (sprite_h, sprite_w) = owners.shape, sprite.mask.shape
     for _ in range(PLACES_TRIED):
@@ -250,7 +151,7 @@ def describe_image(
 
 def describe_mask(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
     """Polygons along the pixels' outer edges, box (x, y, width, height) and area, all exact."""
-    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, left = int(rows[0]), int(columns[0])
     return {
         "segmentation": visible_polygons(mask),
@@ -341,6 +242,24 @@ def lvis_file(split: str, records: dict[str, Any], categories: list[dict[str, An
     }
 
 
+def check_replaceable(out: Path) -> None:
+    """Refuse to replace a folder that holds anything but a drawn dataset.
+
+    Raises:
+        InputError: ``out`` is a file, or has an entry that this step does not write.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(str(out), "is not a folder", mend="name another folder with --out")
+    foreign = sorted({file.name for file in out.glob("*")} - WRITTEN)
+    if foreign:
+        raise InputError(
+            str(out),
+            f"holds {foreign[0]!r}, which is not part of a drawn dataset",
+            allowed="a new or empty folder, or one that this step wrote",
+            mend="name another folder with --out",
+        )
+
+
 def step(args: argparse.Namespace) -> None:
     """Draw the dataset and say what is in it."""
     for option, value, least in (
@@ -350,6 +269,7 @@ def step(args: argparse.Namespace) -> None:
     ):
         if value < least:
             raise InputError(option, f"is {value}", allowed=f"{least} or more", mend="change the value")
+    check_replaceable(args.out)
     manifest = draw_dataset(args.seed, args.train_images, args.val_images, args.out)
     groups = ", ".join(f"{manifest['categories'].get(group, 0)} {group}" for group in "fcr")
     log.info("%s: %d training and %d validation images", args.out, args.train_images, args.val_images)

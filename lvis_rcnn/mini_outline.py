@@ -8,13 +8,9 @@ Point = tuple[int, int]
 
 
 def visible_polygons(mask: Bool[np.ndarray, "h w"], left: int = 0) -> list[list[int]]:
-    """Closed outlines (x0, y0, x1, y1, ...) whose union is the mask; corners only, whole numbers.
+    """Closed outlines (x0, y0, x1, y1, ...) whose union is the mask, which begins at column ``left`` of the image.
 
-    COCO polygons know no holes, so a mask with a hole is cut in two through the hole.
-
-    Args:
-        mask: the pixels.
-        left: column of the image at which ``mask`` begins.
+    COCO polygons know no holes, so a mask with a hole is cut in two through the hole. Only corners, whole numbers.
     """
     loops = outlines(mask)
     hole = next((loop for loop in loops if signed_area(loop) < 0), None)

@@ -1,59 +1,19 @@
-"""Pixels of the embedded dataset: random numbers, backgrounds and objects in whole numbers only.
+"""Pixels of the embedded dataset: backgrounds and objects, painted in whole numbers only.
 
-Nothing here depends on a maths library, on a float or on another package's random streams, so every machine paints the
-same pixels. Colours are kept as int64 while they are worked on; fractions are written as 256ths.
+Nothing here depends on a maths library, a float or another package's random streams, so every machine paints the same
+pixels. Colours are kept as int64 while they are worked on; fractions are written as 256ths.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int
 
-from lvis_rcnn.mini_categories import HOLE, Category, Colour, Part
+from lvis_rcnn.mini_categories import HOLE, Category, Colour, Part, Texture
+from lvis_rcnn.mini_random import Stream, noise
 
-T = TypeVar("T")
-
-GOLDEN = 0x9E3779B97F4A7C15
-WORD = (1 << 64) - 1
-
-
-class Stream:
-    """Random whole numbers by splitmix64 (Steele, Lea, Flood 2014, section 4), a pure function of its key."""
-
-    def __init__(self, *key: int) -> None:
-        self.state = 0
-        for part in key:
-            self.state = mixed(((self.state ^ part) + GOLDEN) & WORD)
-
-    def below(self, limit: int) -> int:
-        """A number from 0 to ``limit - 1``."""
-        self.state = (self.state + GOLDEN) & WORD
-        return (mixed(self.state) * limit) >> 64
-
-    def between(self, lowest: int, highest: int) -> int:
-        """A number from ``lowest`` to ``highest``, both included."""
-        return lowest + self.below(highest - lowest + 1)
-
-    def choice(self, values: Sequence[T]) -> T:
-        """One of ``values``."""
-        return values[self.below(len(values))]
-
-
-def mixed(word: int) -> int:
-    """The output function of splitmix64: 64 bits to 64 bits."""
-    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & WORD
-    word = (word ^ (word >> 27)) * 0x94D049BB133111EB & WORD
-    return word ^ (word >> 31)
-
-
-def noise(stream: Stream, height: int, width: int) -> Int[np.ndarray, "h w"]:
-    """Independent numbers from -128 to 127, one a pixel."""
-    start = np.uint64(stream.below(1 << 64))
-    words = start + np.arange(1, height * width + 1, dtype=np.uint64) * np.uint64(GOLDEN)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (words >> np.uint64(56)).astype(np.int64).reshape(height, width) - 128
+Canvas = Int[np.ndarray, "h w 3"]
 
 
 def smooth_noise(stream: Stream, height: int, width: int, cell_h: int, cell_w: int) -> Int[np.ndarray, "h w"]:
@@ -66,12 +26,10 @@ def smooth_noise(stream: Stream, height: int, width: int, cell_h: int, cell_w: i
     return (upper * (cell_h - down) + lower * down) // (cell_h * cell_w)
 
 
-Canvas = Int[np.ndarray, "h w 3"]
-
-
 def tinted(colour: Colour, levels: Int[np.ndarray, "h w"]) -> Canvas:
     """``colour`` made lighter or darker by ``levels`` at each pixel."""
-    return np.array(colour, dtype=np.int64) + levels[:, :, None]
+    shaded: Canvas = np.array(colour, dtype=np.int64) + levels[:, :, None]
+    return shaded
 
 
 def meadow(stream: Stream, height: int, width: int) -> Canvas:
@@ -111,7 +69,8 @@ def tablecloth(stream: Stream, height: int, width: int) -> Canvas:
     weave = ((x + y) % 2) * 5 + smooth_noise(stream, height, width, 24, 24) // 12
     light = np.array((226, 222, 212), dtype=np.int64)
     step = np.array(stream.choice(((22, 40, 44), (42, 34, 16), (40, 22, 34))), dtype=np.int64)
-    return light - step * bands[:, :, None] + weave[:, :, None]
+    woven: Canvas = light - step * bands[:, :, None] + weave[:, :, None]
+    return woven
 
 
 def tiles(stream: Stream, height: int, width: int) -> Canvas:
@@ -198,7 +157,7 @@ def paint_object(stream: Stream, category: Category, size_px: int) -> Sprite:
     palette = np.array(category.colours, dtype=np.int64) + [stream.between(-16, 16) for _ in range(3)]
     light = 256 - (u + v) // 20 + texture_levels(stream, category.texture, u, v) + stream.between(-24, 24)
     light = np.where(edge(mask), light * 5 // 8, light)
-    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     crop = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     return Sprite(mask[crop], (palette[tones] * light[:, :, None] // 256)[crop])
 
@@ -230,12 +189,17 @@ def tones_of_pixels(
 def covered(part: Part, u: Int[np.ndarray, "h w"], v: Int[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """Pixels whose centre lies in ``part``."""
     numbers = [UNIT * number for number in part.numbers]
-    if part.form == "polygon":
-        return inside_polygon(numbers, u, v)
-    a, b, c, d = numbers
-    if part.form == "box":
-        return (u >= a) & (u < c) & (v >= b) & (v < d)
-    return ((u - a) * d) ** 2 + ((v - b) * c) ** 2 <= (c * d) ** 2
+    inside: Bool[np.ndarray, "h w"]
+    match part.form:
+        case "ellipse":
+            x, y, rx, ry = numbers
+            inside = ((u - x) * ry) ** 2 + ((v - y) * rx) ** 2 <= (rx * ry) ** 2
+        case "box":
+            x0, y0, x1, y1 = numbers
+            inside = (u >= x0) & (u < x1) & (v >= y0) & (v < y1)
+        case "polygon":
+            inside = inside_polygon(numbers, u, v)
+    return inside
 
 
 def inside_polygon(
@@ -252,17 +216,19 @@ def inside_polygon(
 
 
 def texture_levels(
-    stream: Stream, texture: str, u: Int[np.ndarray, "h w"], v: Int[np.ndarray, "h w"]
+    stream: Stream, texture: Texture, u: Int[np.ndarray, "h w"], v: Int[np.ndarray, "h w"]
 ) -> Int[np.ndarray, "h w"]:
     """How much lighter the surface is at each pixel, in 256ths."""
     height, width = u.shape
+    levels: Int[np.ndarray, "h w"]
     match texture:
         case "stripes":
-            return ((u + v) // 160 % 2) * 80 - 40
+            levels = ((u + v) // 160 % 2) * 80 - 40
         case "speckle":
-            return noise(stream, height, width) // 3
-        case _:
-            return noise(stream, height, width) // 12
+            levels = noise(stream, height, width) // 3
+        case "plain":
+            levels = noise(stream, height, width) // 12
+    return levels
 
 
 def edge(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
@@ -271,4 +237,5 @@ def edge(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     for axis in (0, 1):
         for shift in (-1, 1):
             inner &= np.roll(mask, shift, axis)
-    return mask & ~inner
+    rim: Bool[np.ndarray, "h w"] = mask & ~inner
+    return rim
