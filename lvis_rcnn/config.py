@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.command import InputError, log, run_step, step_parser
@@ -33,7 +33,9 @@ Positive = Annotated[float, Field(gt=0)]
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are never coerced, nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Draw(Section):
@@ -244,6 +246,14 @@ class Study(Section):
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
 
+    @field_validator("study")
+    @classmethod
+    def own_folder(cls, name: str) -> str:
+        """Studies share results/ with the drawn data, the checkpoints and the table."""
+        if name in {"data", "state"} or name.startswith("table."):
+            raise ValueError("a name other than data, state and table.*, which results/ needs itself")
+        return name
+
     @model_validator(mode="after")
     def rows_once(self) -> Self:
         """A backbone or a seed that stands twice is a mistake."""
@@ -255,7 +265,8 @@ class Study(Section):
 
 # What each step depends on: Snakemake compares exactly these, and a run's identity is made of them.
 SECTIONS_OF_STEP: dict[str, tuple[str, ...]] = {
-    "preflight": ("dataset", "sampling", "augmentation", "model", "schedule"),
+    # Part of train's on purpose: train waits for preflight, so what reruns preflight reruns it. Data come as files.
+    "preflight": ("sampling", "augmentation", "model", "schedule"),
     "train": ("sampling", "augmentation", "model", "schedule", "compute"),
     "infer": ("model", "inference", "compute"),
     "report": ("title", "report", "schedule", "backbones", "seeds"),
@@ -305,7 +316,7 @@ def load_study_for_step(path: Path, step: str, expected_digest: str | None) -> S
 def check_study(values: Any, where: str) -> Study:
     """Check values as read from YAML; ``where`` begins the error message."""
     try:
-        return Study.model_validate_json(json.dumps(values))
+        return Study.model_validate_json(json.dumps(values, default=str))  # a bare date becomes a string
     except ValidationError as error:
         raise explained(error, where) from None
 
@@ -315,12 +326,12 @@ class StudyLoader(yaml.SafeLoader):
 
 
 FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
-StudyLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))  # type: ignore[no-untyped-call]
+StudyLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
 
 
 def unique_mapping(loader: StudyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     """Build a mapping, refusing a key that stands twice."""
-    keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    keys = [loader.construct_object(key) for key, _ in node.value]
     for key in keys:
         if keys.count(key) > 1:
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
@@ -340,16 +351,23 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=StudyLoader)
     except FileNotFoundError:
         raise InputError(str(path), "no such study file", mend="name a file of configs/") from None
+    except OSError as error:
+        raise InputError(str(path), f"not readable: {error.strerror}", mend="name a file of configs/") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(str(path), f"not readable as YAML: {error}", mend="correct the file") from None
 
 
 def explained(error: ValidationError, where: str) -> InputError:
-    """The first validation error as one line: key, value, what is allowed; further ones are counted."""
-    first = error.errors()[0]
+    """The most telling validation error as one line: key, value, what is allowed; further ones are counted.
+
+    An unknown key comes first: it is often the misspelling of a key that is then missing.
+    """
+    # A list with a wrong entry is also reported as too short: an echo.
+    errors = [one for one in error.errors() if not (one["type"] == "too_short" and one["input"])]
+    first = min(errors, key=lambda one: {"extra_forbidden": 0, "missing": 2}.get(one["type"], 1))
     parts = [str(part) for part in first["loc"]]
     value = json.dumps(first["input"], default=str)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = keys_of(parts[:-1])
         close = difflib.get_close_matches(parts[-1], known, n=1)
@@ -360,7 +378,10 @@ def explained(error: ValidationError, where: str) -> InputError:
     key = ".".join(parts) or "study file"
     if first["type"] == "missing":
         return InputError(f"{where}: {key}", f"missing{more}", mend="add the key")
-    allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if first["type"] == "value_error":
+        allowed = first["msg"].removeprefix("Value error, ")
+        return InputError(f"{where}: {key}", f"does not fit together{more}", allowed=allowed, mend="change one of them")
+    allowed = first["msg"].removeprefix("Input should be ")
     return InputError(f"{where}: {key}", f"is {value[:80]}{more}", allowed=allowed, mend="change the value")
 
 
@@ -383,7 +404,9 @@ def step(args: argparse.Namespace) -> None:
         load_study(path)
         log.info("%s: ok", path)
     if args.schema:
-        write_json(args.schema, {"$schema": "https://json-schema.org/draft/2020-12/schema", **Study.model_json_schema()})
+        write_json(
+            args.schema, {"$schema": "https://json-schema.org/draft/2020-12/schema", **Study.model_json_schema()}
+        )
         log.info("wrote %s", args.schema)
 
 

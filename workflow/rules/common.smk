@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from snakemake.common.configfile import load_configfile
-from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, workflow.basedir)
 
@@ -30,19 +29,19 @@ os.environ.update(LVIS_RCNN_HOME=str(workflow.basedir))
 
 
 def load_the_study() -> Study:
-    """The one study of this run, checked; its first error stops Snakemake before any job."""
+    """The one study of this run, checked; its first error ends Snakemake before any job, in one line."""
     if len(workflow.overwrite_configfiles) > 1:
-        raise WorkflowError(
-            "--configfile: two files; allowed: one, a study is one file; to mend: name one study"
+        sys.exit(
+            "error: --configfile: more than one file; allowed: one study; to mend: name one of them"
         )
     try:
         loaded = load_study(STUDY_FILE)
     except InputError as error:
-        raise WorkflowError(str(error)) from None
+        sys.exit(f"error: {error}")
     if config != load_configfile(STUDY_FILE):
-        raise WorkflowError(
-            f"--config: changes the study of {STUDY_FILE}; allowed: one study file, since every step reads it itself; "
-            "to mend: copy the file, change the copy, name it with --configfile"
+        sys.exit(
+            f"error: --config: would change the study of {STUDY_FILE}; allowed: what the file says, since each step "
+            "reads the file; to mend: copy the file, change the copy and give it to --configfile"
         )
     return loaded
 

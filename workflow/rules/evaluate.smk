@@ -30,8 +30,7 @@ rule infer:
     shell:
         'exec "$PYTHON" -m lvis_rcnn.infer --study {params.study:q} --settings-digest {params.digest}'
         " --backbone {wildcards.backbone} --model {input.model} --store {input.store} --images {params.images:q}"
-        " --state results/state/{wildcards.study}/{wildcards.backbone}/seed{wildcards.seed}"
-        " --out {params.folder} --log {log}"
+        " --state results/state --out {params.folder} --log {log}"
 
 
 rule evaluate:

@@ -1,0 +1,75 @@
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lvis_rcnn.command import InputError, log, run_step, step_parser
+
+
+def bad_input(args: argparse.Namespace) -> None:
+    log.info("reading")
+    raise InputError("gt.json: annotation 7", "has no\nimage", allowed="ids of 'images'", mend="remove it")
+
+
+def bug(args: argparse.Namespace) -> None:
+    raise ZeroDivisionError("division\nby zero")
+
+
+def interrupted(args: argparse.Namespace) -> None:
+    raise KeyboardInterrupt
+
+
+def run(step: Callable[[argparse.Namespace], None], log_file: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["step", "--log", str(log_file)])
+    with pytest.raises(SystemExit) as stop:
+        run_step(step_parser("A step."), step)
+    for handler in log.handlers:
+        handler.close()
+    log.handlers.clear()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_bad_input_is_one_line_on_the_terminal_and_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(bad_input, tmp_path / "logs" / "step.log", monkeypatch) == 2
+    line = "error: gt.json: annotation 7: has no image; allowed: ids of 'images'; to mend: remove it"
+    assert capsys.readouterr().err == f"reading\n{line}\n"
+    logged = (tmp_path / "logs" / "step.log").read_text().splitlines()
+    assert [text.split(" ", 2)[2] for text in logged] == ["reading", line]
+
+
+def test_a_bug_shows_one_line_and_keeps_its_traceback_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(bug, tmp_path / "step.log", monkeypatch) == 1
+    assert capsys.readouterr().err == "error: unexpected ZeroDivisionError: division by zero\n"
+    logged = (tmp_path / "step.log").read_text()
+    assert "Traceback" in logged
+    assert logged.splitlines()[-1].endswith("error: unexpected ZeroDivisionError: division by zero")
+
+
+def test_an_interrupt_has_its_own_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(interrupted, tmp_path / "step.log", monkeypatch) == 130
+
+
+def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        step_parser("A step.").parse_args(["--lo", "x"])
+    assert "unrecognized arguments: --lo" in capsys.readouterr().err
+
+
+def test_the_module_of_a_step_shows_its_docstring_as_help() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "lvis_rcnn.config", "--help"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "A study file becomes frozen, checked values" in shown.stdout
+    assert "--log FILE" in shown.stdout

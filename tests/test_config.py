@@ -1,0 +1,189 @@
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lvis_rcnn.command import InputError
+from lvis_rcnn.config import (
+    SECTIONS_OF_STEP,
+    Study,
+    check_study,
+    load_study,
+    load_study_for_step,
+    main,
+    read_yaml,
+    settings_digest,
+    settings_of_step,
+)
+
+REPOSITORY = Path(__file__).parents[1]
+STUDIES = sorted((REPOSITORY / "configs").glob("*.yaml"))
+MINI = read_yaml(REPOSITORY / "configs" / "mini.yaml")
+REMOVED = object()
+
+
+def with_value(path: str, value: Any) -> dict[str, Any]:
+    """The values of mini with the key at ``path`` set or removed."""
+    values = copy.deepcopy(MINI)
+    *sections, key = path.split(".")
+    here = values
+    for section in sections:
+        here = here[section]
+    if value is REMOVED:
+        del here[key]
+    else:
+        here[key] = value
+    return values
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_of_the_repository_is_valid(path: Path) -> None:
+    study = load_study(path)
+    assert study.study == path.stem
+    assert path.read_text().startswith("# yaml-language-server: $schema=../workflow/schemas/study.schema.json\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("schedule.stepz", 3, r"f: schedule\.stepz: unknown key; allowed: images_per_step, .*; to mend: write 'steps'"),
+        ("nonsense", 3, r"f: nonsense: unknown key; allowed: study, title, .*; to mend: remove it"),
+        ("schedule.steps", "3", r'f: schedule\.steps: is "3"; allowed: a valid integer'),
+        ("schedule.steps", 3.0, r"f: schedule\.steps: is 3\.0; allowed: a valid integer"),
+        ("schedule.steps", True, r"f: schedule\.steps: is true; allowed: a valid integer"),
+        ("schedule.steps", 0, r"f: schedule\.steps: is 0; allowed: greater than or equal to 1"),
+        ("schedule.steps", REMOVED, r"f: schedule: does not fit .*allowed: exactly one of 'epochs' and 'steps'"),
+        ("schedule.epochs", 3, r"f: schedule: does not fit together; allowed: exactly one of 'epochs' and 'steps'"),
+        ("schedule.policy", "step", r"policy 'step' needs the budget in 'epochs'"),
+        ("schedule.learning_rate", float("nan"), r"f: schedule\.learning_rate: is NaN; allowed: a finite number"),
+        ("sampling.oversample_threshold", 0, r"oversample_threshold: is 0; allowed: greater than 0"),
+        ("sampling.oversample_threshold", -1e-3, r"oversample_threshold: is -0\.001; allowed: greater than 0"),
+        ("sampling.oversample_threshold", 2, r"oversample_threshold: is 2; allowed: less than or equal to 1"),
+        ("backbones", ["r18"], r"f: backbones\.0: is \"r18\"; allowed: 'r50', 'r101', 'x101_32x4d' or 'x101_64x4d'"),
+        ("backbones", [], r"f: backbones: is \[\]; allowed: .*at least 1 item"),
+        ("backbones", ["r50", "r50"], r"backbones must not repeat an entry"),
+        ("seeds", [1, 1], r"seeds must not repeat an entry"),
+        ("model.frozen_stages", 2, r"with weights: none, frozen_stages must be 0"),
+        ("model.normalization", "fixed_batch", r"with weights: none, .* normalization batch or group"),
+        ("compute.device", "gpu", r"f: compute\.device: is \"gpu\"; allowed: 'cpu' or 'cuda'"),
+        ("inference.detections_per_image", 301, r"is 301; allowed: less than or equal to 300"),
+        ("dataset.draw", None, r"f: dataset: does not fit together; allowed: either 'draw', or both 'train' and 'val'"),
+        ("dataset.train", {"annotations": "a.json"}, r"f: dataset\.train\.images: missing; to mend: add the key"),
+        ("study", "../x", r"f: study: is \"\.\./x\"; allowed: .*pattern"),
+        ("study", "state", r"a name other than data, state and table\.\*"),
+        ("augmentation", 3, r"f: augmentation: is 3; allowed: an object"),
+    ],
+)
+def test_an_error_names_key_value_and_what_is_allowed(path: str, value: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        check_study(with_value(path, value), where="f")
+    assert "\n" not in str(error.value)
+
+
+def test_a_misspelt_key_is_named_before_the_missing_one_and_the_rest_is_counted() -> None:
+    values = with_value("compute", REMOVED) | {"compte": MINI["compute"], "seeds": "x"}
+    with pytest.raises(InputError, match=r"compte: unknown key \(and 2 more\);.*to mend: write 'compute'"):
+        check_study(values, where="f")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", r"not readable as YAML: while parsing"),
+        ("study: a\nstudy: b\n", r"not readable as YAML: key 'study' stands twice"),
+        ("schedule: {steps: 1, steps: 2}\n", r"key 'steps' stands twice"),
+        ("\udcff", r"not readable as YAML: 'utf-8' codec"),
+        ("", r"study file: is null; allowed: an object"),
+        ("title: 2020-01-01\n", r"study: missing"),
+    ],
+)
+def test_a_broken_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=message) as error:
+        load_study(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such study file"):
+        load_study(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="not readable: Is a directory"):
+        load_study(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "number"), [("1e-3", 0.001), ("1E3", 1000.0), ("-.5", -0.5), ("3", 3), ("3.", 3.0)])
+def test_numbers_are_read_as_yaml_1_2_reads_them(tmp_path: Path, text: str, number: float) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"a: {text}\n")
+    value = read_yaml(path)["a"]
+    assert value == number
+    assert type(value) is type(number)
+
+
+def test_settings_ignore_defaults_written_out() -> None:
+    plain = check_study(MINI, where="f")
+    full = check_study(plain.model_dump(mode="json"), where="f")
+    for step in SECTIONS_OF_STEP:
+        assert settings_of_step(full, step) == settings_of_step(plain, step)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "steps"),
+    [
+        ("schedule.steps", 301, {"preflight", "train", "report"}),
+        ("compute.threads", 1, {"train", "infer"}),
+        ("inference.score_threshold", 0.01, {"infer"}),
+        ("model.rois_per_image", 32, {"preflight", "train", "infer"}),
+        ("title", "other", {"report"}),
+        ("backbones", ["r50"], {"report"}),
+        ("evaluation", {"detections_per_image": 200}, set()),
+        ("resources.memory_mb", 1, set()),
+        ("study", "other", set()),
+    ],
+)
+def test_a_step_depends_on_its_own_sections_only(path: str, value: Any, steps: set[str]) -> None:
+    before, after = check_study(MINI, where="f"), check_study(with_value(path, value), where="f")
+    assert {step for step in SECTIONS_OF_STEP if settings_digest(before, step) != settings_digest(after, step)} == steps
+
+
+def test_preflight_reruns_nothing_that_train_would_not_rerun() -> None:
+    assert set(SECTIONS_OF_STEP["preflight"]) <= set(SECTIONS_OF_STEP["train"])
+
+
+def test_a_step_refuses_a_file_that_changed_after_planning(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(MINI))
+    planned = settings_digest(load_study(path), "train")
+    path.write_text(json.dumps(with_value("evaluation", {"detections_per_image": 200})))
+    assert isinstance(load_study_for_step(path, "train", planned), Study)
+    assert isinstance(load_study_for_step(path, "train", None), Study)
+    path.write_text(json.dumps(with_value("schedule.steps", 301)))
+    with pytest.raises(InputError, match=r"settings of step 'train' changed .*to mend: start snakemake again"):
+        load_study_for_step(path, "train", planned)
+
+
+def test_a_study_cannot_change_after_loading() -> None:
+    study = check_study(MINI, where="f")
+    with pytest.raises(ValueError, match="frozen"):
+        study.schedule.steps = 1  # type: ignore[misc]
+
+
+def test_the_schema_for_editors_is_in_step_with_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["config", "--schema", str(tmp_path / "schema.json"), "--check", *map(str, STUDIES)]
+    )
+    main()
+    made, kept = tmp_path / "schema.json", REPOSITORY / "workflow" / "schemas" / "study.schema.json"
+    assert made.read_text() == kept.read_text(), "run: python -m lvis_rcnn.config --schema " + str(kept)
+
+
+def test_every_key_of_the_schema_is_described_or_a_section() -> None:
+    schema = Study.model_json_schema()
+    for section in schema["$defs"].values():
+        for key, value in section["properties"].items():
+            assert value.get("description"), key
