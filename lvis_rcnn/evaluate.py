@@ -227,7 +227,7 @@ def check_belonging(detections: Path, annotations_sha256: str, count: int) -> No
     inference = read_json(record)
     if inference.get("annotations_sha256") != annotations_sha256:
         raise InputError(str(record), "these detections were made for other annotations", mend="infer again")
-    if inference.get("detections") != count:
+    if inference.get("detections", count) != count:
         what = f"shards hold {count} detections, inference wrote {inference.get('detections')}"
         raise InputError(str(detections), what, mend="run inference again")
 

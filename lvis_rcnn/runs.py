@@ -1,0 +1,163 @@
+"""The runs of a study: what each has recorded, and why the rest is not there.
+
+A record counts only while those of the steps before it stand, and while it agrees with the study file: a run that is
+being repeated never shows the AP of the old one.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lvis_rcnn.config import Study, settings_digest
+from lvis_rcnn.evaluate import METRIC_NAMES
+
+# Step -> the record it writes last, what the table needs of it, and what is said before the step has begun.
+RECORDS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "train": ("train.json", ("memory_gb", "model_file", "log_file"), "not started"),
+    "infer": ("inference.json", ("fps",), "waiting for inference"),
+    "evaluate": ("metrics.json", ("bbox", "segm"), "waiting for scoring"),
+}
+SHARED_STEPS = ("draw", "store_train", "store_val", "preflight", "repeat_factors")
+SECONDS_TO_BE_DEAD = 300
+REASON_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measured number of a run."""
+
+    step: str
+    """The step that measures it."""
+    keys: tuple[str, ...]
+    """The keys that lead to it in the step's record."""
+    scale: float = 1
+    """The table prints it times this."""
+
+
+MEASURES = {
+    "memory_gb": Measure("train", ("memory_gb",)),
+    "fps": Measure("infer", ("fps",)),
+    **{f"box_{name}": Measure("evaluate", ("bbox", name), scale=100) for name in METRIC_NAMES},
+    **{f"mask_{name}": Measure("evaluate", ("segm", name), scale=100) for name in METRIC_NAMES},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of one backbone and seed: the record of each step, or why there is none."""
+
+    backbone: str
+    seed: int
+    folder: Path
+    records: dict[str, dict[str, Any]]
+    missing: dict[str, str]
+
+    def value(self, measure: Measure) -> float | None:
+        """The measured number; None where it is missing or undefined."""
+        value: Any = self.records.get(measure.step)
+        for key in measure.keys:
+            value = None if value is None else value.get(key)
+        return None if value is None else float(value)
+
+    def file(self, kind: str) -> Path | str:
+        """Path of the published ``model`` or ``log``, or why there is none."""
+        if "train" in self.missing:
+            return self.missing["train"]
+        path = self.folder / self.records["train"][f"{kind}_file"]
+        return path if path.is_file() else f"missing file: {path.name}"
+
+
+def read_run(study: Study, results: Path, backbone: str, seed: int, now_s: float) -> Run:
+    """The records of one run; the first that is missing explains all that follow from it."""
+    folder = results / study.study / backbone / f"seed{seed}"
+    run = Run(backbone, seed, folder, records={}, missing={})
+    reason = ""
+    for step in RECORDS:
+        if not reason:
+            run.records[step], reason = read_step(study, results, run, step, now_s)
+        if reason:
+            run.records.pop(step, None)
+            run.missing[step] = reason
+    return run
+
+
+def read_step(study: Study, results: Path, run: Run, step: str, now_s: float) -> tuple[dict[str, Any], str]:
+    """A step's record, and why it must not be shown (empty if it may); a damaged one keeps the table writable."""
+    name, needed, _ = RECORDS[step]
+    path = run.folder / name
+    if not path.exists():
+        return {}, why_missing(study, results, run, step, now_s)
+    found = read_json_object(path)
+    absent = [key for key in needed if key not in found]
+    if absent:
+        return {}, f"unreadable: {name}"
+    return found, outdated(study, step, found, run.records)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none to be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def outdated(study: Study, step: str, found: dict[str, Any], earlier: dict[str, dict[str, Any]]) -> str:
+    """Why a record no longer belongs to this study or to the records before it; empty if it does."""
+    if step == "evaluate":
+        wanted = study.evaluation.detections_per_image
+        changed = found.get("detections_per_image", wanted) != wanted
+    else:
+        wanted_digest = settings_digest(study, step)
+        changed = found.get("settings_digest", wanted_digest) != wanted_digest
+    if changed:
+        return "outdated: the settings changed since"
+    model = earlier.get("train", {}).get("model_sha256")
+    if step == "infer" and found.get("model_sha256", model) != model:
+        return "outdated: trained again since"
+    return ""
+
+
+def why_missing(study: Study, results: Path, run: Run, step: str, now_s: float) -> str:
+    """Why a step left no record: it runs, it or a step before all runs failed, it stopped, or its turn is to come."""
+    progress = newest_progress(results, study.study, run) if step == "train" else {}
+    percent = f"{100 * progress['step'] / progress['steps']:.0f} %" if progress else ""
+    if progress.get("state") == "running" and now_s - progress["updated_at"] < SECONDS_TO_BE_DEAD:
+        return f"running {percent}"
+    logs = results / study.study / "logs"
+    candidates = [("", logs / f"{step}_{run.backbone}_seed{run.seed}.log")]
+    if step == "train":
+        candidates += [(f"{shared}: ", logs / f"{shared}.log") for shared in SHARED_STEPS]
+    for prefix, path in candidates:
+        error = last_error(path)
+        if error:
+            return shortened(f"failed: {prefix}{error}")
+    return f"stopped at {percent}" if progress else RECORDS[step][2]
+
+
+def newest_progress(results: Path, study: str, run: Run) -> dict[str, Any]:
+    """The latest heartbeat of a training run, whichever settings it runs under; empty where there is none."""
+    folder = results / "state" / study / run.backbone / f"seed{run.seed}"
+    found = [read_json_object(path) for path in folder.glob("*/progress.json")]
+    whole = [progress for progress in found if {"step", "steps", "updated_at"} <= set(progress)]
+    return max(whole, key=lambda progress: float(progress["updated_at"]), default={})
+
+
+def last_error(log_file: Path) -> str:
+    """What a step's log says went wrong, if its last line says so; empty otherwise."""
+    try:
+        lines = log_file.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return ""
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    stamped = re.fullmatch(r"(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d )?error: (.*)", last.strip())
+    return stamped[1] if stamped else ""
+
+
+def shortened(reason: str) -> str:
+    """A reason that fits a cell."""
+    text = " ".join(reason.split())
+    return text if len(text) <= REASON_CHARACTERS else text[: REASON_CHARACTERS - 1].rstrip() + "…"
