@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -31,7 +31,6 @@ from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.detections import read_shards, sha256_of_shards
 from lvis_rcnn.files import sha256_of_file, write_json
 
-Form = TypeVar("Form")
 Kind = Literal["bbox", "segm"]
 KINDS: tuple[Kind, Kind] = ("bbox", "segm")
 METRIC_NAMES = (
@@ -156,7 +155,7 @@ def read_truth(path: Path) -> dict[str, Any]:
 
     """
     dataset: dict[str, Any] = read_json(path)
-    truth = converted(dataset, Truth, where=str(path))
+    truth: Truth = converted(dataset, Truth, where=str(path))
     if not truth.images or not truth.categories:
         raise InputError(str(path), "no images or no categories", mend="name an LVIS annotation file")
     unique_ids(truth.images, f"{path}: images")
@@ -186,7 +185,7 @@ def unique_ids(records: Iterable[TruthImage | TruthAnnotation | TruthCategory], 
     return seen
 
 
-def converted(value: Any, kind: type[Form], where: str) -> Form:
+def converted(value: Any, kind: Any, where: str) -> Any:
     """``value`` as ``kind``; the error names the record by its place in the file (``$.annotations[3].area``)."""
     try:
         return msgspec.convert(value, kind)
@@ -202,8 +201,7 @@ def read_results(path: Path) -> tuple[list[Result], str]:
 
     """
     if not path.is_dir():
-        results = converted(read_json(path), list[Result], where=str(path))
-        return results, sha256_of_file(path)
+        return converted(read_json(path), list[Result], where=str(path)), sha256_of_file(path)
     found = read_shards(path)
     rows = zip(found.image_ids, found.category_ids, found.scores, found.boxes_xywh, strict=True)
     results = []
