@@ -190,7 +190,7 @@ def integers(values: Iterable[int]) -> Int64[np.ndarray, " k"]:
     return np.fromiter(values, np.int64)
 
 
-def offsets(lengths: Iterable[int]) -> Int64[np.ndarray, " k+1"]:
+def offsets(lengths: Iterable[int]) -> Int64[np.ndarray, " ends"]:
     """Where each of consecutive entries of these lengths begins, and the end."""
     return np.concatenate([[0], np.cumsum(integers(lengths))])
 

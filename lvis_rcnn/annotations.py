@@ -102,7 +102,7 @@ class AnnotationStore:
     areas: Float64[np.ndarray, " A"]
     """Mask area in pixels, as in the file."""
     polygon_offsets: Int64[np.ndarray, " A+1"]
-    coordinate_offsets: Int64[np.ndarray, " P+1"]
+    coordinate_offsets: Int64[np.ndarray, " polygon_ends"]
     coordinates: Float64[np.ndarray, " numbers"]
     """x0, y0, x1, y1, ... of every polygon."""
 
@@ -120,7 +120,7 @@ class AnnotationStore:
         """Where the annotations of the image at this position are."""
         return slice(int(self.annotation_offsets[image]), int(self.annotation_offsets[image + 1]))
 
-    def polygons_of(self, annotation: int) -> list[Float64[np.ndarray, " numbers"]]:
+    def polygons_of(self, annotation: int) -> list[Float64[np.ndarray, " _"]]:
         """The polygons (x0, y0, x1, y1, ...) of the annotation at this position; at least one of 6 numbers or more."""
         first, end = self.polygon_offsets[annotation], self.polygon_offsets[annotation + 1]
         offsets = self.coordinate_offsets[first : end + 1]
