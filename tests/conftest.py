@@ -1,0 +1,67 @@
+"""What several test files share: running Snakemake, and study files made of the smoke study."""
+
+import copy
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lvis_rcnn.config import read_yaml
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A Snakemake process that ended: its exit code and all it printed."""
+
+    code: int
+    text: str
+
+    def jobs(self) -> dict[str, int]:
+        """Planned jobs of each rule, ``all`` left out; empty if nothing is to be done."""
+        if "Nothing to be done" in self.text:
+            return {}
+        lines = iter(self.text.split("Job stats:\n", 1)[1].splitlines()[2:])
+        table = dict(line.split() for line in iter(lambda: next(lines), "") if line.split())
+        return {rule: int(count) for rule, count in table.items() if rule not in ("all", "total")}
+
+
+def run_snakemake(
+    *arguments: str | Path, cwd: Path, workflow: Path = REPOSITORY, env: dict[str, str] | None = None
+) -> Ended:
+    """Run Snakemake as a user does, from ``cwd``, on the Snakefile of ``workflow``."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", workflow / "Snakefile", *arguments]
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout)
+
+
+def write_study(path: Path, **changes: Any) -> Path:
+    """Write configs/smoke.yaml to ``path`` with sections replaced or, where both are mappings, updated."""
+    values = copy.deepcopy(read_yaml(REPOSITORY / "configs" / "smoke.yaml"))
+    for key, value in changes.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="session")
+def conda_stand_in() -> dict[str, str]:
+    """Environment in which ``conda`` is the stand-in of the folder beside the checkout."""
+    folder = REPOSITORY.parent / "shared" / "conda"
+    if not (folder / "bin" / "conda").exists():
+        pytest.skip(f"no conda stand-in in {folder}")
+    return {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "CONDA_SHIM_PYTHON": sys.executable}

@@ -1,0 +1,51 @@
+"""Stands in for a step in the tests of the DAG: notes how it was called and makes the files the step would make."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from lvis_rcnn.command import InputError, run_step
+
+STEP = Path(__file__).stem
+FILES = {
+    "mini": ["train.json", "val.json", "images/train/000001.png", "manifest.json"],
+    "annotations": ["store.json"],
+    "repeat_factors": ["images.csv"],
+    "train": ["model.pth", "train.json", "log.json"],
+    "infer": ["detections/shard-00000.npz", "inference.json"],
+}
+
+
+def step(args: argparse.Namespace) -> None:
+    call = {"step": STEP, "python": sys.executable, "path": os.environ["PYTHONPATH"], "arguments": sys.argv[1:]}
+    with Path("calls.jsonl").open("a") as file:
+        file.write(json.dumps(call) + "\n")
+    if Path(f"fail_{STEP}").exists():
+        raise InputError("gt.json: annotation 7", "names no image")
+    if STEP == "report":
+        study = Path(args.study).read_text().split("study: ", 1)[1].split("\n", 1)[0]
+        bases = [args.out.with_suffix(""), args.results / study / "table"]
+        files = [base.with_suffix(suffix) for base in bases for suffix in (".md", ".csv", ".json")]
+    elif STEP == "preflight":
+        files = [args.out, args.out.with_suffix(".txt")]
+    else:
+        files = [args.out / name for name in FILES[STEP]] if STEP in FILES else [args.out]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("made by a stub\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--log", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--study")
+    known, _ = parser.parse_known_args()
+    parser.parse_args = lambda: known  # type: ignore[assignment,misc]
+    run_step(parser, step)
+
+
+main()

@@ -1,0 +1,244 @@
+"""The DAG as a user meets it: what is planned, what reruns, what stops it; stubs stand for the steps."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY, Ended, run_snakemake, write_study
+
+EVERY_STEP = {"store": 2, "preflight": 1, "repeat_factors": 1, "table": 1}
+
+
+def runs(number: int) -> dict[str, int]:
+    return dict.fromkeys(("train", "infer", "evaluate"), number)
+
+
+@dataclass(frozen=True)
+class Stubbed:
+    """A copy of the workflow whose steps are stubs, and a folder in which its studies run."""
+
+    workflow: Path
+    folder: Path
+
+    def study(self, **changes: Any) -> Path:
+        return write_study(self.folder / "tiny.yaml", **{"study": "tiny", "backbones": ["r50", "r101"], **changes})
+
+    def snakemake(self, *arguments: str | Path, study: Path | None = None, **more: Any) -> Ended:
+        chosen = study or self.folder / "tiny.yaml"
+        return run_snakemake(*arguments, "--configfile", chosen, cwd=self.folder, **{"workflow": self.workflow, **more})
+
+    def plan(self, *arguments: str | Path, **more: Any) -> dict[str, int]:
+        ended = self.snakemake(*arguments, "-n", **more)
+        assert ended.code == 0, ended.text
+        return ended.jobs()
+
+    def calls(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "calls.jsonl").read_text().splitlines()]
+
+
+def stub_workflow(folder: Path) -> Path:
+    """Copy the workflow to ``folder``, with stubs for its steps."""
+    for name in ("workflow", "profiles", "envs", "slurm", "configs"):
+        shutil.copytree(REPOSITORY / name, folder / name)
+    shutil.copy(REPOSITORY / "Snakefile", folder)
+    (folder / "lvis_rcnn").mkdir()
+    for name in ("__init__", "command", "files", "backbones", "config"):
+        shutil.copy(REPOSITORY / "lvis_rcnn" / f"{name}.py", folder / "lvis_rcnn")
+    for name in ("mini", "annotations", "preflight", "repeat_factors", "train", "infer", "evaluate", "report"):
+        shutil.copy(REPOSITORY / "tests" / "stub_step.py", folder / "lvis_rcnn" / f"{name}.py")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Stubbed:
+    """A finished study of two backbones, run with another Python first on PATH."""
+    base = tmp_path_factory.mktemp("stubbed")
+    (base / "decoy").mkdir()
+    (base / "decoy" / "python").write_text("#!/bin/sh\necho 'a decoy ran' >&2\nexit 1\n")
+    (base / "decoy" / "python").chmod(0o755)
+    (base / "run").mkdir()
+    stubbed = Stubbed(stub_workflow(base / "checkout"), base / "run")
+    stubbed.study()
+    ended = stubbed.snakemake("--cores", "2", env={"PATH": f"{base / 'decoy'}:{os.environ['PATH']}"})
+    assert ended.code == 0, ended.text
+    assert "The table: results/table.md" in ended.text
+    assert "Training r101 (seed 0) on tiny" in ended.text
+    return stubbed
+
+
+def test_steps_run_in_snakemakes_own_python_and_find_the_package_of_the_checkout(finished: Stubbed) -> None:
+    calls = finished.calls()
+    assert {call["step"] for call in calls} >= {"mini", "annotations", "train", "infer", "evaluate", "report"}
+    assert {call["python"] for call in calls} == {sys.executable}
+    assert {call["path"].split(":")[0] for call in calls} == {str(finished.workflow)}
+
+
+def test_logs_and_benchmarks_are_named_after_steps(finished: Stubbed) -> None:
+    steps = ["draw", "store_train", "store_val", "preflight", "repeat_factors", "table"]
+    steps += [f"{step}_{backbone}_seed0" for step in ("train", "infer", "evaluate") for backbone in ("r50", "r101")]
+    results = finished.folder / "results" / "tiny"
+    assert {path.stem for path in (results / "logs").iterdir()} == set(steps)
+    assert {path.stem for path in (results / "benchmarks").iterdir()} == set(steps)
+
+
+@pytest.mark.parametrize(
+    ("changes", "jobs"),
+    [
+        pytest.param({"title": "other"}, {"table": 1}, id="title"),
+        pytest.param({"evaluation": {"detections_per_image": 9}}, {"evaluate": 2, "table": 1}, id="evaluation"),
+        pytest.param({"inference": {"nms_iou": 0.4}}, {"infer": 2, "evaluate": 2, "table": 1}, id="inference"),
+        pytest.param({"schedule": {"steps": 9}}, {"preflight": 1, **runs(2), "table": 1}, id="schedule"),
+        pytest.param(
+            {"sampling": {"oversample_threshold": None}},
+            {"preflight": 1, "repeat_factors": 1, **runs(2), "table": 1},
+            id="sampling",
+        ),
+        pytest.param({"backbones": ["r50", "r101", "x101_32x4d"]}, {**runs(1), "table": 1}, id="one more backbone"),
+    ],
+)
+def test_a_change_reruns_what_it_touches(finished: Stubbed, changes: dict[str, Any], jobs: dict[str, int]) -> None:
+    finished.study(**changes)
+    try:
+        assert finished.plan() == jobs
+    finally:
+        finished.study()
+
+
+def test_comments_resources_renewed_times_and_a_moved_checkout_rerun_nothing(finished: Stubbed, tmp_path: Path) -> None:
+    other_place = Stubbed(stub_workflow(tmp_path / "moved"), finished.folder)
+    for drawn in finished.folder.glob("results/data/*/*.json"):
+        drawn.touch()
+    study = finished.study(resources={"memory_mb": 1})
+    study.write_text(f"# a comment\n{study.read_text()}")
+    try:
+        assert other_place.plan() == {}
+    finally:
+        finished.study()
+
+
+def test_one_backbone_alone_can_be_run_again(finished: Stubbed, tmp_path: Path) -> None:
+    only_r50 = {**runs(1), "table": 1}
+    ended = finished.snakemake("results/table.md", "-R", "results/tiny/r50/seed0/model.pth", "-n")
+    assert ended.jobs() == only_r50
+    assert "Training r50" in ended.text
+    shutil.move(finished.folder / "results" / "tiny" / "r50", tmp_path / "r50")
+    try:
+        assert finished.plan() == only_r50
+        assert finished.plan("results/tiny/r50/seed0/metrics.json") == runs(1)
+    finally:
+        shutil.move(tmp_path / "r50", finished.folder / "results" / "tiny" / "r50")
+
+
+def test_studies_share_the_drawn_data_and_take_turns_in_the_table(finished: Stubbed) -> None:
+    other = write_study(finished.folder / "other.yaml", study="other")
+    ended = finished.snakemake("--cores", "2", study=other)
+    assert ended.code == 0, ended.text
+    assert ended.jobs() == {**EVERY_STEP, **runs(1)}
+    assert (finished.folder / "results" / "tiny" / "table.md").exists()
+    assert finished.snakemake("--cores", "2").jobs() == {"table": 1}
+    assert finished.plan() == {}
+
+
+def test_a_failed_step_shows_its_line_and_leaves_the_table_of_what_exists(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    stubbed = Stubbed(stub_workflow(tmp_path / "checkout"), tmp_path / "run")
+    stubbed.study(backbones=["r50"])
+    flag = stubbed.folder / "fail_preflight"
+    flag.touch()
+    ended = stubbed.snakemake("--cores", "2")
+    assert ended.code != 0
+    assert "\nerror: gt.json: annotation 7: names no image\n" in ended.text
+    assert "The table of what exists: results/table.md" in ended.text
+    assert "train" not in [call["step"] for call in stubbed.calls()]
+    log = (stubbed.folder / "results" / "tiny" / "logs" / "preflight.log").read_text()
+    assert log.endswith("error: gt.json: annotation 7: names no image\n")
+    flag.unlink()
+    assert stubbed.plan()["table"] == 1
+
+
+def test_a_job_that_is_its_own_process_loads_the_same_study(finished: Stubbed) -> None:
+    words = [
+        "--mode",
+        "subprocess",
+        "--nolock",
+        "--no-hooks",
+        "--force",
+        "--cores",
+        "1",
+        "--allowed-rules",
+        "preflight",
+    ]
+    ended = finished.snakemake(*words, "--target-jobs", "preflight:study=tiny")
+    assert ended.code == 0, ended.text
+    arguments = finished.calls()[-1]["arguments"]
+    assert arguments[arguments.index("--study") + 1] == str(finished.folder / "tiny.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "study", "jobs"),
+    [
+        ([], "mini", {"draw": 1, **EVERY_STEP, **runs(4)}),
+        (["--configfile", "configs/smoke.yaml"], "smoke", {"draw": 1, **EVERY_STEP, **runs(1)}),
+        (["--configfile", "configs/lvis_v1.yaml"], "lvis_v1", {**EVERY_STEP, **runs(4)}),
+        (["--profile", "slurm", "results/table.md"], "lvis_v0.5", {**EVERY_STEP, **runs(4)}),
+        (["--profile", "slurm", "--configfile", "configs/smoke.yaml"], "smoke", {"draw": 1, **EVERY_STEP, **runs(1)}),
+    ],
+    ids=["default", "smoke", "lvis_v1", "slurm", "slurm with another study"],
+)
+def test_every_study_is_loaded_alone(tmp_path: Path, arguments: list[str], study: str, jobs: dict[str, int]) -> None:
+    # That the merged config equals the file is checked by the Snakefile itself: see the test of --config below.
+    checkout = stub_workflow(tmp_path / "checkout")
+    ended = run_snakemake(*arguments, "-n", cwd=checkout, workflow=checkout)
+    assert ended.code == 0, ended.text
+    assert f"Config file(s): [PosixPath('{checkout}/configs/{study}.yaml')]" in ended.text
+    assert ended.jobs() == jobs
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": {"stepz": 3}}, "schedule.stepz: unknown key; allowed: images_per_step,"),
+        ({"sampling": {"oversample_threshold": 0}}, "sampling.oversample_threshold: is 0; allowed: greater than 0"),
+    ],
+)
+def test_an_error_in_the_study_is_one_line_before_any_job(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = write_study(tmp_path / "bad.yaml", **changes)
+    ended = run_snakemake("--cores", "1", "--configfile", path, cwd=tmp_path)
+    assert ended.code != 0
+    assert f"error: {path}: {message}" in ended.text.splitlines()[-1]
+    assert "Traceback" not in ended.text
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--configfile", "configs/smoke.yaml", "configs/mini.yaml"], "error: --configfile: more than one file"),
+        (["--configfile", "configs/smoke.yaml", "--config", "seeds=[1]"], "error: --config: would change the study of"),
+    ],
+)
+def test_a_study_is_one_file(arguments: list[str], message: str) -> None:
+    ended = run_snakemake(*arguments, "-n", cwd=REPOSITORY)
+    assert ended.code != 0
+    assert ended.text.splitlines()[-1].startswith(message)
+
+
+def test_the_package_is_found_in_the_processes_of_torchrun(tmp_path: Path) -> None:
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lvis_rcnn.config"]
+    done = subprocess.run(
+        [sys.executable, *words, "--check", str(REPOSITORY / "configs" / "mini.yaml")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.count("mini.yaml: ok") == 2
