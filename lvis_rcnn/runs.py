@@ -147,14 +147,14 @@ def newest_progress(results: Path, study: str, run: Run) -> dict[str, Any]:
 
 
 def last_error(log_file: Path) -> str:
-    """What a step's log says went wrong, if its last line says so; empty otherwise."""
+    """What a step's log says went wrong, if its last line says so; empty otherwise, and if a person stopped it."""
     try:
         lines = log_file.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return ""
     last = next((line for line in reversed(lines) if line.strip()), "")
     stamped = re.fullmatch(r"(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d )?error: (.*)", last.strip())
-    return stamped[1] if stamped else ""
+    return stamped[1] if stamped and stamped[1] != "interrupted" else ""
 
 
 def shortened(reason: str) -> str:
