@@ -266,8 +266,8 @@ COMMON = (
         train_images=20, val_images=14, turns=12, texture="plain",
         colours=((206, 160, 40), (150, 108, 20)),
         parts=(
-            ellipse(0, -62, 0, 38, 44), ellipse(HOLE, -66, 0, 16, 20), box(0, -30, -11, 100, 11),
-            box(1, 52, 8, 68, 42), box(1, 82, 8, 100, 36),
+            ellipse(0, -56, 0, 44, 50), ellipse(HOLE, -60, 0, 16, 20), box(0, -30, -16, 100, 16),
+            box(1, 48, 10, 66, 46), box(1, 80, 10, 100, 42),
         ),
     ),
 )

@@ -1,10 +1,14 @@
-"""A pixel mask becomes polygons along the edges of its pixels, which rasterise to exactly that mask."""
+"""A pixel mask becomes polygons along the edges of its pixels, which rasterise to exactly that mask.
+
+A point (x, y) is a corner of pixels: the pixel in column x and row y lies between (x, y) and (x + 1, y + 1). Edges have
+the mask at their right hand and one of four directions: 0 right, 1 down, 2 left, 3 up.
+"""
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
-Point = tuple[int, int]
-"""x, y of a corner of pixels: the pixel in column x and row y lies between (x, y) and (x + 1, y + 1)."""
+STEPS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
+"""x, y from the start of an edge to its end, for each direction."""
 
 
 def visible_polygons(mask: Bool[np.ndarray, "h w"], left: int = 0) -> list[list[int]]:
@@ -15,65 +19,62 @@ def visible_polygons(mask: Bool[np.ndarray, "h w"], left: int = 0) -> list[list[
     loops = outlines(mask)
     hole = next((loop for loop in loops if signed_area(loop) < 0), None)
     if hole is None:
-        return [[number for x, y in loop for number in (x + left, y)] for loop in loops]
-    columns = [x for x, _ in hole]
-    cut = (min(columns) + max(columns)) // 2
+        return [(loop + np.array([left, 0])).ravel().tolist() for loop in loops]
+    cut = int(hole[:, 0].min() + hole[:, 0].max()) // 2
     return visible_polygons(mask[:, :cut], left) + visible_polygons(mask[:, cut:], left + cut)
 
 
-def outlines(mask: Bool[np.ndarray, "h w"]) -> list[list[Point]]:
-    """Every closed loop between pixels of the mask and others, the mask at its right hand; corners only."""
-    ahead = boundary_steps(mask)
+def outlines(mask: Bool[np.ndarray, "h w"]) -> list[Int[np.ndarray, "_ 2"]]:
+    """Corners x, y of every closed loop between the mask and the rest; pixels that touch at a corner are separate."""
+    inside = edges(mask)
+    direction, y, x = inside.nonzero()
+    starts = np.stack([x, y], axis=1)
+    end_x, end_y = (starts + STEPS[direction]).T
+    right, left = (direction + 1) % 4, (direction + 3) % 4
+    # Turning right wherever possible keeps to the pixel at the right hand.
+    straight_or_left = np.where(inside[direction, end_y, end_x], direction, left)
+    next_direction = np.where(inside[right, end_y, end_x], right, straight_or_left)
+    number = np.zeros(inside.shape, dtype=np.int64)
+    number[direction, y, x] = np.arange(len(starts))
+    following = number[next_direction, end_y, end_x]
+    is_corner = np.zeros(len(starts), dtype=bool)
+    is_corner[following] = next_direction != direction
+    return [starts[loop][is_corner[loop]] for loop in cycles(following)]
+
+
+def edges(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "4 h+1 w+1"]:
+    """For each direction and point: does an edge of the mask start there?"""
+    framed = np.pad(mask, 1)
+    north_west, north_east = framed[:-1, :-1], framed[:-1, 1:]
+    south_west, south_east = framed[1:, :-1], framed[1:, 1:]
+    return np.stack(
+        [
+            south_east & ~north_east,
+            south_west & ~south_east,
+            north_west & ~south_west,
+            north_east & ~north_west,
+        ]
+    )
+
+
+def cycles(following: Int[np.ndarray, " edges"]) -> list[list[int]]:
+    """Split a permutation into its cycles, each from its first member on."""
+    successor = following.tolist()
+    seen = [False] * len(successor)
     loops = []
-    while ahead:
-        start = min(ahead)
-        loops.append(corners(follow(ahead, start)))
+    for start in range(len(successor)):
+        loop = []
+        here = start
+        while not seen[here]:
+            seen[here] = True
+            loop.append(here)
+            here = successor[here]
+        if loop:
+            loops.append(loop)
     return loops
 
 
-def boundary_steps(mask: Bool[np.ndarray, "h w"]) -> dict[Point, list[Point]]:
-    """From each boundary point the one or two directions in which the boundary goes on."""
-    framed = np.pad(mask, 1)
-    ahead: dict[Point, list[Point]] = {}
-    for (dx, dy), inside, outside in (
-        ((1, 0), framed[1:, :], framed[:-1, :]),  # top edges run right
-        ((-1, 0), framed[:-1, :], framed[1:, :]),  # bottom edges run left
-        ((0, 1), framed[:, :-1], framed[:, 1:]),  # right edges run down
-        ((0, -1), framed[:, 1:], framed[:, :-1]),  # left edges run up
-    ):
-        for row, column in zip(*(inside & ~outside).nonzero(), strict=True):
-            # The frame shifts coordinates by one; an edge begins at its left or upper end unless it runs back.
-            x = int(column) - (1 if dx >= 0 and dy == 0 else 0)
-            y = int(row) - (1 if dy >= 0 and dx == 0 else 0)
-            ahead.setdefault((x, y), []).append((dx, dy))
-    return ahead
-
-
-def follow(ahead: dict[Point, list[Point]], start: Point) -> list[Point]:
-    """Walk one loop from ``start``, using up its steps; where two pixels touch at a corner, stay with one of them."""
-    here, heading = start, ahead[start][0]
-    points = []
-    while here in ahead:
-        choices = ahead[here]
-        # Turning right around a corner keeps to the pixel at the right hand.
-        right = (-heading[1], heading[0])
-        heading = right if right in choices else choices[0]
-        choices.remove(heading)
-        if not choices:
-            del ahead[here]
-        points.append(here)
-        here = (here[0] + heading[0], here[1] + heading[1])
-        if here == start:
-            break
-    return points
-
-
-def corners(loop: list[Point]) -> list[Point]:
-    """The points of a closed loop at which it turns."""
-    around = zip(loop[-1:] + loop[:-1], loop, loop[1:] + loop[:1], strict=True)
-    return [here for before, here, after in around if before[0] != after[0] and before[1] != after[1]]
-
-
-def signed_area(loop: list[Point]) -> int:
+def signed_area(loop: Int[np.ndarray, "corners 2"]) -> int:
     """Twice the area, positive for an outline and negative for a hole (y points down)."""
-    return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(loop, loop[1:] + loop[:1], strict=True))
+    x, y = loop.T
+    return int((x * np.roll(y, -1) - np.roll(x, -1) * y).sum())

@@ -140,8 +140,8 @@ def sine(turn: int) -> int:
 class Sprite(NamedTuple):
     """A painted object, cropped to its own pixels."""
 
-    mask: Bool[np.ndarray, "h w"]
-    colours: Int[np.ndarray, "h w 3"]
+    mask: Bool[np.ndarray, "sprite_h sprite_w"]
+    colours: Int[np.ndarray, "sprite_h sprite_w 3"]
 
 
 def paint_object(stream: Stream, category: Category, size_px: int) -> Sprite:
@@ -170,9 +170,10 @@ def object_coordinates(
     # Pixel centres lie on odd numbers of half pixels.
     offsets = 2 * np.arange(-reach, reach) + 1
     x, y = offsets[None, :] * flip, offsets[:, None]
-    cosine, sine_ = sine(turn + 6), sine(turn)
-    u = (x * cosine + y * sine_) * (100 * UNIT) // (4096 * width_px)
-    v = (y * cosine - x * sine_) * (100 * UNIT) // (4096 * height_px)
+    cos, sin = sine(turn + 6), sine(turn)
+    # 4096 for the sine, a half for pixels counted in halves, a half for the square's half width.
+    u = (x * cos + y * sin) * (100 * UNIT) // (4096 * width_px)
+    v = (y * cos - x * sin) * (100 * UNIT) // (4096 * height_px)
     return u, v
 
 

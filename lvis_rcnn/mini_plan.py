@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from lvis_rcnn.mini_categories import CATEGORIES
-from lvis_rcnn.mini_random import Stream
+from lvis_rcnn.mini_random import Stream, words
 
 TRAIN, VAL = "train", "val"
 
@@ -23,6 +25,9 @@ CROWD_EVERY = 9
 
 IMAGE_SIZES = ((128, 96), (136, 102), (144, 96), (120, 100), (112, 112), (128, 100), (96, 128), (100, 120))
 """Width and height, pixels."""
+
+MOST_CATEGORIES = 8
+"""Categories that an image shows at most; binds where a split has fewer images than categories."""
 
 NEGATIVES = (3, 5)
 """Fewest and most categories that an image lists as absent."""
@@ -59,14 +64,17 @@ def plan_split(seed: int, split: str, num_images: int) -> list[PlannedImage]:
 
 def categories_of_images(stream: Stream, split: str, num_images: int) -> list[list[int]]:
     """Give each category to as many images as its row says, fuller and emptier images mixed, some left empty."""
-    empty = [index % EMPTY_EVERY == EMPTY_EVERY // 4 for index in range(num_images)]
-    places = [index for index in range(num_images) if not empty[index]]
-    capacities = {index: stream.between(2, 7) for index in places}
+    places = np.array([index for index in range(num_images) if index % EMPTY_EVERY != EMPTY_EVERY // 4])
+    capacities = np.array([stream.between(2, 7) for _ in places])
+    filled = np.zeros(len(places), dtype=np.int64)
     shown: list[list[int]] = [[] for _ in range(num_images)]
     for category in range(len(CATEGORIES)):
-        wanted = min(images_wanted(category, split, num_images), len(places))
-        order = sorted(places, key=lambda index: len(shown[index]) * 4096 // capacities[index] + stream.below(2048))
-        for index in order[:wanted]:
+        # Emptier images first, but not strictly, lest categories that follow each other share no image.
+        luck = (words(stream, len(places)) >> np.uint64(53)).astype(np.int64)
+        order = np.argsort(filled * 4096 // capacities + luck, kind="stable")
+        chosen = order[filled[order] < MOST_CATEGORIES][: images_wanted(category, split, num_images)]
+        filled[chosen] += 1
+        for index in places[chosen]:
             shown[index].append(category)
     return shown
 
@@ -87,7 +95,8 @@ def plan_image(stream: Stream, present: Sequence[int], listed_absent: list[int])
     crowd = stream.choice(present) if present and stream.below(CROWD_EVERY) == 0 else None
     objects = [planned for category in present for planned in plan_objects(stream, category, category == crowd)]
     absent = [category for category in range(len(CATEGORIES)) if category not in present]
-    absent.sort(key=lambda category: (listed_absent[category], stream.below(1 << 32)))
+    luck = words(stream, len(CATEGORIES))
+    absent.sort(key=lambda category: (listed_absent[category], luck[category]))
     negatives = sorted(absent[: stream.between(*NEGATIVES)])
     for category in negatives:
         listed_absent[category] += 1
@@ -106,5 +115,5 @@ def plan_objects(stream: Stream, category: int, is_crowd: bool) -> list[PlannedO
 def object_size_px(stream: Stream) -> int:
     """Mostly 22 to 60 pixels; one object in 24 is tiny."""
     if stream.below(24) == 0:
-        return stream.between(6, 8)
+        return stream.between(7, 9)
     return 22 + stream.below(20) + stream.below(20)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt64
 
 T = TypeVar("T")
 
@@ -41,10 +41,15 @@ def mixed(word: int) -> int:
     return word ^ (word >> 31)
 
 
+def words(stream: Stream, count: int) -> UInt64[np.ndarray, " count"]:
+    """``count`` independent words of 64 random bits: one draw from ``stream`` seeds a splitmix64 of their own."""
+    start = np.uint64(stream.below(1 << 64))
+    array = start + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN)
+    array = (array ^ (array >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    array = (array ^ (array >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return array ^ (array >> np.uint64(31))
+
+
 def noise(stream: Stream, height: int, width: int) -> Int[np.ndarray, "h w"]:
     """Independent numbers from -128 to 127, one a pixel."""
-    start = np.uint64(stream.below(1 << 64))
-    words = start + np.arange(1, height * width + 1, dtype=np.uint64) * np.uint64(GOLDEN)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (words >> np.uint64(56)).astype(np.int64).reshape(height, width) - 128
+    return (words(stream, height * width) >> np.uint64(56)).astype(np.int64).reshape(height, width) - 128
