@@ -32,6 +32,8 @@ from lvis_rcnn.runs import MEASURES, Measure, Run, read_run
 PAGE_COLUMNS = {"memory_gb": "Mem (GB)", "fps": "Inf time (fps)", "box_AP": "box AP", "mask_AP": "mask AP"}
 FURTHER_COLUMNS = {"mask_APr": "APr", "mask_APc": "APc", "mask_APf": "APf"}
 
+TERMINAL_CELL_CHARACTERS = 16  # as wide as the longest row name; eleven columns would not fit otherwise
+
 Rows = dict[str, tuple[Run, ...]]
 Link = Callable[[Path], str]
 
@@ -55,7 +57,9 @@ def write_tables(study: Study, results: Path, out: Path, now_s: float) -> str:
         write_text(path, markdown(study, rows, link))
         write_text(path.with_suffix(".csv"), spreadsheet(study, rows, link).to_csv(index=False))
         write_json(path.with_suffix(".json"), everything(study, rows, link))
-    return cells(study, rows).to_markdown(index=False, tablefmt="simple", disable_numparse=True)
+    frame = cells(study, rows)
+    widths = [TERMINAL_CELL_CHARACTERS] * frame.shape[1]
+    return frame.to_markdown(index=False, tablefmt="simple", disable_numparse=True, maxcolwidths=widths)
 
 
 def write_text(path: Path, text: str) -> None:

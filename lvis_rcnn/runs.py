@@ -154,7 +154,9 @@ def last_error(log_file: Path) -> str:
         return ""
     last = next((line for line in reversed(lines) if line.strip()), "")
     stamped = re.fullmatch(r"(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d )?error: (.*)", last.strip())
-    return stamped[1] if stamped and stamped[1] != "interrupted" else ""
+    if stamped is None or stamped[1] == "interrupted":
+        return ""
+    return re.split(r"; (?:allowed|to mend): ", stamped[1])[0]
 
 
 def shortened(reason: str) -> str:

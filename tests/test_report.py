@@ -220,7 +220,7 @@ def test_the_newest_heartbeat_counts(tmp_path):
 
 def test_a_failed_training_says_why(tmp_path):
     study = study_with()
-    text = "2026-11-23 12:00:00 training\n2026-11-23 12:00:01 error: loss is nan | image 17\n\n"
+    text = "2026-11-23 12:00:00 training\n2026-11-23 12:00:01 error: loss is nan | image 17; to mend: wait\n\n"
     put_log(tmp_path, study, "train_r50_seed0", text)
     put_progress(tmp_path, study, age_s=301)
     assert reason_of(tmp_path, study) == r"failed: loss is nan \| image 17"
