@@ -118,18 +118,26 @@ def decode_file(data: bytes, where: str) -> AnnotationFile:
 
 
 def type_error(data: bytes, where: str, message: str) -> InputError:
-    """The error for a message of msgspec (Expected int, got str - at $.images[3].id): adds the id, and help."""
-    problem, _, path = message.replace("`", "").partition(" - at $")
+    """The error for a message of msgspec; adds the record's id, and help for its field."""
+    problem, path = problem_and_path(message)
     section, _, rest = path.lstrip(".").partition("[")
-    index, _, field = rest.partition("]")
+    index, _, rest = rest.partition("]")
     if index:
         where = f"{where}: {section}[{index}]{id_at(data, section, int(index))}"
-    field = field.lstrip(".") or (problem.split()[-1] if "missing required field" in problem else section)
-    what = problem.replace("Object missing required field", "missing field").replace("Expected", "expected")
-    if "missing field" not in what and field:
-        what = f"{field}: {what}"
-    allowed, mend = HELP.get(field.split("[")[0], ("LVIS-format JSON", "correct the record"))
+    absent = problem.removeprefix("object missing required field ")
+    if absent != problem:
+        field, what = absent, f"missing field {absent}"
+    else:
+        field = rest.lstrip(".") or section
+        what = f"{field}: {problem}" if field else problem
+    allowed, mend = HELP.get(field.partition("[")[0], ("LVIS-format JSON", "correct the record"))
     return InputError(where, what, allowed=allowed, mend=mend)
+
+
+def problem_and_path(message: str) -> tuple[str, str]:
+    """``Expected `int`, got `str` - at `$.images[3].id``` as ``expected int, got str`` and ``.images[3].id``."""
+    problem, _, path = message.replace("`", "").partition(" - at $")
+    return problem[:1].lower() + problem[1:], path
 
 
 def id_at(data: bytes, section: str, index: int) -> str:
@@ -337,9 +345,9 @@ def polygon_error(annotation: AnnotationRecord, where: str) -> InputError | None
     try:
         polygons = msgspec.json.decode(annotation.segmentation, type=list[list[float]])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        reason = str(error).replace("`", "").replace("$", "segmentation")
+        problem, path = problem_and_path(str(error))
         is_mask = bytes(annotation.segmentation).lstrip().startswith(b"{")
-        what = "segmentation is a run-length mask" if is_mask else reason
+        what = "segmentation is a run-length mask" if is_mask else f"segmentation{path}: {problem}"
         return record_error(where, annotation.id, "segmentation", what)
     lengths = [len(polygon) for polygon in polygons]
     bad = [(n, length) for n, length in enumerate(lengths) if length < 6 or length % 2]
