@@ -106,7 +106,6 @@ def evaluate(annotations: Path, detections: Path, detections_per_image: int) -> 
     Raises:
         InputError: either file is missing or damaged, a record is not as the protocol needs it, or the detections
             were made for other annotations.
-
     """
     annotations_sha256 = sha256_of_file(annotations) if annotations.is_file() else ""
     dataset = read_truth(annotations)
@@ -137,7 +136,6 @@ def read_json(path: Path) -> Any:
 
     Raises:
         InputError: missing or no JSON.
-
     """
     try:
         return json.loads(path.read_bytes())
@@ -152,7 +150,6 @@ def read_truth(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: a key is missing or of another type, an id stands twice or is 0, a reference leads nowhere.
-
     """
     dataset: dict[str, Any] = read_json(path)
     truth: Truth = converted(dataset, Truth, where=str(path))
@@ -198,7 +195,6 @@ def read_results(path: Path) -> tuple[list[Result], str]:
 
     Raises:
         InputError: damaged, or a record is not a detection.
-
     """
     if not path.is_dir():
         return converted(read_json(path), list[Result], where=str(path)), sha256_of_file(path)
@@ -217,7 +213,6 @@ def check_belonging(detections: Path, annotations_sha256: str, count: int) -> No
 
     Raises:
         InputError: inference read other annotations, or wrote another number of detections.
-
     """
     record = detections.parent / "inference.json"
     if not detections.is_dir() or not record.is_file():
@@ -236,7 +231,6 @@ def check_results(dataset: dict[str, Any], results: list[Result], where: str) ->
     Raises:
         InputError: an unknown image, a score or box that is no number, a mask of another size than its image, a
             polygon that is none, or a kind that only some of the results have.
-
     """
     sizes = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
     kinds = kinds_of(results)

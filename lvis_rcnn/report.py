@@ -46,7 +46,6 @@ def write_tables(study: Study, results: Path, out: Path, now_s: float) -> str:
         results: folder that all steps write into.
         out: path of table.md; .csv and .json appear beside it.
         now_s: Unix time; tells a live run from a dead one.
-
     """
     rows: Rows = {
         backbone: tuple(read_run(study, results, backbone, seed, now_s) for seed in study.seeds)
