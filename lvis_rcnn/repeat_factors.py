@@ -185,7 +185,10 @@ def read_copies(folder: Path) -> Int64[np.ndarray, " n"]:
     path = folder / "images.csv"
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return np.array([int(row["copies"]) for row in csv.DictReader(file)], np.int64)
+            copies = np.array([int(row["copies"]) for row in csv.DictReader(file)], np.int64)
+        if copies.min(initial=0) < 0 or not copies.any():
+            raise ValueError("no image is drawn, or a negative number of times")
+        return copies
     except (OSError, KeyError, TypeError, ValueError) as error:
         mend = "write it again with python -m lvis_rcnn.repeat_factors"
         raise InputError(str(path), f"no readable table of copies: {error!r}", mend=mend) from None
