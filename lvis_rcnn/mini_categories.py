@@ -157,7 +157,7 @@ FREQUENT = (
         parts=(
             ellipse(0, 0, -64, 26, 36), ellipse(0, 0, 64, 26, 36), ellipse(0, -64, 0, 36, 26),
             ellipse(0, 64, 0, 36, 26), ellipse(0, -46, -46, 30, 30), ellipse(0, 46, -46, 30, 30),
-            ellipse(0, -46, 46, 30, 30), ellipse(0, 46, 46, 30, 30), ellipse(2, 0, 0, 38, 38),
+            ellipse(0, -46, 46, 30, 30), ellipse(0, 46, 46, 30, 30), ellipse(0, 0, 0, 62, 62), ellipse(2, 0, 0, 38, 38),
             ellipse(1, 0, 0, 32, 32),
         ),
     ),

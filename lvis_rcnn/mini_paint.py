@@ -171,7 +171,7 @@ def object_coordinates(
     offsets = 2 * np.arange(-reach, reach) + 1
     x, y = offsets[None, :] * flip, offsets[:, None]
     cos, sin = sine(turn + 6), sine(turn)
-    # 4096 for the sine, a half for pixels counted in halves, a half for the square's half width.
+    # Half pixels over half the width: the halves cancel, 4096 is the scale of the sine.
     u = (x * cos + y * sin) * (100 * UNIT) // (4096 * width_px)
     v = (y * cos - x * sin) * (100 * UNIT) // (4096 * height_px)
     return u, v

@@ -29,12 +29,12 @@ SMALL = (0, 40, 24)
 FULL = (0, 480, 100)
 # Digests of pixels and of annotations. They change only when the drawing is changed on purpose.
 SMALL_DIGESTS = (
-    "3b71a641898838cf74a2ce8a22c7b65223e004335f9e168df988527eec941625",
-    "a6ccbd910c98aa810dd6442d3e306a7bcc09ef32f2b51647cf2df8f2dd09a023",
+    "4f4ba9b2e5ffd5e3cb2a1297c05fdcd1dc6654c05b0253efc59c487910a8b1db",
+    "1162546ce89d6b0e1cfcd55fe0dbc60f19dd8e3598f14fec24719ebc1897ca1c",
 )
 FULL_DIGESTS = (
-    "183bc9bdc2a24a492cdac300f691ffa4c457671b769b0b8aaee727b5d6da1e93",
-    "6f4246ec8895fc1139eb55ed3827a9e030bf8359cdca6894611550779e39b8c6",
+    "c69912ee04db8c2a50324a3ecb67e184c93362ce170de21810b8eeff11b805ed",
+    "681ef60041245e8ea4b8dbdb96702ac2c2b197f0171a36c63afe4973706b5377",
 )
 
 
