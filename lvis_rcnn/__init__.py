@@ -2,20 +2,26 @@
 
 The files of this package, in data-flow order, are the method; a module imports only modules above it:
 
-    command         how every step starts, reports and fails
-    files           files appear whole or not at all
-    config          a study file becomes checked values
-    mini            draws the embedded dataset
-    annotations     LVIS JSON becomes a memory-mapped store
-    preflight       finds what is wrong before a GPU is touched
-    repeat_factors  how often each image is drawn
-    data            images and targets, batches, the sample stream
-    model           four backbones, one FPN, one Mask R-CNN
-    checkpoints     saves and restores a run
-    train           gradient steps, resumable anywhere
-    infer           detections, streamed to disk
-    evaluate        federated LVIS AP
-    report          all runs become the table
+    backbones          the four networks, as rows of one table
+    command, files     how every step starts, reports and fails; files appear whole or not at all
+    config             a study file becomes checked values
+    provenance         what produced a number
+    mini*              draws the embedded dataset
+    annotation_file    what an LVIS JSON file may hold
+    annotations        LVIS JSON becomes a memory-mapped store
+    preflight          finds what is wrong before a GPU is touched
+    repeat_factors     how often each image is drawn
+    schedule           budgets and learning rates, pure functions of the step
+    data               images and targets, batches, the sample stream
+    model/             four backbones, one FPN, one Mask R-CNN
+    checkpoints        saves and restores a run
+    training_log       what a run says while it trains
+    finished_run       what a run is, and what it leaves
+    train              gradient steps, resumable anywhere
+    detections         carries detections from inference to scoring
+    infer              finds objects, streamed to disk
+    evaluate           federated LVIS AP
+    runs, report       all runs become the table
 
 Axes, the same letters in every annotation:
 

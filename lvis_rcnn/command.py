@@ -57,12 +57,15 @@ def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace
 
 
 def start_logging(log_file: Path | None) -> None:
-    """Plain lines to standard error; the same lines with their time to ``log_file``."""
-    log.setLevel(logging.INFO)
+    """Plain lines to standard error; the same lines, and those of level DEBUG, with their time to ``log_file``."""
+    log.setLevel(logging.DEBUG)
     log.propagate = False
-    log.handlers.clear()
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setLevel(logging.INFO)
     log.addHandler(terminal)
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,169 @@
+"""A run, its identity, and what it leaves when it is done: model, record and log under the names the page uses."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lvis_rcnn.annotations import AnnotationStore, open_store
+from lvis_rcnn.backbones import BACKBONES
+from lvis_rcnn.checkpoints import drop_checkpoints, save_model
+from lvis_rcnn.config import Study, settings_digest
+from lvis_rcnn.files import sha256_of_file, sha256_of_json, write_json
+from lvis_rcnn.provenance import code_version, library_versions
+from lvis_rcnn.schedule import Recipe
+from lvis_rcnn.training_log import Progress, write_heartbeat
+
+# Raised when a change of the code changes the weights that a run ends with: older state is then not resumed.
+TRAINER_REVISION = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One backbone and seed of a study: what it is made from and where its state lives."""
+
+    study: Study
+    backbone: str
+    seed: int
+    store_path: Path
+    images_dir: Path
+    repeat_factors_dir: Path
+    state_root: Path
+
+    @property
+    def store(self) -> AnnotationStore:
+        """Annotations of the training split."""
+        return open_store(self.store_path)
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of everything that changes the model."""
+        return sha256_of_json(
+            {
+                "revision": TRAINER_REVISION,
+                "settings": settings_digest(self.study, "train"),
+                "backbone": self.backbone,
+                "seed": self.seed,
+                "annotations": self.store.annotations_sha256,
+            }
+        )
+
+    @property
+    def state_dir(self) -> Path:
+        """Folder of exactly this run; another recipe, dataset or seed never meets its checkpoints."""
+        return self.state_root / self.study.study / self.backbone / f"seed{self.seed}" / self.digest[:12]
+
+
+def is_finished(state_dir: Path) -> bool:
+    """Whether a run has ended; its record is written last."""
+    return (state_dir / "train.json").exists()
+
+
+def finish(run: Run, weights: dict[str, torch.Tensor], recipe: Recipe, progress: Progress) -> None:
+    """Write model and record into the state folder, then drop the checkpoints."""
+    finished_at = datetime.now(UTC)
+    save_model(run.state_dir / "model.pth", weights, model_meta(run, recipe, finished_at))
+    write_json(run.state_dir / "train.json", run_record(run, recipe, progress, finished_at))
+    write_heartbeat(run.state_dir, progress, recipe.steps, "done")
+    drop_checkpoints(run.state_dir)
+
+
+def model_meta(run: Run, recipe: Recipe, finished_at: datetime) -> dict[str, Any]:
+    """What a model file says of itself."""
+    return {
+        "study": run.study.study,
+        "backbone": run.backbone,
+        "seed": run.seed,
+        "run_digest": run.digest,
+        "CLASSES": tuple(category.name for category in run.store.categories),
+        "steps": recipe.steps,
+        "time": finished_at.isoformat(timespec="seconds"),
+        "code_version": code_version(),
+    }
+
+
+def run_record(run: Run, recipe: Recipe, progress: Progress, finished_at: datetime) -> dict[str, Any]:
+    """Everything that a reader of the table may ask about how a row was trained."""
+    model_sha256 = sha256_of_file(run.state_dir / "model.pth")
+    stem = f"{published_stem(run.study, run.backbone, run.seed)}_{finished_at:%Y%m%d_%H%M%S}"
+    return {
+        "format": "lvis_rcnn.run",
+        "version": 1,
+        "study": run.study.study,
+        "backbone": run.backbone,
+        "seed": run.seed,
+        "settings_digest": settings_digest(run.study, "train"),
+        "run_digest": run.digest,
+        "annotations_sha256": run.store.annotations_sha256,
+        "num_categories": len(run.store.categories),
+        "steps": recipe.steps,
+        "images_per_step": recipe.images_per_step,
+        "images_seen": recipe.steps * recipe.images_per_step,
+        "epoch_length": recipe.epoch_length,
+        "epochs": recipe.steps * recipe.images_per_step / recipe.epoch_length,
+        **hardware(run.study, progress),
+        "elapsed_s": progress.elapsed_s,
+        "started_at": (finished_at - timedelta(seconds=progress.elapsed_s)).isoformat(timespec="seconds"),
+        "finished_at": finished_at.isoformat(timespec="seconds"),
+        "attempts": progress.attempts,
+        "model_file": f"{stem}-{model_sha256[:8]}.pth",
+        "log_file": f"{stem}.log.json",
+        "model_sha256": model_sha256,
+        "versions": library_versions(),
+        "code_version": code_version(),
+    }
+
+
+def hardware(study: Study, progress: Progress) -> dict[str, Any]:
+    """Where and how a run was computed, with Mem as the page defines it (recipe: MMDetection's docs/model_zoo.md)."""
+    on_cpu = study.compute.device == "cpu"
+    edges = ", ".join(str(edge) for edge in study.augmentation.short_edges_px)
+    return {
+        "memory_gb": progress.peak_memory_bytes / 2**30,
+        "memory_definition": (
+            "peak resident memory of the training process" if on_cpu else "peak of torch.cuda.max_memory_allocated"
+        ),
+        "device": "cpu" if on_cpu else torch.cuda.get_device_name(),
+        "threads": study.compute.threads,
+        "precision": "fp32",
+        "resolution": f"short edge {edges} px, long edge at most {study.augmentation.long_edge_px} px",
+    }
+
+
+def published_stem(study: Study, backbone: str, seed: int) -> str:
+    """File name in MMDetection's manner, without time and digest."""
+    threshold = study.sampling.oversample_threshold
+    sampling = f"_sample{threshold:.0e}".replace("e-0", "e-") if threshold else ""
+    scales = "_mstrain" if len(study.augmentation.short_edges_px) > 1 else ""
+    schedule = f"{study.schedule.epochs}e" if study.schedule.epochs else f"{study.schedule.steps}it"
+    return f"mask_rcnn_{BACKBONES[backbone].file_stem}{sampling}{scales}_{schedule}_{study.study}_seed{seed}"
+
+
+def export(state_dir: Path, out_dir: Path) -> None:
+    """Put a finished run where the workflow looks for it, and beside it under its published names.
+
+    Hard links where the file system has them: the state folder keeps the run when Snakemake deletes its outputs, at no
+    cost in space.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    record = json.loads((state_dir / "train.json").read_text(encoding="utf-8"))
+    for old in (*out_dir.glob("mask_rcnn_*.pth"), *out_dir.glob("mask_rcnn_*.log.json")):
+        old.unlink()
+    link(state_dir / "model.pth", out_dir / record["model_file"])
+    link(state_dir / "log.json", out_dir / record["log_file"])
+    for name in ("log.json", "model.pth", "train.json"):
+        link(state_dir / name, out_dir / name)
+
+
+def link(source: Path, target: Path) -> None:
+    """Hard link, or copy where the file system has none."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,1 @@
+"""Four backbones, one FPN, one Mask R-CNN: torchvision's module tree."""
