@@ -64,4 +64,5 @@ def conda_stand_in() -> dict[str, str]:
     folder = REPOSITORY.parent / "shared" / "conda"
     if not (folder / "bin" / "conda").exists():
         pytest.skip(f"no conda stand-in in {folder}")
-    return {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "CONDA_SHIM_PYTHON": sys.executable}
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    return {"PATH": path, "CONDA_SHIM_PYTHON": sys.executable, "CONDA_STAND_IN": str(folder)}

@@ -1,7 +1,9 @@
 """The DAG as a user meets it: what is planned, what reruns, what stops it; stubs stand for the steps."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -242,3 +244,34 @@ def test_the_package_is_found_in_the_processes_of_torchrun(tmp_path: Path) -> No
         check=True,
     )
     assert done.stderr.count("mini.yaml: ok") == 2
+
+
+@pytest.mark.conda
+def test_the_environments_of_conda_are_understood(tmp_path: Path, conda_stand_in: dict[str, str]) -> None:
+    ended = run_snakemake("--cores", "2", "--use-conda", "-n", cwd=tmp_path, env=conda_stand_in)
+    assert ended.code == 0, ended.text
+    assert ended.jobs() == {"draw": 1, **EVERY_STEP, **runs(4)}
+
+
+@pytest.mark.conda
+def test_a_step_runs_in_its_conda_environment_and_finds_the_package(
+    tmp_path: Path, conda_stand_in: dict[str, str]
+) -> None:
+    maker, channel = Path(conda_stand_in["CONDA_STAND_IN"]) / "mkchannel.py", tmp_path / "channel"
+    subprocess.run([Path(sys.base_prefix) / "bin" / "python3", maker, channel, sys.base_prefix], check=True)
+    (tmp_path / "run").mkdir()
+    stubbed = Stubbed(stub_workflow(tmp_path / "checkout"), tmp_path / "run")
+    stubbed.study()
+    # An empty lock file in place of gigabytes: the script must still find it, and refuse it when its digest is another.
+    script = stubbed.workflow / "envs" / "lvis_rcnn.post-deploy.sh"
+    digest = re.compile(r"\b[0-9a-f]{64}\b")
+    (stubbed.workflow / "requirements.lock").write_text("")
+    environment = conda_stand_in | {"CONDA_SHIM_CHANNEL": channel.as_uri(), "CONDA_SHIM_CACHE": str(tmp_path / "cache")}
+    words = ["--cores", "2", "--use-conda", "results/data/drawn_seed0_480_100/manifest.json"]
+    assert stubbed.snakemake(*words, env=environment).code != 0
+    script.write_text(digest.sub(hashlib.sha256(b"").hexdigest(), script.read_text()))
+    ended = stubbed.snakemake(*words, env=environment)
+    assert ended.code == 0, ended.text
+    (call,) = stubbed.calls()
+    assert Path(call["python"]).is_relative_to(stubbed.folder / ".snakemake" / "conda")
+    assert call["path"].split(":")[0] == str(stubbed.workflow)
