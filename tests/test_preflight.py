@@ -1,0 +1,302 @@
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lvis_rcnn.annotations import build_store, open_store
+from lvis_rcnn.command import InputError
+from lvis_rcnn.config import check_study, read_yaml
+from lvis_rcnn.preflight import image_folders, image_problem, page_text, preflight, write_page
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED = REPOSITORY.parent / "shared" / "data" / "photos"
+HEIGHT, WIDTH = 40, 60
+ROTATE_90 = 6
+
+
+def study(**sections):
+    """The embedded study with some of its settings changed."""
+    values = copy.deepcopy(read_yaml(REPOSITORY / "configs" / "mini.yaml"))
+    for section, changes in sections.items():
+        values[section].update(changes)
+    return check_study(values, "study.yaml")
+
+
+def dataset(split, first_id=1):
+    """Four images: two PNG, one JPEG, and one without annotation."""
+    names = [
+        f"{split}/{first_id}.png",
+        f"{split}/{first_id + 1}.png",
+        f"{split}/{first_id + 2}.jpg",
+        f"{split}/none.png",
+    ]
+    images = [
+        {"id": image_id, "height": HEIGHT, "width": WIDTH, "file_name": name}
+        | {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+        for image_id, name in enumerate(names, start=first_id)
+    ]
+    annotations = [
+        {"id": n, "image_id": image_id, "category_id": category_id, "bbox": [0, 0, 4, 4], "area": 8}
+        | {"segmentation": [[0, 0, 4, 0, 4, 4]]}
+        for n, (image_id, category_id) in enumerate(
+            [(first_id, 1), (first_id + 1, 1), (first_id + 2, 1), (first_id, 2)], start=1
+        )
+    ]
+    categories = [{"id": c, "name": name, "frequency": "r"} for c, name in enumerate(["bear", "cup"], start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def draw(folder, data):
+    """The image files of a dataset."""
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    for image in data["images"]:
+        file = folder / image["file_name"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+
+
+def store(folder, name, data):
+    (folder / f"{name}.json").write_text(json.dumps(data))
+    build_store(folder / f"{name}.json", folder / f"{name}.store")
+    return open_store(folder / f"{name}.store")
+
+
+def check(folder, train=None, val=None, settings=None, images=True):
+    """Preflight of two splits whose images, as far as they were drawn, are in ``folder``."""
+    train = store(folder, "train", train or dataset("train"))
+    val = store(folder, "val", val or dataset("val", first_id=11))
+    return preflight(settings or study(), train, val, (folder, folder) if images else None)
+
+
+def test_sound_data_gives_a_page_without_errors(tmp_path):
+    for split in ("train", "val"):
+        draw(tmp_path, dataset(split, 1 if split == "train" else 11))
+    page = check(tmp_path)
+    assert page.errors == []
+    assert page.facts["train"]["images"] == 4
+    assert page.facts["train"]["rare_categories"] == 2
+    # Category 2 is in one of three images: sqrt(0.05 / (1 / 3)) < 1, so an epoch is the three annotated images.
+    expected = {"epoch_length": 3, "steps_in_epoch": 1, "steps": 300, "images_seen": 1200, "epochs": 400}
+    assert expected.items() <= page.facts["schedule"].items()
+    assert page.warnings == [warning for warning in page.warnings if "repeats nothing" in warning]
+    write_page(page, tmp_path / "out" / "preflight.json")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["preflight.json", "preflight.txt"]
+    assert json.loads((tmp_path / "out" / "preflight.json").read_text())["errors"] == []
+    text = (tmp_path / "out" / "preflight.txt").read_text()
+    assert text.startswith("Preflight of study mini: ok, 1 warning(s), image files checked\n")
+    assert "300 steps of 4 images: 1,200 seen" in text
+    assert len(text.splitlines()) < 60
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "problem"),
+    [
+        ("1.png", lambda data: b"", r"train/1.png is empty \(0 bytes\)"),
+        ("1.png", lambda data: b"<html>404</html>", "is no image of a known format"),
+        ("1.png", cut, "is damaged: "),
+        ("1.png", lambda data: data[:-12], None),  # all pixels are there, only the end mark is not
+        ("3.jpg", cut, "is damaged: .*truncated"),
+        ("3.jpg", lambda data: data + b"\0\0", None),  # cameras append to the end mark
+        ("3.jpg", lambda data: data[:20], "is (damaged|no image)"),
+    ],
+)
+def test_damaged_files_are_found(tmp_path, name, damage, problem):
+    draw(tmp_path, dataset("train"))
+    draw(tmp_path, dataset("val", 11))
+    file = tmp_path / "train" / name
+    file.write_bytes(damage(file.read_bytes()))
+    errors = check(tmp_path).errors
+    assert len(errors) == (0 if problem is None else 1)
+    if problem is not None:
+        with pytest.raises(
+            InputError, match=f"train.json: image {name[0]}: .*{problem}.*to mend: fetch the file again"
+        ):
+            write_page(check(tmp_path), tmp_path / "out" / "preflight.json")
+
+
+def test_another_size_is_found(tmp_path):
+    draw(tmp_path, dataset("train"))
+    file = tmp_path / "train" / "1.png"
+    assert image_problem(file, HEIGHT, WIDTH) is None
+    assert image_problem(file, WIDTH, HEIGHT) == "is 60 x 40 pixels, annotated as 40 x 60"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_rotation_in_exif_is_applied_as_the_loader_does(tmp_path, suffix):
+    mmcv = pytest.importorskip("mmcv")
+    exif = Image.Exif()
+    exif[0x0112] = ROTATE_90
+    file = tmp_path / f"turned.{suffix}"
+    Image.new("RGB", (WIDTH, HEIGHT)).save(file, exif=exif)
+    loaded = mmcv.imfrombytes(file.read_bytes(), flag="color")
+    assert loaded.shape[:2] == (WIDTH, HEIGHT)
+    assert image_problem(file, *loaded.shape[:2]) is None
+    assert image_problem(file, HEIGHT, WIDTH) == (
+        "is 40 x 60 pixels after the rotation in its EXIF data, annotated as 60 x 40"
+    )
+
+
+def test_a_format_that_is_not_trained_on_is_refused(tmp_path):
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "moving.gif")
+    assert "is no image of a known format (JPEG" in image_problem(tmp_path / "moving.gif", HEIGHT, WIDTH)
+
+
+def test_missing_images_are_counted_and_the_first_named(tmp_path):
+    data = dataset("train")
+    data["images"] += [dict(data["images"][0], id=n, file_name=f"train/{n}.png") for n in range(100, 700)]
+    draw(tmp_path, dataset("val", 11))
+    draw(tmp_path, dataset("train"))
+    (error,) = check(tmp_path, train=data).errors
+    assert str(error).startswith(
+        f"train.json: image 100: 600 of 604 images not found in {tmp_path}: train/100.png, train/101.png, "
+        "train/102.png, train/103.png, train/104.png, ... (595 more); to mend: set the split's 'images'"
+    )
+
+
+def test_many_damaged_files_are_shortened(tmp_path):
+    data = dataset("train")
+    data["images"] += [dict(data["images"][0], id=n, file_name=f"train/{n}.png") for n in range(100, 110)]
+    draw(tmp_path, dataset("val", 11))
+    draw(tmp_path, data)
+    for n in range(100, 110):
+        (tmp_path / "train" / f"{n}.png").write_bytes(b"")
+    errors = check(tmp_path, train=data).errors
+    assert len(errors) == 6
+    assert "5 more images are damaged" in str(errors[-1])
+
+
+def renamed(data):
+    data["categories"][1]["name"] = "mug"
+    return "categories\\[1\\]: is 'mug', id 2, but 'cup', id 2, in train.json"
+
+
+def added(data):
+    data["categories"].append({"id": 3, "name": "kite", "frequency": "r"})
+    return "val.json: 3 categories, but 2 in train.json; .*one dataset version"
+
+
+def reordered(data):
+    data["categories"].reverse()
+    return "categories\\[0\\]: is 'cup', id 2, .*sort the categories of both files by id"
+
+
+@pytest.mark.parametrize("change", [renamed, added, reordered])
+def test_both_splits_have_the_same_categories(tmp_path, change):
+    val = dataset("val", 11)
+    message = change(val)
+    page = check(tmp_path, val=val, images=False)
+    with pytest.raises(InputError, match=message):
+        write_page(page, tmp_path / "preflight.json")
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"augmentation": {"short_edges_px": [88, 200]}}, "augmentation.short_edges_px: 200 px is above long_edge_px"),
+        ({"model": {"rois_per_image": 4, "roi_positive_fraction": 0.2}}, "0.2 of 4 regions leaves no positive one"),
+    ],
+)
+def test_settings_that_cannot_go_together(tmp_path, sections, message):
+    (error,) = check(tmp_path, settings=study(**sections), images=False).errors
+    assert message in str(error)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"sampling": {"oversample_threshold": 1e-3}},
+            "oversample_threshold repeats nothing: even the rarest category",
+        ),
+        ({"schedule": {"warmup_steps": 300}}, "warmup_steps is 300 of 300 steps"),
+        (
+            {"schedule": {"steps": None, "epochs": 2, "policy": "step", "decay_at_epochs": [1, 2]}},
+            "[2] are never reached",
+        ),
+        ({"schedule": {"images_per_step": 1}}, "batch statistics of a single image"),
+    ],
+)
+def test_settings_that_are_rarely_meant(tmp_path, sections, message):
+    page = check(tmp_path, settings=study(**sections), images=False)
+    assert page.errors == []
+    assert any(message in warning for warning in page.warnings), page.warnings
+
+
+def test_data_that_is_rarely_meant(tmp_path):
+    train = dataset("train")
+    train["images"][0]["neg_category_ids"] = [2]
+    train["annotations"][0].update(bbox=[58, 0, 4, 4], area=0)
+    train["categories"].append({"id": 3, "name": "kite", "frequency": "f"})
+    train["categories"][0]["frequency"] = "c"
+    val = copy.deepcopy(train)
+    val["categories"][2]["frequency"] = "r"
+    warnings = "\n".join(check(tmp_path, train=train, val=val, images=False).warnings)
+    assert "train.json: 1 boxes overshoot their image" in warnings
+    assert "train.json: 1 annotations have area 0" in warnings
+    assert "train.json: 1 categories of an image are annotated and listed as absent" in warnings
+    assert "train.json: 1 of 2 categories have a frequency that is not that of their images" in warnings
+    assert "train.json: 1 of 3 categories have no training image" in warnings
+    assert "val.json: 1 frequencies are not those of the training split" in warnings
+    assert "4 images are in both splits" in warnings
+
+
+def test_equal_names_in_different_folders_are_no_overlap(tmp_path):
+    data = dataset("images")
+    draw(tmp_path / "train", data)
+    draw(tmp_path / "val", data)
+    train, val = store(tmp_path, "train", data), store(tmp_path, "val", data)
+    page = preflight(study(), train, val, (tmp_path / "train", tmp_path / "val"))
+    assert page.errors == []
+    assert not any("both splits" in warning for warning in page.warnings)
+
+
+def test_image_folders_are_asked_for():
+    assert image_folders(None, None, skip=True) is None
+    with pytest.raises(InputError, match=r"--val-images: missing; to mend: name the folder, or .* --no-images"):
+        image_folders(Path("train"), None, skip=False)
+
+
+def test_the_command_leaves_only_the_failed_page(tmp_path):
+    store(tmp_path, "train", dataset("train"))
+    store(tmp_path, "val", dataset("val", 11))
+    draw(tmp_path, dataset("train"))
+    out = tmp_path / "out" / "preflight.json"
+    out.parent.mkdir()
+    out.write_text("of an earlier run")
+    command = [sys.executable, "-m", "lvis_rcnn.preflight", "--study", "configs/mini.yaml", "--out", out]
+    for split in ("train", "val"):
+        command += [f"--{split}-store", tmp_path / f"{split}.store", f"--{split}-images", tmp_path]
+    bad = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert bad.returncode == 2
+    last = bad.stderr.splitlines()[-1]
+    assert last.startswith(f"error: val.json: image 11: 4 of 4 images not found in {tmp_path}: val/11.png")
+    assert last.endswith(f"(page: {tmp_path}/out/preflight_failed.txt)")
+    assert "Traceback" not in bad.stderr
+    assert [file.name for file in out.parent.iterdir()] == ["preflight_failed.txt"]
+    assert "FAILED, 1 error(s)" in (out.parent / "preflight_failed.txt").read_text()
+    draw(tmp_path, dataset("val", 11))
+    good = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert "ok; 300 steps, 1,200 images seen, 400.00 epochs of 3 images" in good.stderr
+    assert sorted(file.name for file in out.parent.iterdir()) == ["preflight.json", "preflight.txt"]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared reference data is not at hand")
+@pytest.mark.parametrize("in_split_folder", [False, True])
+def test_real_photographs(tmp_path, in_split_folder):
+    stores = []
+    for split in ("train", "val"):
+        build_store(SHARED / "annotations" / f"photos_{split}.json", tmp_path / split)
+        stores.append(open_store(tmp_path / split))
+    folders = (SHARED / "train2017", SHARED / "val2017") if in_split_folder else (SHARED, SHARED)
+    page = preflight(study(), *stores, folders)
+    assert page.errors == []
+    assert "image files checked" in page_text(page)
