@@ -171,9 +171,12 @@ def image_problem(path: Path, height_px: int, width_px: int) -> str | None:
             width, height, note = upright_size(image)
             if (height, width) != (height_px, width_px):
                 return f"is {width} x {height} pixels{note}, annotated as {width_px} x {height_px}"
-            marker = END_MARKERS.get(image.format or "")
-            if marker is None or not ends_with(path, marker):
+            marker = END_MARKERS.get(image.format or "", b"")
+            if not marker or not ends_with(path, marker):
                 image.load()
+                # Pillow reads a PNG whose last chunk is cut off, OpenCV does not; bytes after the mark harm neither.
+                if marker not in path.read_bytes():
+                    return "is truncated: it has no end mark"
     except UnidentifiedImageError:
         return f"is no image of a known format ({', '.join(FORMATS)})"
     except Exception as error:  # a decoder may raise anything on damaged bytes

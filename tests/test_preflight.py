@@ -103,7 +103,12 @@ def cut(data: bytes) -> bytes:
         ("1.png", lambda data: b"", r"train/1.png is empty \(0 bytes\)"),
         ("1.png", lambda data: b"<html>404</html>", "is no image of a known format"),
         ("1.png", cut, "is damaged: "),
-        ("1.png", lambda data: data[:-12], None),  # all pixels are there, only the end mark is not
+        (
+            "1.png",
+            lambda data: data[:-12],
+            "is truncated: it has no end mark",
+        ),  # OpenCV reads nothing, Pillow everything
+        ("1.png", lambda data: data + b"more", None),
         ("3.jpg", cut, "is damaged: .*truncated"),
         ("3.jpg", lambda data: data + b"\0\0", None),  # cameras append to the end mark
         ("3.jpg", lambda data: data[:20], "is (damaged|no image)"),
