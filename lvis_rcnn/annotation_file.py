@@ -93,6 +93,8 @@ HELP = {
     "bbox": ("[x, y, width, height] in pixels, finite numbers", "write the box as COCO and LVIS do"),
     "area": ("mask area in pixels, a finite number from 0", "write the polygons' area"),
     "segmentation": ("a list of polygons [x0, y0, x1, y1, ...]", "write polygons; run-length masks are not read"),
+    "coco_url": ("a text", "write the image's address, or leave it out and write file_name"),
+    "file_name": ("a text", "write the image's name, relative to the folder of the images"),
     "height": ("1 to 65535 pixels, a whole number", "write the image's height"),
     "width": ("1 to 65535 pixels, a whole number", "write the image's width"),
     "neg_category_ids": ("a list of category ids", "write the categories known to be absent, or an empty list"),
@@ -128,7 +130,7 @@ def type_error(data: bytes, where: str, message: str) -> InputError:
     if absent != problem:
         field, what = absent, f"missing field {absent}"
     else:
-        field = rest.lstrip(".") or section
+        field = rest.lstrip(".") if index else section
         what = f"{field}: {problem}" if field else problem
     allowed, mend = HELP.get(field.partition("[")[0], ("LVIS-format JSON", "correct the record"))
     return InputError(where, what, allowed=allowed, mend=mend)

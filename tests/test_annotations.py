@@ -190,7 +190,7 @@ MASK = {"counts": "abc", "size": [40, 60]}
         ("images", [], r"json: images: expected array of length >= 1; allowed: at least one image"),
         ("annotations", [], r"annotations: expected array of length >= 1"),
         ("categories", ..., r"json: missing field categories; .*images, annotations and categories"),
-        ("images.1", 5, r"images\[1\]: .*expected object, got int"),
+        ("images.1", 5, r"json: images\[1\]: expected object, got int; allowed: LVIS-format JSON"),
         ("images.1.id", 0, r"images\[1\] \(id 0\): id: expected int >= 1; .*to mend: number the records from 1"),
         ("images.1.id", "3", r"images\[1\] \(id '3'\): id: expected int, got str"),
         ("images.1.id", 7, r"image 7: image id stands twice"),
