@@ -32,13 +32,18 @@ class Ended:
         return {rule: int(count) for rule, count in table.items() if rule not in ("all", "total")}
 
 
+def snakemake_command(*arguments: str | Path, workflow: Path = REPOSITORY) -> list[str]:
+    """Words of a Snakemake call on the Snakefile of ``workflow``."""
+    words = [sys.executable, "-m", "snakemake", "--snakefile", workflow / "Snakefile", *arguments]
+    return [str(word) for word in words]
+
+
 def run_snakemake(
     *arguments: str | Path, cwd: Path, workflow: Path = REPOSITORY, env: dict[str, str] | None = None
 ) -> Ended:
-    """Run Snakemake as a user does, from ``cwd``, on the Snakefile of ``workflow``."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", workflow / "Snakefile", *arguments]
+    """Run Snakemake as a user does, from ``cwd``."""
     done = subprocess.run(
-        [str(word) for word in command],
+        snakemake_command(*arguments, workflow=workflow),
         cwd=cwd,
         env={**os.environ, **(env or {})},
         stdout=subprocess.PIPE,
