@@ -289,7 +289,10 @@ def check_annotations(
     widths: Int64[np.ndarray, " A"],
     where: str,
 ) -> None:
-    """Raise InputError for crowds, ignored objects, and boxes that are empty or wholly outside their image."""
+    """Raise InputError for crowds, ignored objects, and boxes of negative size or wholly outside their image.
+
+    A box without width or height passes: ``lvis`` scores it, and training leaves it out.
+    """
     for annotation in annotations:
         if annotation.iscrowd or annotation.ignore:
             raise InputError(
@@ -299,11 +302,11 @@ def check_annotations(
                 mend="remove the annotation and list its category in the image's not_exhaustive_category_ids",
             )
     x, y, w, h = boxes_xywh.T
-    empty = (w <= 0) | (h <= 0)
+    negative = (w < 0) | (h < 0)
     outside = (x >= widths) | (y >= heights) | (x + w <= 0) | (y + h <= 0)
-    if (empty | outside).any():
-        at = int(np.argmax(empty | outside))
-        problem = "has no positive size" if empty[at] else f"is outside its {widths[at]} x {heights[at]} image"
+    if (negative | outside).any():
+        at = int(np.argmax(negative | outside))
+        problem = "has a negative size" if negative[at] else f"is outside its {widths[at]} x {heights[at]} image"
         raise InputError(
             f"{where}: annotation {annotations[at].id}",
             f"bbox {boxes_xywh[at].tolist()} {problem}",

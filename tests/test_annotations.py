@@ -209,7 +209,7 @@ MASK = {"counts": "abc", "size": [40, 60]}
         ("annotations.1.image_id", 8, r"annotation 1: unknown image 8; allowed: the id of an image of the file"),
         ("annotations.1.category_id", 1, r"annotation 1: unknown category 1; allowed: the id of a category"),
         ("annotations.1.bbox", [1, 2, 3], r"annotations\[1\] \(id 1\): bbox: expected array of length 4"),
-        ("annotations.1.bbox", [1, 2, 0, 4], r"annotation 1: bbox \[1.0, 2.0, 0.0, 4.0\] has no positive size"),
+        ("annotations.1.bbox", [1, 2, -3, 4], r"annotation 1: bbox \[1.0, 2.0, -3.0, 4.0\] has a negative size"),
         ("annotations.1.bbox", [60, 2, 3, 4], r"annotation 1: bbox .* is outside its 60 x 40 image"),
         ("annotations.1.bbox", [-5, 2, 5, 4], r"annotation 1: bbox .* is outside its 60 x 40 image"),
         ("annotations.1.bbox.2", float("nan"), r"not readable as JSON"),
