@@ -51,9 +51,15 @@ def job_prefix() -> str:
     by_conda = "conda" in {
         str(method) for method in workflow.deployment_settings.deployment_method
     }
-    python = "python" if by_conda else shlex.quote(sys.executable)
-    home = shlex.quote(str(workflow.basedir))
-    return f"set -euo pipefail; export PYTHON={python} PYTHONPATH={home}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
+    variables = {
+        "PYTHON": "python" if by_conda else shlex.quote(sys.executable),
+        "PYTHONPATH": shlex.quote(str(workflow.basedir))
+        + "${{PYTHONPATH:+:$PYTHONPATH}}",
+        # Threads of torch that spin while they wait take the core of the one they wait for: beside one other busy
+        # process, training on two cores took four times as long.
+        "OMP_WAIT_POLICY": "${{OMP_WAIT_POLICY:-passive}}",
+    }
+    return f"set -euo pipefail; export {' '.join(f'{name}={value}' for name, value in variables.items())}; "
 
 
 def untracked(value):
