@@ -147,6 +147,26 @@ def test_studies_share_the_drawn_data_and_take_turns_in_the_table(finished: Stub
     assert finished.plan() == {}
 
 
+def test_a_dataset_of_files_is_followed_by_its_annotations_not_by_its_images(finished: Stubbed) -> None:
+    splits = {name: {"annotations": f"own/{name}.json", "images": "own/images"} for name in ("train", "val")}
+    study = write_study(finished.folder / "own.yaml", study="own", dataset={"name": "own", "draw": None, **splits})
+    (finished.folder / "own" / "images").mkdir(parents=True)
+    for name in splits:
+        (finished.folder / "own" / f"{name}.json").write_text("{}")
+    ended = finished.snakemake("results/own/table.md", "--cores", "2", study=study)
+    assert ended.code == 0, ended.text
+    (finished.folder / "own" / "images" / "one more.jpg").touch()
+    assert finished.plan("results/own/table.md", study=study) == {}
+    (finished.folder / "own" / "train.json").write_text("{ }")
+    assert finished.plan("results/own/table.md", study=study) == {
+        "store": 1,
+        "preflight": 1,
+        "repeat_factors": 1,
+        **runs(1),
+        "table": 1,
+    }
+
+
 def test_a_failed_step_shows_its_line_and_leaves_the_table_of_what_exists(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     stubbed = Stubbed(stub_workflow(tmp_path / "checkout"), tmp_path / "run")

@@ -159,29 +159,19 @@ def say_where_the_table_is() -> None:
 
 
 def write_table_of_what_exists() -> None:
-    """After a failure: the rows there are, and for each other one why it is missing."""
-    command = [
-        sys.executable,
-        "-m",
-        "lvis_rcnn.report",
-        "table",
-        "--study",
-        STUDY_FILE,
-        "--results",
-        "results",
-    ]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(
-            [str(workflow.basedir), os.environ.get("PYTHONPATH", "")]
-        ),
-    }
+    """After a failure: the rows there are, and for each other one why it is missing; quiet, the error matters more."""
+    words = ["--study", STUDY_FILE, "--results", "results", "--out", "results/table.md"]
     done = subprocess.run(
-        [*command, "--out", "results/table.md"], env=environment, check=False
+        [sys.executable, "-m", "lvis_rcnn.report", "table", *words],
+        env={**os.environ, "PYTHONPATH": str(workflow.basedir)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     for table in Path("results").glob("table.*"):
         os.utime(
             table, (0, 0)
         )  # older than any result: no study may take this partial table for its finished one
-    if done.returncode == 0:
-        logger.info("The table of what exists: results/table.md")
+    logger.info(
+        done.stderr if done.returncode else "The table of what exists: results/table.md"
+    )
