@@ -7,9 +7,12 @@ Pixels follow MMDetection 3.3.0: decode to BGR bytes, rescale bytes bilinearly, 
 zeros to a multiple of 32, then to the largest image of the batch.
 """
 
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -79,9 +82,11 @@ def read_image_bgr(path: Path, height: int, width: int) -> UInt8[np.ndarray, "h 
         InputError: the file is missing, truncated, or not of the annotated size.
     """
     try:
-        image: np.ndarray | None = mmcv.imfrombytes(path.read_bytes(), flag="color")
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(str(path), f"cannot be read ({error.strerror})", mend="restore the file") from None
+    # OpenCV asserts on an empty buffer.
+    image: np.ndarray | None = mmcv.imfrombytes(content, flag="color") if content else None
     if image is None:
         raise InputError(str(path), "is no complete image", mend="copy the file again")
     if image.shape[:2] != (height, width):
@@ -235,6 +240,48 @@ class TestImages(Dataset[Batch]):
         return Batch(pixels[None], [size_hw], [int(self.store.image_ids[image])], [])
 
 
-def read_in_order(items: Dataset[Batch], indices: range, workers: int) -> "DataLoader[Batch]":
-    """Batches of ``indices`` in that order, read ahead by ``workers`` processes (0: in this one)."""
-    return DataLoader(items, batch_size=None, sampler=list(indices), num_workers=workers)
+@dataclass(frozen=True)
+class Unreadable:
+    """What a worker process sends in place of a batch that it cannot read."""
+
+    message: str
+    """Of the InputError."""
+
+
+class Carried(Dataset[Batch | Unreadable]):
+    """Items, or what is wrong with them: an InputError raised in a worker would arrive as a traceback."""
+
+    def __init__(self, items: Dataset[Batch]) -> None:
+        self.items = items
+
+    def __getitem__(self, index: int) -> Batch | Unreadable:
+        """Item ``index``, or why there is none."""
+        try:
+            return self.items[index]
+        except InputError as error:
+            return Unreadable(str(error))
+
+
+def start_worker(worker: int) -> None:
+    """Leave signals to the parent, which saves and ends its workers, and threads to the number of workers.
+
+    A cluster and a terminal signal all processes of a job at once; a parent without workers could not finish its step.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+
+
+def read_in_order(items: Dataset[Batch], indices: range, workers: int) -> Iterator[Batch]:
+    """Batches of ``indices`` in that order, read ahead by ``workers`` processes (0: in this one).
+
+    Raises:
+        InputError: of the item whose turn it is.
+    """
+    loader = DataLoader(
+        Carried(items), batch_size=None, sampler=list(indices), num_workers=workers, worker_init_fn=start_worker
+    )
+    for item in loader:
+        if isinstance(item, Unreadable):
+            raise InputError(*item.message.split(": ", 1))  # joined again with ": "
+        yield item

@@ -1,0 +1,359 @@
+"""Pixels, targets and the sample stream: the published chain by hand, and the same batches however they are read."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny_run import make_data
+
+from lvis_rcnn import data
+from lvis_rcnn.annotations import build_store, open_store
+from lvis_rcnn.command import InputError
+from lvis_rcnn.repeat_factors import read_copies
+
+relaxed = settings(deadline=None, max_examples=40)  # machines are shared
+
+AUGMENTATION = data.Augmentation(short_edges_px=(48, 56, 64), long_edge_px=96, flip_probability=0.5)
+SQUARE = [10.0, 5.0, 30.0, 5.0, 30.0, 20.0, 10.0, 20.0]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+def make_steps(drawn, seed=0, images_per_step=2):
+    copies = read_copies(drawn.repeat_factors)
+    return data.TrainingSteps(drawn.train_store, drawn.images, copies, AUGMENTATION, seed, images_per_step)
+
+
+def annotation(number, bbox, area=100.0, category=4, polygon=SQUARE):
+    keys = {"id": number, "image_id": 7, "category_id": category}
+    return {**keys, "bbox": bbox, "area": area, "segmentation": [polygon]}
+
+
+def make_store(folder, annotations, height=40, width=60, **image):
+    """A store of one image with three categories of ids 4, 8 and 15."""
+    names = image or {"file_name": "image.png"}
+    content = {
+        "images": [
+            {"id": 7, "height": height, "width": width, **names}
+            | {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+        ],
+        "annotations": annotations,
+        "categories": [{"id": id, "name": f"c{id}", "frequency": "f"} for id in (4, 8, 15)],
+    }
+    (folder / "ground_truth.json").write_text(json.dumps(content))
+    build_store(folder / "ground_truth.json", folder / "store")
+    return open_store(folder / "store")
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("original_hw", "short_px", "long_px", "expected_hw"),
+    [
+        ((480, 640), 800, 1333, (800, 1067)),
+        ((640, 480), 800, 1333, (1067, 800)),
+        ((427, 640), 800, 1333, (800, 1199)),
+        ((300, 900), 800, 1333, (444, 1333)),  # the long edge decides
+        ((267, 400), 704, 1333, (704, 1055)),  # a floor instead of a rounding gives 703 here
+        ((64, 96), 64, 96, (64, 96)),
+    ],
+)
+def test_rescaled_sizes_by_hand(original_hw, short_px, long_px, expected_hw):
+    assert data.rescaled_size_hw(*original_hw, short_px, long_px) == expected_hw
+
+
+@relaxed
+@given(st.integers(32, 5000), st.integers(32, 5000), st.sampled_from([640, 672, 704, 736, 768, 800]))
+def test_rescaled_sizes_keep_the_ratio_and_the_limits(height, width, short_px):
+    new_h, new_w = data.rescaled_size_hw(height, width, short_px, 1333)
+    factor = min(1333 / max(height, width), short_px / min(height, width))
+    assert (new_h, new_w) == (int(height * factor + 0.5), int(width * factor + 0.5))
+    assert max(new_h, new_w) <= 1333
+    assert min(new_h, new_w) <= short_px
+    assert max(new_h, new_w) == 1333 or min(new_h, new_w) == short_px
+
+
+# Pixels
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_pixels_equal_a_chain_written_out(drawn, flip):
+    path = sorted(drawn.images.rglob("*.png"))[0]
+    image_bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    height, width = image_bgr.shape[:2]
+    assert np.array_equal(data.read_image_bgr(path, height, width), image_bgr)
+    found = data.network_pixels(image_bgr, (50, 70), flip)
+    resized = cv2.resize(image_bgr, (70, 50), interpolation=cv2.INTER_LINEAR)
+    rgb = (resized[:, ::-1] if flip else resized)[:, :, ::-1].astype(np.float64)
+    expected = np.zeros((3, 64, 96))
+    expected[:, :50, :70] = ((rgb - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]).transpose(2, 0, 1)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)
+    assert (found[:, 50:] == 0).all()
+    assert (found[:, :, 70:] == 0).all()
+
+
+def test_stack_pads_right_and_below():
+    batch = data.stack([torch.ones(3, 32, 64), torch.full((3, 64, 32), 2.0)])
+    assert batch.shape == (2, 3, 64, 64)
+    assert batch[0].sum() == 3 * 32 * 64
+    assert (batch[1, :, :, :32] == 2).all()
+    assert (batch[1, :, :, 32:] == 0).all()
+
+
+def saved(path, height=40, width=60, **options):
+    pixels = np.arange(height * width * 3, dtype=np.uint32).astype(np.uint8).reshape(height, width, 3)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    path = saved(tmp_path / "turned.jpg", exif=exif)
+    assert data.read_image_bgr(path, 60, 40).shape == (60, 40, 3)
+    with pytest.raises(InputError, match=r"turned.jpg: is 40 x 60 pixels; allowed: 60 x 40, as annotated; to mend: "):
+        data.read_image_bgr(path, 40, 60)
+
+
+def test_a_missing_image_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"gone.png: cannot be read \(No such file or directory\); to mend: restore"):
+        data.read_image_bgr(tmp_path / "gone.png", 40, 60)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 0.5], ids=["empty", "header", "half"])
+def test_a_truncated_image_is_named(tmp_path, kept):
+    path = saved(tmp_path / "cut.png")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept) if isinstance(kept, float) else kept])
+    with pytest.raises(InputError, match=r"cut.png: is no complete image; to mend: copy the file again"):
+        data.read_image_bgr(path, 40, 60)
+
+
+# Targets
+
+
+def test_unusable_annotations_are_left_out(tmp_path):
+    usable = annotation(1, [10, 5, 20, 15])
+    store = make_store(
+        tmp_path,
+        [
+            usable,
+            annotation(2, [10, 5, 20, 15], area=0.0),
+            annotation(3, [10, 5, 0.9, 15]),
+            annotation(4, [10, 5, 20, 0.9]),
+            annotation(5, [10, 5, 1, 1], category=15),
+            annotation(6, [50, 30, 20, 20]),  # overshoots, but touches the image
+        ],
+    )
+    assert store.annotation_ids[data.usable_annotations(store, 0)].tolist() == [1, 5, 6]
+
+
+def test_a_target_by_hand(tmp_path):
+    store = make_store(tmp_path, [annotation(1, [10, 5, 20, 15], category=8), annotation(2, [50, 30, 20, 20])])
+    target = data.read_target(store, 0, (80, 120), (96, 128), flip=False)
+    assert target.labels.tolist() == [2, 1]
+    assert target.boxes_xyxy.tolist() == [[20, 10, 60, 40], [100, 60, 120, 80]]
+    expected = torch.zeros(96, 128, dtype=torch.uint8)
+    expected[10:40, 20:60] = 1
+    assert torch.equal(target.masks[0], expected)
+    flipped = data.read_target(store, 0, (80, 120), (96, 128), flip=True)
+    assert flipped.boxes_xyxy.tolist() == [[60, 10, 100, 40], [0, 60, 20, 80]]
+    assert torch.equal(flipped.masks[0, :80, :120], expected[:80, :120].flip(1))
+
+
+def test_an_image_may_end_with_no_object(tmp_path):
+    store = make_store(tmp_path, [annotation(1, [10, 5, 20, 15], area=0.0)])
+    saved(tmp_path / "image.png")
+    steps = data.TrainingSteps(store.path, tmp_path, np.array([1]), AUGMENTATION, 0, 1)
+    (target,) = steps[0].targets
+    assert target.boxes_xyxy.shape == (0, 4)
+    assert target.masks.shape == (0, *steps[0].pixels.shape[2:])
+
+
+def test_a_box_that_rescaling_flattens_is_left_out():
+    boxes = np.array([[1, 1, 2, 2], [3, 3, 3, 5], [3, 5, 9, 5]], np.float32)
+    assert data.proper(boxes).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("scale", "tolerance_px"), [(1, 0), (1.5, 1)])
+def test_masks_and_boxes_agree(drawn, flip, scale, tolerance_px):
+    store = open_store(drawn.train_store)
+    for image in range(store.num_images):
+        size_hw = (int(store.heights[image] * scale), int(store.widths[image] * scale))
+        target = data.read_target(store, image, size_hw, size_hw, flip)
+        for mask, box in zip(target.masks, target.boxes_xyxy.tolist(), strict=True):
+            rows, columns = np.nonzero(mask.numpy())
+            extent = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert np.abs(np.subtract(extent, box)).max() <= tolerance_px
+
+
+@relaxed
+@given(
+    st.tuples(st.integers(8, 90), st.integers(8, 90)),
+    st.tuples(*[st.floats(0, 0.8)] * 2, *[st.floats(0.05, 0.5)] * 2),
+    st.tuples(st.integers(8, 120), st.integers(8, 120)),
+)
+def test_flipping_twice_gives_the_box_back(original_hw, fractions, size_hw):
+    height, width = original_hw
+    boxes = np.array([fractions]) * [width, height, width, height]
+    plain = data.target_boxes_xyxy(boxes, original_hw, size_hw, flip=False)
+    flipped = data.target_boxes_xyxy(boxes, original_hw, size_hw, flip=True)
+    assert (plain >= 0).all()
+    assert (plain <= [size_hw[1], size_hw[0]] * 2).all()
+    np.testing.assert_allclose(size_hw[1] - flipped[:, [2, 0]], plain[:, [0, 2]], atol=1e-4)
+    assert np.array_equal(flipped[:, 1::2], plain[:, 1::2])
+
+
+def test_images_are_found_under_the_names_of_v05(tmp_path):
+    (tmp_path / "val2017").mkdir()
+    saved(tmp_path / "val2017" / "000000000007.png")
+    names = {
+        "file_name": "COCO_val2014_000000000007.png",
+        "coco_url": "http://images.cocodataset.org/val2017/000000000007.png",
+    }
+    store = make_store(tmp_path, [annotation(1, [10, 5, 20, 15])], **names)
+    assert data.TestImages(store.path, tmp_path, 40, 60)[0].pixels.shape == (1, 3, 64, 64)
+
+
+# The stream
+
+
+@relaxed
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=12).filter(any),
+    st.integers(0, 5),
+    st.integers(1, 7),
+)
+def test_every_image_is_seen_its_copies_in_every_epoch(copies, seed, images_per_step):
+    counts = np.array(copies)
+    length = int(counts.sum())
+    steps = -(-3 * length // images_per_step)
+    stream = [image for step in range(steps) for image in data.images_of_step(counts, seed, step, images_per_step)]
+    for epoch in range(3):
+        seen = np.bincount(stream[epoch * length : (epoch + 1) * length], minlength=len(copies))
+        assert seen.tolist() == copies
+    one_by_one = [data.images_of_step(counts, seed, position, 1)[0] for position in range(len(stream))]
+    assert stream == one_by_one
+
+
+def test_seeds_and_epochs_are_shuffled_differently():
+    counts = np.ones(50, dtype=np.int64)
+    orders = [data.epoch_images(counts, seed, epoch).tolist() for seed in (0, 1) for epoch in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+    assert orders[0] == data.epoch_images(counts, 0, 0).tolist()
+
+
+def same(one, other):
+    assert one.image_ids == other.image_ids
+    assert one.sizes_hw == other.sizes_hw
+    assert torch.equal(one.pixels, other.pixels)
+    for ours, theirs in zip(one.targets, other.targets, strict=True):
+        assert torch.equal(ours.boxes_xyxy, theirs.boxes_xyxy)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert torch.equal(ours.masks, theirs.masks)
+
+
+def test_a_step_depends_on_seed_and_step_alone(drawn):
+    steps = make_steps(drawn)
+    later_first = [steps[step] for step in (5, 2)]
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002
+    for batch, step in zip(later_first, (5, 2), strict=True):
+        same(batch, make_steps(drawn)[step])
+    others = [make_steps(drawn, seed=1)[step] for step in (5, 2)]
+    assert any(ours.image_ids != theirs.image_ids for ours, theirs in zip(later_first, others, strict=True))
+
+
+def test_augmentation_belongs_to_the_place_in_the_stream_not_to_the_batch_size(drawn):
+    pair, halves = make_steps(drawn)[1], [make_steps(drawn, images_per_step=1)[step] for step in (2, 3)]
+    assert pair.image_ids == [half.image_ids[0] for half in halves]
+    assert pair.sizes_hw == [half.sizes_hw[0] for half in halves]
+
+
+def test_both_flips_and_all_scales_are_drawn(drawn):
+    steps = make_steps(drawn, images_per_step=1)
+    assert {min(steps[step].sizes_hw[0]) for step in range(24)} >= {48, 56}
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside threads, from Python 3.12 on
+def test_workers_read_the_same_batches(drawn):
+    steps = make_steps(drawn)
+    alone, together = (list(data.read_in_order(steps, range(2, 7), workers)) for workers in (0, 2))
+    assert len(alone) == 5
+    for one, other in zip(alone, together, strict=True):
+        same(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_one_line_from_workers_too(tmp_path, workers):
+    store = make_store(tmp_path, [annotation(1, [10, 5, 20, 15])])
+    (tmp_path / "image.png").write_bytes(b"")
+    batches = data.read_in_order(data.TestImages(store.path, tmp_path, 40, 60), range(1), workers)
+    expected = f"{tmp_path / 'image.png'}: is no complete image; to mend: copy the file again"
+    with pytest.raises(InputError) as raised:
+        next(batches)
+    assert str(raised.value) == expected
+
+
+SIGNALLED = """
+import os, signal, sys, time
+from pathlib import Path
+from torch.utils.data import Dataset
+from lvis_rcnn import data
+
+class Slow(Dataset):
+    def __getitem__(self, index):
+        time.sleep(0.2)
+        return index
+
+signal.signal(signal.SIGTERM, lambda number, frame: None)
+batches = data.read_in_order(Slow(), range(6), 2)
+print(next(batches))
+os.killpg(os.getpgrp(), signal.SIGTERM)  # what a cluster does at the time limit
+print(*batches)
+"""
+
+
+def test_workers_outlive_a_signal_to_the_whole_job():
+    ended = subprocess.run(
+        [sys.executable, "-c", SIGNALLED],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout.split()) == (0, ["0", "1", "2", "3", "4", "5"]), ended.stderr
+
+
+@relaxed
+@given(st.integers(0, 30))
+def test_test_images_come_in_file_order(drawn, image):
+    images = data.TestImages(drawn.val_store, drawn.images, 48, 96)
+    image %= images.store.num_images
+    batch = images[image]
+    assert batch.image_ids == [int(images.store.image_ids[image])]
+    assert batch.targets == []
+    assert Path(images.store.image_path(image, drawn.images)).exists()

@@ -1,0 +1,71 @@
+"""A drawn dataset of a few images with its stores, and a study of a few steps on it."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conftest import REPOSITORY, write_study
+
+from lvis_rcnn.annotations import build_store, open_store
+from lvis_rcnn.backbones import Backbone
+from lvis_rcnn.config import Study, load_study
+from lvis_rcnn.repeat_factors import repeat_factors, write_repeat_factors
+
+# The heads of the real network on the smallest body that ends in four stages.
+SMALLEST = Backbone("R-14-FPN", "r14_fpn", (1, 1, 1, 1), groups=1, width_per_group=64)
+
+
+@dataclass(frozen=True)
+class TinyData:
+    """Where the files of the small dataset lie."""
+
+    folder: Path
+
+    @property
+    def images(self) -> Path:
+        return self.folder / "drawn" / "images"
+
+    @property
+    def train_store(self) -> Path:
+        return self.folder / "train.store"
+
+    @property
+    def val_store(self) -> Path:
+        return self.folder / "val.store"
+
+    @property
+    def repeat_factors(self) -> Path:
+        return self.folder / "repeat_factors"
+
+
+def make_data(folder: Path, train_images: int = 8, val_images: int = 5) -> TinyData:
+    """Draw, store and count as the steps do."""
+    data = TinyData(folder)
+    sizes = ["--train-images", str(train_images), "--val-images", str(val_images)]
+    command = [sys.executable, "-m", "lvis_rcnn.mini", "--seed", "0", *sizes, "--out", str(folder / "drawn")]
+    subprocess.run(command, check=True, cwd=REPOSITORY)
+    build_store(folder / "drawn" / "train.json", data.train_store)
+    build_store(folder / "drawn" / "val.json", data.val_store)
+    store = open_store(data.train_store)
+    write_repeat_factors(store, repeat_factors(store, 0.3), data.repeat_factors)
+    return data
+
+
+def write_tiny_study(folder: Path, **changes: Any) -> Path:
+    """Six steps on two images each, one thread, every step logged."""
+    values: dict[str, Any] = {
+        "study": "tiny",
+        "title": "tiny",
+        "schedule": {"steps": 6, "images_per_step": 2, "warmup_steps": 2},
+        "compute": {"threads": 1},
+        "resources": {"log_every_steps": 1},
+    }
+    for section, change in changes.items():
+        values[section] = {**values[section], **change} if isinstance(values.get(section), dict) else change
+    return write_study(folder / "tiny.yaml", **values)
+
+
+def tiny_study(folder: Path, **changes: Any) -> Study:
+    return load_study(write_tiny_study(folder, **changes))
