@@ -2,7 +2,7 @@
 
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lvis_rcnn import __version__
@@ -30,4 +30,12 @@ def git(*arguments: str) -> str | None:
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that a number depends on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    return {"python": platform.python_version(), **{name: version_of(name) for name in LIBRARIES}}
+
+
+def version_of(library: str) -> str:
+    """Installed version; another build of OpenCV than ours must not lose a trained model."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "not installed"
