@@ -22,9 +22,6 @@ from lvis_rcnn.mini_paint import paint_object
 from lvis_rcnn.mini_plan import TRAIN, VAL, plan_split
 from lvis_rcnn.mini_random import Stream, noise
 
-# pycocotools' decode still lacks NumPy 2's copy keyword.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 SMALL = (0, 40, 24)
 FULL = (0, 480, 100)
 # Digests of pixels and of annotations. They change only when the drawing is changed on purpose.
