@@ -4,6 +4,7 @@ Feature Pyramid Networks (Lin et al. 2017): levels P2 to P5 with 256 channels ea
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -45,8 +46,15 @@ def build_backbone(backbone: Backbone, weights: str, normalization: str, frozen_
         frozen_stages: 0 trains everything; 1 freezes the stem and stage 1, and so on.
 
     Raises:
-        InputError: no ImageNet weights are known for this body.
+        InputError: no ImageNet weights are known for this body, they do not fit, or cannot be had.
     """
+    if weights == "imagenet" and normalization == "group":
+        raise InputError(
+            "model.normalization",
+            "is group, but the ImageNet weights belong to batch normalisation",
+            allowed="fixed_batch or batch with 'imagenet'",
+            mend="take fixed_batch, or train from scratch with weights: none",
+        )
     body = ResNet(
         Bottleneck,
         list(backbone.blocks),
@@ -73,7 +81,15 @@ def imagenet_state(backbone: Backbone) -> dict[str, torch.Tensor]:
             allowed="r50, r101 with 'imagenet'; every backbone with 'none'",
             mend="take r50 or r101, or train from scratch with weights: none",
         )
-    state: dict[str, torch.Tensor] = IMAGENET_WEIGHTS[backbone.blocks].get_state_dict(check_hash=True)
+    entry = IMAGENET_WEIGHTS[backbone.blocks]
+    try:
+        state: dict[str, torch.Tensor] = entry.get_state_dict(check_hash=True)
+    except OSError as error:
+        raise InputError(
+            "model.weights",
+            f"{entry.url} cannot be downloaded ({error})",
+            mend=f"put the file into {Path(torch.hub.get_dir(), 'checkpoints')}",
+        ) from None
     return state
 
 
@@ -92,8 +108,8 @@ def freeze(body: ResNet, stages: int) -> None:
         part.requires_grad_(False)
 
 
-def fix_batch_statistics(backbone: BackboneWithFPN) -> None:
-    """Use the stored statistics also in training; scale and shift are still trained."""
+def fix_batch_statistics(backbone: BackboneWithFPN, *, frozen_only: bool) -> None:
+    """Use the stored statistics also in training, everywhere or in frozen stages; scale and shift may still train."""
     for module in backbone.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and not (frozen_only and module.weight.requires_grad):
             module.eval()

@@ -15,6 +15,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
 
 from lvis_rcnn.backbones import Backbone
 from lvis_rcnn.data import Batch, Target
@@ -76,10 +77,9 @@ class MaskRcnn(nn.Module):
         self.fixed_statistics = settings.normalization == "fixed_batch"
 
     def train(self, mode: bool = True) -> "MaskRcnn":
-        """Switch the mode; fixed statistics stay fixed."""
+        """Switch the mode; fixed statistics, and those of frozen stages, stay fixed."""
         super().train(mode)
-        if self.fixed_statistics:
-            fix_batch_statistics(self.backbone)
+        fix_batch_statistics(self.backbone, frozen_only=not self.fixed_statistics)
         return self
 
 
@@ -103,7 +103,7 @@ def build_rpn(settings: Settings) -> RegionProposalNetwork:
 def build_roi_heads(num_labels: int, settings: Settings) -> RoIHeads:
     """Box and mask heads; box regression and masks are per class."""
     return RoIHeads(
-        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=BOX_POOL, sampling_ratio=2),
+        box_roi_pool=region_pool(BOX_POOL),
         box_head=TwoMLPHead(FPN_CHANNELS * BOX_POOL**2, 1024),
         box_predictor=FastRCNNPredictor(1024, num_labels),
         fg_iou_thresh=0.5,
@@ -114,10 +114,22 @@ def build_roi_heads(num_labels: int, settings: Settings) -> RoIHeads:
         score_thresh=settings.score_threshold,
         nms_thresh=settings.nms_iou,
         detections_per_img=settings.detections_per_image,
-        mask_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=MASK_POOL, sampling_ratio=2),
+        mask_roi_pool=region_pool(MASK_POOL),
         mask_head=MaskRCNNHeads(FPN_CHANNELS, (256, 256, 256, 256), dilation=1),
         mask_predictor=MaskRCNNPredictor(256, 256, num_labels),
     )
+
+
+def region_pool(output_size: int) -> MultiScaleRoIAlign:
+    """RoIAlign on P2 to P5, at their true scales.
+
+    torchvision would guess the scales from the first image it meets and keep them; one that padding makes half as
+    large again, such as 1333 x 40, makes it guess wrong.
+    """
+    pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=output_size, sampling_ratio=2)
+    pool.scales = [1 / stride for stride in STRIDES_PX[:4]]
+    pool.map_levels = LevelMapper(2, 5)  # P2 to P5
+    return pool
 
 
 def losses(model: MaskRcnn, batch: Batch) -> dict[str, torch.Tensor]:
