@@ -18,7 +18,7 @@ PREVIOUS = "previous.pth"
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write ``state`` as the newest checkpoint; the one it replaces stays as the previous one.
 
-    Killed at any moment, one of the two files is whole.
+    Killed at any moment, a whole file is left under one of the names that :func:`load_checkpoint` tries.
     """
     newest = folder / NEWEST
     with atomic_file(folder / NEXT) as temporary:

@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,12 @@ class Run:
     repeat_factors_dir: Path
     state_root: Path
 
-    @property
+    @cached_property
     def store(self) -> AnnotationStore:
         """Annotations of the training split."""
         return open_store(self.store_path)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hex SHA-256 of everything that changes the model."""
         return sha256_of_json(
@@ -108,7 +109,7 @@ def run_record(run: Run, recipe: Recipe, progress: Progress, finished_at: dateti
         "epochs": recipe.steps * recipe.images_per_step / recipe.epoch_length,
         **hardware(run.study, progress),
         "elapsed_s": progress.elapsed_s,
-        "started_at": (finished_at - timedelta(seconds=progress.elapsed_s)).isoformat(timespec="seconds"),
+        "started_at": datetime.fromtimestamp(progress.started_at, UTC).isoformat(timespec="seconds"),
         "finished_at": finished_at.isoformat(timespec="seconds"),
         "attempts": progress.attempts,
         "model_file": f"{stem}-{model_sha256[:8]}.pth",
@@ -138,10 +139,16 @@ def hardware(study: Study, progress: Progress) -> dict[str, Any]:
 def published_stem(study: Study, backbone: str, seed: int) -> str:
     """File name in MMDetection's manner, without time and digest."""
     threshold = study.sampling.oversample_threshold
-    sampling = f"_sample{threshold:.0e}".replace("e-0", "e-") if threshold else ""
+    sampling = f"_sample{scientific(threshold)}" if threshold else ""
     scales = "_mstrain" if len(study.augmentation.short_edges_px) > 1 else ""
     schedule = f"{study.schedule.epochs}e" if study.schedule.epochs else f"{study.schedule.steps}it"
     return f"mask_rcnn_{BACKBONES[backbone].file_stem}{sampling}{scales}_{schedule}_{study.study}_seed{seed}"
+
+
+def scientific(value: float) -> str:
+    """``1e-3`` for 0.001: a short form that loses no digit that a person wrote."""
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def export(state_dir: Path, out_dir: Path) -> None:

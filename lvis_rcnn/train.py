@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 from tqdm import tqdm
 
 from lvis_rcnn.backbones import BACKBONES
@@ -84,7 +86,8 @@ def require_finite(parts: dict[str, torch.Tensor], step: int, image_ids: list[in
     Raises:
         InputError: names the losses, the step and the images.
     """
-    bad = [f"{name} = {float(value)}" for name, value in parts.items() if not math.isfinite(float(value))]
+    values = {name: float(value.detach()) for name, value in parts.items()}
+    bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise InputError(
             f"step {step}, images {', '.join(map(str, image_ids))}",
@@ -111,7 +114,7 @@ def take_step(
     if recipe.schedule.gradient_clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.schedule.gradient_clip_norm)
     optimizer.step()
-    return {name: float(value) for name, value in parts.items()}
+    return {name: float(value.detach()) for name, value in parts.items()}
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -157,7 +160,7 @@ def train_to_the_end(run: Run) -> None:
     torch.set_num_threads(study.compute.threads)
     torch.manual_seed(run.seed)
     device = torch.device(study.compute.device)
-    copies = read_copies(run.repeat_factors_dir)
+    copies = copies_of(run)
     recipe = make_recipe(study.schedule, int(copies.sum()))
     model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, network_settings(study)).to(device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -166,8 +169,29 @@ def train_to_the_end(run: Run) -> None:
     augmentation = Augmentation(**study.augmentation.model_dump())
     items = TrainingSteps(run.store_path, run.images_dir, copies, augmentation, run.seed, recipe.images_per_step)
     batches = read_in_order(items, range(progress.step, recipe.steps), study.resources.loader_workers)
-    take_steps(run, model, optimizer, iter(batches), recipe, progress)
+    try:
+        take_steps(run, model, optimizer, batches, recipe, progress)
+    except BaseException:
+        write_heartbeat(run.state_dir, progress, recipe.steps, "stopped")
+        raise
     finish(run, model.state_dict(), recipe, progress)
+
+
+def copies_of(run: Run) -> Int64[np.ndarray, " n"]:
+    """Copies of each image in one epoch.
+
+    Raises:
+        InputError: as :func:`read_copies`, or the table is of another store.
+    """
+    copies = read_copies(run.repeat_factors_dir)
+    if len(copies) != run.store.num_images:
+        raise InputError(
+            str(run.repeat_factors_dir),
+            f"counts {len(copies)} images",
+            allowed=f"the {run.store.num_images} images of {run.store_path}",
+            mend="write it again with python -m lvis_rcnn.repeat_factors --store",
+        )
+    return copies
 
 
 def restore(state_dir: Path, model: MaskRcnn, optimizer: torch.optim.Optimizer) -> Progress:
@@ -207,7 +231,7 @@ def take_steps(
             step_s = time.monotonic() - started
             progress.step, progress.elapsed_s = step + 1, progress.elapsed_s + step_s
             progress.peak_memory_bytes = max(progress.peak_memory_bytes, peak_memory_bytes(device))
-            training_log.add({**parts, "data_time": data_s, "time": step_s})
+            progress.unlogged.append({**parts, "data_time": data_s, "time": step_s})
             bar.update()
             if progress.step % run.study.resources.log_every_steps == 0 or progress.step == recipe.steps:
                 line = training_log.write(progress)
@@ -218,7 +242,7 @@ def take_steps(
                 save(run.state_dir, model, optimizer, progress)
                 saved_at = time.monotonic()
             if stop.arrived:
-                leave(run, progress, recipe.steps)
+                leave(progress, recipe.steps)
 
 
 def save(state_dir: Path, model: MaskRcnn, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
@@ -227,23 +251,33 @@ def save(state_dir: Path, model: MaskRcnn, optimizer: torch.optim.Optimizer, pro
     save_checkpoint(state_dir, state)
 
 
-def leave(run: Run, progress: Progress, steps: int) -> None:
+def leave(progress: Progress, steps: int) -> None:
     """End the process after a signal; the state has been saved."""
-    write_heartbeat(run.state_dir, progress, steps, "stopped")
     log.warning("stopped by a signal at step %d of %d; the next start goes on from there", progress.step, steps)
     sys.exit(EXIT_RESUME_ME)
+
+
+def require_device(study: Study, study_file: Path) -> None:
+    """Refuse a study that needs a GPU where there is none.
+
+    Raises:
+        InputError: names the study file.
+    """
+    if study.compute.device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"{study_file}: compute.device",
+            "is cuda, but this torch sees no GPU",
+            allowed="cpu, or cuda where torch.cuda.is_available()",
+            mend="run on a GPU node with a CUDA build of torch",
+        )
 
 
 def step(args: argparse.Namespace) -> None:
     """Train the run that the arguments name."""
     study = load_study_for_step(args.study, "train", args.settings_digest)
-    if study.compute.device == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            f"{args.study}: compute.device",
-            "is cuda, but this torch sees no GPU",
-            allowed="cpu, or cuda where torch.cuda.is_available()",
-            mend="run on a GPU node with a CUDA build of torch",
-        )
+    require_device(study, args.study)
+    if args.seed < 0:
+        raise InputError("--seed", f"is {args.seed}", allowed="0 or more", mend="change the value")
     run = Run(study, args.backbone, args.seed, args.store, args.images, args.repeat_factors, args.state)
     train(run, args.out)
 

@@ -5,11 +5,11 @@ import json
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lvis_rcnn.files import write_json
+from lvis_rcnn.files import atomic_file, write_json
 from lvis_rcnn.schedule import Recipe
 
 
@@ -25,6 +25,10 @@ class Progress:
     """Largest memory of any attempt."""
     attempts: int = 1
     """Starts so far."""
+    started_at: float = field(default_factory=time.time)
+    """Unix seconds of the first start."""
+    unlogged: list[dict[str, float]] = field(default_factory=list)
+    """Losses and times of the steps since the last line of the log."""
 
 
 class TrainingLog:
@@ -33,24 +37,20 @@ class TrainingLog:
     def __init__(self, path: Path, recipe: Recipe, steps_done: int) -> None:
         self.path = path
         self.recipe = recipe
-        self.window: list[dict[str, float]] = []
         keep_lines_until(path, steps_done)
 
-    def add(self, values: dict[str, float]) -> None:
-        """Remember losses, ``time`` and ``data_time`` (seconds) of one step."""
-        self.window.append(values)
-
     def write(self, progress: Progress) -> dict[str, Any]:
-        """Write the line of the last step and begin a new window."""
+        """Write the line of the steps that are not logged yet, at least one, and forget them."""
         line = self.line(progress)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        self.window.clear()
+        progress.unlogged.clear()
         return line
 
     def line(self, progress: Progress) -> dict[str, Any]:
         """The line of the last step; epoch and iter count from 1, memory is in MiB."""
-        means = {name: sum(values[name] for values in self.window) / len(self.window) for name in self.window[-1]}
+        window = progress.unlogged
+        means = {name: sum(values[name] for values in window) / len(window) for name in window[-1]}
         parts = {name: round(value, 5) for name, value in means.items() if name.startswith("loss_")}
         epoch, position = divmod(progress.step - 1, self.recipe.steps_in_epoch)
         return {
@@ -75,7 +75,8 @@ def keep_lines_until(path: Path, steps_done: int) -> None:
         with contextlib.suppress(json.JSONDecodeError):
             if json.loads(line)["step"] <= steps_done:
                 kept.append(line)
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
 def sentence(line: dict[str, Any], steps: int) -> str:
