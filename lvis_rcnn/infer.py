@@ -9,16 +9,14 @@ outside are reading and resizing the image and run-length encoding.
 import argparse
 import json
 import math
-import os
-import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from pycocotools import mask as rle
 from torch.nn.functional import grid_sample
 from tqdm import tqdm
@@ -29,11 +27,12 @@ from lvis_rcnn.checkpoints import load_model
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.config import Study, load_study_for_step, settings_digest
 from lvis_rcnn.data import Batch, TestImages, read_in_order
-from lvis_rcnn.detections import Detections, concatenate, pack_rles, read_shards, shard_path, shards_of, write_shard
+from lvis_rcnn.detections import Detections, concatenate, pack_rles, read_shard, shard_path, shards_of, write_shard
 from lvis_rcnn.files import atomic_folder, sha256_of_file, sha256_of_json, write_json
+from lvis_rcnn.finished_run import link
 from lvis_rcnn.model.mask_rcnn import ImageDetections, MaskRcnn, detect
 from lvis_rcnn.provenance import code_version, library_versions
-from lvis_rcnn.train import network_settings, to_device
+from lvis_rcnn.train import network_settings, require_device, to_device
 
 # Raised when a change of the code changes detections: older shards are then not reused.
 INFERENCE_REVISION = 1
@@ -97,7 +96,7 @@ def image_detections(
     found: ImageDetections,
     boxes_xyxy: Float[torch.Tensor, "d 4"],
     masks: list[Bool[np.ndarray, "h w"]],
-    category_ids: "np.ndarray[Any, np.dtype[np.int64]]",
+    category_ids: Int64[np.ndarray, " c"],
 ) -> Detections:
     """Detections of one image as flat arrays; ``category_ids[label - 1]`` is the id in the annotation file."""
     encoded = [rle.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
@@ -183,23 +182,45 @@ def load_trained(
     """The trained network in evaluation mode, and what its file says of it.
 
     Raises:
-        InputError: the model is another backbone's or was trained on other categories.
+        InputError: the model is not of this project, another backbone's, trained on other categories, or other
+            settings.
     """
     state, meta = load_model(model_path)
-    names = tuple(category.name for category in store.categories)
-    if meta["backbone"] != backbone or tuple(meta["CLASSES"]) != names:
+    require_fit(str(model_path), backbone, meta, [category.name for category in store.categories])
+    # The file brings every weight: nothing is fetched to be overwritten.
+    unfilled = replace(network_settings(study), weights="none")
+    model = MaskRcnn(BACKBONES[backbone], store.num_labels, unfilled)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError:
         raise InputError(
             str(model_path),
-            f"is {meta['backbone']} with {len(meta['CLASSES'])} categories",
-            allowed=f"{backbone} with the {len(names)} categories of the annotations",
-            mend="name the model that was trained for this study",
-        )
-    settings = network_settings(study)
-    # The file brings every weight: nothing is fetched to be overwritten.
-    unfilled = type(settings)(**{**vars(settings), "weights": "none"})
-    model = MaskRcnn(BACKBONES[backbone], store.num_labels, unfilled)
-    model.load_state_dict(state)
+            "its weights are those of another network",
+            allowed=f"a model of the study's model.normalization, {study.model.normalization}",
+            mend="train again, or name the model that was trained for this study",
+        ) from None
     return model.eval(), meta
+
+
+def require_fit(where: str, backbone: str, meta: dict[str, Any], names: list[str]) -> None:
+    """Refuse a model that was not trained for this backbone and these category names, in their order.
+
+    Raises:
+        InputError: says what it was trained for.
+    """
+    mend = "name the model that was trained for this study"
+    if not {"backbone", "seed", "CLASSES"} <= set(meta):
+        raise InputError(where, "says of itself nothing we know", allowed="a model.pth of lvis_rcnn.train", mend=mend)
+    if meta["backbone"] != backbone:
+        raise InputError(where, f"is a model of {meta['backbone']}", allowed=backbone, mend=mend)
+    classes = list(meta["CLASSES"])
+    if len(classes) != len(names):
+        what = f"knows {len(classes)} categories"
+        raise InputError(where, what, allowed=f"the {len(names)} of the annotations", mend=mend)
+    for trained, name in zip(classes, names, strict=True):
+        if trained != name:
+            what = f"knows category {trained!r} in the place of {name!r}"
+            raise InputError(where, what, allowed="the categories of the annotations, in their order", mend=mend)
 
 
 def infer(
@@ -217,7 +238,7 @@ def infer(
     shards_dir.mkdir(parents=True, exist_ok=True)
     infer_shards(model.to(device), images, shards_dir, study.resources.loader_workers, device, backbone)
     export_shards(shards_dir, out_dir / "detections")
-    detections = len(read_shards(out_dir / "detections"))
+    detections = sum(len(read_shard(shard)) for shard in shards_of(out_dir / "detections"))
     write_json(out_dir / "inference.json", {**record, "detections": detections, **speed(shards_dir)})
     log.info("detected %d images with %s: %s", images.store.num_images, backbone, out_dir / "detections")
 
@@ -261,15 +282,13 @@ def export_shards(shards_dir: Path, out_dir: Path) -> None:
     """Hard links of all shards as one folder that appears whole; copies where the file system has no links."""
     with atomic_folder(out_dir) as folder:
         for shard in shards_of(shards_dir):
-            try:
-                os.link(shard, folder / shard.name)
-            except OSError:
-                shutil.copy2(shard, folder / shard.name)
+            link(shard, folder / shard.name)
 
 
 def step(args: argparse.Namespace) -> None:
     """Infer with the model that the arguments name."""
     study = load_study_for_step(args.study, "infer", args.settings_digest)
+    require_device(study, args.study)
     infer(study, args.backbone, args.model, args.store, args.images, args.state, args.out)
 
 
