@@ -59,7 +59,7 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         return content["state_dict"], content["meta"]
     except FileNotFoundError:
         raise InputError(str(path), "no such model", mend="train it first") from None
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, OSError, LookupError, TypeError, pickle.UnpicklingError) as error:
         raise InputError(
             str(path),
             f"no readable model ({type(error).__name__})",
