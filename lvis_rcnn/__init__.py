@@ -9,9 +9,9 @@ The files of this package, in data-flow order, are the method; a module imports 
     mini*              draws the embedded dataset
     annotation_file    what an LVIS JSON file may hold
     annotations        LVIS JSON becomes a memory-mapped store
-    preflight          finds what is wrong before a GPU is touched
     repeat_factors     how often each image is drawn
     schedule           budgets and learning rates, pure functions of the step
+    preflight          finds what is wrong before a GPU is touched
     data               images and targets, batches, the sample stream
     model/             four backbones, one FPN, one Mask R-CNN
     checkpoints        saves and restores a run

@@ -80,7 +80,7 @@ class Dataset(Section):
 
 
 class Sampling(Section):
-    """Class-balanced oversampling (Gupta et al. 2019, appendix A)."""
+    """Class-balanced oversampling (Gupta et al. 2019, arXiv 1908.03195v2, appendix B.2)."""
 
     oversample_threshold: Annotated[float, Field(gt=0, le=1)] | None
     """Categories in fewer than this fraction of the images are oversampled; null turns oversampling off."""
