@@ -1,0 +1,375 @@
+"""Training: stopped anywhere, it goes on to the same weights and the same log; whatever is wrong is one line.
+
+How the loop resumes is shown with a network of a few numbers that has all that matters: batch statistics, dropout, and
+losses that depend on pixels and labels. Two tests train the real one.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from tiny_run import SMALLEST, make_data, tiny_study, write_tiny_study
+from torch import nn
+
+from lvis_rcnn import train
+from lvis_rcnn.checkpoints import load_model
+from lvis_rcnn.command import InputError
+from lvis_rcnn.data import Batch
+from lvis_rcnn.finished_run import Run
+from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn
+from lvis_rcnn.schedule import make_recipe
+
+TIMES = {"time", "data_time", "memory"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_signal_handlers():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+class FewNumbers(MaskRcnn):
+    """Stands for the network."""
+
+    def __init__(self, backbone, num_labels, settings):
+        nn.Module.__init__(self)
+        self.body = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 5))
+
+    def train(self, mode=True):
+        return nn.Module.train(self, mode)
+
+
+def few_losses(model: MaskRcnn, batch: Batch):
+    labels = torch.stack([target.labels.float().sum() for target in batch.targets])[:, None]
+    seen = torch.cat([batch.pixels.mean((2, 3)), labels / 100], dim=1)
+    return dict(zip(LOSS_NAMES.values(), model.body(seen).square().mean(0).unbind(), strict=True))
+
+
+@pytest.fixture
+def few_numbers(monkeypatch):
+    monkeypatch.setattr(train, "MaskRcnn", FewNumbers)
+    monkeypatch.setattr(train, "losses", few_losses)
+
+
+def make_run(drawn, folder, **changes):
+    folder.mkdir(exist_ok=True)
+    study = tiny_study(folder, **changes)
+    return Run(study, "r50", 0, drawn.train_store, drawn.images, drawn.repeat_factors, folder / "state")
+
+
+def outcome(run, folder):
+    """Weights and log of a run, without what differs from one start to the next."""
+    train.train(run, folder / "out")
+    weights, _ = load_model(folder / "out" / "model.pth")
+    lines = [json.loads(line) for line in (folder / "out" / "log.json").read_text().splitlines()]
+    return weights, [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def assert_same(ours, theirs):
+    assert ours[0].keys() == theirs[0].keys()
+    assert all(torch.equal(ours[0][name], theirs[0][name]) for name in ours[0])
+    assert ours[1] == theirs[1]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def interrupt(monkeypatch, run, folder, step, how):
+    """Start a run that ends during ``step``, and check that it left no output."""
+    take_step = train.take_step
+
+    def interrupted(model, optimizer, batch, position, seed, recipe):
+        if position == step:
+            if how is Killed:
+                raise Killed
+            os.kill(os.getpid(), how)
+        return take_step(model, optimizer, batch, position, seed, recipe)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "take_step", interrupted)
+        with pytest.raises((SystemExit, Killed)) as ended:
+            train.train(run, folder / "out")
+    assert not (folder / "out").exists()
+    assert json.loads((run.state_dir / "progress.json").read_text())["state"] == "stopped"
+    return ended.value
+
+
+@pytest.mark.usefixtures("few_numbers")
+@pytest.mark.parametrize("log_every_steps", [1, 4])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_at_any_step_it_ends_in_the_same_weights_and_log(drawn, tmp_path, monkeypatch, number, log_every_steps):
+    resources = {"log_every_steps": log_every_steps}
+    whole = outcome(make_run(drawn, tmp_path / "whole", resources=resources), tmp_path / "whole")
+    assert [line["step"] for line in whole[1]] == ([1, 2, 3, 4, 5, 6] if log_every_steps == 1 else [4, 6])
+    for step in range(6):
+        folder = tmp_path / f"stopped{step}"
+        run = make_run(drawn, folder, resources=resources)
+        assert interrupt(monkeypatch, run, folder, step, number).code == 75
+        assert json.loads((run.state_dir / "progress.json").read_text())["step"] == step + 1
+        assert_same(outcome(run, folder), whole)
+        assert json.loads((folder / "out" / "train.json").read_text())["attempts"] == 2
+
+
+@pytest.mark.usefixtures("few_numbers")
+@pytest.mark.parametrize("saved_each_step", [True, False])
+def test_killed_again_and_again_it_ends_in_the_same_weights_and_log(drawn, tmp_path, monkeypatch, saved_each_step):
+    whole = outcome(make_run(drawn, tmp_path / "whole"), tmp_path / "whole")
+    run = make_run(drawn, tmp_path / "killed")
+    monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", -1.0 if saved_each_step else 1e9)
+    for step in (2, 3, 5):
+        interrupt(monkeypatch, run, tmp_path / "killed", step, Killed)
+    assert_same(outcome(run, tmp_path / "killed"), whole)
+    attempts = json.loads((tmp_path / "killed" / "out" / "train.json").read_text())["attempts"]
+    assert attempts == (4 if saved_each_step else 1)
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_a_kill_while_finishing_loses_nothing(drawn, tmp_path, monkeypatch):
+    whole = outcome(make_run(drawn, tmp_path / "whole"), tmp_path / "whole")
+    run = make_run(drawn, tmp_path / "killed")
+    interrupt(monkeypatch, run, tmp_path / "killed", 5, signal.SIGTERM)  # all steps are done, and saved
+    monkeypatch.setattr(train, "take_step", None)
+    assert_same(outcome(run, tmp_path / "killed"), whole)
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_a_finished_run_is_exported_again_and_not_trained(drawn, tmp_path, monkeypatch):
+    run = make_run(drawn, tmp_path / "run")
+    first = outcome(run, tmp_path / "run")
+    record = (tmp_path / "run" / "out" / "train.json").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "out")
+    monkeypatch.setattr(train, "MaskRcnn", None)
+    assert_same(outcome(run, tmp_path / "run"), first)
+    assert (tmp_path / "run" / "out" / "train.json").read_bytes() == record
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_other_settings_do_not_meet_these_checkpoints(drawn, tmp_path, monkeypatch):
+    run = make_run(drawn, tmp_path / "run")
+    interrupt(monkeypatch, run, tmp_path / "run", 2, signal.SIGTERM)
+    changed = make_run(drawn, tmp_path / "run", schedule={"learning_rate": 0.002})
+    outcome(changed, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "out" / "train.json").read_text())["attempts"] == 1
+    assert train.restore(run.state_dir, *model_and_optimizer(run)).step == 3
+
+
+def model_and_optimizer(run):
+    model = FewNumbers(None, 0, None)
+    return model, train.OPTIMIZERS["adamw"](list(model.parameters()), run.study.schedule)
+
+
+@pytest.mark.usefixtures("few_numbers")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside threads, from Python 3.12 on
+def test_reading_processes_change_nothing(drawn, tmp_path):
+    alone, helped = (
+        outcome(
+            make_run(drawn, tmp_path / str(workers), resources={"loader_workers": workers}), tmp_path / str(workers)
+        )
+        for workers in (0, 2)
+    )
+    assert_same(alone, helped)
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_seeds_differ(drawn, tmp_path):
+    runs = [make_run(drawn, tmp_path / "0"), make_run(drawn, tmp_path / "1")]
+    other = Run(**{**vars(runs[1]), "seed": 1})
+    assert outcome(runs[0], tmp_path / "0")[1] != outcome(other, tmp_path / "1")[1]
+
+
+def test_a_loss_that_is_not_finite_is_named_and_touches_no_weight(drawn, tmp_path, monkeypatch, few_numbers):
+    run = make_run(drawn, tmp_path / "run")
+    model, optimizer = model_and_optimizer(run)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+
+    values = {"loss_cls": torch.nan, "loss_bbox": 1.0, "loss_mask": torch.inf}
+    monkeypatch.setattr(train, "losses", lambda model, batch: {name: torch.tensor(values[name]) for name in values})
+    batch = Batch(torch.rand(2, 3, 32, 32), [(32, 32)] * 2, [17, 4], [])
+    expected = r"step 3, images 17, 4: loss is not finite: loss_cls = nan, loss_mask = inf; to mend: lower schedule"
+    with pytest.raises(InputError, match=expected):
+        train.take_step(model, optimizer, batch, 3, 0, make_recipe(run.study.schedule, 8))
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_after_an_error_the_heartbeat_says_stopped(drawn, tmp_path, monkeypatch):
+    run = make_run(drawn, tmp_path / "run")
+    monkeypatch.setattr(train, "losses", lambda model, batch: {"loss_cls": torch.tensor(torch.nan)})
+    with pytest.raises(InputError, match="step 0, images "):
+        train.train(run, tmp_path / "run" / "out")
+    assert json.loads((run.state_dir / "progress.json").read_text())["state"] == "stopped"
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_rates_and_random_numbers_depend_on_the_step_alone(drawn, tmp_path):
+    run = make_run(drawn, tmp_path / "run")
+    recipe = make_recipe(run.study.schedule, 8)
+    augmentation = train.Augmentation(**run.study.augmentation.model_dump())
+    items = train.TrainingSteps(
+        drawn.train_store, drawn.images, train.copies_of(run), augmentation, 0, recipe.images_per_step
+    )
+    results = []
+    for noise in (0, 1):
+        torch.manual_seed(7)
+        model, optimizer = model_and_optimizer(run)
+        torch.manual_seed(noise)
+        results.append((train.take_step(model.train(), optimizer, items[4], 4, 0, recipe), model.state_dict()))
+        assert optimizer.param_groups[0]["lr"] == recipe.learning_rate(4)
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(value, results[1][1][name]) for name, value in results[0][1].items())
+
+
+def test_gradients_are_clipped_where_the_study_says_so(drawn, tmp_path, monkeypatch, few_numbers):
+    asked = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, norm: asked.append(norm))
+    outcome(make_run(drawn, tmp_path / "run", schedule={"gradient_clip_norm": 35.0}), tmp_path / "run")
+    assert asked == [35.0] * 6
+
+
+def test_the_published_optimizer_has_one_group(tmp_path):
+    schedule = tiny_study(tmp_path, schedule={"optimizer": "sgd", "learning_rate": 0.02, "weight_decay": 1e-4}).schedule
+    (group,) = train.sgd(list(nn.Linear(2, 2).parameters()), schedule).param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"], len(group["params"])) == (0.02, 0.9, 1e-4, 2)
+
+
+# The command
+
+
+def arguments(drawn, study, folder, **changes):
+    options = {
+        "--study": study,
+        "--backbone": "r50",
+        "--seed": 0,
+        "--store": drawn.train_store,
+        "--images": drawn.images,
+        "--repeat-factors": drawn.repeat_factors,
+        "--state": folder / "state",
+        "--out": folder / "out",
+        **changes,
+    }
+    return [str(part) for pair in options.items() for part in pair]
+
+
+def error_of(monkeypatch, capsys, words):
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_a_negative_seed_is_refused(drawn, tmp_path, monkeypatch, capsys):
+    words = arguments(drawn, write_tiny_study(tmp_path), tmp_path, **{"--seed": -1})
+    assert error_of(monkeypatch, capsys, words) == "error: --seed: is -1; allowed: 0 or more; to mend: change the value"
+
+
+def test_a_gpu_that_is_not_there_is_said(drawn, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    study = write_tiny_study(tmp_path, compute={"device": "cuda"})
+    line = error_of(monkeypatch, capsys, arguments(drawn, study, tmp_path))
+    assert line.startswith(f"error: {study}: compute.device: is cuda, but this torch sees no GPU; allowed: cpu, or")
+
+
+def test_a_study_that_changed_after_planning_is_refused(drawn, tmp_path, monkeypatch, capsys):
+    words = arguments(drawn, write_tiny_study(tmp_path), tmp_path, **{"--settings-digest": "0" * 64})
+    assert "the settings of step 'train' changed after this run was planned" in error_of(monkeypatch, capsys, words)
+
+
+@pytest.mark.parametrize(
+    ("copies", "expected"),
+    [
+        (["1"] * 3, "counts 3 images; allowed: the 8 images of "),
+        (["0"] * 8, "no readable table of copies: ValueError('no image is drawn"),
+    ],
+    ids=["another store", "nothing to train on"],
+)
+def test_unfit_repeat_factors_are_refused(drawn, tmp_path, monkeypatch, capsys, copies, expected):
+    (tmp_path / "images.csv").write_text("\n".join(["image_id,factor,copies", *(f"1,1.0,{copy}" for copy in copies)]))
+    words = arguments(drawn, write_tiny_study(tmp_path), tmp_path, **{"--repeat-factors": tmp_path})
+    assert expected in error_of(monkeypatch, capsys, words)
+
+
+def test_a_damaged_image_is_one_line(drawn, tmp_path, monkeypatch, capsys, few_numbers):
+    shutil.copytree(drawn.images, tmp_path / "images")
+    for file in (tmp_path / "images").rglob("*.png"):
+        file.write_bytes(file.read_bytes()[:200])
+    words = arguments(drawn, write_tiny_study(tmp_path), tmp_path, **{"--images": tmp_path / "images"})
+    line = error_of(monkeypatch, capsys, words)
+    assert line.endswith("is no complete image; to mend: copy the file again")
+
+
+def test_the_help_is_readable(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        train.main()
+    text = capsys.readouterr().out
+    assert "stopped anywhere, the next start goes on" in text
+    assert "--repeat-factors DIR" in text
+
+
+# The real network
+
+
+def test_the_real_network_learns_and_resumes(drawn, tmp_path, monkeypatch):
+    monkeypatch.setitem(train.BACKBONES, "r50", SMALLEST)
+    schedule = {"steps": 3}
+    whole = outcome(make_run(drawn, tmp_path / "whole", schedule=schedule), tmp_path / "whole")
+    run = make_run(drawn, tmp_path / "stopped", schedule=schedule)
+    interrupt(monkeypatch, run, tmp_path / "stopped", 1, signal.SIGTERM)
+    assert_same(outcome(run, tmp_path / "stopped"), whole)
+    assert set(LOSS_NAMES.values()) < set(whole[1][0])
+    for name in ("stopped", "whole"):
+        shutil.rmtree(tmp_path / name)  # 100 MB of weights
+
+
+def test_a_signal_while_the_network_is_built_just_ends_the_process(drawn, tmp_path, monkeypatch):
+    found = []
+
+    def build(*arguments):
+        found.extend(signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT))
+        raise Killed
+
+    monkeypatch.setattr(train, "MaskRcnn", build)
+    run = make_run(drawn, tmp_path / "run")
+    with pytest.raises(Killed):
+        train.train(run, tmp_path / "run" / "out")
+    assert found == [signal.SIG_DFL, signal.default_int_handler]
+    assert list(run.state_dir.iterdir()) == []
+
+
+def test_a_terminated_process_exits_with_the_code_that_says_start_me_again(drawn, tmp_path):
+    study = write_tiny_study(tmp_path, schedule={"steps": 500})
+    words = [*arguments(drawn, study, tmp_path), "--log", str(tmp_path / "train.log")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lvis_rcnn.train", *words], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list((tmp_path / "state").rglob("progress.json")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 75
+    assert re.fullmatch(r"stopped by a signal at step \d+ of 500; the next start goes on from there\n", error)
+    assert "stopped by a signal" in (tmp_path / "train.log").read_text().splitlines()[-1]
+    shutil.rmtree(tmp_path / "state")
