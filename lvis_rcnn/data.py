@@ -8,7 +8,7 @@ zeros to a multiple of 32, then to the largest image of the batch.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -272,7 +272,7 @@ def start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-def read_in_order(items: Dataset[Batch], indices: range, workers: int) -> Iterator[Batch]:
+def read_in_order(items: Dataset[Batch], indices: Sequence[int], workers: int) -> Iterator[Batch]:
     """Batches of ``indices`` in that order, read ahead by ``workers`` processes (0: in this one).
 
     Raises:

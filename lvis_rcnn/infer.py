@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -142,31 +143,37 @@ def infer_shards(
     if len(missing) < shards:
         log.info("going on from shard %d of %d", missing[0] if missing else shards, shards)
     warmup = min(WARMUP_IMAGES, store.num_images - 1)
+    # One reader for all shards: it reads ahead across their bounds.
+    batches = read_in_order(images, [index for number in missing for index in images_of_shard(number, store)], workers)
     with tqdm(total=store.num_images, desc=f"infer {title}", unit="image", disable=None) as bar:
         bar.update((shards - len(missing)) * IMAGES_PER_SHARD)
         for number in missing:
-            indices = range(number * IMAGES_PER_SHARD, min((number + 1) * IMAGES_PER_SHARD, store.num_images))
             skip = warmup if number == missing[0] else 0
-            detections, clock = infer_images(model, images, indices, workers, device, skip, bar)
+            detections, clock = infer_images(model, store, images_of_shard(number, store), batches, device, skip, bar)
             write_json(shards_dir / f"shard-{number:05d}.clock.json", vars(clock))
             write_shard(shard_path(shards_dir, number), detections)
 
 
+def images_of_shard(number: int, store: AnnotationStore) -> range:
+    """Positions of the images of shard ``number``."""
+    return range(number * IMAGES_PER_SHARD, min((number + 1) * IMAGES_PER_SHARD, store.num_images))
+
+
 def infer_images(
     model: MaskRcnn,
-    images: TestImages,
+    store: AnnotationStore,
     indices: range,
-    workers: int,
+    batches: Iterator[Batch],
     device: torch.device,
     skip: int,
     bar: "tqdm[Any]",
 ) -> tuple[Detections, Clock]:
-    """Detections of some images in order; the first ``skip`` warm up and are not timed."""
-    store = images.store
+    """Detections of the images ``indices``, which come next in ``batches``; the first ``skip`` are not timed."""
     category_ids = np.array([category.id for category in store.categories], dtype=np.int64)
     parts, image_s = [], []
     started = time.perf_counter()
-    for index, batch in zip(indices, read_in_order(images, indices, workers), strict=True):
+    for index in indices:
+        batch = next(batches)
         original_hw = (int(store.heights[index]), int(store.widths[index]))
         found, boxes, masks, seconds = detect_timed(model, batch, original_hw, device)
         parts.append(image_detections(batch.image_ids[0], found, boxes, masks, category_ids))
