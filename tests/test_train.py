@@ -118,11 +118,11 @@ def interrupt(monkeypatch, run, folder, step, how):
 @pytest.mark.usefixtures("few_numbers")
 @pytest.mark.parametrize("log_every_steps", [1, 4])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_at_any_step_it_ends_in_the_same_weights_and_log(drawn, tmp_path, monkeypatch, number, log_every_steps):
+def test_stopped_anywhere_it_ends_in_the_same_weights_and_log(drawn, tmp_path, monkeypatch, number, log_every_steps):
     resources = {"log_every_steps": log_every_steps}
     whole = outcome(make_run(drawn, tmp_path / "whole", resources=resources), tmp_path / "whole")
     assert [line["step"] for line in whole[1]] == ([1, 2, 3, 4, 5, 6] if log_every_steps == 1 else [4, 6])
-    for step in range(6):
+    for step in (0, 2, 5):
         folder = tmp_path / f"stopped{step}"
         run = make_run(drawn, folder, resources=resources)
         assert interrupt(monkeypatch, run, folder, step, number).code == 75
