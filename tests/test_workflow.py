@@ -253,6 +253,14 @@ def test_a_study_is_one_file(arguments: list[str], message: str) -> None:
     assert ended.text.splitlines()[-1].startswith(message)
 
 
+def test_another_directory_finds_the_default_study_and_the_package(tmp_path: Path) -> None:
+    checkout, elsewhere = stub_workflow(tmp_path / "checkout"), tmp_path / "elsewhere"
+    words = ["--cores", "1", "--directory", elsewhere, "results/mini/repeat_factors"]
+    ended = run_snakemake(*words, cwd=tmp_path, workflow=checkout)
+    assert ended.code == 0, ended.text
+    assert (elsewhere / "results" / "mini" / "repeat_factors" / "images.csv").exists()
+
+
 def test_the_package_is_found_in_the_processes_of_torchrun(tmp_path: Path) -> None:
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lvis_rcnn.config"]
     done = subprocess.run(
