@@ -24,6 +24,11 @@ class Backbone:
     """Channels of one group in stage 1; 64 with one group is the plain ResNet."""
     style: str = "pytorch"
 
+    @property
+    def has_imagenet_weights(self) -> bool:
+        """Whether torchvision has the recipe's weights: it has no 32x4d network, and its 64x4d is another training."""
+        return self.groups == 1
+
 
 BACKBONES = {
     "r50": Backbone("R-50-FPN", "r50_fpn", (3, 4, 6, 3), groups=1, width_per_group=64),

@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from lvis_rcnn.annotations import AnnotationStore, image_candidates, open_store
+from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.config import Augmentation, Model, Schedule, Study, load_study
 from lvis_rcnn.files import atomic_file, write_json
@@ -80,6 +81,7 @@ def preflight(
     warnings = [*split_warnings(train), *split_warnings(val), *frequency_warnings(train, val, factors)]
     warnings += overlap_warnings(train, val, image_folders or (Path(), Path()))
     warnings += settings_warnings(study.schedule, study.model, factors)
+    warnings += weights_warnings(study)
     return Page(errors, warnings, facts(study, train, val, factors, images_checked=image_folders is not None))
 
 
@@ -273,6 +275,13 @@ def settings_warnings(schedule: Schedule, model: Model, factors: RepeatFactors) 
         yield f"schedule.decay_at_epochs: {late} are never reached in {schedule.epochs} epochs"
     if model.normalization == "batch" and schedule.images_per_step == 1:
         yield "model.normalization: batch statistics of a single image; use group, or more images_per_step"
+
+
+def weights_warnings(study: Study) -> Iterator[str]:
+    """Rows that cannot start; a warning, since the others can."""
+    for backbone in map(BACKBONES.__getitem__, study.backbones):
+        if study.model.weights == "imagenet" and not backbone.has_imagenet_weights:
+            yield f"model.weights: no ImageNet weights are known for {backbone.title}; its training will not start"
 
 
 def facts(

@@ -222,7 +222,8 @@ def test_settings_that_cannot_go_together(tmp_path, sections, message):
             {"sampling": {"oversample_threshold": 1e-3}},
             "oversample_threshold repeats nothing: even the rarest category",
         ),
-        ({"schedule": {"warmup_steps": 300}}, "warmup_steps is 300 of 300 steps"),
+        ({"schedule": {"steps": 300, "warmup_steps": 300}}, "warmup_steps is 300 of 300 steps"),
+        ({"model": {"weights": "imagenet"}}, "no ImageNet weights are known for X-101-32x4d-FPN"),
         (
             {"schedule": {"steps": None, "epochs": 2, "policy": "step", "decay_at_epochs": [1, 2]}},
             "[2] are never reached",

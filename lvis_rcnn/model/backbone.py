@@ -17,7 +17,7 @@ from lvis_rcnn.command import InputError
 FPN_CHANNELS = 256
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
-# The plain ResNets of the published recipe; torchvision has no 32x4d network, and its 64x4d is another training.
+# By depth; which rows may take them is said in the table of backbones.
 IMAGENET_WEIGHTS = {
     (3, 4, 6, 3): ResNet50_Weights.IMAGENET1K_V1,
     (3, 4, 23, 3): ResNet101_Weights.IMAGENET1K_V1,
@@ -74,7 +74,7 @@ def build_backbone(backbone: Backbone, weights: str, normalization: str, frozen_
 
 def imagenet_state(backbone: Backbone) -> dict[str, torch.Tensor]:
     """ImageNet weights of the published recipe, from torchvision's cache or its download."""
-    if backbone.groups != 1:
+    if not backbone.has_imagenet_weights:
         raise InputError(
             "model.weights",
             f"no ImageNet weights are known for {backbone.title}",
