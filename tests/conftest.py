@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -61,6 +62,12 @@ def write_study(path: Path, **changes: Any) -> Path:
         values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_arrives() -> None:
+    """A shell starts background jobs with SIGINT ignored, and their processes inherit it; tests of Ctrl-C need it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -126,7 +126,7 @@ def reason_of(results: Path, study: Study, column: str = "mask AP") -> str:
 
 
 def test_a_finished_study_fills_the_columns_of_the_page(tmp_path):
-    study = study_with(("r50", "x101_64x4d"))
+    study = study_with(("r50", "x101_64x4d"), schedule={**read_yaml(MINI)["schedule"], "steps": 300})
     for backbone in study.backbones:
         put_run(tmp_path, study, backbone)
     rows = table_of(written(tmp_path, study))
