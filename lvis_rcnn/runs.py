@@ -5,7 +5,9 @@ being repeated never shows the AP of the old one.
 """
 
 import json
+import os
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +127,8 @@ def why_missing(study: Study, results: Path, run: Run, step: str, now_s: float) 
     """Why a step left no record: it runs, it or a step before all runs failed, it stopped, or its turn is to come."""
     progress = newest_progress(results, study.study, run) if step == "train" else {}
     percent = f"{100 * progress['step'] / progress['steps']:.0f} %" if progress else ""
-    if progress.get("state") == "running" and now_s - progress["updated_at"] < SECONDS_TO_BE_DEAD:
+    recent = bool(progress) and now_s - progress["updated_at"] < SECONDS_TO_BE_DEAD
+    if progress.get("state") == "running" and recent and not died_here(progress):
         return f"running {percent}"
     logs = results / study.study / "logs"
     candidates = [("", logs / f"{step}_{run.backbone}_seed{run.seed}.log")]
@@ -136,6 +139,19 @@ def why_missing(study: Study, results: Path, run: Run, step: str, now_s: float) 
         if error:
             return shortened(f"failed: {prefix}{error}")
     return f"stopped at {percent}" if progress else RECORDS[step][2]
+
+
+def died_here(progress: dict[str, Any]) -> bool:
+    """Whether a heartbeat is of a process of this machine that is no more: a kill leaves no word."""
+    if progress.get("host") != socket.gethostname() or "pid" not in progress:
+        return False
+    try:
+        os.kill(progress["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False  # alive, and another user's
+    return False
 
 
 def newest_progress(results: Path, study: str, run: Run) -> dict[str, Any]:

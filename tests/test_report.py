@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,18 @@ def test_a_training_under_way_says_how_far_it_is(tmp_path, progress, expected):
     study = study_with()
     put_progress(tmp_path, study, **progress)
     assert reason_of(tmp_path, study, "Mem (GB)") == reason_of(tmp_path, study) == expected
+
+
+def test_a_killed_training_of_this_machine_is_not_running(tmp_path):
+    study = study_with()
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    put_progress(tmp_path, study, host=socket.gethostname(), pid=child.pid)
+    assert reason_of(tmp_path, study) == "stopped at 63 %"
+    put_progress(tmp_path, study, host=socket.gethostname(), pid=os.getpid())
+    assert reason_of(tmp_path, study) == "running 63 %"
+    put_progress(tmp_path, study, host="another machine", pid=child.pid)
+    assert reason_of(tmp_path, study) == "running 63 %"
 
 
 def test_the_newest_heartbeat_counts(tmp_path):
