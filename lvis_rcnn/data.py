@@ -7,13 +7,17 @@ Pixels follow MMDetection 3.3.0: decode to BGR bytes, rescale bytes bilinearly, 
 zeros to a multiple of 32, then to the largest image of the batch.
 """
 
+import importlib
+import os
+import pickle
 import signal
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
-import mmcv
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -22,6 +26,28 @@ from torch.utils.data import DataLoader, Dataset
 
 from lvis_rcnn.annotations import AnnotationStore, open_store
 from lvis_rcnn.command import InputError
+
+
+def import_mmcv() -> Any:
+    """Import mmcv, though another process may be writing a cache that it reads.
+
+    It draws in yapf, which writes a grammar into the user's cache folder, in place, at its first import after an
+    installation: jobs that start side by side, or after a kill, meet half a file. They make their own.
+    """
+    try:
+        return importlib.import_module("mmcv")
+    except (EOFError, pickle.UnpicklingError):
+        before = dict(os.environ)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                os.environ["XDG_CACHE_HOME"] = folder
+                return importlib.import_module("mmcv")
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+mmcv = import_mmcv()
 
 MEAN_RGB = np.array([123.675, 116.28, 103.53])
 STD_RGB = np.array([58.395, 57.12, 57.375])

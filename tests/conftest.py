@@ -1,10 +1,12 @@
 """What several test files share: running Snakemake, and study files made of the smoke study."""
 
 import copy
+import logging
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,16 @@ def write_study(path: Path, **changes: Any) -> Path:
 def ctrl_c_arrives() -> None:
     """A shell starts background jobs with SIGINT ignored, and their processes inherit it; tests of Ctrl-C need it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def no_log_left_open() -> Iterator[None]:
+    """A step's log ends with its test: the stream it writes to is captured anew for each."""
+    yield
+    logger = logging.getLogger("lvis_rcnn")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Pixels, targets and the sample stream: the published chain by hand, and the same batches however they are read."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -357,3 +358,14 @@ def test_test_images_come_in_file_order(drawn, image):
     assert batch.image_ids == [int(images.store.image_ids[image])]
     assert batch.targets == []
     assert Path(images.store.image_path(image, drawn.images)).exists()
+
+
+def test_mmcv_is_imported_beside_half_a_cache(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", "import lvis_rcnn.data"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run(words, cwd=REPOSITORY, env=environment, check=True)
+    caches = [path for path in tmp_path.rglob("*.pickle") if path.is_file()]
+    assert caches
+    for cache in caches:
+        cache.write_bytes(cache.read_bytes()[:100])
+    subprocess.run(words, cwd=REPOSITORY, env=environment, check=True)

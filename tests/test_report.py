@@ -1,6 +1,5 @@
 import csv
 import json
-import logging
 import os
 import re
 import socket
@@ -20,13 +19,6 @@ from lvis_rcnn.runs import read_run
 MINI = Path(__file__).parents[1] / "configs" / "mini.yaml"
 NOW_S = 2_000_000_000.0
 PAGE = ["Backbone", "Style", "Lr schd", "Mem (GB)", "Inf time (fps)", "box AP", "mask AP", "Download"]
-
-
-@pytest.fixture(autouse=True)
-def no_log_left_open():
-    yield
-    for handler in logging.getLogger("lvis_rcnn").handlers:
-        handler.close()
 
 
 def study_with(backbones: tuple[str, ...] = ("r50",), seeds: tuple[int, ...] = (0,), **sections: Any) -> Study:
