@@ -84,8 +84,10 @@ class Sampling(Section):
 
     oversample_threshold: Annotated[float, Field(gt=0, le=1)] | None
     """Categories in fewer than this fraction of the images are oversampled; null turns oversampling off."""
-    rounding: Literal["ceil"] = "ceil"
-    """Copies of an image from its real-valued factor; ceil is MMDetection's."""
+    rounding: Literal["ceil", "stochastic"] = "ceil"
+    """Copies of an image from its real-valued factor: ceil is MMDetection's, stochastic the paper's and detectron2's."""
+    exponent: Positive = 0.5
+    """Of threshold over frequency; one half is the paper's square root."""
 
 
 class Augmentation(Section):
@@ -102,8 +104,8 @@ class Augmentation(Section):
 class Model(Section):
     """Everything about the network but its backbone."""
 
-    weights: Literal["imagenet", "none"]
-    """Initial weights of the backbone."""
+    weights: Literal["imagenet", "coco", "none"]
+    """Initial weights: of the backbone, of a published COCO detector but for its class layers, or none."""
     normalization: Literal["fixed_batch", "batch", "group"]
     """fixed_batch: ImageNet statistics, affine trained (the recipe); batch, group: from scratch."""
     frozen_stages: int = Field(ge=0, le=4)
@@ -134,6 +136,9 @@ class Schedule(Section):
 
     images_per_step: Count
     """Images of one optimizer step."""
+    normalisation_group: Count = 2
+    """Images that share the divisors of their losses, as the 2 of one GPU do in the published runs; a step averages its
+    groups, on any number of GPUs."""
     epochs: Count | None = None
     """Budget in passes over the oversampled list; give this or ``steps``."""
     steps: Count | None = None
@@ -141,7 +146,9 @@ class Schedule(Section):
     optimizer: Literal["sgd", "adamw"]
     """A row of the table of optimizers."""
     learning_rate: Positive
-    """Peak learning rate for ``images_per_step``."""
+    """Peak learning rate for a step of ``learning_rate_images`` images."""
+    learning_rate_images: Count | None = None
+    """The rate grows linearly with ``images_per_step`` over this; null takes it as it is."""
     momentum: Fraction = 0.9
     """Momentum of SGD."""
     weight_decay: float = Field(ge=0)
@@ -168,6 +175,13 @@ class Schedule(Section):
             raise ValueError("policy 'step' needs the budget in 'epochs'")
         return self
 
+    @model_validator(mode="after")
+    def whole_groups(self) -> Self:
+        """A step consists of whole normalisation groups."""
+        if self.images_per_step % self.normalisation_group:
+            raise ValueError("images_per_step must be a multiple of normalisation_group")
+        return self
+
 
 class Compute(Section):
     """What the numbers depend on besides the recipe: a different thread count gives different rounding."""
@@ -189,6 +203,8 @@ class Resources(Section):
     """Time limit of a training job on a cluster."""
     log_every_steps: Count = 50
     """Steps between two lines of the training log."""
+    weights_dir: str = "data/weights"
+    """Folder of published weights, under their published file names; what is not there is fetched into it."""
 
 
 class Inference(Section):
@@ -206,6 +222,9 @@ class Inference(Section):
     """Detections with a lower score are dropped."""
     nms_iou: Fraction = 0.5
     """Overlap above which the lower-scored detection of a category is dropped."""
+    nms: Literal["exact", "offset"] = "exact"
+    """exact compares boxes as they are; offset shifts each category's boxes apart in float32, as mmcv does, which rounds
+    them by up to 1/8 px: for parity only."""
     detections_per_image: int = Field(ge=1, le=300)
     """Detections kept an image over all categories; the protocol reads at most 300."""
 
