@@ -14,13 +14,20 @@ include: "workflow/rules/common.smk"
 
 
 study = load_the_study()
+published = load_published()
 
 
+# A run is a backbone with a seed, r50/seed0, or a published model, published/lvis_v0.5_r50: group/member.
 wildcard_constraints:
     study=re.escape(study.study),
     backbone="|".join(study.backbones),
     seed="|".join(map(str, study.seeds)),
-    split="train|val",
+    group="|".join([*study.backbones, "published"]),
+    member="|".join(
+        [*(f"seed{seed}" for seed in study.seeds), *map(re.escape, published)]
+    ),
+    model="|".join(map(re.escape, published)),
+    split="|".join(map(re.escape, ["train", "val", *study.dataset.splits])),
 
 
 # A job finds the package under --directory, in conda environments (where PYTHONPATH is unset from outside) and in the
@@ -29,8 +36,20 @@ shell.prefix(job_prefix())
 
 
 include: "workflow/rules/data.smk"
-include: "workflow/rules/sampling.smk"
-include: "workflow/rules/train.smk"
+
+
+if study.backbones:
+
+    include: "workflow/rules/preflight.smk"
+    include: "workflow/rules/sampling.smk"
+    include: "workflow/rules/train.smk"
+
+
+if published:
+
+    include: "workflow/rules/published.smk"
+
+
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 

@@ -29,6 +29,9 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
+# The published models, part of the checkout: a study that names no zoo finds them whatever the working directory is.
+DEFAULT_ZOO = Path(__file__).parents[1] / "configs" / "zoo" / "mmdetection.yaml"
+
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are never coerced, nothing changes after loading."""
@@ -59,7 +62,7 @@ class Split(Section):
 
 
 class Dataset(Section):
-    """What is trained on and what is scored: either ``draw`` or both ``train`` and ``val``."""
+    """What is trained on and scored: ``draw``, or ``train`` and ``val``; only ``splits`` where nothing is trained."""
 
     name: Name
     """Short name, printed in titles and file names."""
@@ -69,14 +72,32 @@ class Dataset(Section):
     """Training split."""
     val: Split | None = None
     """Validation split, scored."""
+    splits: dict[Name, Split] = Field(default_factory=dict)
+    """Further validation splits by name (not train or val); a published row names the one that it is scored on."""
 
     @model_validator(mode="after")
     def one_source(self) -> Self:
         """Either drawn or named, never both, never half."""
-        named = (self.train is not None, self.val is not None)
-        if named != ((False, False) if self.draw else (True, True)):
-            raise ValueError("either 'draw', or both 'train' and 'val'")
+        sources = (self.draw is not None, self.train is not None, self.val is not None)
+        if sources not in {(True, False, False), (False, True, True)} and not (self.splits and not any(sources)):
+            raise ValueError("either 'draw', or both 'train' and 'val', or only 'splits' where nothing is trained")
+        if {"train", "val"} & set(self.splits):
+            raise ValueError("names of 'splits' other than train and val")
         return self
+
+    @property
+    def is_trained_on(self) -> bool:
+        """Whether there is a training split."""
+        return self.draw is not None or self.train is not None
+
+    def named(self, split: str) -> Split | None:
+        """The split of that name where it is one of files; None where it is drawn."""
+        return {"train": self.train, "val": self.val, **self.splits}[split]
+
+    @property
+    def scored_splits(self) -> tuple[str, ...]:
+        """Names of the splits that a row can be scored on."""
+        return (*(["val"] if self.is_trained_on else []), *self.splits)
 
 
 class Sampling(Section):
@@ -85,7 +106,7 @@ class Sampling(Section):
     oversample_threshold: Annotated[float, Field(gt=0, le=1)] | None
     """Categories in fewer than this fraction of the images are oversampled; null turns oversampling off."""
     rounding: Literal["ceil", "stochastic"] = "ceil"
-    """Copies of an image from its real-valued factor: ceil is MMDetection's, stochastic the paper's and detectron2's."""
+    """Copies of an image from its real-valued factor: ceil is MMDetection's, stochastic the paper's, detectron2's."""
     exponent: Positive = 0.5
     """Of threshold over frequency; one half is the paper's square root."""
 
@@ -223,8 +244,8 @@ class Inference(Section):
     nms_iou: Fraction = 0.5
     """Overlap above which the lower-scored detection of a category is dropped."""
     nms: Literal["exact", "offset"] = "exact"
-    """exact compares boxes as they are; offset shifts each category's boxes apart in float32, as mmcv does, which rounds
-    them by up to 1/8 px: for parity only."""
+    """exact compares boxes as they are; offset shifts each category's boxes apart in float32, as mmcv does, which
+    rounds them by up to 1/8 px: for parity only."""
     detections_per_image: int = Field(ge=1, le=300)
     """Detections kept an image over all categories; the protocol reads at most 300."""
 
@@ -236,6 +257,15 @@ class Evaluation(Section):
     """Detections an image that are scored."""
 
 
+class Published(Section):
+    """A published checkpoint that is scored here without training."""
+
+    model: Name
+    """Its name in the zoo."""
+    split: Name = "val"
+    """The validation split: the dataset's own, ``val``, or one of ``dataset.splits``."""
+
+
 class Report(Section):
     """How the table is written."""
 
@@ -243,24 +273,37 @@ class Report(Section):
     """Prefix of the links of model and log; null links to the files beside the table."""
 
 
+# Sections of training have no value where nothing is trained. Their types do not say so, since no step that reads them
+# gets such a study: see load_study_for_step.
+ABSENT: Any = None
+
+
 class Study(Section):
-    """One study: dataset, sampler, schedule, backbones, seeds, evaluation."""
+    """One study: what is trained, and what of others is scored beside it.
+
+    ``backbones`` are trained, which needs ``sampling``, ``augmentation``, ``schedule`` and ``seeds``; ``published``
+    models are only scored. A study has at least one of the two.
+    """
 
     study: Name
     """Name of the study and of its folder in results/."""
     title: str
     """One line for the table's title: what this study is."""
     dataset: Dataset
-    sampling: Sampling
-    augmentation: Augmentation
+    sampling: Sampling = ABSENT
+    augmentation: Augmentation = ABSENT
     model: Model
-    schedule: Schedule
+    schedule: Schedule = ABSENT
     compute: Compute
     resources: Resources
-    backbones: tuple[BackboneName, ...] = Field(min_length=1)
-    """Rows of the table, in this order."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
-    """One run for each seed."""
+    backbones: tuple[BackboneName, ...] = ()
+    """Rows of the table that are trained, in this order."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """One run of each backbone for each seed."""
+    zoo: str | None = None
+    """File of the published models, relative to the study file; null is the checkout's configs/zoo/mmdetection.yaml."""
+    published: tuple[Published, ...] = ()
+    """Rows of the table that are only scored, in this order."""
     inference: Inference
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
@@ -276,9 +319,33 @@ class Study(Section):
     @model_validator(mode="after")
     def rows_once(self) -> Self:
         """A backbone or a seed that stands twice is a mistake."""
-        for key, values in (("backbones", self.backbones), ("seeds", self.seeds)):
+        models = tuple(row.model for row in self.published)
+        for key, values in (("backbones", self.backbones), ("seeds", self.seeds), ("published", models)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{key} must not repeat an entry")
+        return self
+
+    @model_validator(mode="after")
+    def training_is_whole(self) -> Self:
+        """Backbones need everything that training needs; without them there is something else to score."""
+        absent = [key for key in ("sampling", "augmentation", "schedule", "seeds") if not getattr(self, key)]
+        if self.backbones and absent:
+            raise ValueError(f"backbones are trained, which also needs {', '.join(absent)}")
+        if self.backbones and not self.dataset.is_trained_on:
+            raise ValueError("backbones are trained, which also needs dataset.draw, or dataset.train and dataset.val")
+        if not self.backbones and not self.published:
+            raise ValueError("at least one row: of backbones, which are trained, or of published models")
+        return self
+
+    @model_validator(mode="after")
+    def published_can_be_scored(self) -> Self:
+        """A published row is scored on a split of the study, with the anchors that all published models have."""
+        if self.published and self.model.anchor_scale != 8:
+            raise ValueError("published models with model.anchor_scale 8, which they were trained with")
+        for row in self.published:
+            if row.split not in self.dataset.scored_splits:
+                known = ", ".join(self.dataset.scored_splits)
+                raise ValueError(f"published {row.model} on one of the splits {known}, not on {row.split}")
         return self
 
 
@@ -288,7 +355,7 @@ SECTIONS_OF_STEP: dict[str, tuple[str, ...]] = {
     "preflight": ("sampling", "augmentation", "model", "schedule"),
     "train": ("sampling", "augmentation", "model", "schedule", "compute"),
     "infer": ("model", "inference", "compute"),
-    "report": ("title", "report", "schedule", "backbones", "seeds"),
+    "report": ("title", "report", "schedule", "backbones", "seeds", "published"),
 }
 
 
@@ -316,12 +383,15 @@ def load_study(path: Path) -> Study:
 
 
 def load_study_for_step(path: Path, step: str, expected_digest: str | None) -> Study:
-    """:func:`load_study`, refusing a file that changed since Snakemake planned this job.
+    """:func:`load_study`, refusing a file that changed since Snakemake planned this job, and one without the step.
 
     Raises:
-        InputError: as :func:`load_study`, or the step's settings are not those of ``expected_digest``.
+        InputError: as :func:`load_study`, or the step's settings are not those of ``expected_digest``, or the study
+            trains nothing and the step needs a section of training.
     """
     study = load_study(path)
+    if any(getattr(study, section) is None for section in SECTIONS_OF_STEP[step]):
+        raise InputError(str(path), f"trains nothing: step {step!r} has no settings", mend="name another study")
     if expected_digest is not None and settings_digest(study, step) != expected_digest:
         raise InputError(
             str(path),
@@ -330,6 +400,11 @@ def load_study_for_step(path: Path, step: str, expected_digest: str | None) -> S
             mend="start snakemake again",
         )
     return study
+
+
+def zoo_of(study: Study, study_file: Path) -> Path:
+    """File of the published models that a study means."""
+    return DEFAULT_ZOO if study.zoo is None else study_file.parent / study.zoo
 
 
 def check_study(values: Any, where: str) -> Study:
@@ -409,7 +484,8 @@ def keys_of(path: list[str]) -> list[str]:
     schema = Study.model_json_schema()
     here: dict[str, Any] = schema
     for part in path:
-        here = here.get("properties", {}).get(part, {})
+        of_any_name: list[dict[str, Any] | None] = [here.get("items"), *here.get("patternProperties", {}).values()]
+        here = next(filter(None, [here.get("properties", {}).get(part), *of_any_name]), {})
         options = here.get("anyOf", [here])
         reference = next((option["$ref"] for option in options if "$ref" in option), None)
         if reference is not None:

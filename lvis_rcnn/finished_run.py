@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -19,9 +20,10 @@ from lvis_rcnn.files import sha256_of_file, sha256_of_json, write_json
 from lvis_rcnn.provenance import code_version, library_versions
 from lvis_rcnn.schedule import Recipe
 from lvis_rcnn.training_log import Progress, write_heartbeat
+from lvis_rcnn.zoo import ZooModel
 
 # Raised when a change of the code changes the weights that a run ends with: older state is then not resumed.
-TRAINER_REVISION = 1
+TRAINER_REVISION = 2
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Run:
     images_dir: Path
     repeat_factors_dir: Path
     state_root: Path
+    zoo: Mapping[str, ZooModel]
+    """Where initial weights come from."""
 
     @cached_property
     def store(self) -> AnnotationStore:
@@ -104,9 +108,11 @@ def run_record(run: Run, recipe: Recipe, progress: Progress, finished_at: dateti
         "num_categories": len(run.store.categories),
         "steps": recipe.steps,
         "images_per_step": recipe.images_per_step,
-        "images_seen": recipe.steps * recipe.images_per_step,
+        "images_seen": recipe.images_seen,
         "epoch_length": recipe.epoch_length,
-        "epochs": recipe.steps * recipe.images_per_step / recipe.epoch_length,
+        "epochs": recipe.images_seen / recipe.epoch_length,
+        "initial_weights": progress.initial_weights,
+        "normalisation_group": run.study.schedule.normalisation_group,
         **hardware(run.study, progress),
         "elapsed_s": progress.elapsed_s,
         "started_at": datetime.fromtimestamp(progress.started_at, UTC).isoformat(timespec="seconds"),
@@ -131,7 +137,7 @@ def hardware(study: Study, progress: Progress) -> dict[str, Any]:
         ),
         "device": "cpu" if on_cpu else torch.cuda.get_device_name(),
         "threads": study.compute.threads,
-        "precision": "fp32",
+        "precision": "fp32 without TF32",
         "resolution": f"short edge {edges} px, long edge at most {study.augmentation.long_edge_px} px",
     }
 

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ from lvis_rcnn.files import atomic_folder, sha256_of_file, sha256_of_json, write
 from lvis_rcnn.finished_run import link
 from lvis_rcnn.model.mask_rcnn import ImageDetections, MaskRcnn, detect
 from lvis_rcnn.provenance import code_version, library_versions
-from lvis_rcnn.train import network_settings, require_device, to_device
+from lvis_rcnn.train import network_settings, require_device, set_full_precision, to_device
 
 # Raised when a change of the code changes detections: older shards are then not reused.
-INFERENCE_REVISION = 1
+INFERENCE_REVISION = 2
 
 IMAGES_PER_SHARD = 64  # about 7 s at 10 images/s: little is lost by a kill
 WARMUP_IMAGES = 5
@@ -88,7 +88,7 @@ def masks_of(
     found: ImageDetections, boxes_xyxy: Float[torch.Tensor, "d 4"], original_hw: tuple[int, int]
 ) -> list[Bool[np.ndarray, "h w"]]:
     """All masks of an image, pasted to its original size on the host."""
-    probabilities = found.mask_probabilities.cpu()
+    probabilities = found.mask_logits.sigmoid().cpu()
     return [paste_mask(mask, box, *original_hw) for mask, box in zip(probabilities, boxes_xyxy.cpu(), strict=True)]
 
 
@@ -183,10 +183,8 @@ def infer_images(
     return concatenate(parts), Clock(image_s[skip:], whole_s, len(image_s))
 
 
-def load_trained(
-    study: Study, backbone: str, model_path: Path, store: AnnotationStore
-) -> tuple[MaskRcnn, dict[str, Any]]:
-    """The trained network in evaluation mode, and what its file says of it.
+def load_trained(study: Study, backbone: str, model_path: Path, store: AnnotationStore) -> MaskRcnn:
+    """The trained network in evaluation mode.
 
     Raises:
         InputError: the model is not of this project, another backbone's, trained on other categories, or other
@@ -194,9 +192,7 @@ def load_trained(
     """
     state, meta = load_model(model_path)
     require_fit(str(model_path), backbone, meta, [category.name for category in store.categories])
-    # The file brings every weight: nothing is fetched to be overwritten.
-    unfilled = replace(network_settings(study), weights="none")
-    model = MaskRcnn(BACKBONES[backbone], store.num_labels, unfilled)
+    model = MaskRcnn(BACKBONES[backbone], store.num_labels, network_settings(study))
     try:
         model.load_state_dict(state)
     except RuntimeError:
@@ -206,7 +202,7 @@ def load_trained(
             allowed=f"a model of the study's model.normalization, {study.model.normalization}",
             mend="train again, or name the model that was trained for this study",
         ) from None
-    return model.eval(), meta
+    return model.eval()
 
 
 def require_fit(where: str, backbone: str, meta: dict[str, Any], names: list[str]) -> None:
@@ -216,7 +212,7 @@ def require_fit(where: str, backbone: str, meta: dict[str, Any], names: list[str
         InputError: says what it was trained for.
     """
     mend = "name the model that was trained for this study"
-    if not {"backbone", "seed", "CLASSES"} <= set(meta):
+    if not {"backbone", "CLASSES"} <= set(meta):
         raise InputError(where, "says of itself nothing we know", allowed="a model.pth of lvis_rcnn.train", mend=mend)
     if meta["backbone"] != backbone:
         raise InputError(where, f"is a model of {meta['backbone']}", allowed=backbone, mend=mend)
@@ -231,17 +227,21 @@ def require_fit(where: str, backbone: str, meta: dict[str, Any], names: list[str
 
 
 def infer(
-    study: Study, backbone: str, model_path: Path, store_path: Path, images_dir: Path, state_root: Path, out_dir: Path
+    study: Study, backbone: str, model_path: Path, store_path: Path, images_dir: Path, state_dir: Path, out_dir: Path
 ) -> None:
-    """Write ``detections/`` and ``inference.json`` into ``out_dir``, from where an earlier start stopped."""
+    """Write ``detections/`` and ``inference.json`` into ``out_dir``, from where an earlier start stopped.
+
+    Unfinished work lives in a folder of ``state_dir`` named after the model, the settings and the annotations.
+    """
     torch.set_num_threads(study.compute.threads)
+    set_full_precision()
     device = torch.device(study.compute.device)
     test = study.inference
     images = TestImages(store_path, images_dir, test.short_edge_px, test.long_edge_px)
-    model, meta = load_trained(study, backbone, model_path, images.store)
+    model = load_trained(study, backbone, model_path, images.store)
     record = inference_record(study, images.store, sha256_of_file(model_path), device)
     identity = {"revision": INFERENCE_REVISION, **{key: record[key] for key in IDENTITY}}
-    shards_dir = state_root / study.study / backbone / f"seed{meta['seed']}" / f"infer-{sha256_of_json(identity)[:12]}"
+    shards_dir = state_dir / f"infer-{sha256_of_json(identity)[:12]}"
     shards_dir.mkdir(parents=True, exist_ok=True)
     infer_shards(model.to(device), images, shards_dir, study.resources.loader_workers, device, backbone)
     export_shards(shards_dir, out_dir / "detections")
@@ -268,7 +268,7 @@ def inference_record(study: Study, store: AnnotationStore, model_sha256: str, de
         "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
         "threads": study.compute.threads,
         "batch_size": 1,
-        "precision": "fp32",
+        "precision": "fp32 without TF32",
         "resolution": f"short edge {test.short_edge_px} px, long edge at most {test.long_edge_px} px",
         "warmup_images": min(WARMUP_IMAGES, store.num_images - 1),
         "fps_definition": FPS_DEFINITION,
@@ -296,7 +296,8 @@ def step(args: argparse.Namespace) -> None:
     """Infer with the model that the arguments name."""
     study = load_study_for_step(args.study, "infer", args.settings_digest)
     require_device(study, args.study)
-    infer(study, args.backbone, args.model, args.store, args.images, args.state, args.out)
+    state_dir = args.state / study.study / args.run
+    infer(study, args.backbone, args.model, args.store, args.images, state_dir, args.out)
 
 
 def main() -> None:
@@ -305,6 +306,7 @@ def main() -> None:
     parser.add_argument("--study", type=Path, required=True, metavar="FILE", help="study file (configs/*.yaml)")
     parser.add_argument("--settings-digest", metavar="HEX", help="refuse a study whose test settings changed")
     parser.add_argument("--backbone", choices=BACKBONES, required=True, help="row of the table")
+    parser.add_argument("--run", required=True, metavar="NAME", help="folder of the run in its study, r50/seed0")
     parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="model.pth of the training step")
     parser.add_argument(
         "--store", type=Path, required=True, metavar="DIR", help="annotation store of the validation split"

@@ -20,12 +20,12 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from lvis_rcnn.annotations import AnnotationStore, image_candidates, open_store
-from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.command import InputError, log, run_step, step_parser
-from lvis_rcnn.config import Augmentation, Model, Schedule, Study, load_study
+from lvis_rcnn.config import Augmentation, Model, Study, load_study
 from lvis_rcnn.files import atomic_file, write_json
-from lvis_rcnn.repeat_factors import RepeatFactors, repeat_factors, summary
-from lvis_rcnn.schedule import steps_in_epoch, total_steps
+from lvis_rcnn.repeat_factors import RepeatFactors, repeat_factors, summary, why_none
+from lvis_rcnn.sample_stream import SampleStream
+from lvis_rcnn.schedule import Recipe, make_recipe
 
 # What both OpenCV, which trains, and Pillow, which checks, read.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
@@ -72,7 +72,9 @@ def preflight(
     Raises:
         InputError: no training image is left after filtering.
     """
-    factors = repeat_factors(train, study.sampling.oversample_threshold)
+    sampling = study.sampling
+    factors = repeat_factors(train, sampling.oversample_threshold, sampling.rounding, sampling.exponent)
+    recipe = recipe_of(study, train, factors)
     errors = [*category_errors(train, val), *label_errors(train), *label_errors(val)]
     errors += settings_errors(study.augmentation, study.model)
     if image_folders is not None:
@@ -80,9 +82,22 @@ def preflight(
             errors += image_errors(store, folder)
     warnings = [*split_warnings(train), *split_warnings(val), *frequency_warnings(train, val, factors)]
     warnings += overlap_warnings(train, val, image_folders or (Path(), Path()))
-    warnings += settings_warnings(study.schedule, study.model, factors)
-    warnings += weights_warnings(study)
-    return Page(errors, warnings, facts(study, train, val, factors, images_checked=image_folders is not None))
+    warnings += settings_warnings(recipe, study.model, factors)
+    return Page(errors, warnings, facts(study, train, val, factors, recipe, images_checked=image_folders is not None))
+
+
+def recipe_of(study: Study, train: AnnotationStore, factors: RepeatFactors) -> Recipe:
+    """Budget and rates of the study's first seed; others differ only in what stochastic rounding draws."""
+    schedule = study.schedule
+    stream = SampleStream(
+        factors=factors.image_factors,
+        rounding=factors.rounding,
+        portrait=np.asarray(train.widths < train.heights),
+        seed=study.seeds[0],
+        group_size=schedule.normalisation_group,
+        groups_per_step=schedule.images_per_step // schedule.normalisation_group,
+    )
+    return make_recipe(schedule, stream)
 
 
 def category_errors(train: AnnotationStore, val: AnnotationStore) -> Iterator[Problem]:
@@ -263,34 +278,34 @@ def overlap_warnings(train: AnnotationStore, val: AnnotationStore, folders: tupl
         yield f"{len(both):,} images are in both splits, so the scores are not of unseen images; first: {both[0]}"
 
 
-def settings_warnings(schedule: Schedule, model: Model, factors: RepeatFactors) -> Iterator[str]:
+def settings_warnings(recipe: Recipe, model: Model, factors: RepeatFactors) -> Iterator[str]:
     """Settings that are legal but rarely meant."""
-    figures = summary(factors)
-    if factors.threshold is not None and figures["why_none"]:
-        yield f"sampling.oversample_threshold repeats nothing: {figures['why_none']}"
-    steps = total_steps(schedule.steps, schedule.epochs, factors.epoch_length, schedule.images_per_step)
-    if schedule.warmup_steps >= steps:
-        yield f"schedule.warmup_steps is {schedule.warmup_steps:,} of {steps:,} steps: the rate never reaches its peak"
+    schedule = recipe.schedule
+    if factors.threshold is not None and (why := why_none(factors)):
+        yield f"sampling.oversample_threshold repeats nothing: {why}"
+    if schedule.warmup_steps >= recipe.steps:
+        yield (
+            f"schedule.warmup_steps is {schedule.warmup_steps:,} of {recipe.steps:,} steps: the rate is at its peak "
+            "in the last step at most"
+        )
     if late := [epoch for epoch in schedule.decay_at_epochs if schedule.epochs and epoch >= schedule.epochs]:
         yield f"schedule.decay_at_epochs: {late} are never reached in {schedule.epochs} epochs"
-    if model.normalization == "batch" and schedule.images_per_step == 1:
-        yield "model.normalization: batch statistics of a single image; use group, or more images_per_step"
-
-
-def weights_warnings(study: Study) -> Iterator[str]:
-    """Rows that cannot start; a warning, since the others can."""
-    for backbone in map(BACKBONES.__getitem__, study.backbones):
-        if study.model.weights == "imagenet" and not backbone.has_imagenet_weights:
-            yield f"model.weights: no ImageNet weights are known for {backbone.title}; its training will not start"
+    if recipe.peak_learning_rate != schedule.learning_rate:
+        yield f"schedule: {recipe.rate_sentence}"
+    if model.normalization == "batch" and schedule.normalisation_group == 1:
+        yield "model.normalization: batch statistics of a single image; use group, or a larger normalisation_group"
 
 
 def facts(
-    study: Study, train: AnnotationStore, val: AnnotationStore, factors: RepeatFactors, *, images_checked: bool
+    study: Study,
+    train: AnnotationStore,
+    val: AnnotationStore,
+    factors: RepeatFactors,
+    recipe: Recipe,
+    *,
+    images_checked: bool,
 ) -> dict[str, Any]:
     """Figures of the page."""
-    schedule = study.schedule
-    steps = total_steps(schedule.steps, schedule.epochs, factors.epoch_length, schedule.images_per_step)
-    images_seen = steps * schedule.images_per_step
     splits = {
         name: {"source": store.source_name, "annotations_sha256": store.annotations_sha256, **store.counts}
         for name, store in (("train", train), ("val", val))
@@ -301,18 +316,29 @@ def facts(
         "images_checked": images_checked,
         **splits,
         "repeat_factors": summary(factors),
-        "schedule": {
-            "images_per_step": schedule.images_per_step,
-            "epoch_length": factors.epoch_length,
-            "steps_in_epoch": steps_in_epoch(factors.epoch_length, schedule.images_per_step),
-            "steps": steps,
-            "images_seen": images_seen,
-            "epochs": images_seen / factors.epoch_length,
-            "epochs_of_2x": EPOCHS_OF_2X,
-        },
+        "schedule": schedule_facts(recipe),
+        "learning_rate": recipe.rate_sentence,
         "weights": study.model.weights,
         "backbones": list(study.backbones),
         "seeds": list(study.seeds),
+    }
+
+
+def schedule_facts(recipe: Recipe) -> dict[str, Any]:
+    """Budgets in steps and images: an epoch is a pass over the oversampled list, so "2x" says little without them."""
+    steps_of_2x = recipe.stream.steps_before_epoch(EPOCHS_OF_2X)
+    return {
+        "images_per_step": recipe.images_per_step,
+        "normalisation_group": recipe.schedule.normalisation_group,
+        "epoch_length": recipe.epoch_length,
+        "steps_in_epoch": recipe.steps_in_epoch,
+        "steps": recipe.steps,
+        "images_seen": recipe.images_seen,
+        "epochs": recipe.epochs,
+        "epochs_of_2x": EPOCHS_OF_2X,
+        "steps_of_2x": steps_of_2x,
+        "images_of_2x": recipe.stream.images_before_step(steps_of_2x),
+        "learning_rate": recipe.peak_learning_rate,
     }
 
 
@@ -336,12 +362,24 @@ def page_text(page: Page) -> str:
         "",
         "Training, each run",
         f"  {schedule['steps']:,} steps of {schedule['images_per_step']} images: {schedule['images_seen']:,} seen",
-        f"  an epoch is {schedule['epoch_length']:,} images, {schedule['steps_in_epoch']:,} steps",
-        f"  so {schedule['epochs']:.2f} epochs (a 2x schedule is {EPOCHS_OF_2X})",
+        f"  {epoch_line(facts)}",
+        f"  so {schedule['epochs']:.2f} epochs; 2x, {schedule['epochs_of_2x']} epochs, is "
+        f"{schedule['steps_of_2x']:,} steps, {schedule['images_of_2x']:,} images seen",
+        f"  {facts['learning_rate']}",
         f"  backbones: {', '.join(facts['backbones'])}; seeds: {', '.join(map(str, facts['seeds']))}",
         f"  initial weights: {facts['weights']}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def epoch_line(facts: dict[str, Any]) -> str:
+    """How long an epoch is, or how long on average where every epoch is drawn anew."""
+    schedule, factors = facts["schedule"], facts["repeat_factors"]
+    first = f"{schedule['epoch_length']:,} images, {schedule['steps_in_epoch']:,} steps"
+    if factors["rounding"] == "ceil":
+        return f"an epoch is {first}"
+    mean = f"{factors['expected_epoch_length']:,.1f} images on average"
+    return f"an epoch is {mean} ({factors['rounding']} rounding), the first {first}"
 
 
 def readable(value: Any) -> str:

@@ -3,28 +3,35 @@
 Repeat factor sampling (Gupta, Dollar and Girshick 2019, LVIS, arXiv 1908.03195v2, appendix B.2):
 
     1. f(c) = images that contain c / N           N = images that are trained on
-    2. r(c) = max(1, sqrt(t / f(c)))              t = threshold: categories rarer than t are repeated
+    2. r(c) = max(1, (t / f(c)) ^ 0.5)            t = threshold: categories rarer than t are repeated
     3. r(I) = max over the categories c in I of r(c)
+    4. copies(I): r(I) rounded to a whole number
 
-The paper draws r(I) copies in expectation; MMDetection's ClassBalancedDataset, followed here, takes a fixed number:
+Two roundings: ``stochastic`` is the paper's and detectron2's, which take one more than the integer part with the
+probability of the fraction, anew every epoch. ``ceil`` is that of MMDetection's ClassBalancedDataset, the default: an
+image of r(I) = 1.001 counts twice in every epoch. The exponent is a setting; one half is the paper's.
 
-    4. copies(I) = ceil(r(I))
-
-so that an image of r(I) = 1.001 counts twice in every epoch. N counts images *after* those without annotation and
-those with an edge below 32 pixels are dropped; both change f(c).
+As in MMDetection 3.3.0, N counts the images that have an annotation and no edge below 32 pixels, and a category is in
+an image by the annotations that are trained on (:func:`usable_annotations`). An image that has none of those is kept
+and drawn once. MMDetection 2.x counts all annotations.
 
     python -m lvis_rcnn.repeat_factors --store train.store --threshold 1e-3 --out repeat_factors
+
+images.csv holds the factor of each image, 0 where it is dropped, and its copies in one epoch (of the stochastic
+rounding: the larger of its two numbers).
 """
 
 import argparse
 import csv
-from collections.abc import Iterable, Sequence
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 
 from lvis_rcnn.annotations import AnnotationStore, open_store
 from lvis_rcnn.command import InputError, log, run_step, step_parser
@@ -33,45 +40,91 @@ from lvis_rcnn.files import atomic_file, write_json
 MIN_EDGE_PX = 32
 
 
+def ceil_copies(factors: Float64[np.ndarray, " n"], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
+    """The next whole number, the same in every epoch."""
+    copies: np.ndarray = np.ceil(factors).astype(np.int64)
+    return copies
+
+
+def stochastic_copies(factors: Float64[np.ndarray, " n"], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
+    """The integer part, and one more with the probability of the fraction: right on average."""
+    # A spawn key, since [seed, epoch] alone seeds what the augmentation draws for the first image of step ``epoch``.
+    random = np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(1,)))
+    whole = np.floor(factors)
+    copies: np.ndarray = (whole + (random.random(len(factors)) < factors - whole)).astype(np.int64)
+    return copies
+
+
+ROUNDINGS: dict[str, Callable[[np.ndarray, int, int], Int64[np.ndarray, " n"]]] = {
+    "ceil": ceil_copies,
+    "stochastic": stochastic_copies,
+}
+
+
 @dataclass(frozen=True, eq=False)
 class RepeatFactors:
     """Everything that is known about the repetition of a training split."""
 
     threshold: float | None
     """None: no oversampling, every kept image once."""
-    without_annotation: Bool[np.ndarray, " n"]
-    too_small: Bool[np.ndarray, " n"]
+    rounding: str
+    """A row of ``ROUNDINGS``."""
+    exponent: float
+    images_without_annotation: int
+    images_too_small: int
     image_counts: Int64[np.ndarray, " c"]
     """Kept images that contain the category."""
     instance_counts: Int64[np.ndarray, " c"]
     """Annotations of the category in kept images."""
     category_factors: Float64[np.ndarray, " c"]
     image_factors: Float64[np.ndarray, " n"]
-    copies: Int64[np.ndarray, " n"]
-    """Entries of each image in one epoch; 0 where it is dropped."""
+    """0 where the image is dropped."""
 
     @property
     def images_kept(self) -> int:
         """Images that are trained on."""
-        return int((self.copies > 0).sum())
+        return int((self.image_factors > 0).sum())
 
     @property
-    def epoch_length(self) -> int:
-        """Images of one pass over the oversampled list."""
-        return int(self.copies.sum())
+    def copies(self) -> Int64[np.ndarray, " n"]:
+        """Most entries of each image in one epoch, of ``ceil`` the number of every epoch; 0 where it is dropped."""
+        return ceil_copies(self.image_factors, 0, 0)
+
+    @property
+    def expected_epoch_length(self) -> float:
+        """Images of one pass over the oversampled list, on average; whole where every epoch is the same."""
+        return int(self.copies.sum()) if self.rounding == "ceil" else float(self.image_factors.sum())
 
 
-def repeat_factors(store: AnnotationStore, threshold: float | None) -> RepeatFactors:
-    """Steps 1 to 4 for a training split; ``threshold`` in (0, 1], None turns oversampling off.
+def usable_annotations(store: AnnotationStore, annotations: slice) -> Int64[np.ndarray, " A"]:
+    """Positions of those annotations that are trained on: area above 0 and a box of at least 1 px a side.
 
-    Invariant: one factor >= 1 and one number of copies for each image of the store, in its order.
+    MMDetection 3.3.0, ``mmdet/datasets/lvis.py`` (``parse_data_info``), which also leaves out crowds and boxes outside
+    their image: no store has them.
+    """
+    widths, heights = store.boxes_xywh[annotations, 2:].T
+    usable = (store.areas[annotations] > 0) & (widths >= 1) & (heights >= 1)
+    positions: np.ndarray = annotations.start + np.flatnonzero(usable)
+    return positions
+
+
+def repeat_factors(
+    store: AnnotationStore, threshold: float | None, rounding: str = "ceil", exponent: float = 0.5
+) -> RepeatFactors:
+    """Steps 1 to 3 for a training split.
+
+    Invariant: one factor for each image of the store, in its order: 0 where it is dropped, otherwise at least 1.
+
+    Args:
+        store: the training split.
+        threshold: in (0, 1]; None turns oversampling off.
+        rounding: a row of ``ROUNDINGS``, handed on.
+        exponent: above 0.
 
     Raises:
         InputError: no image is left to train on.
     """
-    num_categories = len(store.categories)
-    annotations_each = np.diff(store.annotation_offsets)
-    without_annotation = annotations_each == 0
+    without_annotation = np.diff(store.annotation_offsets) == 0
     too_small = np.minimum(store.heights, store.widths) < MIN_EDGE_PX
     kept = ~(without_annotation | too_small)
     if not kept.any():
@@ -81,39 +134,44 @@ def repeat_factors(store: AnnotationStore, threshold: float | None) -> RepeatFac
             allowed=f"images with an annotation and both edges of {MIN_EDGE_PX} pixels or more",
             mend="name another training split",
         )
-    image_of = np.repeat(np.arange(store.num_images), annotations_each)
+    rows = usable_annotations(store, slice(0, len(store.annotation_ids)))
+    image_of = np.searchsorted(store.annotation_offsets, rows, side="right") - 1
     of_kept = kept[image_of]
-    category_of = store.labels[of_kept].astype(np.int64) - 1
+    category_of = store.labels[rows[of_kept]].astype(np.int64) - 1
+    num_categories = len(store.categories)
     # One number for each (image, category), so that a category counts once an image.
     pairs = np.unique(image_of[of_kept] * num_categories + category_of)
     images, categories = np.divmod(pairs, num_categories)
     image_counts = np.bincount(categories, minlength=num_categories)
-    factors_of_categories = category_factors(image_counts, int(kept.sum()), threshold)
-    factors_of_images = np.ones(store.num_images)
+    factors_of_categories = category_factors(image_counts, int(kept.sum()), threshold, exponent)
+    factors_of_images = kept.astype(np.float64)
     np.maximum.at(factors_of_images, images, factors_of_categories[categories])
     return RepeatFactors(
         threshold=threshold,
-        without_annotation=without_annotation,
-        too_small=too_small,
+        rounding=rounding,
+        exponent=exponent,
+        images_without_annotation=int(without_annotation.sum()),
+        images_too_small=int(too_small.sum()),
         image_counts=image_counts,
         instance_counts=np.bincount(category_of, minlength=num_categories),
         category_factors=factors_of_categories,
         image_factors=factors_of_images,
-        copies=np.where(kept, np.ceil(factors_of_images), 0).astype(np.int64),
     )
 
 
 def category_factors(
-    image_counts: Int64[np.ndarray, " c"], num_images: int, threshold: float | None
+    image_counts: Int64[np.ndarray, " c"], num_images: int, threshold: float | None, exponent: float = 0.5
 ) -> Float64[np.ndarray, " c"]:
     """Steps 1 and 2; a category without images has factor 1.
 
-    The order of operations is MMDetection's, so that ceil meets the same rounding.
+    The order of operations is MMDetection's, so that ceil meets the same rounding; a power of one half may differ from
+    the square root in the last bit.
     """
     factors = np.ones(len(image_counts))
     if threshold is not None:
         seen = image_counts > 0
-        factors[seen] = np.maximum(1.0, np.sqrt(threshold / (image_counts[seen] / num_images)))
+        ratios = threshold / (image_counts[seen] / num_images)
+        factors[seen] = np.maximum(1.0, np.sqrt(ratios) if exponent == 0.5 else ratios**exponent)
     return factors
 
 
@@ -134,14 +192,15 @@ def summary(factors: RepeatFactors) -> dict[str, Any]:
     """The figures of summary.json."""
     return {
         "threshold": factors.threshold,
-        "rounding": "ceil",
-        "images": len(factors.copies),
+        "rounding": factors.rounding,
+        "exponent": factors.exponent,
+        "images": len(factors.image_factors),
         "images_kept": factors.images_kept,
-        "images_dropped": len(factors.copies) - factors.images_kept,
-        "images_without_annotation": int(factors.without_annotation.sum()),
-        "images_too_small": int(factors.too_small.sum()),
-        "epoch_length": factors.epoch_length,
-        "repeated_images": int((factors.copies > 1).sum()),
+        "images_dropped": len(factors.image_factors) - factors.images_kept,
+        "images_without_annotation": factors.images_without_annotation,
+        "images_too_small": factors.images_too_small,
+        "expected_epoch_length": factors.expected_epoch_length,
+        "repeated_images": int((factors.image_factors > 1).sum()),
         "repeated_categories": int((factors.category_factors > 1).sum()),
         "categories_without_image": int((factors.image_counts == 0).sum()),
         "largest_factor": float(factors.category_factors.max()),
@@ -176,41 +235,65 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         writer.writerows(rows)
 
 
-def read_copies(folder: Path) -> Int64[np.ndarray, " n"]:
-    """Copies of each image in one epoch, in the order of the store; 0 for images that are dropped.
+@dataclass(frozen=True, eq=False)
+class Sampling:
+    """What the sample stream needs of the tables."""
+
+    factors: Float64[np.ndarray, " n"]
+    """In the order of the store; 0 for images that are dropped."""
+    rounding: str
+    """A row of ``ROUNDINGS``."""
+
+
+def read_sampling(folder: Path) -> Sampling:
+    """Factors, exact to the last digit, and rounding of a training split.
 
     Raises:
-        InputError: no images.csv of ours.
+        InputError: no tables of ours.
     """
-    path = folder / "images.csv"
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            copies = np.array([int(row["copies"]) for row in csv.DictReader(file)], np.int64)
-        if copies.min(initial=0) < 0 or not copies.any():
-            raise ValueError("no image is drawn, or a negative number of times")
-        return copies
+        with (folder / "images.csv").open(newline="", encoding="utf-8") as file:
+            rows = [(float(row["factor"]), int(row["copies"])) for row in csv.DictReader(file)]
+        # The copies tell a table of ours from one that gives images a factor and drops them all the same.
+        if any(not math.isfinite(factor) or math.ceil(factor) != copies for factor, copies in rows):
+            raise ValueError("copies are not those of the factors")
+        if not any(copies for _, copies in rows) or any(factor < 1 and factor != 0 for factor, _ in rows):
+            raise ValueError("no image is drawn, or one less than once")
+        rounding = json.loads((folder / "summary.json").read_bytes())["rounding"]
+        if rounding not in ROUNDINGS:
+            raise ValueError(f"unknown rounding {rounding!r}")
+        return Sampling(np.array([factor for factor, _ in rows]), rounding)
     except (OSError, KeyError, TypeError, ValueError) as error:
         mend = "write it again with python -m lvis_rcnn.repeat_factors"
-        raise InputError(str(path), f"no readable table of copies: {error!r}", mend=mend) from None
+        raise InputError(str(folder), f"no readable tables of repeat factors: {error!r}", mend=mend) from None
 
 
 def step(args: argparse.Namespace) -> None:
     """Compute and write the factors of one training split."""
     if args.threshold is not None and not 0 < args.threshold <= 1:
         raise InputError("--threshold", f"is {args.threshold:g}", allowed="above 0, at most 1", mend="change the value")
+    if not 0 < args.exponent < math.inf:
+        raise InputError("--exponent", f"is {args.exponent:g}", allowed="a number above 0", mend="change the value")
     store = open_store(args.store)
-    factors = repeat_factors(store, args.threshold)
+    factors = repeat_factors(store, args.threshold, args.rounding, args.exponent)
     write_repeat_factors(store, factors, args.out)
     figures = summary(factors)
     log.info(
-        "%s: %s of %s images, an epoch of %s; %s",
+        "%s: %s of %s images, %s; %s",
         args.out,
         f"{factors.images_kept:,}",
         f"{store.num_images:,}",
-        f"{factors.epoch_length:,}",
+        epoch_sentence(factors),
         figures["why_none"]
         or f"{figures['repeated_categories']:,} categories repeated, largest factor {figures['largest_factor']:.3f}",
     )
+
+
+def epoch_sentence(factors: RepeatFactors) -> str:
+    """How long an epoch is, and how that comes about."""
+    if factors.rounding == "ceil":
+        return f"an epoch of {factors.expected_epoch_length:,}"
+    return f"an epoch of {factors.expected_epoch_length:,.1f} on average ({factors.rounding} rounding)"
 
 
 def main() -> None:
@@ -221,6 +304,12 @@ def main() -> None:
     )
     parser.add_argument(
         "--threshold", type=float, metavar="T", help="repeat categories in fewer than this fraction of the images"
+    )
+    parser.add_argument(
+        "--rounding", choices=ROUNDINGS, default="ceil", help="of factors to copies (default: ceil, MMDetection's)"
+    )
+    parser.add_argument(
+        "--exponent", type=float, default=0.5, metavar="E", help="of threshold over frequency (default: 0.5)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the tables")
     run_step(parser, step)

@@ -12,15 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lvis_rcnn.config import Study, settings_digest
+from lvis_rcnn.config import SECTIONS_OF_STEP, Published, Study, settings_digest
 from lvis_rcnn.evaluate import METRIC_NAMES
+from lvis_rcnn.zoo import ZooModel
 
 # Step -> the record it writes last, what the table needs of it, and what is said before the step has begun.
 RECORDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "train": ("train.json", ("memory_gb", "model_file", "log_file"), "not started"),
+    "import": ("import.json", ("file", "sha256", "model_sha256"), "not started"),
     "infer": ("inference.json", ("fps",), "waiting for inference"),
     "evaluate": ("metrics.json", ("bbox", "segm"), "waiting for scoring"),
 }
+STEPS_OF_TRAINED = ("train", "infer", "evaluate")
+STEPS_OF_PUBLISHED = ("import", "infer", "evaluate")
 SHARED_STEPS = ("draw", "store_train", "store_val", "preflight", "repeat_factors")
 SECONDS_TO_BE_DEAD = 300
 REASON_CHARACTERS = 60
@@ -48,13 +52,21 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of one backbone and seed: the record of each step, or why there is none."""
+    """What is known of a backbone with a seed, or of a published model: each step's record, or why there is none."""
 
-    backbone: str
-    seed: int
     folder: Path
+    seed: int | None
+    """None for a published model."""
+    steps: tuple[str, ...]
+    earlier_logs: dict[str, str]
+    """Name of each log of what comes before ``steps``, and what the table calls it."""
     records: dict[str, dict[str, Any]]
     missing: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """What logs of its steps end with."""
+        return f"{self.folder.parent.name}_{self.folder.name}"
 
     def value(self, measure: Measure) -> float | None:
         """The measured number; None where it is missing or undefined."""
@@ -72,11 +84,24 @@ class Run:
 
 
 def read_run(study: Study, results: Path, backbone: str, seed: int, now_s: float) -> Run:
-    """The records of one run; the first that is missing explains all that follow from it."""
+    """The records of a run that is trained; the first that is missing explains all that follow from it."""
     folder = results / study.study / backbone / f"seed{seed}"
-    run = Run(backbone, seed, folder, records={}, missing={})
+    earlier = {step: step for step in SHARED_STEPS}
+    return with_records(study, results, Run(folder, seed, STEPS_OF_TRAINED, earlier, records={}, missing={}), now_s)
+
+
+def read_published(study: Study, results: Path, row: Published, model: ZooModel, now_s: float) -> Run:
+    """:func:`read_run` of a published model."""
+    folder = results / study.study / "published" / row.model
+    store = f"store_{row.split}"
+    earlier = {"draw": "draw", store: store, f"fetch_{model.file_name}": "fetch"}
+    return with_records(study, results, Run(folder, None, STEPS_OF_PUBLISHED, earlier, records={}, missing={}), now_s)
+
+
+def with_records(study: Study, results: Path, run: Run, now_s: float) -> Run:
+    """``run``, filled step by step."""
     reason = ""
-    for step in RECORDS:
+    for step in run.steps:
         if not reason:
             run.records[step], reason = read_step(study, results, run, step, now_s)
         if reason:
@@ -109,18 +134,24 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def outdated(study: Study, step: str, found: dict[str, Any], earlier: dict[str, dict[str, Any]]) -> str:
     """Why a record no longer belongs to this study or to the records before it; empty if it does."""
+    if settings_changed(study, step, found):
+        return "outdated: the settings changed since"
+    first, done = ("import", "imported") if "import" in earlier else ("train", "trained")
+    model = earlier.get(first, {}).get("model_sha256")
+    if step == "infer" and found.get("model_sha256", model) != model:
+        return f"outdated: {done} again since"
+    return ""
+
+
+def settings_changed(study: Study, step: str, found: dict[str, Any]) -> bool:
+    """Whether a record was made with other settings than the study's; an import has none."""
     if step == "evaluate":
         wanted = study.evaluation.detections_per_image
-        changed = found.get("detections_per_image", wanted) != wanted
-    else:
-        wanted_digest = settings_digest(study, step)
-        changed = found.get("settings_digest", wanted_digest) != wanted_digest
-    if changed:
-        return "outdated: the settings changed since"
-    model = earlier.get("train", {}).get("model_sha256")
-    if step == "infer" and found.get("model_sha256", model) != model:
-        return "outdated: trained again since"
-    return ""
+        return bool(found.get("detections_per_image", wanted) != wanted)
+    if step not in SECTIONS_OF_STEP:
+        return False
+    wanted_digest = settings_digest(study, step)
+    return bool(found.get("settings_digest", wanted_digest) != wanted_digest)
 
 
 def why_missing(study: Study, results: Path, run: Run, step: str, now_s: float) -> str:
@@ -131,9 +162,9 @@ def why_missing(study: Study, results: Path, run: Run, step: str, now_s: float) 
     if progress.get("state") == "running" and recent and not died_here(progress):
         return f"running {percent}"
     logs = results / study.study / "logs"
-    candidates = [("", logs / f"{step}_{run.backbone}_seed{run.seed}.log")]
-    if step == "train":
-        candidates += [(f"{shared}: ", logs / f"{shared}.log") for shared in SHARED_STEPS]
+    candidates = [("", logs / f"{step}_{run.name}.log")]
+    if step == run.steps[0]:
+        candidates += [(f"{label}: ", logs / f"{log_name}.log") for log_name, label in run.earlier_logs.items()]
     for prefix, path in candidates:
         error = last_error(path)
         if error:
@@ -156,7 +187,7 @@ def died_here(progress: dict[str, Any]) -> bool:
 
 def newest_progress(results: Path, study: str, run: Run) -> dict[str, Any]:
     """The latest heartbeat of a training run, whichever settings it runs under; empty where there is none."""
-    folder = results / "state" / study / run.backbone / f"seed{run.seed}"
+    folder = results / "state" / study / run.folder.parent.name / run.folder.name
     found = [read_json_object(path) for path in folder.glob("*/progress.json")]
     whole = [progress for progress in found if {"step", "steps", "updated_at"} <= set(progress)]
     return max(whole, key=lambda progress: float(progress["updated_at"]), default={})

@@ -17,19 +17,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 from tqdm import tqdm
 
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.checkpoints import load_checkpoint, save_checkpoint
 from lvis_rcnn.command import InputError, log, run_step, step_parser
-from lvis_rcnn.config import Schedule, Study, load_study_for_step
-from lvis_rcnn.data import Augmentation, Batch, TrainingSteps, read_in_order
+from lvis_rcnn.config import Schedule, Study, load_study_for_step, zoo_of
+from lvis_rcnn.data import Augmentation, Batch, Target, TrainingSteps, read_in_order
 from lvis_rcnn.finished_run import Run, export, finish, is_finished
-from lvis_rcnn.model.mask_rcnn import MaskRcnn, Settings, losses
-from lvis_rcnn.repeat_factors import read_copies
+from lvis_rcnn.initial_weights import load_initial_weights
+from lvis_rcnn.model.assign import random_choice
+from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, Settings, losses
+from lvis_rcnn.repeat_factors import read_sampling
+from lvis_rcnn.sample_stream import SampleStream
 from lvis_rcnn.schedule import Recipe, make_recipe
 from lvis_rcnn.training_log import Progress, TrainingLog, sentence, write_heartbeat
+from lvis_rcnn.zoo import load_zoo
 
 # At most this much work is done again after a kill; a save (1.2 GB for X-101-64x4d with AdamW) takes about a second.
 SECONDS_BETWEEN_CHECKPOINTS = 75.0
@@ -41,7 +44,6 @@ def network_settings(study: Study) -> Settings:
     """The numbers of the network that a study asks for."""
     model, test = study.model, study.inference
     return Settings(
-        weights=model.weights,
         normalization=model.normalization,
         frozen_stages=model.frozen_stages,
         anchor_scale=model.anchor_scale,
@@ -52,6 +54,7 @@ def network_settings(study: Study) -> Settings:
         proposals_after_nms=(model.proposals_after_nms, test.proposals_after_nms),
         score_threshold=test.score_threshold,
         nms_iou=test.nms_iou,
+        nms_form=test.nms,
         detections_per_image=test.detections_per_image,
     )
 
@@ -71,12 +74,15 @@ def adamw(parameters: list[torch.nn.Parameter], schedule: Schedule) -> torch.opt
 OPTIMIZERS = {"sgd": sgd, "adamw": adamw}
 
 
+def set_full_precision() -> None:
+    """Multiply and convolve in fp32 also on GPUs, whose default for convolutions is the 10-bit mantissa of TF32."""
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on ``device``."""
-    targets = [
-        replace(t, boxes_xyxy=t.boxes_xyxy.to(device), labels=t.labels.to(device), masks=t.masks.to(device))
-        for t in batch.targets
-    ]
+    targets = [Target(t.boxes_xyxy.to(device), t.labels.to(device), t.masks.to(device)) for t in batch.targets]
     return replace(batch, pixels=batch.pixels.to(device), targets=targets)
 
 
@@ -97,24 +103,52 @@ def require_finite(parts: dict[str, torch.Tensor], step: int, image_ids: list[in
 
 
 def take_step(
-    model: MaskRcnn, optimizer: torch.optim.Optimizer, batch: Batch, step: int, seed: int, recipe: Recipe
+    model: MaskRcnn, optimizer: torch.optim.Optimizer, groups: list[Batch], step: int, seed: int, recipe: Recipe
 ) -> dict[str, float]:
-    """One optimizer step on one batch; returns the losses. Its random numbers depend on (seed, step) alone.
+    """One optimizer step on the normalisation groups of a step; returns the losses, each the mean of the groups.
 
     Raises:
         InputError: as :func:`require_finite`; the weights are then untouched.
     """
-    torch.manual_seed(seed * 1_000_003 + step)
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate(step)
-    parts = losses(model, batch)
-    require_finite(parts, step, batch.image_ids)
     optimizer.zero_grad(set_to_none=True)
-    torch.stack(list(parts.values())).sum().backward()
+    parts = add_gradients(model, groups, range(len(groups)), len(groups), step, seed)
     if recipe.schedule.gradient_clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.schedule.gradient_clip_norm)
     optimizer.step()
-    return {name: float(value.detach()) for name, value in parts.items()}
+    return parts
+
+
+def add_gradients(
+    model: MaskRcnn, groups: list[Batch], numbers: range, num_groups: int, step: int, seed: int
+) -> dict[str, float]:
+    """Add to the gradient what some of a step's groups contribute to it; returns their part of each loss.
+
+    A step of 16 images is 8 groups of 2, each with its own divisors, and its gradient is the mean of theirs, as that of 8
+    GPUs in the published runs. Random numbers depend on (seed, step, group), so it does not matter which process takes
+    which groups: their sums are the whole.
+
+    Args:
+        model: in training mode.
+        groups: the batches to add.
+        numbers: their places in the step.
+        num_groups: groups of the whole step.
+        step: 0-based optimizer step.
+        seed: of the run.
+
+    Raises:
+        InputError: as :func:`require_finite`.
+    """
+    sums = dict.fromkeys(LOSS_NAMES, 0.0)
+    for number, batch in zip(numbers, groups, strict=True):
+        (key,) = np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)
+        parts = losses(model, batch, random_choice(torch.Generator().manual_seed(int(key))))
+        require_finite(parts, step, batch.image_ids)
+        (torch.stack(list(parts.values())).sum() / num_groups).backward()
+        for name, value in parts.items():
+            sums[name] += float(value.detach()) / num_groups
+    return sums
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -158,16 +192,18 @@ def train_to_the_end(run: Run) -> None:
     """Build or restore the run, take the steps that are left, and finish it."""
     study = run.study
     torch.set_num_threads(study.compute.threads)
+    set_full_precision()
     torch.manual_seed(run.seed)
     device = torch.device(study.compute.device)
-    copies = copies_of(run)
-    recipe = make_recipe(study.schedule, int(copies.sum()))
+    stream = stream_of(run)
+    recipe = make_recipe(study.schedule, stream)
     model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, network_settings(study)).to(device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[study.schedule.optimizer](trained, study.schedule)
-    progress = restore(run.state_dir, model, optimizer)
+    progress = restore(run, model, optimizer)
+    log.info(recipe.sentence)
     augmentation = Augmentation(**study.augmentation.model_dump())
-    items = TrainingSteps(run.store_path, run.images_dir, copies, augmentation, run.seed, recipe.images_per_step)
+    items = TrainingSteps(run.store_path, run.images_dir, stream, augmentation)
     batches = read_in_order(items, range(progress.step, recipe.steps), study.resources.loader_workers)
     try:
         take_steps(run, model, optimizer, batches, recipe, progress)
@@ -177,28 +213,38 @@ def train_to_the_end(run: Run) -> None:
     finish(run, model.state_dict(), recipe, progress)
 
 
-def copies_of(run: Run) -> Int64[np.ndarray, " n"]:
-    """Copies of each image in one epoch.
+def stream_of(run: Run) -> SampleStream:
+    """The sample stream of a run.
 
     Raises:
-        InputError: as :func:`read_copies`, or the table is of another store.
+        InputError: as :func:`read_sampling`, or the table is of another store.
     """
-    copies = read_copies(run.repeat_factors_dir)
-    if len(copies) != run.store.num_images:
+    sampling, schedule = read_sampling(run.repeat_factors_dir), run.study.schedule
+    if len(sampling.factors) != run.store.num_images:
         raise InputError(
             str(run.repeat_factors_dir),
-            f"counts {len(copies)} images",
+            f"counts {len(sampling.factors)} images",
             allowed=f"the {run.store.num_images} images of {run.store_path}",
             mend="write it again with python -m lvis_rcnn.repeat_factors --store",
         )
-    return copies
+    return SampleStream(
+        factors=sampling.factors,
+        rounding=sampling.rounding,
+        portrait=np.asarray(run.store.widths < run.store.heights),
+        seed=run.seed,
+        group_size=schedule.normalisation_group,
+        groups_per_step=schedule.images_per_step // schedule.normalisation_group,
+    )
 
 
-def restore(state_dir: Path, model: MaskRcnn, optimizer: torch.optim.Optimizer) -> Progress:
-    """Load the newest checkpoint into model and optimizer; a fresh start where there is none."""
-    state = load_checkpoint(state_dir)
+def restore(run: Run, model: MaskRcnn, optimizer: torch.optim.Optimizer) -> Progress:
+    """Load the newest checkpoint into model and optimizer, or the initial weights where there is none."""
+    state = load_checkpoint(run.state_dir)
     if state is None:
-        return Progress()
+        weights_dir = Path(run.study.resources.weights_dir)
+        initial = load_initial_weights(model, run.backbone, run.study.model.weights, run.zoo, weights_dir)
+        log.info("%s", initial)
+        return Progress(initial_weights=initial)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     progress = Progress(**state["progress"])
@@ -211,7 +257,7 @@ def take_steps(
     run: Run,
     model: MaskRcnn,
     optimizer: torch.optim.Optimizer,
-    batches: Iterator[Batch],
+    steps: Iterator[list[Batch]],
     recipe: Recipe,
     progress: Progress,
 ) -> None:
@@ -225,9 +271,9 @@ def take_steps(
     with bar:
         for step in range(progress.step, recipe.steps):
             started = time.monotonic()
-            batch = to_device(next(batches), device)
+            groups = [to_device(group, device) for group in next(steps)]
             data_s = time.monotonic() - started
-            parts = take_step(model, optimizer, batch, step, run.seed, recipe)
+            parts = take_step(model, optimizer, groups, step, run.seed, recipe)
             step_s = time.monotonic() - started
             progress.step, progress.elapsed_s = step + 1, progress.elapsed_s + step_s
             progress.peak_memory_bytes = max(progress.peak_memory_bytes, peak_memory_bytes(device))
@@ -278,7 +324,8 @@ def step(args: argparse.Namespace) -> None:
     require_device(study, args.study)
     if args.seed < 0:
         raise InputError("--seed", f"is {args.seed}", allowed="0 or more", mend="change the value")
-    run = Run(study, args.backbone, args.seed, args.store, args.images, args.repeat_factors, args.state)
+    zoo = load_zoo(zoo_of(study, args.study))
+    run = Run(study, args.backbone, args.seed, args.store, args.images, args.repeat_factors, args.state, zoo)
     train(run, args.out)
 
 

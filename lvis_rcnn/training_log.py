@@ -25,6 +25,8 @@ class Progress:
     """Largest memory of any attempt."""
     attempts: int = 1
     """Starts so far."""
+    initial_weights: str = ""
+    """Where the first start's weights came from."""
     started_at: float = field(default_factory=time.time)
     """Unix seconds of the first start."""
     unlogged: list[dict[str, float]] = field(default_factory=list)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from lvis_rcnn.command import InputError, run_step
+from lvis_rcnn.zoo import load_zoo
 
 STEP = Path(__file__).stem
 FILES = {
@@ -28,6 +29,10 @@ def step(args: argparse.Namespace) -> None:
         study = Path(args.study).read_text().split("study: ", 1)[1].split("\n", 1)[0]
         bases = [args.out.with_suffix(""), args.results / study / "table"]
         files = [base.with_suffix(suffix) for base in bases for suffix in (".md", ".csv", ".json")]
+    elif STEP == "checkpoints" and args.command == "fetch":
+        files = [args.folder / load_zoo(args.zoo)[args.name].file_name]
+    elif STEP == "checkpoints":
+        files = [args.out, args.report]
     elif STEP == "preflight":
         files = [args.out, args.out.with_suffix(".txt")]
     else:
@@ -43,6 +48,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--results", type=Path)
     parser.add_argument("--study")
+    parser.add_argument("--zoo", type=Path)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--report", type=Path)
+    parser.add_argument("--name")
+    parser.add_argument("command", nargs="?")
     known, _ = parser.parse_known_args()
     parser.parse_args = lambda: known  # type: ignore[assignment,misc]
     run_step(parser, step)

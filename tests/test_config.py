@@ -8,6 +8,7 @@ import pytest
 
 from lvis_rcnn.command import InputError
 from lvis_rcnn.config import (
+    DEFAULT_ZOO,
     SECTIONS_OF_STEP,
     Study,
     check_study,
@@ -17,6 +18,7 @@ from lvis_rcnn.config import (
     read_yaml,
     settings_digest,
     settings_of_step,
+    zoo_of,
 )
 
 REPOSITORY = Path(__file__).parents[1]
@@ -63,7 +65,14 @@ def test_every_study_of_the_repository_is_valid(path: Path) -> None:
         ("sampling.oversample_threshold", -1e-3, r"oversample_threshold: is -0\.001; allowed: greater than 0"),
         ("sampling.oversample_threshold", 2, r"oversample_threshold: is 2; allowed: less than or equal to 1"),
         ("backbones", ["r18"], r"f: backbones\.0: is \"r18\"; allowed: 'r50', 'r101', 'x101_32x4d' or 'x101_64x4d'"),
-        ("backbones", [], r"f: backbones: is \[\]; allowed: .*at least 1 item"),
+        ("backbones", [], r"f: study file: does not fit .*at least one row: of backbones, .* or of published models"),
+        ("seeds", [], r"f: study file: does not fit .*allowed: backbones are trained, which also needs seeds"),
+        ("schedule", REMOVED, r"f: study file: does not fit .*backbones are trained, which also needs schedule"),
+        ("published", [{"model": "a"}, {"model": "a"}], r"published must not repeat an entry"),
+        ("published", [{"model": "a"}], r"published models with model\.anchor_scale 8, which they were trained with"),
+        ("published", [{"modle": "a"}], r"f: published\.0\.modle: unknown key .*allowed: model, split; .*'model'"),
+        ("dataset.splits", {"b": {"annotation": "a"}}, r"dataset\.splits\.b\.annotation: .*write 'annotations'"),
+        ("dataset.splits", {"train": {"annotations": "a", "images": "b"}}, r"names of 'splits' other than train and"),
         ("backbones", ["r50", "r50"], r"backbones must not repeat an entry"),
         ("seeds", [1, 1], r"seeds must not repeat an entry"),
         ("model.frozen_stages", 2, r"with weights: none, frozen_stages must be 0"),
@@ -71,6 +80,7 @@ def test_every_study_of_the_repository_is_valid(path: Path) -> None:
         ("compute.device", "gpu", r"f: compute\.device: is \"gpu\"; allowed: 'cpu' or 'cuda'"),
         ("inference.detections_per_image", 301, r"is 301; allowed: less than or equal to 300"),
         ("dataset.draw", None, r"f: dataset: does not fit together; allowed: either 'draw', or both 'train' and 'val'"),
+        ("dataset.val", {"annotations": "a", "images": "b"}, r"f: dataset: does not fit together; allowed: either 'dr"),
         ("dataset.train", {"annotations": "a.json"}, r"f: dataset\.train\.images: missing; to mend: add the key"),
         ("study", "../x", r"f: study: is \"\.\./x\"; allowed: .*pattern"),
         ("study", "state", r"a name other than data, state and table\.\*"),
@@ -149,6 +159,56 @@ def test_settings_ignore_defaults_written_out() -> None:
 def test_a_step_depends_on_its_own_sections_only(path: str, value: Any, steps: set[str]) -> None:
     before, after = check_study(MINI, where="f"), check_study(with_value(path, value), where="f")
     assert {step for step in SECTIONS_OF_STEP if settings_digest(before, step) != settings_digest(after, step)} == steps
+
+
+def published_only(**changes: Any) -> dict[str, Any]:
+    """Values of a study that trains nothing."""
+    return {**read_yaml(REPOSITORY / "configs" / "published.yaml"), **changes}
+
+
+def test_a_study_that_trains_nothing_needs_no_section_of_training(tmp_path: Path) -> None:
+    study = check_study(published_only(), where="f")
+    assert (study.backbones, study.seeds, study.dataset.scored_splits) == ((), (), ("lvis_v0.5", "lvis_v1"))
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(published_only()))
+    assert load_study_for_step(path, "infer", settings_digest(study, "infer")) == study
+    with pytest.raises(InputError, match=r"trains nothing: step 'train' has no settings; to mend: name another study"):
+        load_study_for_step(path, "train", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"published": []}, r"at least one row: of backbones, which are trained, or of published models"),
+        ({"published": [{"model": "a"}]}, r"published a on one of the splits lvis_v0\.5, lvis_v1, not on val"),
+        ({"backbones": ["r50"]}, r"also needs sampling, augmentation, schedule, seeds"),
+        ({"dataset": {"name": "a"}}, r"either 'draw', or both 'train' and 'val', or only 'splits'"),
+        (
+            {key: MINI[key] for key in ("backbones", "seeds", "sampling", "augmentation", "schedule")},
+            r"backbones are trained, which also needs dataset\.draw, or dataset\.train and dataset\.val",
+        ),
+    ],
+)
+def test_what_a_study_of_published_models_must_have(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_study(published_only(**changes), where="f")
+
+
+def test_published_rows_change_the_report_alone_and_train_nothing_again() -> None:
+    values = with_value("model.anchor_scale", 8)
+    without = check_study(values, where="f")
+    beside = check_study({**values, "published": [{"model": "a"}], "zoo": "zoo.yaml"}, where="f")
+    changed = {step for step in SECTIONS_OF_STEP if settings_digest(without, step) != settings_digest(beside, step)}
+    assert changed == {"report"}
+
+
+@pytest.mark.parametrize(
+    ("zoo", "expected"),
+    [(None, DEFAULT_ZOO), ("zoo/a.yaml", Path("configs/zoo/a.yaml")), ("/else/a.yaml", Path("/else/a.yaml"))],
+)
+def test_the_zoo_is_the_checkouts_or_named_from_the_study_file(zoo: str | None, expected: Path) -> None:
+    study = check_study(published_only(zoo=zoo), where="f")
+    assert zoo_of(study, Path("configs/published.yaml")) == expected
 
 
 def test_preflight_reruns_nothing_that_train_would_not_rerun() -> None:

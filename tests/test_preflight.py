@@ -84,7 +84,7 @@ def test_sound_data_gives_a_page_without_errors(tmp_path):
     assert page.facts["train"]["images"] == 4
     assert page.facts["train"]["rare_categories"] == 2
     # Category 2 is in one of three images: sqrt(0.05 / (1 / 3)) < 1, so an epoch is the three annotated images.
-    expected = {"epoch_length": 3, "steps_in_epoch": 1, "steps": 300, "images_seen": 1200, "epochs": 400}
+    expected = {"epoch_length": 3, "steps_in_epoch": 1, "steps": 300, "images_seen": 900, "epochs": 300}
     assert expected.items() <= page.facts["schedule"].items()
     assert page.warnings == [warning for warning in page.warnings if "repeats nothing" in warning]
     write_page(page, tmp_path / "out" / "preflight.json")
@@ -92,8 +92,34 @@ def test_sound_data_gives_a_page_without_errors(tmp_path):
     assert json.loads((tmp_path / "out" / "preflight.json").read_text())["errors"] == []
     text = (tmp_path / "out" / "preflight.txt").read_text()
     assert text.startswith("Preflight of study mini: ok, 1 warning(s), image files checked\n")
-    assert "300 steps of 4 images: 1,200 seen" in text
+    assert "300 steps of 4 images: 900 seen" in text
+    assert "2x, 24 epochs, is 24 steps, 72 images seen" in text
     assert len(text.splitlines()) < 60
+
+
+def pages_training(folder, **sections):
+    """The part of the page that speaks of the training."""
+    text = page_text(check(folder, settings=study(**sections), images=False))
+    return text.split("Training, each run\n")[1]
+
+
+def test_the_page_says_what_2x_comes_to_after_oversampling(tmp_path):
+    """Category 2 is in 1 of 3 images: sqrt(1 / (1 / 3)) = 1.73, so an epoch has 4 images."""
+    recipe = {"steps": None, "epochs": 2, "images_per_step": 2, "normalisation_group": 2, "learning_rate_images": 2}
+    text = pages_training(tmp_path, sampling={"oversample_threshold": 1}, schedule=recipe)
+    assert text.startswith(
+        "  4 steps of 2 images: 8 seen\n"
+        "  an epoch is 4 images, 2 steps\n"
+        "  so 2.00 epochs; 2x, 24 epochs, is 48 steps, 96 images seen\n"
+        "  learning rate 0.001\n"
+    )
+
+
+def test_the_page_says_how_long_a_stochastic_epoch_is_on_average(tmp_path):
+    text = pages_training(tmp_path, sampling={"oversample_threshold": 1, "rounding": "stochastic"})
+    assert f"  an epoch is {2 + 3**0.5:.1f} images on average (stochastic rounding), the first " in text
+    text = pages_training(tmp_path, sampling={"oversample_threshold": 1, "rounding": "stochastic", "exponent": 1})
+    assert "  an epoch is 5.0 images on average (stochastic rounding), the first 5 images, 2 steps\n" in text
 
 
 def cut(data: bytes) -> bytes:
@@ -226,12 +252,15 @@ def test_settings_that_cannot_go_together(tmp_path, sections, message):
             "oversample_threshold repeats nothing: even the rarest category",
         ),
         ({"schedule": {"steps": 300, "warmup_steps": 300}}, "warmup_steps is 300 of 300 steps"),
-        ({"model": {"weights": "imagenet"}}, "no ImageNet weights are known for X-101-32x4d-FPN"),
         (
             {"schedule": {"steps": None, "epochs": 2, "policy": "step", "decay_at_epochs": [1, 2]}},
             "[2] are never reached",
         ),
-        ({"schedule": {"images_per_step": 1}}, "batch statistics of a single image"),
+        ({"schedule": {"normalisation_group": 1}}, "batch statistics of a single image"),
+        (
+            {"schedule": {"learning_rate_images": 16}},
+            "schedule: learning rate 0.00025: 0.001 is for steps of 16 images and is scaled linearly to 4",
+        ),
     ],
 )
 def test_settings_that_are_rarely_meant(tmp_path, sections, message):

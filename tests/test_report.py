@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from lvis_rcnn import report
-from lvis_rcnn.config import Study, check_study, read_yaml, settings_digest
+from lvis_rcnn.config import DEFAULT_ZOO, Study, check_study, read_yaml, settings_digest
 from lvis_rcnn.evaluate import METRIC_NAMES
-from lvis_rcnn.report import schedule_name, titled, write_tables
+from lvis_rcnn.report import titled, write_tables
 from lvis_rcnn.runs import read_run
+from lvis_rcnn.table_rows import schedule_name
+from lvis_rcnn.zoo import load_zoo
 
 MINI = Path(__file__).parents[1] / "configs" / "mini.yaml"
+ZOO = load_zoo(DEFAULT_ZOO)
 NOW_S = 2_000_000_000.0
 PAGE = ["Backbone", "Style", "Lr schd", "Mem (GB)", "Inf time (fps)", "box AP", "mask AP", "Download"]
 
@@ -103,7 +106,7 @@ def put_log(results: Path, study: Study, name: str, text: str) -> None:
 
 def written(results: Path, study: Study, out: Path | None = None) -> Path:
     out = out or results / "table.md"
-    write_tables(study, results, out, NOW_S)
+    write_tables(study, ZOO, results, out, NOW_S)
     return out
 
 
@@ -395,7 +398,7 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
     study = study_with()
     put_run(tmp_path, study)
     first = written(tmp_path, study).read_bytes()
-    write_tables(study, tmp_path, tmp_path / "table.md", NOW_S + 1e6)
+    write_tables(study, ZOO, tmp_path, tmp_path / "table.md", NOW_S + 1e6)
     assert (tmp_path / "table.md").read_bytes() == first
 
 

@@ -1,6 +1,7 @@
 """The DAG as a user meets it: what is planned, what reruns, what stops it; stubs stand for the steps."""
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -14,11 +15,19 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, Ended, run_snakemake, write_study
 
+from lvis_rcnn.config import DEFAULT_ZOO
+from lvis_rcnn.zoo import load_zoo
+
+PUBLISHED = load_zoo(DEFAULT_ZOO)["lvis_v0.5_r50"]
 EVERY_STEP = {"store": 2, "preflight": 1, "repeat_factors": 1, "table": 1}
 
 
 def runs(number: int) -> dict[str, int]:
     return dict.fromkeys(("train", "infer", "evaluate"), number)
+
+
+def published(number: int) -> dict[str, int]:
+    return dict.fromkeys(("fetch_published", "import_published", "infer", "evaluate"), number)
 
 
 @dataclass(frozen=True)
@@ -50,9 +59,20 @@ def stub_workflow(folder: Path) -> Path:
         shutil.copytree(REPOSITORY / name, folder / name)
     shutil.copy(REPOSITORY / "Snakefile", folder)
     (folder / "lvis_rcnn").mkdir()
-    for name in ("__init__", "command", "files", "backbones", "config"):
+    for name in ("__init__", "command", "files", "backbones", "config", "zoo", "published"):
         shutil.copy(REPOSITORY / "lvis_rcnn" / f"{name}.py", folder / "lvis_rcnn")
-    for name in ("mini", "annotations", "preflight", "repeat_factors", "train", "infer", "evaluate", "report"):
+    steps = (
+        "mini",
+        "annotations",
+        "preflight",
+        "repeat_factors",
+        "train",
+        "checkpoints",
+        "infer",
+        "evaluate",
+        "report",
+    )
+    for name in steps:
         shutil.copy(REPOSITORY / "tests" / "stub_step.py", folder / "lvis_rcnn" / f"{name}.py")
     return folder
 
@@ -208,10 +228,15 @@ def test_a_job_that_is_its_own_process_loads_the_same_study(finished: Stubbed) -
         ([], "mini", {"draw": 1, **EVERY_STEP, **runs(4)}),
         (["--configfile", "configs/smoke.yaml"], "smoke", {"draw": 1, **EVERY_STEP, **runs(1)}),
         (["--configfile", "configs/lvis_v1.yaml"], "lvis_v1", {**EVERY_STEP, **runs(4)}),
+        (
+            ["--cores", "8", "--configfile", "configs/published.yaml"],
+            "published",
+            {"store": 2, **published(8), "table": 1},
+        ),
         (["--profile", "slurm", "results/table.md"], "lvis_v0.5", {**EVERY_STEP, **runs(4)}),
         (["--profile", "slurm", "--configfile", "configs/smoke.yaml"], "smoke", {"draw": 1, **EVERY_STEP, **runs(1)}),
     ],
-    ids=["default", "smoke", "lvis_v1", "slurm", "slurm with another study"],
+    ids=["default", "smoke", "lvis_v1", "published", "slurm", "slurm with another study"],
 )
 def test_every_study_is_loaded_alone(tmp_path: Path, arguments: list[str], study: str, jobs: dict[str, int]) -> None:
     # That the merged config equals the file is checked by the Snakefile itself: see the test of --config below.
@@ -220,6 +245,116 @@ def test_every_study_is_loaded_alone(tmp_path: Path, arguments: list[str], study
     assert ended.code == 0, ended.text
     assert f"Config file(s): [PosixPath('{checkout}/configs/{study}.yaml')]" in ended.text
     assert ended.jobs() == jobs
+
+
+@pytest.fixture(scope="module")
+def with_published(finished: Stubbed) -> Path:
+    """A study of a trained and a published row, run once; the published file was at hand."""
+    zoo = finished.folder / "zoo.yaml"
+    shutil.copy(DEFAULT_ZOO, zoo)
+    changes = {
+        "model": {"anchor_scale": 8},
+        "zoo": "zoo.yaml",
+        "published": [{"model": "lvis_v0.5_r50", "split": "far"}],
+    }
+    (finished.folder / "far.json").write_text("{}")
+    dataset = {"splits": {"far": {"annotations": "far.json", "images": "far images"}}}
+    resources = {"weights_dir": "my weights"}
+    study = write_study(finished.folder / "both.yaml", study="both", dataset=dataset, resources=resources, **changes)
+    (finished.folder / "my weights").mkdir()
+    (finished.folder / "my weights" / PUBLISHED.file_name).write_text("weights")
+    ended = finished.snakemake("--cores", "2", study=study)
+    assert ended.code == 0, ended.text
+    scored = {"import_published": 1, **runs(2), "train": 1}
+    assert ended.jobs() == {**EVERY_STEP, "store": 3, **scored}
+    return study
+
+
+def arguments_of(finished: Stubbed, step: str, folder: str) -> dict[str, str]:
+    """Options of the last call of ``step`` that wrote into ``folder``."""
+    calls = [call["arguments"] for call in finished.calls() if call["step"] == step]
+    words = [call for call in calls if any(folder in word for word in call)][-1]
+    return {word: after for word, after in itertools.pairwise(words) if word.startswith("--")}
+
+
+def test_a_published_model_is_imported_detected_with_and_scored_on_its_split(
+    finished: Stubbed, with_published: Path
+) -> None:
+    folder = "results/both/published/lvis_v0.5_r50"
+    made = arguments_of(finished, "checkpoints", folder)
+    assert made["--backbone"] == "r50"
+    assert made["--store"] == "results/both/data/far.store"
+    assert (made["--out"], made["--report"]) == (f"{folder}/model.pth", f"{folder}/import.json")
+    (call,) = [call["arguments"] for call in finished.calls() if call["step"] == "checkpoints"]
+    assert call[:2] == ["import", f"my weights/{PUBLISHED.file_name}"]
+    detected = arguments_of(finished, "infer", folder)
+    assert (detected["--backbone"], detected["--run"]) == ("r50", "published/lvis_v0.5_r50")
+    assert (detected["--store"], detected["--images"]) == (made["--store"], "far images")
+    assert (detected["--model"], detected["--out"]) == (made["--out"], folder)
+    assert arguments_of(finished, "evaluate", folder)["--annotations"] == "far.json"
+    trained = arguments_of(finished, "infer", "results/both/r50/seed0")
+    assert (trained["--run"], trained["--backbone"]) == ("r50/seed0", "r50")
+    assert trained["--store"] == "results/both/data/val.store"
+
+
+def test_a_published_row_reruns_where_it_changes(finished: Stubbed, with_published: Path) -> None:
+    again = {"import_published": 1, "infer": 1, "evaluate": 1, "table": 1}
+    file, zoo = finished.folder / "my weights" / PUBLISHED.file_name, finished.folder / "zoo.yaml"
+    kept = zoo.read_text()
+    assert finished.plan(study=with_published) == {}
+    zoo.write_text(kept.replace("26.1", "26.2"))
+    assert finished.plan(study=with_published) == {"table": 1}
+    zoo.write_text(kept)
+    file.write_text("other weights")
+    try:
+        assert finished.plan(study=with_published) == again
+        assert finished.plan("results/both/published/lvis_v0.5_r50/model.pth", study=with_published) == {
+            "import_published": 1
+        }
+    finally:
+        file.write_text("weights")
+
+
+def test_a_published_file_at_hand_is_never_made_again_and_an_absent_one_is_fetched(
+    finished: Stubbed, with_published: Path, tmp_path: Path
+) -> None:
+    assert "fetch_published" not in finished.plan("--forceall", study=with_published)
+    file = finished.folder / "my weights" / PUBLISHED.file_name
+    shutil.move(file, tmp_path)
+    try:
+        assert finished.plan("--forceall", study=with_published)["fetch_published"] == 1
+        ended = finished.snakemake("--cores", "1", str(file.relative_to(finished.folder)), study=with_published)
+        assert ended.code == 0, ended.text
+        assert file.read_text() == "made by a stub\n"
+        (call,) = [call["arguments"] for call in finished.calls() if call["arguments"][0] == "fetch"]
+        assert call[1:7] == [
+            "--zoo",
+            str(finished.folder / "zoo.yaml"),
+            "--name",
+            "lvis_v0.5_r50",
+            "--folder",
+            "my weights",
+        ]
+    finally:
+        shutil.move(tmp_path / PUBLISHED.file_name, file)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("coco_r50", "is a model of kind coco, whose categories are not those of LVIS; allowed: lvis_v0.5_r50, "),
+        ("imagenet_x101_32x4d", "is a model of kind imagenet, whose categories are not those of LVIS; allowed: lvis_"),
+        ("lvis_r50", "is not in the zoo; allowed: lvis_v0.5_r50, "),
+    ],
+)
+def test_a_model_that_cannot_be_scored_on_lvis_is_one_line_before_any_job(
+    tmp_path: Path, model: str, message: str
+) -> None:
+    path = write_study(tmp_path / "bad.yaml", model={"anchor_scale": 8}, published=[{"model": model}])
+    ended = run_snakemake("--cores", "1", "--configfile", path, cwd=tmp_path)
+    assert ended.code != 0
+    assert ended.text.splitlines()[-1].startswith(f"error: {path}: published {model}: {message}")
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize(

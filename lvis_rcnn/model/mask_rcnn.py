@@ -1,46 +1,31 @@
-"""Mask R-CNN (He et al. 2017) on torchvision's modules: two functions, ``losses`` and ``detect``.
+"""Mask R-CNN (He et al. 2017): torchvision's module tree under MMDetection's arithmetic (3.3.0).
 
-The input is what ``lvis_rcnn.data`` makes: normalised, padded pixels. torchvision's own input transform is not used.
+Two functions, ``losses`` and ``detect``. Each file of this folder says what it does otherwise than torchvision, and
+tests/golden holds figures of MMDetection itself that they are held to.
 """
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
 from torch import nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.poolers import LevelMapper
 
 from lvis_rcnn.backbones import Backbone
-from lvis_rcnn.data import Batch, Target
+from lvis_rcnn.data import Batch
+from lvis_rcnn.model.assign import Choose
 from lvis_rcnn.model.backbone import FPN_CHANNELS, build_backbone, fix_batch_statistics
+from lvis_rcnn.model.detections import ImageDetections, detect_boxes, detect_masks
+from lvis_rcnn.model.heads import RegionHeads
+from lvis_rcnn.model.region_losses import region_losses, sampled_regions
+from lvis_rcnn.model.rpn import ProposalNetwork, proposals, rpn_losses
+from lvis_rcnn.pixels import padded_size_hw
 
-STRIDES_PX = (4, 8, 16, 32, 64)
-ASPECT_RATIOS = (0.5, 1.0, 2.0)
-BOX_POOL = 7
-MASK_POOL = 14
-
-# torchvision's loss names, and MMDetection's, which logs of this field use.
-LOSS_NAMES = {
-    "loss_objectness": "loss_rpn_cls",
-    "loss_rpn_box_reg": "loss_rpn_bbox",
-    "loss_classifier": "loss_cls",
-    "loss_box_reg": "loss_bbox",
-    "loss_mask": "loss_mask",
-}
+LOSS_NAMES = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask")
 
 
 @dataclass(frozen=True)
 class Settings:
     """Numbers of the network and of its training and test paths; see ``config.Model`` and ``config.Inference``."""
 
-    weights: str
     normalization: str
     frozen_stages: int
     anchor_scale: float
@@ -53,17 +38,9 @@ class Settings:
     """(training, test), an image."""
     score_threshold: float
     nms_iou: float
+    nms_form: str
+    """Key of ``detections.NMS_DTYPES``."""
     detections_per_image: int
-
-
-@dataclass(frozen=True)
-class ImageDetections:
-    """Detections of one image in the network's frame, best first; masks are probabilities inside the boxes."""
-
-    boxes_xyxy: Float[torch.Tensor, "d 4"]
-    labels: Int64[torch.Tensor, " d"]
-    scores: Float[torch.Tensor, " d"]
-    mask_probabilities: Float[torch.Tensor, "d 28 28"]
 
 
 class MaskRcnn(nn.Module):
@@ -71,87 +48,66 @@ class MaskRcnn(nn.Module):
 
     def __init__(self, backbone: Backbone, num_labels: int, settings: Settings) -> None:
         super().__init__()
-        self.backbone = build_backbone(backbone, settings.weights, settings.normalization, settings.frozen_stages)
-        self.rpn = build_rpn(settings)
-        self.roi_heads = build_roi_heads(num_labels, settings)
-        self.fixed_statistics = settings.normalization == "fixed_batch"
+        self.backbone = build_backbone(backbone, settings.normalization, settings.frozen_stages)
+        self.rpn = ProposalNetwork(FPN_CHANNELS, settings.anchor_scale)
+        self.roi_heads = RegionHeads(FPN_CHANNELS, num_labels)
+        self.settings = settings
 
     def train(self, mode: bool = True) -> "MaskRcnn":
         """Switch the mode; fixed statistics, and those of frozen stages, stay fixed."""
         super().train(mode)
-        fix_batch_statistics(self.backbone, frozen_only=not self.fixed_statistics)
+        fix_batch_statistics(self.backbone, frozen_only=self.settings.normalization != "fixed_batch")
         return self
 
 
-def build_rpn(settings: Settings) -> RegionProposalNetwork:
-    """Region proposal network: one anchor scale a level, three ratios."""
-    sides_px = tuple((settings.anchor_scale * stride,) for stride in STRIDES_PX)
-    anchors = AnchorGenerator(sides_px, (ASPECT_RATIOS,) * len(STRIDES_PX))
-    return RegionProposalNetwork(
-        anchors,
-        RPNHead(FPN_CHANNELS, len(ASPECT_RATIOS)),
-        fg_iou_thresh=0.7,
-        bg_iou_thresh=0.3,
-        batch_size_per_image=settings.anchors_per_image,
-        positive_fraction=0.5,
-        pre_nms_top_n=dict(zip(("training", "testing"), settings.proposals_before_nms, strict=True)),
-        post_nms_top_n=dict(zip(("training", "testing"), settings.proposals_after_nms, strict=True)),
-        nms_thresh=0.7,
-    )
+def losses(model: MaskRcnn, batch: Batch, choose: Choose) -> dict[str, torch.Tensor]:
+    """The five training losses of one normalisation group; the model is in training mode.
 
-
-def build_roi_heads(num_labels: int, settings: Settings) -> RoIHeads:
-    """Box and mask heads; box regression and masks are per class."""
-    return RoIHeads(
-        box_roi_pool=region_pool(BOX_POOL),
-        box_head=TwoMLPHead(FPN_CHANNELS * BOX_POOL**2, 1024),
-        box_predictor=FastRCNNPredictor(1024, num_labels),
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
-        batch_size_per_image=settings.rois_per_image,
-        positive_fraction=settings.roi_positive_fraction,
-        bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
-        score_thresh=settings.score_threshold,
-        nms_thresh=settings.nms_iou,
-        detections_per_img=settings.detections_per_image,
-        mask_roi_pool=region_pool(MASK_POOL),
-        mask_head=MaskRCNNHeads(FPN_CHANNELS, (256, 256, 256, 256), dilation=1),
-        mask_predictor=MaskRCNNPredictor(256, 256, num_labels),
-    )
-
-
-def region_pool(output_size: int) -> MultiScaleRoIAlign:
-    """RoIAlign on P2 to P5, at their true scales.
-
-    torchvision would guess the scales from the first image it meets and keep them; one that padding makes half as
-    large again, such as 1333 x 40, makes it guess wrong.
+    ``choose`` samples anchors, then regions, of each image in order, where there are more than wanted.
     """
-    pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=output_size, sampling_ratio=2)
-    pool.scales = [1 / stride for stride in STRIDES_PX[:4]]
-    pool.map_levels = LevelMapper(2, 5)  # P2 to P5
-    return pool
-
-
-def losses(model: MaskRcnn, batch: Batch) -> dict[str, torch.Tensor]:
-    """The five training losses of a batch, by MMDetection's names; the model is in training mode."""
-    images = ImageList(batch.pixels, batch.sizes_hw)
-    targets = [torchvision_target(target) for target in batch.targets]
-    features = model.backbone(batch.pixels)
-    proposals, rpn_losses = model.rpn(images, features, targets)
-    _, roi_losses = model.roi_heads(features, proposals, batch.sizes_hw, targets)
-    return {LOSS_NAMES[name]: value for name, value in {**rpn_losses, **roi_losses}.items()}
+    settings = model.settings
+    features = list(model.backbone(batch.pixels).values())
+    predictions = model.rpn(features)
+    truths = [target.boxes_xyxy for target in batch.targets]
+    padded_sizes_hw = [padded_size_hw(size) for size in batch.sizes_hw]
+    rpn = rpn_losses(predictions, truths, padded_sizes_hw, settings.anchors_per_image, choose)
+    proposed = proposals(predictions, batch.sizes_hw, settings.proposals_before_nms[0], settings.proposals_after_nms[0])
+    regions = [
+        sampled_regions(boxes, target, settings.rois_per_image, settings.roi_positive_fraction, choose)
+        for (boxes, _), target in zip(proposed, batch.targets, strict=True)
+    ]
+    height, width = batch.pixels.shape[2:]
+    return {**rpn, **region_losses(model.roi_heads, features, regions, batch.targets, (height, width))}
 
 
 @torch.no_grad()
 def detect(model: MaskRcnn, batch: Batch) -> list[ImageDetections]:
     """Detections of each image of a batch, best first; the model is in evaluation mode."""
-    images = ImageList(batch.pixels, batch.sizes_hw)
-    features = model.backbone(batch.pixels)
-    proposals, _ = model.rpn(images, features)
-    found, _ = model.roi_heads(features, proposals, batch.sizes_hw)
-    return [ImageDetections(f["boxes"], f["labels"], f["scores"], f["masks"][:, 0]) for f in found]
+    settings = model.settings
+    features = list(model.backbone(batch.pixels).values())
+    proposed = proposals(
+        model.rpn(features), batch.sizes_hw, settings.proposals_before_nms[1], settings.proposals_after_nms[1]
+    )
+    return [
+        detect_in_regions(model, [level[image : image + 1] for level in features], boxes, batch.sizes_hw[image])
+        for image, (boxes, _) in enumerate(proposed)
+    ]
 
 
-def torchvision_target(target: Target) -> dict[str, torch.Tensor]:
-    """The target under the keys that torchvision's heads read."""
-    return {"boxes": target.boxes_xyxy, "labels": target.labels, "masks": target.masks}
+def detect_in_regions(
+    model: MaskRcnn, features: list[torch.Tensor], regions_xyxy: torch.Tensor, size_hw: tuple[int, int]
+) -> ImageDetections:
+    """Second stage of :func:`detect` for one image."""
+    settings = model.settings
+    found = detect_boxes(
+        model.roi_heads,
+        features,
+        regions_xyxy,
+        size_hw,
+        settings.score_threshold,
+        settings.nms_iou,
+        settings.nms_form,
+        settings.detections_per_image,
+    )
+    masks = detect_masks(model.roi_heads, features, found)
+    return ImageDetections(found.boxes_xyxy, found.labels, found.scores, masks)

@@ -12,7 +12,14 @@ from snakemake.common.configfile import load_configfile
 sys.path.insert(0, workflow.basedir)
 
 from lvis_rcnn.command import InputError
-from lvis_rcnn.config import Study, load_study, settings_digest, settings_of_step
+from lvis_rcnn.config import (
+    Study,
+    load_study,
+    settings_digest,
+    settings_of_step,
+    zoo_of,
+)
+from lvis_rcnn.published import scored_models
 
 DEFAULT_STUDY = Path(workflow.basedir, "configs", "mini.yaml")
 # A job that is its own process (run: directives, SLURM) is given the same --configfile again.
@@ -44,6 +51,14 @@ def load_the_study() -> Study:
             "reads the file; to mend: copy the file, change the copy and give it to --configfile"
         )
     return loaded
+
+
+def load_published() -> dict:
+    """The published models of the study, checked as the study itself is."""
+    try:
+        return scored_models(study, Path(STUDY_FILE))
+    except InputError as error:
+        sys.exit(f"error: {error}")
 
 
 def job_prefix() -> str:
@@ -99,35 +114,28 @@ def drawn_folder() -> str:
 
 def annotation_file(split: str) -> str:
     """LVIS-format JSON of a split."""
-    return (
-        f"{drawn_folder()}/{split}.json"
-        if study.dataset.draw
-        else getattr(study.dataset, split).annotations
-    )
+    named = study.dataset.named(split)
+    return named.annotations if named else f"{drawn_folder()}/{split}.json"
 
 
 def image_folder(split: str) -> str:
     """Folder that the image names of a split are relative to."""
-    return (
-        f"{drawn_folder()}/images"
-        if study.dataset.draw
-        else getattr(study.dataset, split).images
-    )
+    named = study.dataset.named(split)
+    return named.images if named else f"{drawn_folder()}/images"
 
 
 def if_made_or_present(path: str) -> list[str]:
     """``path`` as an input where a rule makes it or it exists; the step itself says best what is missing."""
-    return [path] if study.dataset.draw or Path(path).exists() else []
+    made = study.dataset.draw and Path(path).is_relative_to(drawn_folder())
+    return [path] if made or Path(path).exists() else []
 
 
 def annotation_source(wildcards) -> list[str]:
     """What a store is made from; the small manifest stands for drawn files, so that equal ones rebuild nothing."""
-    if study.dataset.draw:
-        return [
-            f"{drawn_folder()}/manifest.json",
-            ancient(annotation_file(wildcards.split)),
-        ]
-    return if_made_or_present(annotation_file(wildcards.split))
+    file = annotation_file(wildcards.split)
+    if study.dataset.named(wildcards.split):
+        return if_made_or_present(file)
+    return [f"{drawn_folder()}/manifest.json", ancient(file)]
 
 
 def annotations_of_split(wildcards, output) -> str:
@@ -135,13 +143,95 @@ def annotations_of_split(wildcards, output) -> str:
     return annotation_file(wildcards.split)
 
 
-def threshold_option() -> str:
-    """The oversampling threshold as an option; none leaves every image at one copy."""
-    threshold = study.sampling.oversample_threshold
-    return "" if threshold is None else f"--threshold {threshold}"
+def sampling_options() -> str:
+    """The sampling settings as options; no threshold leaves every image at one copy."""
+    sampling = study.sampling
+    threshold = sampling.oversample_threshold
+    given = "" if threshold is None else f"--threshold {threshold} "
+    return f"{given}--rounding {sampling.rounding} --exponent {sampling.exponent}"
 
 
-def of_all_runs(name: str) -> list[str]:
+def split_of_model(model: str) -> str:
+    """The validation split that a published model is scored on."""
+    return {row.model: row.split for row in study.published}[model]
+
+
+def store_of_model(wildcards) -> str:
+    """Annotation store of the split that a published model is scored on."""
+    return f"results/{study.study}/data/{split_of_model(wildcards.model)}.store"
+
+
+def published_file(model: str) -> str:
+    """Where the file of a published model lies, or will lie when it is fetched."""
+    return f"{study.resources.weights_dir}/{published[model].file_name}"
+
+
+def published_file_of_model(wildcards) -> str:
+    """:func:`published_file` for a rule with the wildcard ``model``."""
+    return published_file(wildcards.model)
+
+
+def backbone_of_model(wildcards) -> str:
+    """Backbone of a published model, for a rule with the wildcard ``model``."""
+    return published[wildcards.model].backbone
+
+
+def files_to_fetch() -> list[str]:
+    """Names of the published files that are not at hand.
+
+    A file that is at hand has no rule: Snakemake would delete it before it runs the rule again.
+    """
+    return [
+        published[model].file_name
+        for model in published
+        if not Path(published_file(model)).exists()
+    ]
+
+
+def model_of_file(wildcards, output) -> str:
+    """Published model whose file is ``wildcards.file``; untracked, since the file names it."""
+    names = {published[model].file_name: model for model in published}
+    return names[wildcards.file]
+
+
+def split_of_run(wildcards) -> str:
+    """The validation split that a run is scored on."""
+    return split_of_model(wildcards.member) if wildcards.group == "published" else "val"
+
+
+def store_of_run(wildcards) -> str:
+    """Annotation store of the split that a run is scored on."""
+    return f"results/{study.study}/data/{split_of_run(wildcards)}.store"
+
+
+def images_of_run(wildcards) -> list[str]:
+    """Images of that split, as an input: newer ones detect nothing again."""
+    return ancient(if_made_or_present(image_folder(split_of_run(wildcards))))
+
+
+def annotations_of_run(wildcards) -> list[str]:
+    """Annotations of that split, as an input: the store says whether they are new."""
+    return ancient(if_made_or_present(annotation_file(split_of_run(wildcards))))
+
+
+def backbone_of_run(wildcards, output) -> str:
+    """Backbone of a run; untracked, since its folder says it."""
+    if wildcards.group == "published":
+        return published[wildcards.member].backbone
+    return wildcards.group
+
+
+def image_folder_of_run(wildcards, output) -> str:
+    """:func:`images_of_run` as a parameter; untracked."""
+    return image_folder(split_of_run(wildcards))
+
+
+def annotation_file_of_run(wildcards, output) -> str:
+    """:func:`annotations_of_run` as a parameter; untracked."""
+    return annotation_file(split_of_run(wildcards))
+
+
+def of_trained_runs(name: str) -> list[str]:
     """The file ``name`` of every backbone and seed."""
     return collect(
         "results/{study}/{backbone}/seed{seed}/{name}",
@@ -150,6 +240,21 @@ def of_all_runs(name: str) -> list[str]:
         seed=study.seeds,
         name=name,
     )
+
+
+def of_published_runs(name: str) -> list[str]:
+    """The file ``name`` of every published model."""
+    return collect(
+        "results/{study}/published/{model}/{name}",
+        study=study.study,
+        model=published,
+        name=name,
+    )
+
+
+def of_all_runs(name: str) -> list[str]:
+    """The file ``name`` of every run that is scored."""
+    return of_trained_runs(name) + of_published_runs(name)
 
 
 def say_where_the_table_is() -> None:

@@ -52,37 +52,3 @@ rule store:
         "Reading the {wildcards.split} annotations of {wildcards.study}: {params.annotations}"
     shell:
         'exec "$PYTHON" -m lvis_rcnn.annotations --annotations {params.annotations:q} --out {output} --log {log}'
-
-
-rule preflight:
-    """Find what is wrong with data and settings before a run begins."""
-    input:
-        train_store="results/{study}/data/train.store",
-        val_store="results/{study}/data/val.store",
-        train_images=ancient(if_made_or_present(image_folder("train"))),
-        val_images=ancient(if_made_or_present(image_folder("val"))),
-    output:
-        summary="results/{study}/preflight.json",
-        text="results/{study}/preflight.txt",
-    log:
-        "results/{study}/logs/preflight.log",
-    benchmark:
-        "results/{study}/benchmarks/preflight.tsv"
-    conda:
-        "../../envs/lvis_rcnn.yaml"
-    threads: 1
-    resources:
-        mem_mb=study.resources.memory_mb,
-        runtime=120,
-    params:
-        settings=settings("preflight"),
-        study=untracked(STUDY_FILE),
-        train_images=untracked(image_folder("train")),
-        val_images=untracked(image_folder("val")),
-    message:
-        "Checking data and settings of {wildcards.study}"
-    shell:
-        'exec "$PYTHON" -m lvis_rcnn.preflight --study {params.study:q}'
-        " --train-store {input.train_store} --val-store {input.val_store}"
-        " --train-images {params.train_images:q} --val-images {params.val_images:q}"
-        " --out {output.summary} --log {log}"

@@ -1,16 +1,16 @@
 rule infer:
     """Detect objects in the validation images."""
     input:
-        model="results/{study}/{backbone}/seed{seed}/model.pth",
-        store="results/{study}/data/val.store",
-        images=ancient(if_made_or_present(image_folder("val"))),
+        model="results/{study}/{group}/{member}/model.pth",
+        store=store_of_run,
+        images=images_of_run,
     output:
-        detections=directory("results/{study}/{backbone}/seed{seed}/detections"),
-        summary="results/{study}/{backbone}/seed{seed}/inference.json",
+        detections=directory("results/{study}/{group}/{member}/detections"),
+        summary="results/{study}/{group}/{member}/inference.json",
     log:
-        "results/{study}/logs/infer_{backbone}_seed{seed}.log",
+        "results/{study}/logs/infer_{group}_{member}.log",
     benchmark:
-        "results/{study}/benchmarks/infer_{backbone}_seed{seed}.tsv"
+        "results/{study}/benchmarks/infer_{group}_{member}.tsv"
     priority: 100
     conda:
         "../../envs/lvis_rcnn.yaml"
@@ -23,27 +23,28 @@ rule infer:
         settings=settings("infer"),
         digest=digest("infer"),
         study=untracked(STUDY_FILE),
-        images=untracked(image_folder("val")),
+        images=image_folder_of_run,
+        backbone=backbone_of_run,
         folder=subpath(output.summary, parent=True),
     message:
-        "Detecting with {wildcards.backbone} (seed {wildcards.seed}) in the validation images of {wildcards.study}"
+        "Detecting with {wildcards.group}/{wildcards.member} in the validation images of {wildcards.study}"
     shell:
         'exec "$PYTHON" -m lvis_rcnn.infer --study {params.study:q} --settings-digest {params.digest}'
-        " --backbone {wildcards.backbone} --model {input.model} --store {input.store} --images {params.images:q}"
-        " --state results/state --out {params.folder} --log {log}"
+        " --backbone {params.backbone} --model {input.model} --store {input.store} --images {params.images:q}"
+        " --state results/state --run {wildcards.group}/{wildcards.member} --out {params.folder} --log {log}"
 
 
 rule evaluate:
     """Score the detections by the LVIS protocol."""
     input:
-        detections="results/{study}/{backbone}/seed{seed}/detections",
-        annotations=ancient(if_made_or_present(annotation_file("val"))),
+        detections="results/{study}/{group}/{member}/detections",
+        annotations=annotations_of_run,
     output:
-        "results/{study}/{backbone}/seed{seed}/metrics.json",
+        "results/{study}/{group}/{member}/metrics.json",
     log:
-        "results/{study}/logs/evaluate_{backbone}_seed{seed}.log",
+        "results/{study}/logs/evaluate_{group}_{member}.log",
     benchmark:
-        "results/{study}/benchmarks/evaluate_{backbone}_seed{seed}.tsv"
+        "results/{study}/benchmarks/evaluate_{group}_{member}.tsv"
     priority: 100
     conda:
         "../../envs/lvis_rcnn.yaml"
@@ -53,9 +54,9 @@ rule evaluate:
         runtime=120,
     params:
         detections_per_image=study.evaluation.detections_per_image,
-        annotations=untracked(annotation_file("val")),
+        annotations=annotation_file_of_run,
     message:
-        "Scoring {wildcards.backbone} (seed {wildcards.seed}) of {wildcards.study}"
+        "Scoring {wildcards.group}/{wildcards.member} of {wildcards.study}"
     shell:
         'exec "$PYTHON" -m lvis_rcnn.evaluate --annotations {params.annotations:q} --detections {input.detections}'
         " --detections-per-image {params.detections_per_image} --out {output} --log {log}"

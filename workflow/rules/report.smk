@@ -6,8 +6,10 @@ rule table:
     """Write the results table."""
     input:
         metrics=of_all_runs("metrics.json"),
-        trainings=of_all_runs("train.json"),
+        trainings=of_trained_runs("train.json"),
+        imports=of_published_runs("import.json"),
         inferences=of_all_runs("inference.json"),
+        zoo=str(zoo_of(study, Path(STUDY_FILE))) if published else [],
     output:
         page=report(
             "results/table.md", caption="../report/table.rst", category="Results"

@@ -15,9 +15,9 @@ rule repeat_factors:
         mem_mb=study.resources.memory_mb,
         runtime=30,
     params:
-        threshold=threshold_option(),
+        sampling=sampling_options(),
     message:
         "Computing how often each training image of {wildcards.study} is drawn"
     shell:
-        'exec "$PYTHON" -m lvis_rcnn.repeat_factors --store {input.store} {params.threshold}'
+        'exec "$PYTHON" -m lvis_rcnn.repeat_factors --store {input.store} {params.sampling}'
         " --out {output} --log {log}"

@@ -1,0 +1,106 @@
+"""Pixels of the network's input, by the published chain through mmcv.
+
+Decode to BGR bytes, rescale bytes bilinearly, flip, normalise to RGB, pad with zeros to a multiple of 32 (MMDetection
+3.3.0, ``LoadImageFromFile`` to ``DetDataPreprocessor``).
+"""
+
+import importlib
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+
+from lvis_rcnn.command import InputError
+
+
+def import_mmcv() -> Any:
+    """Import mmcv, though another process may be writing a cache that it reads.
+
+    It draws in yapf, which writes a grammar into the user's cache folder, in place, at its first import after an
+    installation: jobs that start side by side, or after a kill, meet half a file. They make their own.
+    """
+    try:
+        return importlib.import_module("mmcv")
+    except (EOFError, pickle.UnpicklingError):
+        before = dict(os.environ)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                os.environ["XDG_CACHE_HOME"] = folder
+                return importlib.import_module("mmcv")
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+mmcv = import_mmcv()
+
+MEAN_RGB = np.array([123.675, 116.28, 103.53], dtype=np.float32)
+STD_RGB = np.array([58.395, 57.12, 57.375], dtype=np.float32)
+PAD_MULTIPLE_PX = 32  # the stride of the coarsest level that the FPN upsamples from
+
+
+def read_image_bgr(path: Path, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode an image as OpenCV does (EXIF orientation applied).
+
+    Raises:
+        InputError: the file is missing, truncated, or not of the annotated size.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read ({error.strerror})", mend="restore the file") from None
+    # OpenCV asserts on an empty buffer.
+    image: np.ndarray | None = mmcv.imfrombytes(content, flag="color") if content else None
+    if image is None:
+        raise InputError(str(path), "is no complete image", mend="copy the file again")
+    if image.shape[:2] != (height, width):
+        raise InputError(
+            str(path),
+            f"is {image.shape[1]} x {image.shape[0]} pixels",
+            allowed=f"{width} x {height}, as annotated",
+            mend="use the images that belong to the annotations",
+        )
+    return image
+
+
+def rescaled_size_hw(height: int, width: int, short_edge_px: int, long_edge_px: int) -> tuple[int, int]:
+    """Size after rescaling to a short edge without exceeding the long edge, rounded as MMDetection does."""
+    factor = min(long_edge_px / max(height, width), short_edge_px / min(height, width))
+    return int(height * factor + 0.5), int(width * factor + 0.5)
+
+
+def nearest_positions(old_px: int, new_px: int) -> Int64[np.ndarray, " new"]:
+    """Which of ``old_px`` pixels each of ``new_px`` takes when an edge is rescaled by nearest neighbour.
+
+    OpenCV itself is asked, since its roundings are its own.
+    """
+    ramp = np.arange(old_px, dtype=np.float32)[None]
+    positions: np.ndarray = mmcv.imresize(ramp, (new_px, 1), interpolation="nearest").astype(np.int64)
+    return np.ravel(positions)
+
+
+def network_pixels(
+    image_bgr: UInt8[np.ndarray, "h w 3"], size_hw: tuple[int, int], flip: bool
+) -> Float[torch.Tensor, "3 H W"]:
+    """Rescale, flip, normalise and pad one image.
+
+    Normalised as MMDetection 3 does it on the stacked batch, ``(x - mean) / std`` in float32; ``mmcv.imnormalize``,
+    which 2.x used, multiplies by a rounded 1 / std.
+    """
+    image = mmcv.imresize(image_bgr, (size_hw[1], size_hw[0]), interpolation="bilinear")
+    if flip:
+        image = mmcv.imflip(image)
+    image = (mmcv.bgr2rgb(image).astype(np.float32) - MEAN_RGB) / STD_RGB
+    image = mmcv.impad_to_multiple(image, PAD_MULTIPLE_PX)
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def padded_size_hw(size_hw: tuple[int, int]) -> tuple[int, int]:
+    """Size of one image after padding to a multiple of ``PAD_MULTIPLE_PX``."""
+    height, width = (-(-edge // PAD_MULTIPLE_PX) * PAD_MULTIPLE_PX for edge in size_hw)
+    return height, width

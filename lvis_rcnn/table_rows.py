@@ -1,0 +1,188 @@
+"""The rows of the table: runs of a backbone, published numbers, and a published model that was scored again here.
+
+Every cell holds a number or says why there is none.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lvis_rcnn.backbones import BACKBONES
+from lvis_rcnn.config import Schedule, Study
+from lvis_rcnn.runs import MEASURES, Measure, Run, read_published, read_run
+from lvis_rcnn.zoo import ZooModel
+
+TRAINED = "trained here"
+PUBLISHED = "published"
+RESCORED = "published, re-scored here"
+
+Link = Callable[[Path], str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: what it is of, the runs that measured it, and the published model where it is of one."""
+
+    source: str
+    """TRAINED, PUBLISHED or RESCORED."""
+    backbone: str
+    lr_schd: str
+    scored_on: str
+    """Name of the validation data."""
+    runs: tuple[Run, ...]
+    """One for each seed of TRAINED, one of RESCORED, none of PUBLISHED."""
+    model: ZooModel | None = None
+
+    @property
+    def title(self) -> str:
+        """Name on the page."""
+        return BACKBONES[self.backbone].title
+
+
+def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel], now_s: float) -> list[Row]:
+    """The rows of a study in its order: trained ones, then each published model as published and as scored here."""
+    rows = []
+    for backbone in study.backbones:
+        runs = tuple(read_run(study, results, backbone, seed, now_s) for seed in study.seeds)
+        rows.append(Row(TRAINED, backbone, schedule_name(study.schedule), study.dataset.name, runs))
+    for published in study.published:
+        model = models[published.model]
+        scored_on = study.dataset.name if published.split == "val" else published.split
+        run = read_published(study, results, published, model, now_s)
+        rows.append(Row(PUBLISHED, model.backbone, model.schedule, scored_on, (), model))
+        rows.append(Row(RESCORED, model.backbone, model.schedule, scored_on, (run,), model))
+    return rows
+
+
+def schedule_name(schedule: Schedule) -> str:
+    """Length of the schedule as the page names it: 12 epochs of the step policy are 1x; else epochs or iterations."""
+    if schedule.epochs is None:
+        return f"{schedule.steps} it"
+    if schedule.policy == "step" and schedule.epochs % 12 == 0:
+        return f"{schedule.epochs // 12}x"
+    return f"{schedule.epochs} ep"
+
+
+def published_value(row: Row, name: str) -> float | None:
+    """A measure as published, AP as a fraction; None where nothing was published."""
+    if row.model is None:
+        return None
+    percent = {"box_AP": row.model.box_ap, "mask_AP": row.model.mask_ap}.get(name)
+    if name == "memory_gb":
+        return row.model.memory_gb
+    return None if percent is None else percent / 100
+
+
+def difference(row: Row, name: str) -> float | None:
+    """What was measured here minus what was published; None where either is missing."""
+    if row.source != RESCORED:
+        return None
+    published, measured = published_value(row, name), row.runs[0].value(MEASURES[name])
+    return None if published is None or measured is None else measured - published
+
+
+def cell(row: Row, name: str) -> str:
+    """What the table prints of a measure: the number and its difference to the published one, or why there is none."""
+    if row.source == PUBLISHED:
+        value = published_value(row, name)
+        return "not published" if value is None else f"{MEASURES[name].scale * value:.1f}"
+    if row.source == RESCORED and name == "memory_gb":
+        return "- (not trained here)"
+    text, change = measured_cell(row.runs, MEASURES[name]), difference(row, name)
+    return text if change is None else f"{text} ({MEASURES[name].scale * change:+z.1f})"
+
+
+def measured_cell(runs: tuple[Run, ...], measure: Measure) -> str:
+    """Mean and sample standard deviation over the seeds that are there, or why there is no number."""
+    present = [run for run in runs if measure.step in run.records]
+    values = [value for run in present if (value := run.value(measure)) is not None]
+    if not present:
+        return reasons({run.seed: run.missing[measure.step] for run in runs})
+    if not values:
+        return "undefined: nothing annotated"
+    mean, spread = moments(values)
+    decimals = 2 if measure.keys == ("memory_gb",) and mean < 1 else 1
+    text = f"{measure.scale * mean:.{decimals}f}"
+    if spread is not None:
+        text += f" ± {measure.scale * spread:.{decimals}f}"
+    return text if len(values) == len(runs) else f"{text} ({len(values)} of {len(runs)} seeds)"
+
+
+def moments(values: list[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation; one value has no deviation."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def reasons(of_seeds: Mapping[int | None, str]) -> str:
+    """One reason if all seeds share it, else each with its seed; safe inside a Markdown table."""
+    different = set(of_seeds.values())
+    text = (
+        different.pop() if len(different) == 1 else "; ".join(f"seed {seed}: {why}" for seed, why in of_seeds.items())
+    )
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def download(row: Row, link: Link) -> str:
+    """Links to model and log: the publisher's, or those of the first seed that has both."""
+    if row.model is not None:
+        return " &#124; ".join(f"[{kind}]({url})" for kind, url in published_links(row.model).items() if url)
+    whys: dict[int | None, str] = {}
+    for run in row.runs:
+        model, log_file = run.file("model"), run.file("log")
+        if isinstance(model, Path) and isinstance(log_file, Path):
+            return f"[model]({link(model)}) &#124; [log]({link(log_file)})"
+        whys[run.seed] = model if isinstance(model, str) else str(log_file)
+    return reasons(whys)
+
+
+def published_links(model: ZooModel) -> dict[str, str | None]:
+    """Where the publisher keeps model and log."""
+    return {"model": model.url, "log": model.log_url}
+
+
+def row_record(row: Row, link: Link) -> dict[str, Any]:
+    """The row in table.json: every measure with mean, deviation and the value of each run; what is missing; the files.
+
+    A run is named by its seed, or ``published``. Rows of published models also have ``published`` and ``difference``.
+    """
+    record = {
+        "source": row.source,
+        "backbone": row.backbone,
+        "title": row.title,
+        "style": BACKBONES[row.backbone].style,
+        "lr_schd": row.lr_schd,
+        "scored_on": row.scored_on,
+        "measures": {name: moments_of(row, name) for name in MEASURES},
+        "missing": {run_key(run): run.missing for run in row.runs if run.missing},
+    }
+    if row.model is None:
+        return record | {kind: links_of_runs(row, kind, link) for kind in ("model", "log")}
+    record |= {kind: {PUBLISHED: url} for kind, url in published_links(row.model).items()}
+    if row.source == RESCORED:
+        compared = ("memory_gb", "box_AP", "mask_AP")
+        record["published"] = {name: published_value(row, name) for name in compared}
+        record["difference"] = {name: difference(row, name) for name in compared[1:]}
+    return record
+
+
+def moments_of(row: Row, name: str) -> dict[str, Any]:
+    """Mean, deviation and each run's value of a measure; published numbers have no runs."""
+    values = {run_key(run): run.value(MEASURES[name]) for run in row.runs}
+    present = [value for value in values.values() if value is not None]
+    if row.source == PUBLISHED:
+        return {"mean": published_value(row, name), "sd": None, "seeds": {}}
+    mean, spread = moments(present) if present else (None, None)
+    return {"mean": mean, "sd": spread, "seeds": values}
+
+
+def run_key(run: Run) -> str:
+    """Name of a run within its row."""
+    return PUBLISHED if run.seed is None else str(run.seed)
+
+
+def links_of_runs(row: Row, kind: str, link: Link) -> dict[str, str | None]:
+    """Link to the model or log of each run, None where there is no file."""
+    files = {run_key(run): run.file(kind) for run in row.runs}
+    return {key: link(file) if isinstance(file, Path) else None for key, file in files.items()}

@@ -1,0 +1,206 @@
+"""The published models as rows of a file: where each comes from, its digest, the numbers published of it.
+
+configs/zoo/mmdetection.yaml is that file. Nothing here imports torch, so that the workflow can read it.
+"""
+
+import http.client
+import json
+import re
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from tqdm import tqdm
+
+from lvis_rcnn.command import InputError
+from lvis_rcnn.config import BackboneName, Name, Positive, Section, read_yaml
+from lvis_rcnn.files import atomic_file, sha256_of_file
+
+CHUNK_BYTES = 2**20
+# A server that says nothing for so long says nothing more.
+TIMEOUT_S = 60
+
+Url = Annotated[str, Field(pattern=r"^https?://\S+$")]
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class ZooModel(Section):
+    """One published file."""
+
+    name: Name
+    """Name of the row."""
+    kind: Literal["lvis_v0.5", "lvis_v1", "coco", "imagenet"]
+    """What it was trained on; imagenet is a classifier, the others are detectors."""
+    backbone: BackboneName
+    """Row of ``lvis_rcnn.backbones``."""
+    schedule: Literal["", "1x", "2x"] = ""
+    """Length of the training as the page names it; empty for a classifier."""
+    url: Url
+    """The file; its name ends in the first 8 digits of its SHA-256."""
+    log_url: Url | None = None
+    """The training log."""
+    memory_gb: Positive | None = None
+    """Published Mem (GB)."""
+    box_ap: Percent | None = None
+    """Published box AP."""
+    mask_ap: Percent | None = None
+    """Published mask AP."""
+
+    @model_validator(mode="after")
+    def is_whole(self) -> Self:
+        """The name of the file carries its digest, and a detector has a schedule."""
+        if digest_in_name(self.file_name) is None:
+            raise ValueError("a url that ends in -xxxxxxxx.pth, the first 8 digits of the file's SHA-256")
+        if (self.schedule == "") != (self.kind == "imagenet"):
+            raise ValueError("a schedule, 1x or 2x, for every detector and for no classifier")
+        return self
+
+    @property
+    def file_name(self) -> str:
+        """Last part of the URL: the name in every folder of weights."""
+        return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def sha256_prefix(self) -> str:
+        """First 8 hexadecimal digits of the file's SHA-256."""
+        return str(digest_in_name(self.file_name))
+
+
+def load_zoo(path: Path) -> dict[str, ZooModel]:
+    """The rows of a zoo file by name, in its order.
+
+    Raises:
+        InputError: no such file, no YAML, or a row that is incomplete, wrong or there twice.
+    """
+    if not path.exists():
+        raise InputError(str(path), "no such file of published models", mend="set the study's 'zoo', or leave it out")
+    content = read_yaml(path)
+    rows = content.get("models") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or set(content) != {"models"}:
+        raise InputError(str(path), "is no list of published models", allowed="one key, 'models', with a list of rows")
+    models = [checked_row(row, f"{path}: models[{number}]") for number, row in enumerate(rows)]
+    names = [model.name for model in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path}: model {name}", "stands twice", mend="rename or remove one of them")
+    return {model.name: model for model in models}
+
+
+def checked_row(row: Any, where: str) -> ZooModel:
+    """A row as read from YAML, checked; ``where`` begins the error message."""
+    try:
+        return ZooModel.model_validate_json(json.dumps(row, default=str))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        told = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "value_error":
+            raise InputError(where, "does not fit together", allowed=told, mend="correct the row") from None
+        if first["type"] in ("extra_forbidden", "missing"):
+            what = "unknown key" if first["type"] == "extra_forbidden" else "missing"
+            raise InputError(f"{where}: {key}", what, allowed=", ".join(ZooModel.model_fields)) from None
+        what = f"is {json.dumps(first['input'], default=str)[:80]}"
+        raise InputError(f"{where}: {key or 'row'}", what, allowed=told.removeprefix("Input should be ")) from None
+
+
+def digest_in_name(file_name: str) -> str | None:
+    """The 8 digits of ``…-xxxxxxxx.pth`` (MMDetection, tools/model_converters/publish_model.py); None without."""
+    found = re.search(r"-([0-9a-f]{8})\.pth$", file_name)
+    return found[1] if found else None
+
+
+def checked_sha256(path: Path, expected_prefix: str | None) -> str:
+    """SHA-256 of a file.
+
+    Args:
+        path: The file.
+        expected_prefix: First digits it must have; None checks nothing.
+
+    Raises:
+        InputError: the digest is another one: the file is cut off, damaged or not the one its name says.
+    """
+    found = sha256_of_file(path)
+    if expected_prefix is not None and not found.startswith(expected_prefix):
+        raise InputError(
+            str(path),
+            f"its SHA-256 begins with {found[: len(expected_prefix)]}, so it is damaged or another file",
+            allowed=f"{expected_prefix}, as its name says",
+            mend="delete the file or fetch it again",
+        )
+    return found
+
+
+def published_file(model: ZooModel, folder: Path) -> Path:
+    """The published file in ``folder``, fetched into it where it is not there yet; its digest is right.
+
+    Invariant: what stands under its name in ``folder`` was whole when it was put there.
+
+    Raises:
+        InputError: the digest is another one, or the file can neither be found nor fetched.
+    """
+    path = folder / model.file_name
+    if path.exists():
+        checked_sha256(path, model.sha256_prefix)
+        return path
+    with atomic_file(path) as temporary:
+        try:
+            download(model.url, temporary)
+        except (OSError, http.client.HTTPException) as error:
+            raise InputError(
+                str(path), f"is not there, and {model.url} cannot be fetched ({error})", mend=f"put it into {folder}"
+            ) from None
+        # The temporary file has a name of its own, which would tell a reader nothing.
+        found = sha256_of_file(temporary)
+        if not found.startswith(model.sha256_prefix):
+            what = f"what it sent has a SHA-256 that begins with {found[:8]}"
+            mend = f"fetch it again, or put the file into {folder}"
+            raise InputError(model.url, what, allowed=model.sha256_prefix, mend=mend)
+    return path
+
+
+def download(url: str, path: Path) -> None:
+    """Write what ``url`` sends to ``path``, with a bar on a terminal."""
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, path.open("wb") as file:
+        size_bytes = int(answer.headers.get("Content-Length", 0)) or None
+        with tqdm(total=size_bytes, desc=url.rsplit("/", 1)[-1], unit="B", unit_scale=True, disable=None) as bar:
+            while chunk := answer.read(CHUNK_BYTES):
+                file.write(chunk)
+                bar.update(len(chunk))
+
+
+def initial_model(zoo: Mapping[str, ZooModel], kind: str, backbone: str) -> ZooModel:
+    """The published file that a training begins with.
+
+    Args:
+        zoo: The published models.
+        kind: ``imagenet`` or ``coco``; see ``config.Model.weights``.
+        backbone: Row of ``lvis_rcnn.backbones``.
+
+    Raises:
+        InputError: there is no such row; those that there are are listed.
+    """
+    rows = {model.backbone: model for model in zoo.values() if model.kind == kind}
+    if backbone not in rows:
+        raise InputError(
+            "model.weights",
+            f"is {kind}, but the zoo has no file of that kind for {backbone}",
+            allowed=f"{', '.join(rows) or 'no backbone'} with {kind!r}; every backbone with 'none'",
+            mend="add a row to the zoo, or change model.weights",
+        )
+    return rows[backbone]
+
+
+def initial_warnings(
+    zoo: Mapping[str, ZooModel], kind: str, backbones: Sequence[str], weights_dir: Path
+) -> Iterator[str]:
+    """What will be fetched when trainings begin, and which cannot begin; looks into the folder only."""
+    for backbone in backbones if kind != "none" else ():
+        try:
+            model = initial_model(zoo, kind, backbone)
+        except InputError as error:
+            yield f"{error}; its training will not start"
+            continue
+        if not (weights_dir / model.file_name).exists():
+            yield f"model.weights: {model.file_name} is not in {weights_dir}; training will fetch it from {model.url}"
