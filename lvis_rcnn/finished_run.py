@@ -20,7 +20,7 @@ from lvis_rcnn.files import sha256_of_file, sha256_of_json, write_json
 from lvis_rcnn.provenance import code_version, library_versions
 from lvis_rcnn.schedule import Recipe
 from lvis_rcnn.training_log import Progress, write_heartbeat
-from lvis_rcnn.zoo import ZooModel
+from lvis_rcnn.zoo import ZooModel, initial_model
 
 # Raised when a change of the code changes the weights that a run ends with: older state is then not resumed.
 TRAINER_REVISION = 2
@@ -55,8 +55,15 @@ class Run:
                 "backbone": self.backbone,
                 "seed": self.seed,
                 "annotations": self.store.annotations_sha256,
+                "initial_weights": self.initial_weights,
             }
         )
+
+    @property
+    def initial_weights(self) -> str | None:
+        """Name of the published file that training begins with; it carries the file's digest."""
+        kind = self.study.model.weights
+        return None if kind == "none" else initial_model(self.zoo, kind, self.backbone).file_name
 
     @property
     def state_dir(self) -> Path:

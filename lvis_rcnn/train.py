@@ -125,9 +125,9 @@ def add_gradients(
 ) -> dict[str, float]:
     """Add to the gradient what some of a step's groups contribute to it; returns their part of each loss.
 
-    A step of 16 images is 8 groups of 2, each with its own divisors, and its gradient is the mean of theirs, as that of 8
-    GPUs in the published runs. Random numbers depend on (seed, step, group), so it does not matter which process takes
-    which groups: their sums are the whole.
+    A step of 16 images is 8 groups of 2, each with its own divisors, and its gradient is the mean of theirs, as that of
+    8 GPUs in the published runs. Random numbers depend on (seed, step, group), so it does not matter which process
+    takes which groups: their sums are the whole.
 
     Args:
         model: in training mode.

@@ -1,4 +1,4 @@
-"""Published models as rows of a file: which there are, what is wrong with a row, and a file fetched whole or not at all."""
+"""Published models as rows of a file: which there are, wrong rows, and a file fetched whole or not at all."""
 
 import functools
 import hashlib
