@@ -139,9 +139,10 @@ def page_of(path: Path, trust_pickle: bool) -> Iterator[str]:
     fits = "begins as its name says" if found.startswith(wanted or "") else f"DIFFERS from its name, {wanted}"
     yield f"file       {path}, {path.stat().st_size / 2**20:.1f} MiB"
     yield f"sha256     {found}, {fits if wanted else 'its name carries none'}"
-    state, meta = (content.get(key) if isinstance(content.get(key), dict) else {} for key in ("state_dict", "meta"))
-    tensors = {key: value for key, value in (state or content).items() if isinstance(value, torch.Tensor)}
-    file = MmdetFile(path, found, tensors, meta or {})
+    parts = {key: content[key] for key in ("state_dict", "meta") if isinstance(content.get(key), dict)}
+    state = parts.get("state_dict", content)
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    file = MmdetFile(path, found, tensors, parts.get("meta", {}))
     kind, prefix = kind_of(file)
     yield f"kind       {kind}"
     yield f"backbone   {file.meta.get('backbone') or backbone_of(file.state, prefix) or 'none of ours'}"

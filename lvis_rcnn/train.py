@@ -143,7 +143,7 @@ def add_gradients(
     sums = dict.fromkeys(LOSS_NAMES, 0.0)
     for number, batch in zip(numbers, groups, strict=True):
         (key,) = np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)
-        parts = losses(model, batch, random_choice(torch.Generator().manual_seed(int(key))))
+        parts = losses(model, batch, random_choice(torch.manual_seed(int(key))))
         require_finite(parts, step, batch.image_ids)
         (torch.stack(list(parts.values())).sum() / num_groups).backward()
         for name, value in parts.items():

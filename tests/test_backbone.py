@@ -1,6 +1,4 @@
-"""Four backbones: shapes, what is fixed, what is frozen, and weights that cannot be had."""
-
-import urllib.error
+"""Four backbones: shapes, what is fixed and what is frozen."""
 
 import pytest
 import torch
@@ -9,7 +7,6 @@ from torch import nn
 from torchvision.models import resnet
 
 from lvis_rcnn.backbones import BACKBONES
-from lvis_rcnn.command import InputError
 from lvis_rcnn.model import backbone as module
 from lvis_rcnn.model.backbone import build_backbone
 
@@ -22,7 +19,7 @@ def one_thread():
 def test_the_plain_bodies_are_torchvisions_resnets():
     with torch.device("meta"):
         for name, build in (("r50", resnet.resnet50), ("r101", resnet.resnet101)):
-            ours = build_backbone(BACKBONES[name], "none", "batch", 0).body.state_dict()
+            ours = build_backbone(BACKBONES[name], "batch", 0).body.state_dict()
             theirs = {key: value for key, value in build().state_dict().items() if not key.startswith("fc.")}
             assert {key: value.shape for key, value in ours.items()} == {
                 key: value.shape for key, value in theirs.items()
@@ -33,7 +30,7 @@ def test_the_plain_bodies_are_torchvisions_resnets():
 @pytest.mark.parametrize(("name", "widths"), [("x101_32x4d", (128, 1024)), ("x101_64x4d", (256, 2048))])
 def test_widths_of_the_resnexts(name, widths):
     with torch.device("meta"):
-        body = build_backbone(BACKBONES[name], "none", "batch", 0).body
+        body = build_backbone(BACKBONES[name], "batch", 0).body
     first, last = body.layer1[0].conv2, body.layer4[2].conv2
     assert (first.weight.shape, last.weight.shape[0]) == ((widths[0], 4, 3, 3), widths[1])
     assert [len(body[stage]) for stage in module.STAGES] == [3, 4, 23, 3]
@@ -41,7 +38,7 @@ def test_widths_of_the_resnexts(name, widths):
 
 
 def test_five_levels_of_256_channels():
-    features = build_backbone(SMALLEST, "none", "batch", 0).eval()(torch.zeros(1, 3, 64, 96))
+    features = build_backbone(SMALLEST, "batch", 0).eval()(torch.zeros(1, 3, 64, 96))
     assert {name: tuple(level.shape) for name, level in features.items()} == {
         "0": (1, 256, 16, 24),
         "1": (1, 256, 8, 12),
@@ -57,13 +54,13 @@ def test_five_levels_of_256_channels():
 )
 def test_frozen_stages(stages, trained):
     with torch.device("meta"):
-        body = build_backbone(SMALLEST, "none", "batch", stages).body
+        body = build_backbone(SMALLEST, "batch", stages).body
     expected = trained | set(module.STAGES[stages:])
     assert {name.split(".")[0] for name, value in body.named_parameters() if value.requires_grad} == expected
 
 
 def test_a_network_from_scratch_begins_as_its_shortcuts():
-    body = build_backbone(SMALLEST, "none", "batch", 0).body
+    body = build_backbone(SMALLEST, "batch", 0).body
     block = body.layer1[0].eval()
     x = torch.rand(1, 64, 8, 8)
     assert torch.equal(block(x), torch.relu(block.downsample(x)))
@@ -71,40 +68,7 @@ def test_a_network_from_scratch_begins_as_its_shortcuts():
 
 def test_group_normalisation_has_32_groups():
     with torch.device("meta"):
-        body = build_backbone(SMALLEST, "none", "group", 0).body
+        body = build_backbone(SMALLEST, "group", 0).body
     norms = [part for part in body.modules() if isinstance(part, nn.GroupNorm)]
     assert {norm.num_groups for norm in norms} == {32}
     assert not any(isinstance(part, nn.BatchNorm2d) for part in body.modules())
-
-
-def test_imagenet_weights_are_those_of_the_recipe(monkeypatch):
-    weights = resnet.resnet50().state_dict()
-    asked = []
-
-    def get_state_dict(entry, **options):
-        asked.append((entry, options))
-        return weights
-
-    monkeypatch.setattr(resnet.ResNet50_Weights, "get_state_dict", get_state_dict)
-    body = build_backbone(BACKBONES["r50"], "imagenet", "fixed_batch", 1).body
-    assert asked == [(resnet.ResNet50_Weights.IMAGENET1K_V1, {"check_hash": True})]
-    assert all(torch.equal(value, weights[name]) for name, value in body.state_dict().items())
-
-
-def test_no_imagenet_weights_for_the_resnexts():
-    with pytest.raises(InputError, match=r"model.weights: no ImageNet weights are known for X-101-32x4d-FPN; allowed:"):
-        module.imagenet_state(BACKBONES["x101_32x4d"])
-
-
-def test_imagenet_weights_do_not_fit_group_normalisation():
-    with pytest.raises(InputError, match=r"model.normalization: is group, but the ImageNet weights"):
-        build_backbone(BACKBONES["r50"], "imagenet", "group", 1)
-
-
-def test_without_a_network_the_place_of_the_file_is_named(monkeypatch):
-    def fails(*arguments, **options):
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(resnet.ResNet101_Weights, "get_state_dict", fails)
-    with pytest.raises(InputError, match=r"resnet101-63fe2227.pth cannot be downloaded .*; to mend: put the file into"):
-        module.imagenet_state(BACKBONES["r101"])

@@ -6,22 +6,27 @@ import os
 import re
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 import torch
 from tiny_run import make_data, tiny_study, write_tiny_study
 
 from lvis_rcnn import finished_run
 from lvis_rcnn.checkpoints import NEWEST, load_model, save_checkpoint
-from lvis_rcnn.config import load_study, settings_digest
+from lvis_rcnn.config import DEFAULT_ZOO, load_study, settings_digest
 from lvis_rcnn.finished_run import Run, export, finish, published_stem, scientific
+from lvis_rcnn.sample_stream import SampleStream
 from lvis_rcnn.schedule import make_recipe
 from lvis_rcnn.training_log import Progress
+from lvis_rcnn.zoo import load_zoo
+
+ZOO = load_zoo(DEFAULT_ZOO)
 
 KEYS = {
     *("format", "version", "study", "backbone", "seed", "settings_digest", "run_digest", "annotations_sha256"),
     *("steps", "images_seen", "images_per_step", "epoch_length", "epochs", "memory_gb", "memory_definition", "device"),
     *("threads", "precision", "resolution", "elapsed_s", "started_at", "finished_at", "attempts", "model_file"),
-    *("log_file", "model_sha256", "num_categories", "versions", "code_version"),
+    *("log_file", "model_sha256", "num_categories", "versions", "code_version", "initial_weights", "normalisation_group"),
 }
 STEM = r"mask_rcnn_r50_fpn_sample5e-2_6it_tiny_seed3_\d{8}_\d{6}"
 
@@ -38,7 +43,7 @@ def run(drawn, tmp_path):
 
 def make_run(drawn, folder, seed=3, backbone="r50", **changes):
     study = tiny_study(folder, **changes)
-    return Run(study, backbone, seed, drawn.train_store, drawn.images, drawn.repeat_factors, folder / "state")
+    return Run(study, backbone, seed, drawn.train_store, drawn.images, drawn.repeat_factors, folder / "state", zoo=ZOO)
 
 
 @pytest.fixture
@@ -47,8 +52,10 @@ def finished(run):
     run.state_dir.mkdir(parents=True)
     (run.state_dir / "log.json").write_text('{"step": 6}\n')
     save_checkpoint(run.state_dir, {"step": 6})
+    # 6 steps of an epoch of 8 images.
+    stream = SampleStream(np.ones(8), "ceil", np.zeros(8, bool), 3, group_size=2, groups_per_step=1)
     progress = Progress(step=6, elapsed_s=12.5, peak_memory_bytes=2**31, attempts=2, started_at=1e9)
-    finish(run, {"weight": torch.arange(4.0)}, make_recipe(run.study.schedule, 8), progress)
+    finish(run, {"weight": torch.arange(4.0)}, make_recipe(run.study.schedule, stream), progress)
     return run
 
 

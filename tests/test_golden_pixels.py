@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from bitmaps import pasted
 from conftest import REPOSITORY
 from golden_figures import arrays
-from test_mask_crops import pasted
 
 from lvis_rcnn.annotations import build_store, open_store
 from lvis_rcnn.data import read_target, rescaled_size_hw

@@ -164,7 +164,7 @@ def test_an_image_without_detections_has_no_row():
 def run(drawn, model_path, folder, **changes):
     folder.mkdir(exist_ok=True)
     study = tiny_study(folder, **changes)
-    infer.infer(study, "r50", model_path, drawn.val_store, drawn.images, folder / "state", folder / "out")
+    infer.infer(study, "r50", model_path, drawn.val_store, drawn.images, folder / "state" / "tiny" / "r50" / "seed0", folder / "out")
     return study, json.loads((folder / "out" / "inference.json").read_text())
 
 

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from bitmaps import pasted
 from golden_figures import arrays
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,16 +28,6 @@ def whole(polygons, original_hw, size_hw, flip):
     encoded = rle.merge(rle.frPyObjects([polygon.tolist() for polygon in polygons], *original_hw))
     bitmap = cv2.resize(rle.decode(encoded), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
     return bitmap[:, ::-1] if flip else bitmap
-
-
-def pasted(crops, size_hw):
-    """Crops put back onto whole bitmaps."""
-    bitmaps = np.zeros((len(crops.frames_xyxy), *size_hw), np.uint8)
-    for bitmap, (left, top, right, bottom), start, end in zip(
-        bitmaps, crops.frames_xyxy.tolist(), crops.offsets[:-1], crops.offsets[1:], strict=True
-    ):
-        bitmap[top:bottom, left:right] = crops.pixels[start:end].reshape(bottom - top, right - left)
-    return bitmaps
 
 
 # Hundredths, as in LVIS: steps of a tenth are where roundings to a fifth of a pixel fall.

@@ -59,10 +59,10 @@ class FewNumbers(MaskRcnn):
         return nn.Module.train(self, mode)
 
 
-def few_losses(model: MaskRcnn, batch: Batch):
+def few_losses(model: MaskRcnn, batch: Batch, choose):
     labels = torch.stack([target.labels.float().sum() for target in batch.targets])[:, None]
     seen = torch.cat([batch.pixels.mean((2, 3)), labels / 100], dim=1)
-    return dict(zip(LOSS_NAMES.values(), model.body(seen).square().mean(0).unbind(), strict=True))
+    return dict(zip(LOSS_NAMES, model.body(seen).square().mean(0).unbind(), strict=True))
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def few_numbers(monkeypatch):
 def make_run(drawn, folder, **changes):
     folder.mkdir(exist_ok=True)
     study = tiny_study(folder, **changes)
-    return Run(study, "r50", 0, drawn.train_store, drawn.images, drawn.repeat_factors, folder / "state")
+    return Run(study, "r50", 0, drawn.train_store, drawn.images, drawn.repeat_factors, folder / "state", zoo={})
 
 
 def outcome(run, folder):
@@ -99,12 +99,12 @@ def interrupt(monkeypatch, run, folder, step, how):
     """Start a run that ends during ``step``, and check that it left no output."""
     take_step = train.take_step
 
-    def interrupted(model, optimizer, batch, position, seed, recipe):
+    def interrupted(model, optimizer, groups, position, seed, recipe):
         if position == step:
             if how is Killed:
                 raise Killed
             os.kill(os.getpid(), how)
-        return take_step(model, optimizer, batch, position, seed, recipe)
+        return take_step(model, optimizer, groups, position, seed, recipe)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "take_step", interrupted)
@@ -171,7 +171,7 @@ def test_other_settings_do_not_meet_these_checkpoints(drawn, tmp_path, monkeypat
     changed = make_run(drawn, tmp_path / "run", schedule={"learning_rate": 0.002})
     outcome(changed, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "out" / "train.json").read_text())["attempts"] == 1
-    assert train.restore(run.state_dir, *model_and_optimizer(run)).step == 3
+    assert train.restore(run, *model_and_optimizer(run)).step == 3
 
 
 def model_and_optimizer(run):
@@ -204,18 +204,18 @@ def test_a_loss_that_is_not_finite_is_named_and_touches_no_weight(drawn, tmp_pat
     before = {name: value.clone() for name, value in model.named_parameters()}
 
     values = {"loss_cls": torch.nan, "loss_bbox": 1.0, "loss_mask": torch.inf}
-    monkeypatch.setattr(train, "losses", lambda model, batch: {name: torch.tensor(values[name]) for name in values})
-    batch = Batch(torch.rand(2, 3, 32, 32), [(32, 32)] * 2, [17, 4], [])
+    monkeypatch.setattr(train, "losses", lambda *arguments: {name: torch.tensor(values[name]) for name in values})
+    batch = Batch(torch.rand(2, 3, 32, 32), [(32, 32)] * 2, [(32, 32)] * 2, [17, 4], [])
     expected = r"step 3, images 17, 4: loss is not finite: loss_cls = nan, loss_mask = inf; to mend: lower schedule"
     with pytest.raises(InputError, match=expected):
-        train.take_step(model, optimizer, batch, 3, 0, make_recipe(run.study.schedule, 8))
+        train.take_step(model, optimizer, [batch], 3, 0, make_recipe(run.study.schedule, train.stream_of(run)))
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
 @pytest.mark.usefixtures("few_numbers")
 def test_after_an_error_the_heartbeat_says_stopped(drawn, tmp_path, monkeypatch):
     run = make_run(drawn, tmp_path / "run")
-    monkeypatch.setattr(train, "losses", lambda model, batch: {"loss_cls": torch.tensor(torch.nan)})
+    monkeypatch.setattr(train, "losses", lambda *arguments: {"loss_cls": torch.tensor(torch.nan)})
     with pytest.raises(InputError, match="step 0, images "):
         train.train(run, tmp_path / "run" / "out")
     assert json.loads((run.state_dir / "progress.json").read_text())["state"] == "stopped"
@@ -224,11 +224,10 @@ def test_after_an_error_the_heartbeat_says_stopped(drawn, tmp_path, monkeypatch)
 @pytest.mark.usefixtures("few_numbers")
 def test_rates_and_random_numbers_depend_on_the_step_alone(drawn, tmp_path):
     run = make_run(drawn, tmp_path / "run")
-    recipe = make_recipe(run.study.schedule, 8)
+    stream = train.stream_of(run)
+    recipe = make_recipe(run.study.schedule, stream)
     augmentation = train.Augmentation(**run.study.augmentation.model_dump())
-    items = train.TrainingSteps(
-        drawn.train_store, drawn.images, train.copies_of(run), augmentation, 0, recipe.images_per_step
-    )
+    items = train.TrainingSteps(drawn.train_store, drawn.images, stream, augmentation)
     results = []
     for noise in (0, 1):
         torch.manual_seed(7)
@@ -339,7 +338,7 @@ def test_the_real_network_learns_and_resumes(drawn, tmp_path, monkeypatch):
     run = make_run(drawn, tmp_path / "stopped", schedule=schedule)
     interrupt(monkeypatch, run, tmp_path / "stopped", 1, signal.SIGTERM)
     assert_same(outcome(run, tmp_path / "stopped"), whole)
-    assert set(LOSS_NAMES.values()) < set(whole[1][0])
+    assert set(LOSS_NAMES) < set(whole[1][0])
     for name in ("stopped", "whole"):
         shutil.rmtree(tmp_path / name)  # 100 MB of weights
 
@@ -370,6 +369,10 @@ def test_a_terminated_process_exits_with_the_code_that_says_start_me_again(drawn
     process.send_signal(signal.SIGTERM)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 75
-    assert re.fullmatch(r"stopped by a signal at step \d+ of 500; the next start goes on from there\n", error)
+    assert error.splitlines()[:2] == [
+        "initial weights: none, trained from scratch",
+        "500 steps of 2 images, 1,000 images seen in 62.50 epochs; learning rate 0.001",
+    ]
+    assert re.fullmatch(r"stopped by a signal at step \d+ of 500; the next start goes on from there", error.splitlines()[-1])
     assert "stopped by a signal" in (tmp_path / "train.log").read_text().splitlines()[-1]
     shutil.rmtree(tmp_path / "state")

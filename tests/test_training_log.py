@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY
 
 from lvis_rcnn.config import load_study
+from lvis_rcnn.sample_stream import SampleStream
 from lvis_rcnn.schedule import make_recipe
 from lvis_rcnn.training_log import Progress, TrainingLog, keep_lines_until, sentence, write_heartbeat
 
@@ -13,7 +15,8 @@ from lvis_rcnn.training_log import Progress, TrainingLog, keep_lines_until, sent
 @pytest.fixture
 def recipe():
     """The published one: 16 images a step, here 4 steps an epoch."""
-    return make_recipe(load_study(REPOSITORY / "configs" / "lvis_v0.5.yaml").schedule, 64)
+    stream = SampleStream(np.ones(64), "ceil", np.zeros(64, bool), 0, group_size=2, groups_per_step=8)
+    return make_recipe(load_study(REPOSITORY / "configs" / "lvis_v0.5.yaml").schedule, stream)
 
 
 def values(loss_cls, time=1.0):

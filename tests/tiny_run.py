@@ -58,7 +58,7 @@ def write_tiny_study(folder: Path, **changes: Any) -> Path:
     values: dict[str, Any] = {
         "study": "tiny",
         "title": "tiny",
-        "schedule": {"steps": 6, "images_per_step": 2, "warmup_steps": 2},
+        "schedule": {"steps": 6, "images_per_step": 2, "normalisation_group": 2, "warmup_steps": 2},
         "compute": {"threads": 1},
         "resources": {"log_every_steps": 1},
     }

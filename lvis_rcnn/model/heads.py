@@ -36,7 +36,7 @@ class BoxPredictor(nn.Module):
     ) -> Float[torch.Tensor, "m 4"]:
         """Deltas of pairs of a region (a row of ``hidden``) and a label (1 to C)."""
         everything: torch.Tensor = self.bbox_pred(hidden)
-        return everything.reshape(len(hidden), -1, 4)[rows, labels - 1]
+        return everything.unflatten(1, (-1, 4))[rows, labels - 1]
 
 
 class MaskPredictor(nn.Module):
