@@ -26,7 +26,15 @@ KEYS = {
     *("format", "version", "study", "backbone", "seed", "settings_digest", "run_digest", "annotations_sha256"),
     *("steps", "images_seen", "images_per_step", "epoch_length", "epochs", "memory_gb", "memory_definition", "device"),
     *("threads", "precision", "resolution", "elapsed_s", "started_at", "finished_at", "attempts", "model_file"),
-    *("log_file", "model_sha256", "num_categories", "versions", "code_version", "initial_weights", "normalisation_group"),
+    *(
+        "log_file",
+        "model_sha256",
+        "num_categories",
+        "versions",
+        "code_version",
+        "initial_weights",
+        "normalisation_group",
+    ),
 }
 STEM = r"mask_rcnn_r50_fpn_sample5e-2_6it_tiny_seed3_\d{8}_\d{6}"
 
@@ -68,7 +76,7 @@ def test_the_record_has_the_keys_the_table_and_a_reader_need(finished):
     assert record["annotations_sha256"] == finished.store.annotations_sha256
     assert (record["steps"], record["images_seen"], record["epoch_length"], record["epochs"]) == (6, 12, 8, 1.5)
     assert (record["memory_gb"], record["elapsed_s"], record["attempts"]) == (2.0, 12.5, 2)
-    assert (record["device"], record["threads"], record["precision"]) == ("cpu", 1, "fp32")
+    assert (record["device"], record["threads"], record["precision"]) == ("cpu", 1, "fp32 without TF32")
     assert record["memory_definition"] == "peak resident memory of the training process"
     assert record["resolution"] == "short edge 64 px, long edge at most 96 px"
     assert datetime.fromisoformat(record["started_at"]) == datetime.fromtimestamp(1e9, UTC)

@@ -164,7 +164,15 @@ def test_an_image_without_detections_has_no_row():
 def run(drawn, model_path, folder, **changes):
     folder.mkdir(exist_ok=True)
     study = tiny_study(folder, **changes)
-    infer.infer(study, "r50", model_path, drawn.val_store, drawn.images, folder / "state" / "tiny" / "r50" / "seed0", folder / "out")
+    infer.infer(
+        study,
+        "r50",
+        model_path,
+        drawn.val_store,
+        drawn.images,
+        folder / "state" / "tiny" / "r50" / "seed0",
+        folder / "out",
+    )
     return study, json.loads((folder / "out" / "inference.json").read_text())
 
 
@@ -289,7 +297,7 @@ def test_weights_of_another_normalisation_are_refused(drawn, model_path, tmp_pat
 def arguments(drawn, model_path, study, folder):
     paths = [drawn.val_store, drawn.images, folder / "state", folder / "out"]
     options = [f"{name}={path}" for name, path in zip(("--store", "--images", "--state", "--out"), paths, strict=True)]
-    return ["--study", str(study), "--backbone", "r50", "--model", str(model_path), *options]
+    return ["--study", str(study), "--backbone", "r50", "--run=r50/seed0", "--model", str(model_path), *options]
 
 
 def test_a_gpu_that_is_not_there_is_said(drawn, model_path, tmp_path, monkeypatch, capsys):

@@ -300,12 +300,14 @@ def test_a_study_that_changed_after_planning_is_refused(drawn, tmp_path, monkeyp
     ("copies", "expected"),
     [
         (["1"] * 3, "counts 3 images; allowed: the 8 images of "),
-        (["0"] * 8, "no readable table of copies: ValueError('no image is drawn"),
+        (["0"] * 8, "no readable tables of repeat factors: ValueError('no image is drawn"),
     ],
     ids=["another store", "nothing to train on"],
 )
 def test_unfit_repeat_factors_are_refused(drawn, tmp_path, monkeypatch, capsys, copies, expected):
-    (tmp_path / "images.csv").write_text("\n".join(["image_id,factor,copies", *(f"1,1.0,{copy}" for copy in copies)]))
+    rows = [f"1,{copy}.0,{copy}" for copy in copies]
+    (tmp_path / "images.csv").write_text("\n".join(["image_id,factor,copies", *rows]))
+    (tmp_path / "summary.json").write_text('{"rounding": "ceil"}')
     words = arguments(drawn, write_tiny_study(tmp_path), tmp_path, **{"--repeat-factors": tmp_path})
     assert expected in error_of(monkeypatch, capsys, words)
 
@@ -315,7 +317,12 @@ def test_a_damaged_image_is_one_line(drawn, tmp_path, monkeypatch, capsys, few_n
     for file in (tmp_path / "images").rglob("*.png"):
         file.write_bytes(file.read_bytes()[:200])
     words = arguments(drawn, write_tiny_study(tmp_path), tmp_path, **{"--images": tmp_path / "images"})
-    line = error_of(monkeypatch, capsys, words)
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    with pytest.raises(SystemExit, match="2"):
+        train.main()
+    # What the run is comes first, then one line that says why it ends.
+    *_, budget, line = capsys.readouterr().err.splitlines()
+    assert budget.startswith("6 steps of 2 images")
     assert line.endswith("is no complete image; to mend: copy the file again")
 
 
@@ -373,6 +380,8 @@ def test_a_terminated_process_exits_with_the_code_that_says_start_me_again(drawn
         "initial weights: none, trained from scratch",
         "500 steps of 2 images, 1,000 images seen in 62.50 epochs; learning rate 0.001",
     ]
-    assert re.fullmatch(r"stopped by a signal at step \d+ of 500; the next start goes on from there", error.splitlines()[-1])
+    assert re.fullmatch(
+        r"stopped by a signal at step \d+ of 500; the next start goes on from there", error.splitlines()[-1]
+    )
     assert "stopped by a signal" in (tmp_path / "train.log").read_text().splitlines()[-1]
     shutil.rmtree(tmp_path / "state")
