@@ -5,23 +5,30 @@ The files of this package, in data-flow order, are the method; a module imports 
     backbones          the four networks, as rows of one table
     command, files     how every step starts, reports and fails; files appear whole or not at all
     config             a study file becomes checked values
+    zoo, published     published models, and those that a study scores
     provenance         what produced a number
     mini*              draws the embedded dataset
     annotation_file    what an LVIS JSON file may hold
     annotations        LVIS JSON becomes a memory-mapped store
     repeat_factors     how often each image is drawn
+    sample_stream      which images each step sees, a pure function of (seed, step)
     schedule           budgets and learning rates, pure functions of the step
     preflight          finds what is wrong before a GPU is touched
-    data               images and targets, batches, the sample stream
-    model/             four backbones, one FPN, one Mask R-CNN
-    checkpoints        saves and restores a run
+    pixels             the published pixel chain
+    mask_crops         bitmaps of objects, each only as large as its object
+    data               images and targets, batches
+    model/             four backbones, one FPN, one Mask R-CNN, with MMDetection's arithmetic
+    mmdet_weights      MMDetection's names and rows become ours, and back
+    mmdet_files        files of MMDetection, read with suspicion
+    initial_weights    what a training begins with
+    checkpoints        saves and restores a run; imports and exports models
     training_log       what a run says while it trains
     finished_run       what a run is, and what it leaves
     train              gradient steps, resumable anywhere
     detections         carries detections from inference to scoring
     infer              finds objects, streamed to disk
     evaluate           federated LVIS AP
-    runs, report       all runs become the table
+    runs, table_rows, report    all runs become the table
 
 Axes, the same letters in every annotation:
 

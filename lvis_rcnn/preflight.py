@@ -21,11 +21,12 @@ from tqdm import tqdm
 
 from lvis_rcnn.annotations import AnnotationStore, image_candidates, open_store
 from lvis_rcnn.command import InputError, log, run_step, step_parser
-from lvis_rcnn.config import Augmentation, Model, Study, load_study
+from lvis_rcnn.config import Augmentation, Model, Study, load_study_for_step, zoo_of
 from lvis_rcnn.files import atomic_file, write_json
 from lvis_rcnn.repeat_factors import RepeatFactors, repeat_factors, summary, why_none
 from lvis_rcnn.sample_stream import SampleStream
 from lvis_rcnn.schedule import Recipe, make_recipe
+from lvis_rcnn.zoo import initial_warnings, load_zoo
 
 # What both OpenCV, which trains, and Pillow, which checks, read.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
@@ -423,10 +424,12 @@ def image_folders(train: Path | None, val: Path | None, *, skip: bool) -> tuple[
 
 def step(args: argparse.Namespace) -> None:
     """Check one study."""
-    study = load_study(args.study)
+    study = load_study_for_step(args.study, "preflight", None)
     train, val = open_store(args.train_store), open_store(args.val_store)
     folders = image_folders(args.train_images, args.val_images, skip=args.no_images)
     page = preflight(study, train, val, folders)
+    zoo, weights_dir = load_zoo(zoo_of(study, args.study)), Path(study.resources.weights_dir)
+    page.warnings.extend(initial_warnings(zoo, study.model.weights, study.backbones, weights_dir))
     for warning in page.warnings:
         log.warning("warning: %s", warning)
     write_page(page, args.out)

@@ -23,7 +23,7 @@ def tiny_study(folder: Path, **changes: Any) -> Path:
         "study": "tiny",
         "title": "tiny",
         "dataset": {"name": "tiny", "draw": {"seed": 0, "train_images": 40, "val_images": 10}},
-        "schedule": {"steps": 4, "images_per_step": 2, "warmup_steps": 1},
+        "schedule": {"steps": 4, "images_per_step": 2, "normalisation_group": 2, "warmup_steps": 1},
         "compute": {"threads": 1},
         "resources": {"log_every_steps": 1},
     }
@@ -84,7 +84,8 @@ def test_a_killed_training_goes_on_to_the_same_weights_and_ap(tmp_path: Path) ->
     folders = [tmp_path / "whole", tmp_path / "killed"]
     for folder in folders:
         folder.mkdir()
-    whole, killed = (tiny_study(folder, schedule={"steps": 12, "images_per_step": 2}) for folder in folders)
+    schedule = {"steps": 12, "images_per_step": 2, "normalisation_group": 2}
+    whole, killed = (tiny_study(folder, schedule=schedule) for folder in folders)
     assert run(whole).code == 0
     assert "stopped by a signal at step" in stop_training(killed, signal.SIGTERM, lambda beat: beat["step"] >= 3)
     saved = json.loads(next(killed.parent.glob("results/state/tiny/r50/seed0/*/progress.json")).read_text())["step"]

@@ -35,8 +35,8 @@ class BoxPredictor(nn.Module):
         labels: Int64[torch.Tensor, " m"],
     ) -> Float[torch.Tensor, "m 4"]:
         """Deltas of pairs of a region (a row of ``hidden``) and a label (1 to C)."""
-        everything: torch.Tensor = self.bbox_pred(hidden)
-        return everything.unflatten(1, (-1, 4))[rows, labels - 1]
+        deltas: torch.Tensor = self.bbox_pred(hidden).unflatten(1, (-1, 4))
+        return deltas[rows, labels - 1]
 
 
 class MaskPredictor(nn.Module):
