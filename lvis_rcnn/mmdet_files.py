@@ -25,7 +25,7 @@ from lvis_rcnn.zoo import checked_sha256, digest_in_name
 # Names by position that may differ: spelling was corrected (stero_equipment); more means other categories.
 HANDFUL = 5
 
-CAFFE = re.compile(r"""style['"]?\s*[=:]\s*['"]caffe|to_rgb['"]?\s*[=:]\s*False""")
+CAFFE = re.compile(r"""['"]?style['"]?\s*[=:]\s*['"]caffe['"]|to_rgb['"]?\s*[=:]\s*False""")
 
 
 def read_content(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
