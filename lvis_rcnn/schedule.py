@@ -52,7 +52,8 @@ def learning_rate(
 
 def scaled_learning_rate(learning_rate: float, images_per_step: int, learning_rate_images: int | None) -> float:
     """Linear scaling (Goyal et al. 2017, arXiv 1706.02677): the rate is meant for steps of ``learning_rate_images``."""
-    return learning_rate if learning_rate_images is None else learning_rate * images_per_step / learning_rate_images
+    # The ratio first: where both are equal the rate stays as it is, to the last bit.
+    return learning_rate if learning_rate_images is None else learning_rate * (images_per_step / learning_rate_images)
 
 
 @dataclass(frozen=True)
