@@ -5,9 +5,11 @@ saved to resume, and any number of loader workers gives the same batches.
 """
 
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Generic, TypeVar
 
 import cv2
@@ -190,7 +192,18 @@ def start_worker(worker: int) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = report_unless_parent_left
     cv2.setNumThreads(0)
+
+
+def report_unless_parent_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an uncaught error of a worker, but not that its parent ended while it was being handed a tensor.
+
+    The thread that hands over (``multiprocessing.resource_sharer``) would print a traceback behind the one line of
+    an interrupted step.
+    """
+    if not isinstance(error, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def read_in_order(items: Dataset[Item], indices: Sequence[int], workers: int) -> Iterator[Item]:

@@ -333,6 +333,37 @@ def test_workers_outlive_a_signal_to_the_whole_job():
     assert (ended.returncode, ended.stdout.split()) == (0, ["0", "1", "2", "3", "4", "5"]), ended.stderr
 
 
+LEFT = """
+import os, torch
+from multiprocessing import connection
+from torch.utils.data import Dataset
+from lvis_rcnn import data
+
+class Tensors(Dataset):
+    def __getitem__(self, index):
+        return torch.zeros(8)
+
+def leave(worker, key):
+    worker.close()
+    os._exit(130)
+
+connection.answer_challenge = leave  # the parent's first words to a worker that hands it a tensor
+next(data.read_in_order(Tensors(), range(4), 1))
+"""
+
+
+def test_workers_are_silent_about_a_parent_that_left():
+    ended = subprocess.run(
+        [sys.executable, "-c", LEFT], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
+def test_other_errors_of_a_worker_are_shown(capsys):
+    data.report_unless_parent_left(ValueError, ValueError("no such key"), None)
+    assert capsys.readouterr().err == "ValueError: no such key\n"
+
+
 @relaxed
 @given(st.integers(0, 30))
 def test_test_images_come_in_file_order(drawn, image):
