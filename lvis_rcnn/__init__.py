@@ -10,6 +10,7 @@ The files of this package, in data-flow order, are the method; a module imports 
     mini*              draws the embedded dataset
     annotation_file    what an LVIS JSON file may hold
     annotations        LVIS JSON becomes a memory-mapped store
+    image_files        images in folders, or in zips as they were downloaded
     repeat_factors     how often each image is drawn
     sample_stream      which images each step sees, a pure function of (seed, step)
     schedule           budgets and learning rates, pure functions of the step

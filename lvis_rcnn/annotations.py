@@ -9,7 +9,6 @@ clipped nor rounded; whoever uses them does that.
 
 import argparse
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -138,23 +137,6 @@ class AnnotationStore:
         """``coco_url`` and ``file_name`` of this image; one of them may be empty."""
         a, b, c = self.name_offsets[2 * image : 2 * image + 3]
         return self.name_bytes[a:b].tobytes().decode(), self.name_bytes[b:c].tobytes().decode()
-
-    def image_path(self, image: int, images_dir: Path) -> Path:
-        """The file of this image below ``images_dir``.
-
-        Raises:
-            InputError: none of the names that LVIS uses for this image is there; they are listed.
-        """
-        candidates = image_candidates(*self.image_name(image))
-        for candidate in candidates:
-            # os.path.isfile, since Path.is_file raises where a name is too long.
-            if os.path.isfile(images_dir / candidate):
-                return images_dir / candidate
-        raise InputError(
-            f"{self.source_name}: image {self.image_ids[image]}",
-            f"not found in {images_dir}; tried {', '.join(candidates)}",
-            mend="set the split's 'images' to the folder that holds the images, or add the missing file",
-        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_store, (self.path,)

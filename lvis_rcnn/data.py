@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from lvis_rcnn.annotations import AnnotationStore, open_store
 from lvis_rcnn.command import InputError
+from lvis_rcnn.image_files import ImageFiles
 from lvis_rcnn.mask_crops import MaskCrops, mask_crops
-from lvis_rcnn.pixels import network_pixels, read_image_bgr
+from lvis_rcnn.pixels import network_pixels, read_image_bgr, rescaled_size_hw
 from lvis_rcnn.repeat_factors import usable_annotations
 from lvis_rcnn.sample_stream import SampleStream
 
@@ -59,12 +60,6 @@ class Augmentation:
     short_edges_px: tuple[int, ...]
     long_edge_px: int
     flip_probability: float
-
-
-def rescaled_size_hw(height: int, width: int, short_edge_px: int, long_edge_px: int) -> tuple[int, int]:
-    """Size after rescaling to a short edge without exceeding the long edge, rounded as MMDetection does."""
-    factor = min(long_edge_px / max(height, width), short_edge_px / min(height, width))
-    return int(height * factor + 0.5), int(width * factor + 0.5)
 
 
 def target_boxes_xyxy(
@@ -117,7 +112,7 @@ class TrainingSteps(Dataset[list[Batch]]):
 
     def __init__(self, store_path: Path, images_dir: Path, stream: SampleStream, augmentation: Augmentation) -> None:
         self.store = open_store(store_path)
-        self.images_dir = images_dir
+        self.files = ImageFiles(images_dir)
         self.stream = stream
         self.augmentation = augmentation
 
@@ -141,7 +136,7 @@ class TrainingSteps(Dataset[list[Batch]]):
         flip = bool(random.random() < self.augmentation.flip_probability)
         height, width = original_size_hw(self.store, image)
         size_hw = rescaled_size_hw(height, width, short_edge_px, self.augmentation.long_edge_px)
-        image_bgr = read_image_bgr(self.store.image_path(image, self.images_dir), height, width)
+        image_bgr = read_image_bgr(self.files.of(self.store, image), height, width)
         return network_pixels(image_bgr, size_hw, flip), size_hw, read_target(self.store, image, size_hw, flip)
 
 
@@ -150,7 +145,7 @@ class TestImages(Dataset[Batch]):
 
     def __init__(self, store_path: Path, images_dir: Path, short_edge_px: int, long_edge_px: int) -> None:
         self.store = open_store(store_path)
-        self.images_dir = images_dir
+        self.files = ImageFiles(images_dir)
         self.short_edge_px = short_edge_px
         self.long_edge_px = long_edge_px
 
@@ -158,7 +153,7 @@ class TestImages(Dataset[Batch]):
         """Read one image at the test size."""
         height, width = original_size_hw(self.store, image)
         size_hw = rescaled_size_hw(height, width, self.short_edge_px, self.long_edge_px)
-        image_bgr = read_image_bgr(self.store.image_path(image, self.images_dir), height, width)
+        image_bgr = read_image_bgr(self.files.of(self.store, image), height, width)
         pixels = network_pixels(image_bgr, size_hw, flip=False)
         return Batch(pixels[None], [size_hw], [(height, width)], [int(self.store.image_ids[image])], [])
 

@@ -8,7 +8,6 @@ import importlib
 import os
 import pickle
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 
 from lvis_rcnn.command import InputError
+from lvis_rcnn.image_files import ImageFile
 
 
 def import_mmcv() -> Any:
@@ -44,23 +44,20 @@ STD_RGB = np.array([58.395, 57.12, 57.375], dtype=np.float32)
 PAD_MULTIPLE_PX = 32  # the stride of the coarsest level that the FPN upsamples from
 
 
-def read_image_bgr(path: Path, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+def read_image_bgr(file: ImageFile, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
     """Decode an image as OpenCV does (EXIF orientation applied).
 
     Raises:
         InputError: the file is missing, truncated, or not of the annotated size.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(str(path), f"cannot be read ({error.strerror})", mend="restore the file") from None
+    content = file.read()
     # OpenCV asserts on an empty buffer.
     image: np.ndarray | None = mmcv.imfrombytes(content, flag="color") if content else None
     if image is None:
-        raise InputError(str(path), "is no complete image", mend="copy the file again")
+        raise InputError(str(file), "is no complete image", mend="copy the file again")
     if image.shape[:2] != (height, width):
         raise InputError(
-            str(path),
+            str(file),
             f"is {image.shape[1]} x {image.shape[0]} pixels",
             allowed=f"{width} x {height}, as annotated",
             mend="use the images that belong to the annotations",

@@ -9,11 +9,12 @@ fails with the first of them.
 """
 
 import argparse
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -23,6 +24,7 @@ from lvis_rcnn.annotations import AnnotationStore, image_candidates, open_store
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.config import Augmentation, Model, Study, load_study_for_step, zoo_of
 from lvis_rcnn.files import atomic_file, write_json
+from lvis_rcnn.image_files import ImageFile, ImageFiles
 from lvis_rcnn.repeat_factors import RepeatFactors, repeat_factors, summary, why_none
 from lvis_rcnn.sample_stream import SampleStream
 from lvis_rcnn.schedule import Recipe, make_recipe
@@ -145,12 +147,13 @@ def image_errors(store: AnnotationStore, folder: Path) -> list[Problem]:
     """Every image of a split: there, readable, complete, of the annotated size."""
     missing: list[int] = []
     damaged: list[Problem] = []
+    files = ImageFiles(folder)
     pool = ThreadPoolExecutor(THREADS)
     starts = range(0, store.num_images, IMAGES_PER_TASK)
     tasks = [range(start, min(start + IMAGES_PER_TASK, store.num_images)) for start in starts]
     try:
         with tqdm(total=store.num_images, desc=store.source_name, unit="image", disable=None) as bar:
-            results = pool.map(lambda task: check_images(store, folder, task), tasks)
+            results = pool.map(lambda task: check_images(store, files, task), tasks)
             for task, (absent, broken) in zip(tasks, results, strict=True):
                 missing += absent
                 damaged += broken
@@ -160,40 +163,41 @@ def image_errors(store: AnnotationStore, folder: Path) -> list[Problem]:
     return [*missing_problem(store, folder, missing), *shortened(damaged, store)]
 
 
-def check_images(store: AnnotationStore, folder: Path, images: range) -> tuple[list[int], list[Problem]]:
+def check_images(store: AnnotationStore, files: ImageFiles, images: range) -> tuple[list[int], list[Problem]]:
     """Positions of missing images, problems of damaged ones."""
     missing, damaged = [], []
     for image in images:
         try:
-            path = store.image_path(image, folder)
+            file = files.of(store, image)
         except InputError:
             missing.append(image)
             continue
-        what = image_problem(path, int(store.heights[image]), int(store.widths[image]))
+        what = image_problem(file, int(store.heights[image]), int(store.widths[image]))
         if what is not None:
             where = f"{store.source_name}: image {store.image_ids[image]}"
-            damaged.append(Problem(where, f"{path} {what}", mend="fetch the file again or correct its annotation"))
+            damaged.append(Problem(where, f"{file} {what}", mend="fetch the file again or correct its annotation"))
     return missing, damaged
 
 
-def image_problem(path: Path, height_px: int, width_px: int) -> str | None:
+def image_problem(file: ImageFile, height_px: int, width_px: int) -> str | None:
     """What is wrong with an image file, None if nothing.
 
     Header and last bytes are read; pixels are decoded only where the end is not that of a complete file. OpenCV would
     fill the missing part of a truncated JPEG with grey and say nothing.
     """
     try:
-        if path.stat().st_size == 0:
+        if file.size_bytes == 0:
             return "is empty (0 bytes)"
-        with Image.open(path, formats=FORMATS) as image:
+        with file.open() as stream, Image.open(stream, formats=FORMATS) as image:
             width, height, note = upright_size(image)
             if (height, width) != (height_px, width_px):
                 return f"is {width} x {height} pixels{note}, annotated as {width_px} x {height_px}"
             marker = END_MARKERS.get(image.format or "", b"")
-            if not marker or not ends_with(path, marker):
+            if not marker or not ends_with(stream, marker):
+                stream.seek(0)
                 image.load()
                 # Pillow reads a PNG whose last chunk is cut off, OpenCV does not; bytes after the mark harm neither.
-                if marker not in path.read_bytes():
+                if marker not in file.read():
                     return "is truncated: it has no end mark"
     except UnidentifiedImageError:
         return f"is no image of a known format ({', '.join(FORMATS)})"
@@ -210,11 +214,10 @@ def upright_size(image: Image.Image) -> tuple[int, int, str]:
     return image.width, image.height, ""
 
 
-def ends_with(path: Path, marker: bytes) -> bool:
+def ends_with(stream: BinaryIO, marker: bytes) -> bool:
     """Whether the file's last bytes are these."""
-    with path.open("rb") as file:
-        file.seek(-len(marker), 2)
-        return file.read() == marker
+    stream.seek(-len(marker), os.SEEK_END)
+    return stream.read() == marker
 
 
 def missing_problem(store: AnnotationStore, folder: Path, missing: list[int]) -> Iterator[Problem]:

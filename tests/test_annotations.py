@@ -11,74 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_dataset import annotation, build, small_dataset
 
 from lvis_rcnn.annotation_file import positions
 from lvis_rcnn.annotations import AnnotationStore, build_store, image_candidates, open_store
 from lvis_rcnn.command import InputError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-
-
-def small_dataset():
-    """Three images, the second without annotation; annotations out of image order; labels are not ids."""
-    return {
-        "info": {"version": "of no interest"},
-        "images": [
-            {
-                "id": 7,
-                "height": 40,
-                "width": 60,
-                "coco_url": "http://example.org/train2017/000000000007.jpg",
-                "neg_category_ids": [30],
-                "not_exhaustive_category_ids": [10, 20],
-            },
-            {
-                "id": 3,
-                "height": 50,
-                "width": 50,
-                "file_name": "train/bär.png",
-                "neg_category_ids": [],
-                "not_exhaustive_category_ids": [],
-            },
-            {
-                "id": 9,
-                "height": 32,
-                "width": 64,
-                "coco_url": "http://example.org/val2017/000000000009.jpg",
-                "file_name": "COCO_val2014_000000000009.jpg",
-                "neg_category_ids": [20, 10],
-                "not_exhaustive_category_ids": [],
-            },
-        ],
-        "annotations": [
-            annotation(5, 9, 20, [0, 1, 10.5, 12]),
-            annotation(1, 7, 30, [50, 30, 15, 8]),
-            annotation(4, 7, 20, [1.25, 2, 3, 4], [[0, 0, 4, 0, 4, 4], [10, 10, 12, 10, 12, 12.5, 10, 12]]),
-        ],
-        "categories": [
-            {"id": 20, "name": "bear", "frequency": "f", "synset": "bear.n.01"},
-            {"id": 30, "name": "cup", "frequency": "c"},
-            {"id": 10, "name": "kite", "frequency": "r"},
-        ],
-    }
-
-
-def annotation(annotation_id, image_id, category_id, box_xywh, polygons=None):
-    return {
-        "id": annotation_id,
-        "image_id": image_id,
-        "category_id": category_id,
-        "bbox": box_xywh,
-        "area": 8.5,
-        "segmentation": polygons or [[0, 0, 4, 0, 4, 4]],
-    }
-
-
-def build(folder: Path, dataset: object) -> AnnotationStore:
-    source = folder / "annotations.json"
-    source.write_bytes(dataset if isinstance(dataset, bytes) else json.dumps(dataset).encode())
-    build_store(source, folder / "data.store")
-    return open_store(folder / "data.store")
 
 
 def assert_same(store: AnnotationStore, dataset: dict) -> None:
@@ -137,34 +76,10 @@ def test_arrays_are_mapped_read_only_and_pickled_by_path(tmp_path):
     assert_same(pickle.loads(text), small_dataset())
 
 
-@pytest.mark.parametrize("images_dir", [".", "train2017"])
-@pytest.mark.parametrize("file_name", ["COCO_train2014_000000000009.jpg", None])
-def test_images_are_found_by_coco_url(tmp_path, images_dir, file_name):
-    dataset = small_dataset()
-    dataset["images"][0]["file_name"] = file_name
-    (tmp_path / "train2017").mkdir()
-    (tmp_path / "train2017" / "000000000007.jpg").touch()
-    path = build(tmp_path, dataset).image_path(0, tmp_path / images_dir)
-    assert path.samefile(tmp_path / "train2017" / "000000000007.jpg")
-
-
 def test_candidates_in_order():
     assert image_candidates("http://x.org/val2017/01.jpg", "") == ["val2017/01.jpg", "01.jpg"]
     assert image_candidates("", "train/01.png") == ["train/01.png"]
     assert image_candidates("", "COCO_val2014_000000266409.jpg")[-1] == "000000266409.jpg"
-
-
-def test_a_missing_image_names_what_was_tried(tmp_path):
-    store = build(tmp_path, small_dataset())
-    with pytest.raises(InputError, match=r"image 9: not found in .*; tried val2017/000000000009.jpg, 000000000009.jpg"):
-        store.image_path(2, tmp_path)
-
-
-def test_an_impossible_file_name_is_a_missing_image(tmp_path):
-    dataset = small_dataset()
-    dataset["images"][1]["file_name"] = "x" * 5000 + "\0"
-    with pytest.raises(InputError, match="image 3: not found"):
-        build(tmp_path, dataset).image_path(1, tmp_path)
 
 
 def change(path, value):

@@ -20,6 +20,7 @@ from tiny_run import make_data
 from lvis_rcnn import data, pixels
 from lvis_rcnn.annotations import build_store, open_store
 from lvis_rcnn.command import InputError
+from lvis_rcnn.image_files import ImageFile
 from lvis_rcnn.repeat_factors import read_sampling, usable_annotations
 from lvis_rcnn.sample_stream import SampleStream
 
@@ -87,13 +88,13 @@ def make_store(folder, annotations, height=40, width=60, **image):
     ],
 )
 def test_rescaled_sizes_by_hand(original_hw, short_px, long_px, expected_hw):
-    assert data.rescaled_size_hw(*original_hw, short_px, long_px) == expected_hw
+    assert pixels.rescaled_size_hw(*original_hw, short_px, long_px) == expected_hw
 
 
 @relaxed
 @given(st.integers(32, 5000), st.integers(32, 5000), st.sampled_from([640, 672, 704, 736, 768, 800]))
 def test_rescaled_sizes_keep_the_ratio_and_the_limits(height, width, short_px):
-    new_h, new_w = data.rescaled_size_hw(height, width, short_px, 1333)
+    new_h, new_w = pixels.rescaled_size_hw(height, width, short_px, 1333)
     factor = min(1333 / max(height, width), short_px / min(height, width))
     assert (new_h, new_w) == (int(height * factor + 0.5), int(width * factor + 0.5))
     assert max(new_h, new_w) <= 1333
@@ -109,7 +110,7 @@ def test_pixels_equal_a_chain_written_out(drawn, flip):
     path = sorted(drawn.images.rglob("*.png"))[0]
     image_bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     height, width = image_bgr.shape[:2]
-    assert np.array_equal(pixels.read_image_bgr(path, height, width), image_bgr)
+    assert np.array_equal(pixels.read_image_bgr(ImageFile(path), height, width), image_bgr)
     found = pixels.network_pixels(image_bgr, (50, 70), flip)
     resized = cv2.resize(image_bgr, (70, 50), interpolation=cv2.INTER_LINEAR)
     rgb = (resized[:, ::-1] if flip else resized)[:, :, ::-1].astype(np.float64)
@@ -139,14 +140,14 @@ def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     path = saved(tmp_path / "turned.jpg", exif=exif)
-    assert pixels.read_image_bgr(path, 60, 40).shape == (60, 40, 3)
+    assert pixels.read_image_bgr(ImageFile(path), 60, 40).shape == (60, 40, 3)
     with pytest.raises(InputError, match=r"turned.jpg: is 40 x 60 pixels; allowed: 60 x 40, as annotated; to mend: "):
-        pixels.read_image_bgr(path, 40, 60)
+        pixels.read_image_bgr(ImageFile(path), 40, 60)
 
 
 def test_a_missing_image_is_named(tmp_path):
     with pytest.raises(InputError, match=r"gone.png: cannot be read \(No such file or directory\); to mend: restore"):
-        pixels.read_image_bgr(tmp_path / "gone.png", 40, 60)
+        pixels.read_image_bgr(ImageFile(tmp_path / "gone.png"), 40, 60)
 
 
 @pytest.mark.parametrize("kept", [0, 10, 0.5], ids=["empty", "header", "half"])
@@ -155,7 +156,7 @@ def test_a_truncated_image_is_named(tmp_path, kept):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept) if isinstance(kept, float) else kept])
     with pytest.raises(InputError, match=r"cut.png: is no complete image; to mend: copy the file again"):
-        pixels.read_image_bgr(path, 40, 60)
+        pixels.read_image_bgr(ImageFile(path), 40, 60)
 
 
 # Targets
@@ -372,7 +373,7 @@ def test_test_images_come_in_file_order(drawn, image):
     batch = images[image]
     assert batch.image_ids == [int(images.store.image_ids[image])]
     assert batch.targets == []
-    assert Path(images.store.image_path(image, drawn.images)).exists()
+    assert images.files.of(images.store, image).path.exists()
 
 
 def test_mmcv_is_imported_beside_half_a_cache(tmp_path: Path) -> None:

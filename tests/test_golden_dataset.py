@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from lvis_rcnn import repeat_factors as module
 from lvis_rcnn.annotations import build_store, image_candidates, open_store
-from lvis_rcnn.data import rescaled_size_hw
 from lvis_rcnn.evaluate import evaluate
+from lvis_rcnn.pixels import rescaled_size_hw
 from lvis_rcnn.repeat_factors import repeat_factors, usable_annotations
 from lvis_rcnn.sample_stream import SampleStream
 

@@ -8,9 +8,10 @@ from conftest import REPOSITORY
 from golden_figures import arrays
 
 from lvis_rcnn.annotations import build_store, open_store
-from lvis_rcnn.data import read_target, rescaled_size_hw
+from lvis_rcnn.data import read_target
+from lvis_rcnn.image_files import ImageFile
 from lvis_rcnn.model.mask_targets import mask_targets
-from lvis_rcnn.pixels import network_pixels, padded_size_hw, read_image_bgr
+from lvis_rcnn.pixels import network_pixels, padded_size_hw, read_image_bgr, rescaled_size_hw
 
 ANNOTATIONS = REPOSITORY.parent / "shared" / "data" / "lvis_val_100.json"
 
@@ -46,7 +47,7 @@ def test_decoded_photographs(kind, tmp_path):
     path = tmp_path / "photograph.jpg"
     path.write_bytes(figure(f"{kind}_bytes").tobytes())
     expected = figure(f"{kind}_bgr")
-    decoded = read_image_bgr(path, *expected.shape[:2]).astype(int)
+    decoded = read_image_bgr(ImageFile(path), *expected.shape[:2]).astype(int)
     # Decoders of JPEG may differ by a rounding; a colour order or a turn would differ by far more.
     assert np.abs(decoded - expected).max() <= 2
 

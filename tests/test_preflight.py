@@ -12,6 +12,7 @@ from PIL import Image
 from lvis_rcnn.annotations import build_store, open_store
 from lvis_rcnn.command import InputError
 from lvis_rcnn.config import check_study, read_yaml
+from lvis_rcnn.image_files import ImageFile
 from lvis_rcnn.preflight import image_folders, image_problem, page_text, preflight, write_page
 
 REPOSITORY = Path(__file__).parents[1]
@@ -160,8 +161,8 @@ def test_damaged_files_are_found(tmp_path, name, damage, problem):
 def test_another_size_is_found(tmp_path):
     draw(tmp_path, dataset("train"))
     file = tmp_path / "train" / "1.png"
-    assert image_problem(file, HEIGHT, WIDTH) is None
-    assert image_problem(file, WIDTH, HEIGHT) == "is 60 x 40 pixels, annotated as 40 x 60"
+    assert image_problem(ImageFile(file), HEIGHT, WIDTH) is None
+    assert image_problem(ImageFile(file), WIDTH, HEIGHT) == "is 60 x 40 pixels, annotated as 40 x 60"
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
@@ -173,15 +174,15 @@ def test_rotation_in_exif_is_applied_as_the_loader_does(tmp_path, suffix):
     Image.new("RGB", (WIDTH, HEIGHT)).save(file, exif=exif)
     loaded = mmcv.imfrombytes(file.read_bytes(), flag="color")
     assert loaded.shape[:2] == (WIDTH, HEIGHT)
-    assert image_problem(file, *loaded.shape[:2]) is None
-    assert image_problem(file, HEIGHT, WIDTH) == (
+    assert image_problem(ImageFile(file), *loaded.shape[:2]) is None
+    assert image_problem(ImageFile(file), HEIGHT, WIDTH) == (
         "is 40 x 60 pixels after the rotation in its EXIF data, annotated as 60 x 40"
     )
 
 
 def test_a_format_that_is_not_trained_on_is_refused(tmp_path):
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "moving.gif")
-    assert "is no image of a known format (JPEG" in image_problem(tmp_path / "moving.gif", HEIGHT, WIDTH)
+    assert "is no image of a known format (JPEG" in image_problem(ImageFile(tmp_path / "moving.gif"), HEIGHT, WIDTH)
 
 
 def test_missing_images_are_counted_and_the_first_named(tmp_path):
