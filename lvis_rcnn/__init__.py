@@ -10,10 +10,12 @@ The files of this package, in data-flow order, are the method; a module imports 
     mini*              draws the embedded dataset
     annotation_file    what an LVIS JSON file may hold
     annotations        LVIS JSON becomes a memory-mapped store
+    lvis_versions      which version a file is, by its content
     image_files        images in folders, or in zips as they were downloaded
     repeat_factors     how often each image is drawn
     sample_stream      which images each step sees, a pure function of (seed, step)
     schedule           budgets and learning rates, pure functions of the step
+    image_checks       every image there, readable, of the annotated size
     preflight          finds what is wrong before a GPU is touched
     pixels             the published pixel chain
     mask_crops         bitmaps of objects, each only as large as its object

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Int64
@@ -64,6 +64,21 @@ class ImageFile:
         with self.open() as file:
             return file.read()
 
+    def open_unchecked(self) -> BinaryIO:
+        """A file to read and seek in, of which only what is asked for is read; its CRC-32 is not looked at.
+
+        Raises:
+            InputError: as :meth:`read`.
+        """
+        if self.member is None or self.member.is_deflated:
+            return self.open()
+        try:
+            archive = self.path.open("rb")
+            start = content_offset(archive, self.member)
+            return io.BufferedReader(Stretch(archive, start, self.member.stored_bytes))
+        except OSError as error:
+            raise InputError(str(self), f"cannot be read ({error.strerror})", mend="restore the file") from None
+
     def open(self) -> BinaryIO:
         """A file to read and seek in.
 
@@ -79,15 +94,53 @@ class ImageFile:
             raise InputError(str(self), f"cannot be read ({error.strerror})", mend="restore the file") from None
 
 
-def unpacked(archive: BinaryIO, path: Path, member: Member) -> bytes:
-    """Bytes of a member, checked; InputError as :meth:`ImageFile.read`."""
+class Stretch(io.RawIOBase):
+    """Part of a file as a file of its own."""
+
+    def __init__(self, file: BinaryIO, start: int, size_bytes: int) -> None:
+        self.file, self.start, self.size_bytes, self.at = file, start, size_bytes, 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move, as in any file."""
+        self.at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.size_bytes}[whence]
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what fits and is left."""
+        self.file.seek(self.start + self.at)
+        content = self.file.read(max(0, min(len(buffer), self.size_bytes - self.at)))
+        buffer[: len(content)] = content
+        self.at += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        """Close the file too."""
+        self.file.close()
+        super().close()
+
+
+def content_offset(archive: BinaryIO, member: Member) -> int:
+    """Where the bytes of a member begin; the end of the file where its header is none."""
     archive.seek(member.header_offset)
     header = archive.read(LOCAL_HEADER.size)
-    content = b""
-    if len(header) == LOCAL_HEADER.size and header.startswith(b"PK\x03\x04"):
-        _, name_bytes, extra_bytes = LOCAL_HEADER.unpack(header)
-        archive.seek(name_bytes + extra_bytes, os.SEEK_CUR)
-        content = archive.read(member.stored_bytes)
+    if len(header) < LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
+        return archive.seek(0, os.SEEK_END)
+    _, name_bytes, extra_bytes = LOCAL_HEADER.unpack(header)
+    return int(member.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes)
+
+
+def unpacked(archive: BinaryIO, path: Path, member: Member) -> bytes:
+    """Bytes of a member, checked; InputError as :meth:`ImageFile.read`."""
+    archive.seek(content_offset(archive, member))
+    content = archive.read(member.stored_bytes)
     if member.is_deflated:
         content = inflated(content, member.size_bytes)
     if len(content) != member.size_bytes or zlib.crc32(content) != member.crc32:

@@ -10,52 +10,34 @@ fails with the first of them.
 
 import argparse
 import os
+import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from lvis_rcnn.annotations import AnnotationStore, image_candidates, open_store
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.config import Augmentation, Model, Study, load_study_for_step, zoo_of
 from lvis_rcnn.files import atomic_file, write_json
-from lvis_rcnn.image_files import ImageFile, ImageFiles
+from lvis_rcnn.image_checks import Problem, image_errors
+from lvis_rcnn.lvis_versions import claimed_version, unlike_a_full_split, version_of
 from lvis_rcnn.repeat_factors import RepeatFactors, repeat_factors, summary, why_none
 from lvis_rcnn.sample_stream import SampleStream
 from lvis_rcnn.schedule import Recipe, make_recipe
 from lvis_rcnn.zoo import initial_warnings, load_zoo
 
-# What both OpenCV, which trains, and Pillow, which checks, read.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
-# Last bytes of a complete file; a format that is not here is decoded. MPO is a JPEG with a second picture.
-END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-EXIF_ORIENTATION = 0x0112
-# Orientations 5 to 8 swap height and width when OpenCV applies them.
-SWAPPING_ORIENTATIONS = (5, 6, 7, 8)
-
-# Headers are mostly waiting for the disk; more threads than cores hide it.
-THREADS = 8
-IMAGES_PER_TASK = 256
-# Bad files of one kind and split that are named one by one.
-NAMED_FILES = 5
 EPOCHS_OF_2X = 24
-
-
-class Problem(NamedTuple):
-    """An error found here, in the parts of :class:`InputError`."""
-
-    where: str
-    what: str
-    allowed: str = ""
-    mend: str = ""
-
-    def __str__(self) -> str:
-        return str(InputError(self.where, self.what, allowed=self.allowed, mend=self.mend))
+GB = 1e9
+# Numbers of each network without the layers that grow with the categories.
+PARAMETERS_WITHOUT_CLASSES = {
+    "r50": 43_964_751,
+    "r101": 62_956_879,
+    "x101_32x4d": 62_585_423,
+    "x101_64x4d": 101_862_991,
+}
 
 
 @dataclass
@@ -63,6 +45,8 @@ class Page:
     """What was found."""
 
     errors: list[Problem] = field(default_factory=list)
+    missing_images: list[str] = field(default_factory=list)
+    """Names of all of them; an error counts them and names the first."""
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -79,14 +63,20 @@ def preflight(
     factors = repeat_factors(train, sampling.oversample_threshold, sampling.rounding, sampling.exponent)
     recipe = recipe_of(study, train, factors)
     errors = [*category_errors(train, val), *label_errors(train), *label_errors(val)]
+    errors += [*version_errors(train, study.dataset.name), *version_errors(val, study.dataset.name)]
     errors += settings_errors(study.augmentation, study.model)
+    missing = []
     if image_folders is not None:
         for store, folder in zip((train, val), image_folders, strict=True):
-            errors += image_errors(store, folder)
+            found = image_errors(store, folder)
+            errors += found.problems
+            missing += found.missing
     warnings = [*split_warnings(train), *split_warnings(val), *frequency_warnings(train, val, factors)]
     warnings += overlap_warnings(train, val, image_folders or (Path(), Path()))
     warnings += settings_warnings(recipe, study.model, factors)
-    return Page(errors, warnings, facts(study, train, val, factors, recipe, images_checked=image_folders is not None))
+    return Page(
+        errors, missing, warnings, facts(study, train, val, factors, recipe, images_checked=image_folders is not None)
+    )
 
 
 def recipe_of(study: Study, train: AnnotationStore, factors: RepeatFactors) -> Recipe:
@@ -124,6 +114,18 @@ def category_errors(train: AnnotationStore, val: AnnotationStore) -> Iterator[Pr
     )
 
 
+def version_errors(store: AnnotationStore, dataset_name: str) -> Iterator[Problem]:
+    """A file that is another version of LVIS than it, or the study, is called."""
+    version = version_of(store.categories)
+    for where, name in ((store.source_name, store.source_name), ("dataset.name", dataset_name)):
+        claimed = claimed_version(name)
+        if version is not None and claimed not in (None, version.name):
+            what = f"speaks of LVIS {claimed}, but the categories of {store.source_name} are those of {version.name}"
+            mend = f"name the file of LVIS {claimed}, or call it what it is"
+            yield Problem(where, what, allowed=f"{version.name}, by content", mend=mend)
+            return
+
+
 def label_errors(store: AnnotationStore) -> Iterator[Problem]:
     """A label outside 1 to C would end a GPU run with a device assertion."""
     low, high = int(store.labels.min()), int(store.labels.max())
@@ -143,105 +145,12 @@ def settings_errors(augmentation: Augmentation, model: Model) -> Iterator[Proble
         yield Problem("model.roi_positive_fraction", what, "one region or more", "raise it or rois_per_image")
 
 
-def image_errors(store: AnnotationStore, folder: Path) -> list[Problem]:
-    """Every image of a split: there, readable, complete, of the annotated size."""
-    missing: list[int] = []
-    damaged: list[Problem] = []
-    files = ImageFiles(folder)
-    pool = ThreadPoolExecutor(THREADS)
-    starts = range(0, store.num_images, IMAGES_PER_TASK)
-    tasks = [range(start, min(start + IMAGES_PER_TASK, store.num_images)) for start in starts]
-    try:
-        with tqdm(total=store.num_images, desc=store.source_name, unit="image", disable=None) as bar:
-            results = pool.map(lambda task: check_images(store, files, task), tasks)
-            for task, (absent, broken) in zip(tasks, results, strict=True):
-                missing += absent
-                damaged += broken
-                bar.update(len(task))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return [*missing_problem(store, folder, missing), *shortened(damaged, store)]
-
-
-def check_images(store: AnnotationStore, files: ImageFiles, images: range) -> tuple[list[int], list[Problem]]:
-    """Positions of missing images, problems of damaged ones."""
-    missing, damaged = [], []
-    for image in images:
-        try:
-            file = files.of(store, image)
-        except InputError:
-            missing.append(image)
-            continue
-        what = image_problem(file, int(store.heights[image]), int(store.widths[image]))
-        if what is not None:
-            where = f"{store.source_name}: image {store.image_ids[image]}"
-            damaged.append(Problem(where, f"{file} {what}", mend="fetch the file again or correct its annotation"))
-    return missing, damaged
-
-
-def image_problem(file: ImageFile, height_px: int, width_px: int) -> str | None:
-    """What is wrong with an image file, None if nothing.
-
-    Header and last bytes are read; pixels are decoded only where the end is not that of a complete file. OpenCV would
-    fill the missing part of a truncated JPEG with grey and say nothing.
-    """
-    try:
-        if file.size_bytes == 0:
-            return "is empty (0 bytes)"
-        with file.open() as stream, Image.open(stream, formats=FORMATS) as image:
-            width, height, note = upright_size(image)
-            if (height, width) != (height_px, width_px):
-                return f"is {width} x {height} pixels{note}, annotated as {width_px} x {height_px}"
-            marker = END_MARKERS.get(image.format or "", b"")
-            if not marker or not ends_with(stream, marker):
-                stream.seek(0)
-                image.load()
-                # Pillow reads a PNG whose last chunk is cut off, OpenCV does not; bytes after the mark harm neither.
-                if marker not in file.read():
-                    return "is truncated: it has no end mark"
-    except UnidentifiedImageError:
-        return f"is no image of a known format ({', '.join(FORMATS)})"
-    except Exception as error:  # a decoder may raise anything on damaged bytes
-        return f"is damaged: {error}"
-    return None
-
-
-def upright_size(image: Image.Image) -> tuple[int, int, str]:
-    """Width and height as OpenCV will see them, and a note where it turns the image."""
-    # Asking a PNG without EXIF for its EXIF would decode it.
-    if "exif" in image.info and image.getexif().get(EXIF_ORIENTATION) in SWAPPING_ORIENTATIONS:
-        return image.height, image.width, " after the rotation in its EXIF data"
-    return image.width, image.height, ""
-
-
-def ends_with(stream: BinaryIO, marker: bytes) -> bool:
-    """Whether the file's last bytes are these."""
-    stream.seek(-len(marker), os.SEEK_END)
-    return stream.read() == marker
-
-
-def missing_problem(store: AnnotationStore, folder: Path, missing: list[int]) -> Iterator[Problem]:
-    """One problem for all missing images of a split, since they have one cause."""
-    if missing:
-        names = [image_candidates(*store.image_name(image))[0] for image in missing[:NAMED_FILES]]
-        others = f", ... ({len(missing) - len(names):,} more)" if len(missing) > len(names) else ""
-        yield Problem(
-            f"{store.source_name}: image {store.image_ids[missing[0]]}",
-            f"{len(missing):,} of {store.num_images:,} images not found in {folder}: {', '.join(names)}{others}",
-            mend="set the split's 'images' to the folder that holds them, or add the files",
-        )
-
-
-def shortened(damaged: list[Problem], store: AnnotationStore) -> list[Problem]:
-    """The first few, and one that counts the others."""
-    if len(damaged) <= NAMED_FILES:
-        return damaged
-    others = Problem(store.source_name, f"{len(damaged) - NAMED_FILES:,} more images are damaged or of another size")
-    return [*damaged[:NAMED_FILES], others]
-
-
 def split_warnings(store: AnnotationStore) -> Iterator[str]:
     """What one split has that is legal but worth knowing."""
+    version = version_of(store.categories)
+    if version is not None:
+        for difference in unlike_a_full_split(version, store.counts):
+            yield f"{store.source_name}: {difference}"
     if boxes := store.counts["clipped_boxes"]:
         yield f"{store.source_name}: {boxes:,} boxes overshoot their image and are clipped"
     if masks := store.counts["empty_masks"]:
@@ -300,6 +209,31 @@ def settings_warnings(recipe: Recipe, model: Model, factors: RepeatFactors) -> I
         yield "model.normalization: batch statistics of a single image; use group, or a larger normalisation_group"
 
 
+def machine_warnings(study: Study, results_dir: Path, num_categories: int) -> Iterator[str]:
+    """Disk that will not suffice, memory that this machine does not have."""
+    results_dir.mkdir(parents=True, exist_ok=True)
+    needed_bytes = sum(run_bytes(name, num_categories) for name in study.backbones) * len(study.seeds)
+    free_bytes = shutil.disk_usage(results_dir).free
+    if free_bytes < needed_bytes:
+        yield (
+            f"{results_dir}: {free_bytes / GB:.1f} GB free; checkpoints and models of the study take about "
+            f"{needed_bytes / GB:.1f} GB"
+        )
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if study.compute.device == "cpu" and study.resources.memory_mb * 1e6 > memory_bytes:
+        yield (
+            f"resources.memory_mb is {study.resources.memory_mb:,}, this machine has {memory_bytes / 1e6:,.0f}: "
+            "trainings here may be killed"
+        )
+
+
+def run_bytes(backbone: str, num_categories: int) -> int:
+    """Disk of one run: two checkpoints of weights and two moments of the optimizer, and the model, in float32."""
+    of_regions = (1024 + 1) * (1 + num_categories + 4 * num_categories)
+    parameters = PARAMETERS_WITHOUT_CLASSES[backbone] + of_regions + (256 + 1) * num_categories
+    return 4 * (2 * 3 + 1) * parameters
+
+
 def facts(
     study: Study,
     train: AnnotationStore,
@@ -311,7 +245,12 @@ def facts(
 ) -> dict[str, Any]:
     """Figures of the page."""
     splits = {
-        name: {"source": store.source_name, "annotations_sha256": store.annotations_sha256, **store.counts}
+        name: {
+            "source": store.source_name,
+            "annotations_sha256": store.annotations_sha256,
+            "version": version_name(store),
+            **store.counts,
+        }
         for name, store in (("train", train), ("val", val))
     }
     return {
@@ -326,6 +265,12 @@ def facts(
         "backbones": list(study.backbones),
         "seeds": list(study.seeds),
     }
+
+
+def version_name(store: AnnotationStore) -> str:
+    """What the page says of a file's version."""
+    version = version_of(store.categories)
+    return "not LVIS" if version is None else f"LVIS {version.name}"
 
 
 def schedule_facts(recipe: Recipe) -> dict[str, Any]:
@@ -394,21 +339,30 @@ def readable(value: Any) -> str:
 
 
 def write_page(page: Page, out: Path) -> None:
-    """Write preflight.json and .txt; with errors write only the failed page, and leave neither of the two.
+    """Write preflight.json and .txt; with errors preflight_failed.json and .txt, and leave neither of the two.
+
+    The JSON lists every missing image.
 
     Raises:
         InputError: the page has errors; the first, with the way to the others.
     """
     failed = out.with_name(f"{out.stem}_failed.txt")
-    for stale in (out, out.with_suffix(".txt"), failed):
+    for stale in (out, out.with_suffix(".txt"), failed, failed.with_suffix(".json")):
         stale.unlink(missing_ok=True)
     with atomic_file(failed if page.errors else out.with_suffix(".txt")) as temporary:
         temporary.write_text(page_text(page), encoding="utf-8")
+    content = {
+        "errors": [error._asdict() for error in page.errors],
+        "missing_images": page.missing_images,
+        "warnings": page.warnings,
+        "facts": page.facts,
+    }
     if page.errors:
+        write_json(failed.with_suffix(".json"), content)
         first, others = page.errors[0], len(page.errors) - 1
         mend = f"{first.mend} ({f'{others} more error(s), ' if others else ''}page: {failed})"
         raise InputError(first.where, first.what, allowed=first.allowed, mend=mend)
-    write_json(out, {"errors": [], "warnings": page.warnings, "facts": page.facts})
+    write_json(out, content)
 
 
 def image_folders(train: Path | None, val: Path | None, *, skip: bool) -> tuple[Path, Path] | None:
@@ -432,6 +386,7 @@ def step(args: argparse.Namespace) -> None:
     folders = image_folders(args.train_images, args.val_images, skip=args.no_images)
     page = preflight(study, train, val, folders)
     zoo, weights_dir = load_zoo(zoo_of(study, args.study)), Path(study.resources.weights_dir)
+    page.warnings.extend(machine_warnings(study, args.out.parent, train.num_labels - 1))
     page.warnings.extend(initial_warnings(zoo, study.model.weights, study.backbones, weights_dir))
     for warning in page.warnings:
         log.warning("warning: %s", warning)

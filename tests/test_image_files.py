@@ -1,5 +1,6 @@
 """Images in folders and in zips: found by every name that LVIS uses, read whole, or refused by name."""
 
+import io
 import pickle
 import zipfile
 
@@ -122,3 +123,16 @@ def test_a_zip_that_vanishes_is_named(tmp_path):
     found.path.unlink()
     with pytest.raises(InputError, match=r"a.zip: 1.jpg: cannot be read \(No such file or directory\)"):
         found.read()
+
+
+@given(st.binary(max_size=300), st.lists(st.tuples(st.integers(0, 320), st.sampled_from([0, 2]), st.integers(0, 99))))
+def test_part_of_a_zip_is_read_like_a_file(tmp_path_factory, content, moves):
+    path = tmp_path_factory.mktemp("zips") / "a.zip"
+    pack(path, {"0.jpg": CONTENT, "1.jpg": content, "2.jpg": CONTENT})
+    ours, theirs = ImageFiles(path).find(["1.jpg"]).open_unchecked(), io.BytesIO(content)
+    for position, whence, count in moves:
+        assert ours.seek(-min(position, len(content)) if whence else position, whence) == theirs.seek(
+            -min(position, len(content)) if whence else position, whence
+        )
+        assert ours.read(count) == theirs.read(count)
+    ours.close()

@@ -1,8 +1,11 @@
 import copy
+import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,17 @@ from PIL import Image
 from lvis_rcnn.annotations import build_store, open_store
 from lvis_rcnn.command import InputError
 from lvis_rcnn.config import check_study, read_yaml
+from lvis_rcnn.image_checks import image_problem
 from lvis_rcnn.image_files import ImageFile
-from lvis_rcnn.preflight import image_folders, image_problem, page_text, preflight, write_page
+from lvis_rcnn.preflight import (
+    PARAMETERS_WITHOUT_CLASSES,
+    image_folders,
+    machine_warnings,
+    page_text,
+    preflight,
+    run_bytes,
+    write_page,
+)
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared" / "data" / "photos"
@@ -320,7 +332,8 @@ def test_the_command_leaves_only_the_failed_page(tmp_path):
     assert last.startswith(f"error: val.json: image 11: 4 of 4 images not found in {tmp_path}: val/11.png")
     assert last.endswith(f"(page: {tmp_path}/out/preflight_failed.txt)")
     assert "Traceback" not in bad.stderr
-    assert [file.name for file in out.parent.iterdir()] == ["preflight_failed.txt"]
+    assert sorted(file.name for file in out.parent.iterdir()) == ["preflight_failed.json", "preflight_failed.txt"]
+    assert json.loads((out.parent / "preflight_failed.json").read_text())["missing_images"][1] == "val/12.png"
     assert "FAILED, 1 error(s)" in (out.parent / "preflight_failed.txt").read_text()
     draw(tmp_path, dataset("val", 11))
     good = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True)
@@ -339,3 +352,85 @@ def test_real_photographs(tmp_path, in_split_folder):
     page = preflight(study(), *stores, folders)
     assert page.errors == []
     assert "image files checked" in page_text(page)
+
+
+def lvis(name, **changes):
+    """A dataset of one image with the categories of a version."""
+    with (REPOSITORY / "tests" / "golden" / f"lvis_{name}_train_counts.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    data = dataset("train")
+    keys = ("name", "frequency", "synset")
+    data["categories"] = [{"id": int(row["id"]), **{key: row[key] for key in keys}} for row in rows]
+    return data
+
+
+def version_messages(folder, version, dataset_name="photos", file_name="train"):
+    """What preflight says of two splits that have the categories of a version."""
+    ours, theirs = store(folder, file_name, lvis(version)), store(folder, "val", lvis(version))
+    return preflight(study(dataset={"name": dataset_name}), ours, theirs, None)
+
+
+def test_a_version_is_known_by_its_content(tmp_path):
+    page = version_messages(tmp_path, "v1")
+    assert page.errors == []
+    assert page.facts["train"]["version"] == "LVIS v1"
+    assert "train.json: 4 images; LVIS v1 has 100,170 in train, 19,809 in val" in page.warnings
+    assert "LVIS v1" in page_text(page)
+    assert check(tmp_path, images=False).facts["train"]["version"] == "not LVIS"
+
+
+@pytest.mark.parametrize(
+    ("dataset_name", "file_name", "message"),
+    [
+        ("lvis_v0.5", "train", "dataset.name: speaks of LVIS v0.5, but the categories of train.json are those of v1; "),
+        ("lvis_v1", "lvis_v0.5_train", "lvis_v0.5_train.json: speaks of LVIS v0.5, but the categories of lvis_v0.5_tr"),
+    ],
+)
+def test_v1_renamed_to_v05_is_refused(tmp_path, dataset_name, file_name, message):
+    errors = version_messages(tmp_path, "v1", dataset_name, file_name).errors
+    assert str(errors[0]).startswith(message)
+    assert "allowed: v1, by content; to mend: name the file of LVIS v0.5, or call it what it is" in str(errors[0])
+
+
+def test_missing_images_name_the_zip_that_holds_them(tmp_path):
+    data = dataset("train")
+    for image, name in zip(
+        data["images"], ("train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg", "4.jpg"), strict=True
+    ):
+        image["coco_url"] = f"http://images.cocodataset.org/{name}"
+    page = check(tmp_path, train=data)
+    assert (
+        "val2017/3.jpg, images.cocodataset.org/4.jpg; train2017.zip holds 2 of them and val2017.zip holds 1 of them"
+        in page.errors[0].what
+    )
+    assert page.missing_images[:3] == ["train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg"]
+
+
+def test_images_in_a_zip_are_checked(tmp_path):
+    for split in ("train", "val"):
+        draw(tmp_path / "loose", dataset(split, 1 if split == "train" else 11))
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for file in sorted((tmp_path / "loose").rglob("*.*")):
+            content = file.read_bytes()
+            archive.writestr(
+                str(file.relative_to(tmp_path / "loose")), content[:-20] if file.name == "1.png" else content
+            )
+    (error,) = check(tmp_path).errors
+    assert str(error).startswith(f"train.json: image 1: {tmp_path}/all.zip: train/1.png is truncated")
+
+
+@pytest.mark.parametrize("backbone", PARAMETERS_WITHOUT_CLASSES)
+def test_disk_of_a_run(backbone):
+    """Parameter counts at 1230 classes are published: MMDetection's own structures."""
+    published = {"r50": 50_585_636, "r101": 69_577_764, "x101_32x4d": 69_206_308, "x101_64x4d": 108_483_876}
+    assert run_bytes(backbone, 1230) == 28 * published[backbone]
+
+
+def test_too_little_disk_or_memory_is_told(tmp_path, monkeypatch):
+    mini = study(resources={"memory_mb": 10**9})
+    assert [line.split(":")[0] for line in machine_warnings(mini, tmp_path, 26)][-1].startswith(
+        "resources.memory_mb is"
+    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
+    (line,) = machine_warnings(study(resources={"memory_mb": 1}), tmp_path / "new", 26)
+    assert line == f"{tmp_path}/new: 1.0 GB free; checkpoints and models of the study take about 7.6 GB"
