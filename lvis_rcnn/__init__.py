@@ -12,6 +12,7 @@ The files of this package, in data-flow order, are the method; a module imports 
     annotations        LVIS JSON becomes a memory-mapped store
     lvis_versions      which version a file is, by its content
     image_files        images in folders, or in zips as they were downloaded
+    sampling_figure    what oversampling does, as a picture
     repeat_factors     how often each image is drawn
     sample_stream      which images each step sees, a pure function of (seed, step)
     schedule           budgets and learning rates, pure functions of the step

@@ -17,8 +17,9 @@ and drawn once. MMDetection 2.x counts all annotations.
 
     python -m lvis_rcnn.repeat_factors --store train.store --threshold 1e-3 --out repeat_factors
 
-images.csv holds the factor of each image, 0 where it is dropped, and its copies in one epoch (of the stochastic
-rounding: the larger of its two numbers).
+categories.csv holds frequency, images, instances and factor of each category, and its instances in one oversampled
+epoch; repeat_factors.png and .svg show them. images.csv holds the factor of each image, 0 where it is dropped, and its
+copies in one epoch (of the stochastic rounding: the larger of its two numbers).
 """
 
 import argparse
@@ -76,6 +77,8 @@ class RepeatFactors:
     """Kept images that contain the category."""
     instance_counts: Int64[np.ndarray, " c"]
     """Annotations of the category in kept images."""
+    instances_in_epoch: Float64[np.ndarray, " c"]
+    """The same, each as often as its image is drawn in one epoch, on average."""
     category_factors: Float64[np.ndarray, " c"]
     image_factors: Float64[np.ndarray, " n"]
     """0 where the image is dropped."""
@@ -146,6 +149,7 @@ def repeat_factors(
     factors_of_categories = category_factors(image_counts, int(kept.sum()), threshold, exponent)
     factors_of_images = kept.astype(np.float64)
     np.maximum.at(factors_of_images, images, factors_of_categories[categories])
+    times_drawn = np.ceil(factors_of_images) if rounding == "ceil" else factors_of_images
     return RepeatFactors(
         threshold=threshold,
         rounding=rounding,
@@ -154,6 +158,7 @@ def repeat_factors(
         images_too_small=int(too_small.sum()),
         image_counts=image_counts,
         instance_counts=np.bincount(category_of, minlength=num_categories),
+        instances_in_epoch=np.bincount(category_of, times_drawn[image_of[of_kept]], minlength=num_categories),
         category_factors=factors_of_categories,
         image_factors=factors_of_images,
     )
@@ -201,6 +206,8 @@ def summary(factors: RepeatFactors) -> dict[str, Any]:
         "images_too_small": factors.images_too_small,
         "expected_epoch_length": factors.expected_epoch_length,
         "repeated_images": int((factors.image_factors > 1).sum()),
+        "instances": int(factors.instance_counts.sum()),
+        "instances_in_epoch": float(factors.instances_in_epoch.sum()),
         "repeated_categories": int((factors.category_factors > 1).sum()),
         "categories_without_image": int((factors.image_counts == 0).sum()),
         "largest_factor": float(factors.category_factors.max()),
@@ -211,16 +218,17 @@ def summary(factors: RepeatFactors) -> dict[str, Any]:
 def write_repeat_factors(store: AnnotationStore, factors: RepeatFactors, out: Path) -> None:
     """Write categories.csv, images.csv and, last, summary.json into ``out``; factors keep all their digits."""
     categories = (
-        (category.id, category.name, category.frequency, images, instances, factor)
-        for category, images, instances, factor in zip(
+        (category.id, category.name, category.frequency, *numbers)
+        for category, *numbers in zip(
             store.categories,
             factors.image_counts.tolist(),
             factors.instance_counts.tolist(),
             factors.category_factors.tolist(),
+            factors.instances_in_epoch.tolist(),
             strict=True,
         )
     )
-    header = ("category_id", "name", "frequency", "image_count", "instance_count", "factor")
+    header = ("category_id", "name", "frequency", "image_count", "instance_count", "factor", "instances_in_epoch")
     write_csv(out / "categories.csv", header, categories)
     images = zip(store.image_ids.tolist(), factors.image_factors.tolist(), factors.copies.tolist(), strict=True)
     write_csv(out / "images.csv", ("image_id", "factor", "copies"), images)
@@ -268,6 +276,23 @@ def read_sampling(folder: Path) -> Sampling:
         raise InputError(str(folder), f"no readable tables of repeat factors: {error!r}", mend=mend) from None
 
 
+def write_figure(store: AnnotationStore, factors: RepeatFactors, out: Path) -> None:
+    """Draw the factors of all categories, and what they gain, into ``out``."""
+    # matplotlib would cost every process that reads factors 40 MB.
+    from lvis_rcnn.sampling_figure import CategoryFigures, write_sampling_figure
+
+    figures = CategoryFigures(
+        frequencies=np.array([category.frequency for category in store.categories]),
+        image_counts=factors.image_counts,
+        factors=factors.category_factors,
+        instances_once=factors.instance_counts,
+        instances_oversampled=factors.instances_in_epoch,
+    )
+    threshold = "no threshold" if factors.threshold is None else f"threshold {factors.threshold:g}"
+    title = f"{store.source_name}: {threshold}, {epoch_sentence(factors)} from {factors.images_kept:,} images"
+    write_sampling_figure(figures, title, out)
+
+
 def step(args: argparse.Namespace) -> None:
     """Compute and write the factors of one training split."""
     if args.threshold is not None and not 0 < args.threshold <= 1:
@@ -276,6 +301,7 @@ def step(args: argparse.Namespace) -> None:
         raise InputError("--exponent", f"is {args.exponent:g}", allowed="a number above 0", mend="change the value")
     store = open_store(args.store)
     factors = repeat_factors(store, args.threshold, args.rounding, args.exponent)
+    write_figure(store, factors, args.out)
     write_repeat_factors(store, factors, args.out)
     figures = summary(factors)
     log.info(

@@ -61,7 +61,10 @@ def test_by_hand(tmp_path):
     assert factors.copies.tolist() == [1] * 7 + [2, 2, 3, 0, 0]
     assert factors.image_factors.tolist()[-3:] == [math.sqrt(5), 0, 0]
     assert factors.expected_epoch_length == 14
+    assert factors.instance_counts.tolist() == [10, 2, 1]
+    assert factors.instances_in_epoch.tolist() == [2 + 6 + 2 * 2, 2 * 2, 3]
     figures = summary(factors)
+    assert (figures["instances"], figures["instances_in_epoch"]) == (13, 19)
     assert (figures["images"], figures["images_kept"], figures["images_dropped"]) == (12, 10, 2)
     assert (figures["images_without_annotation"], figures["images_too_small"]) == (1, 1)
     assert (figures["repeated_categories"], figures["repeated_images"], figures["why_none"]) == (2, 3, None)
@@ -86,6 +89,7 @@ def test_tables_have_every_image_and_come_back(tmp_path):
         "image_count": "1",
         "instance_count": "1",
         "factor": repr(math.sqrt(5)),
+        "instances_in_epoch": "3.0",
     }
     written = json.loads((tmp_path / "factors" / "summary.json").read_text())
     assert (written["threshold"], written["rounding"], written["exponent"]) == (0.5, "ceil", 0.5)
@@ -220,6 +224,8 @@ def test_invariants(tmp_path_factory, categories_of_images, one, other):
         assert (factors.category_factors >= 1).all()
         for categories, factor in zip(categories_of_images, factors.image_factors, strict=True):
             assert factor == max((factors.category_factors[c - 1] for c in categories), default=0)
+        drawn = [c for c_of, copies in zip(categories_of_images, factors.copies, strict=True) for c in c_of * copies]
+        assert factors.instances_in_epoch.tolist() == [drawn.count(category) for category in (1, 2, 3)]
     assert (low.category_factors <= high.category_factors).all()
     assert (low.copies <= high.copies).all()
 
@@ -285,6 +291,9 @@ def test_the_command(tmp_path):
         assert f"error: {option}: is 0; allowed: {allowed}; to mend: change the value" in bad.stderr
         assert not (tmp_path / "o").exists()
     good = subprocess.run([*command, "--threshold", "0.5"], capture_output=True, text=True, cwd=root, check=True)
+    assert [path.name for path in sorted((tmp_path / "o").iterdir())] == [
+        *("categories.csv", "images.csv", "repeat_factors.png", "repeat_factors.svg", "summary.json")
+    ]
     assert "10 of 12 images, an epoch of 14; 2 categories repeated, largest factor 2.236" in good.stderr
     options = ["--threshold", "0.5", "--rounding", "stochastic", "--exponent", "1"]
     other = subprocess.run([*command, *options], capture_output=True, text=True, cwd=root, check=True)
