@@ -162,6 +162,9 @@ ALL = replace(RECIPE, anchors_per_image=10**7, rois_per_image=10**7)
 CASES = {"all": (ALL, every), "strided": (RECIPE, strided)}
 # Near-tied proposals change places under rounding, and other negatives are then picked.
 LOSS_TOLERANCES = {"all": {}, "strided": {"loss_cls": 3e-3, "loss": 3e-3}}
+# Of the largest entry of a whole gradient. One other negative moves single entries by 4 %, as seen on a CPU without
+# AVX-512; the norms of all 168 gradients move by less than 1 %.
+GRADIENT_TOLERANCES = {"all": 0.03, "strided": 0.1}
 
 
 def golden_losses(case):
@@ -193,7 +196,7 @@ def test_losses_and_gradients(case):
         assert_close(chosen, sample_of, atol=0.1 * float(values.abs().max()), rtol=0)
     for key in [key for key in arrays("train_c20") if key.startswith(f"{case}_grad/")]:
         values = gradients[key.split("/", 1)[1]]
-        assert_close(values, trained(key), atol=0.03 * float(values.abs().max()), rtol=0)
+        assert_close(values, trained(key), atol=GRADIENT_TOLERANCES[case] * float(values.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -257,8 +260,9 @@ def test_sampled_regions_and_their_targets(case):
     assert torch.equal(torch.cat(masks).bool(), trained(f"{case}_mask_targets"))
 
 
-# A proposal at the border of 0.5 is sampled on one build and not on the next, and each step amplifies it.
-SGD_TOLERANCES = (3e-3, 0.02, 0.05, 0.15)
+# A proposal at the border of 0.5 is sampled on one build or CPU and not on the next, and each step amplifies it: on a
+# CPU without AVX-512 the losses of steps 1 to 3 differ by up to 6 %, 2 % and 8 %. The norms of the weights do not.
+SGD_TOLERANCES = (3e-3, 0.1, 0.15, 0.2)
 
 
 def test_four_steps_of_sgd():
