@@ -32,7 +32,12 @@ class MaskCrops:
 
     def to(self, device: torch.device) -> "MaskCrops":
         """The same on ``device``."""
-        return MaskCrops(self.frames_xyxy.to(device), self.offsets.to(device), self.pixels.to(device))
+        tensors = (self.frames_xyxy, self.offsets, self.pixels)
+        return MaskCrops(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+    def pin_memory(self) -> "MaskCrops":
+        """The same in memory that a GPU copies from by itself."""
+        return MaskCrops(self.frames_xyxy.pin_memory(), self.offsets.pin_memory(), self.pixels.pin_memory())
 
 
 @dataclass(frozen=True)
