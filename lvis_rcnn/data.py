@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -87,7 +87,8 @@ class Augmentation:
     skip_broken_images: bool = False
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True)
+class Sample:
     """A decoded image and what was drawn for it."""
 
     image: int
@@ -183,7 +184,7 @@ class TrainingSteps(Dataset[list[Batch]]):
         short_edge_px = int(random.choice(self.augmentation.short_edges_px))
         flip = bool(random.random() < self.augmentation.flip_probability)
         image, image_bgr = self.read_readable(image, random, broken)
-        size_hw = rescaled_size_hw(*image_bgr.shape[:2], short_edge_px, self.augmentation.long_edge_px)
+        size_hw = rescaled_size_hw(*original_size_hw(self.store, image), short_edge_px, self.augmentation.long_edge_px)
         return Sample(image, image_bgr, size_hw, flip)
 
     def read_readable(

@@ -5,6 +5,7 @@ Decode to BGR bytes, rescale bytes bilinearly, flip, normalise to RGB, pad with 
 """
 
 import importlib
+import io
 import os
 import pickle
 import tempfile
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
+from PIL import Image
 
 from lvis_rcnn.command import InputError
 from lvis_rcnn.image_files import ImageFile
@@ -47,6 +49,7 @@ STD_RGB = np.array([58.395, 57.12, 57.375], dtype=np.float32)
 # (``mmcv.imnormalize``, which 2.x used, multiplies by a rounded 1 / std).
 NORMALISED_RGB = (np.arange(256, dtype=np.float32)[:, None] - MEAN_RGB) / STD_RGB
 
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 PAD_MULTIPLE_PX = 32  # the stride of the coarsest level that the FPN upsamples from
 
 
@@ -59,7 +62,7 @@ def read_image_bgr(file: ImageFile, height: int, width: int) -> UInt8[np.ndarray
     content = file.read()
     # OpenCV asserts on an empty buffer.
     image: np.ndarray | None = mmcv.imfrombytes(content, flag="color") if content else None
-    if image is None:
+    if image is None or is_cut_short(content):
         raise InputError(str(file), "is no complete image", mend="copy the file again")
     if image.shape[:2] != (height, width):
         raise InputError(
@@ -69,6 +72,21 @@ def read_image_bgr(file: ImageFile, height: int, width: int) -> UInt8[np.ndarray
             mend="use the images that belong to the annotations",
         )
     return image
+
+
+def is_cut_short(content: bytes) -> bool:
+    """Whether a JPEG ends before its picture does: OpenCV fills the rest with grey.
+
+    One that ends with its mark is not decoded again; Pillow, which is strict, decides about the others.
+    """
+    if not content.startswith(JPEG_START) or content.endswith(JPEG_END):
+        return False
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except OSError:
+        return True
+    return False
 
 
 def rescaled_size_hw(height: int, width: int, short_edge_px: int, long_edge_px: int) -> tuple[int, int]:
@@ -126,7 +144,7 @@ def write_network_pixels(
         look_up(plane, values, target)
 
 
-def look_up(image: UInt8[np.ndarray, "h w *c"], values: Float[np.ndarray, "256 *_"], out: np.ndarray) -> None:
+def look_up(image: UInt8[np.ndarray, "h w *c"], values: Float[np.ndarray, "256 ..."], out: np.ndarray) -> None:
     """Write the value of every byte into ``out``, whose rows may lie apart."""
     written = cv2.LUT(image, values, dst=out)
     assert written is out  # OpenCV would allocate another array for one that does not fit
