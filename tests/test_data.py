@@ -334,6 +334,15 @@ def test_an_unreadable_image_is_one_line_from_workers_too(tmp_path, workers):
     assert str(raised.value) == expected
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_worker_writes_into_memory_that_is_shared(monkeypatch, layout):
+    alone = data.unwritten((2, 3, 32, 64), layout)
+    monkeypatch.setattr(data, "get_worker_info", lambda: "a worker")
+    shared = data.unwritten((2, 3, 32, 64), layout)
+    assert (alone.is_shared(), shared.is_shared()) == (False, True)
+    assert (shared.shape, shared.stride(), shared.dtype) == (alone.shape, alone.stride(), alone.dtype)
+
+
 # Broken images
 
 
