@@ -120,6 +120,8 @@ class Augmentation(Section):
     """Neither edge becomes longer than this."""
     flip_probability: Fraction
     """Probability of a horizontal flip."""
+    skip_broken_images: bool = False
+    """Train on another image in place of one that cannot be read, instead of stopping; each is named and counted."""
 
 
 class Model(Section):

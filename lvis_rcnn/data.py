@@ -7,7 +7,7 @@ saved to resume, and any number of loader workers gives the same batches.
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -15,18 +15,21 @@ from typing import Generic, TypeVar
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
-from torch.utils.data import DataLoader, Dataset
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lvis_rcnn.annotations import AnnotationStore, open_store
 from lvis_rcnn.command import InputError
 from lvis_rcnn.image_files import ImageFiles
 from lvis_rcnn.mask_crops import MaskCrops, mask_crops
-from lvis_rcnn.pixels import network_pixels, read_image_bgr, rescaled_size_hw
+from lvis_rcnn.pixels import padded_size_hw, read_image_bgr, rescaled_size_hw, write_network_pixels
 from lvis_rcnn.repeat_factors import usable_annotations
 from lvis_rcnn.sample_stream import SampleStream
 
 Item = TypeVar("Item")
+
+# A study may skip broken images, which are few; so many in a row mean that all are.
+BROKEN_IN_A_ROW = 20
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,15 @@ class Target:
     boxes_xyxy: Float[torch.Tensor, "a 4"]
     labels: Int64[torch.Tensor, " a"]
     masks: MaskCrops
+
+    def to(self, device: torch.device) -> "Target":
+        """The same on ``device``."""
+        boxes, labels = (tensor.to(device, non_blocking=True) for tensor in (self.boxes_xyxy, self.labels))
+        return Target(boxes, labels, self.masks.to(device))
+
+    def pin_memory(self) -> "Target":
+        """The same in memory that a GPU copies from by itself."""
+        return Target(self.boxes_xyxy.pin_memory(), self.labels.pin_memory(), self.masks.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,18 @@ class Batch:
     original_sizes_hw: list[tuple[int, int]]
     image_ids: list[int]
     targets: list[Target]
+    broken: tuple[str, ...] = ()
+    """What is wrong with images that others stand here in place of."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on ``device``; from pinned memory the copy runs beside what the caller does next."""
+        pixels = self.pixels.to(device, non_blocking=True)
+        return replace(self, pixels=pixels, targets=[target.to(device) for target in self.targets])
+
+    def pin_memory(self) -> "Batch":
+        """The same in memory that a GPU copies from by itself; the DataLoader calls this."""
+        targets = [target.pin_memory() for target in self.targets]
+        return replace(self, pixels=self.pixels.pin_memory(), targets=targets)
 
 
 @dataclass(frozen=True)
@@ -60,6 +84,18 @@ class Augmentation:
     short_edges_px: tuple[int, ...]
     long_edge_px: int
     flip_probability: float
+    skip_broken_images: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A decoded image and what was drawn for it."""
+
+    image: int
+    image_bgr: UInt8[np.ndarray, "h w 3"]
+    size_hw: tuple[int, int]
+    """After rescaling."""
+    flip: bool
 
 
 def target_boxes_xyxy(
@@ -97,24 +133,44 @@ def proper(boxes_xyxy: Float[np.ndarray, "a 4"]) -> Bool[np.ndarray, " a"]:
     return (boxes_xyxy[:, 2] > boxes_xyxy[:, 0]) & (boxes_xyxy[:, 3] > boxes_xyxy[:, 1])
 
 
-def stack(images: list[torch.Tensor]) -> Float[torch.Tensor, "n 3 h w"]:
-    """Pad each image with zeros, right and below, to the largest height and width, and stack them."""
-    height = max(image.shape[1] for image in images)
-    width = max(image.shape[2] for image in images)
-    batch = torch.zeros(len(images), 3, height, width)
-    for row, image in zip(batch, images, strict=True):
-        row[:, : image.shape[1], : image.shape[2]] = image
+def network_batch(samples: Sequence[Sample], channels_last: bool) -> Float[torch.Tensor, "n 3 h w"]:
+    """Pixels of the network's input, each image padded right and below to the largest height and width."""
+    height, width = (max(edges) for edges in zip(*(padded_size_hw(sample.size_hw) for sample in samples), strict=True))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    batch = unwritten((len(samples), 3, height, width), layout)
+    for row, sample in zip(batch, samples, strict=True):
+        write_network_pixels(sample.image_bgr, sample.size_hw, sample.flip, row)
     return batch
+
+
+def unwritten(shape: tuple[int, ...], layout: torch.memory_format) -> torch.Tensor:
+    """Floats to be written; in a worker they lie in memory that its parent shares, so that handing over copies nothing.
+
+    The copy would be a quarter of a worker's time.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, memory_format=layout)
+    plan = torch.empty(shape, memory_format=layout, device="meta")
+    storage = torch.UntypedStorage._new_shared(plan.nbytes)  # as torch.utils.data's own collate function
+    return torch.empty(0).set_(storage, 0, plan.shape, plan.stride())
 
 
 class TrainingSteps(Dataset[list[Batch]]):
     """Item k is optimizer step k: its normalisation groups, each a batch. Workers open the store by its path."""
 
-    def __init__(self, store_path: Path, images_dir: Path, stream: SampleStream, augmentation: Augmentation) -> None:
+    def __init__(
+        self,
+        store_path: Path,
+        images_dir: Path,
+        stream: SampleStream,
+        augmentation: Augmentation,
+        channels_last: bool = False,
+    ) -> None:
         self.store = open_store(store_path)
         self.files = ImageFiles(images_dir)
         self.stream = stream
         self.augmentation = augmentation
+        self.channels_last = channels_last
 
     def __getitem__(self, step: int) -> list[Batch]:
         """Read the images of ``step``; their scales and flips come from (seed, step, place in the step)."""
@@ -123,39 +179,76 @@ class TrainingSteps(Dataset[list[Batch]]):
 
     def read_group(self, images: list[int], key: list[int]) -> Batch:
         """One normalisation group; ``key`` is what its random numbers are made of."""
-        samples = [self.read_sample(image, [*key, place]) for place, image in enumerate(images)]
-        pixels, sizes_hw, targets = (list(column) for column in zip(*samples, strict=True))
-        original_sizes_hw = [original_size_hw(self.store, image) for image in images]
-        image_ids = [int(self.store.image_ids[image]) for image in images]
-        return Batch(stack(pixels), sizes_hw, original_sizes_hw, image_ids, targets)
+        broken: list[str] = []
+        samples = [self.read_sample(image, [*key, place], broken) for place, image in enumerate(images)]
+        return Batch(
+            network_batch(samples, self.channels_last),
+            [sample.size_hw for sample in samples],
+            [original_size_hw(self.store, sample.image) for sample in samples],
+            [int(self.store.image_ids[sample.image]) for sample in samples],
+            [read_target(self.store, sample.image, sample.size_hw, sample.flip) for sample in samples],
+            tuple(broken),
+        )
 
-    def read_sample(self, image: int, key: list[int]) -> tuple[torch.Tensor, tuple[int, int], Target]:
-        """One augmented image with its size before padding and its target."""
+    def read_sample(self, image: int, key: list[int], broken: list[str]) -> Sample:
+        """One image and what is drawn for it; adds to ``broken`` as :meth:`read_readable`."""
         random = np.random.default_rng(key)
         short_edge_px = int(random.choice(self.augmentation.short_edges_px))
         flip = bool(random.random() < self.augmentation.flip_probability)
-        height, width = original_size_hw(self.store, image)
-        size_hw = rescaled_size_hw(height, width, short_edge_px, self.augmentation.long_edge_px)
-        image_bgr = read_image_bgr(self.files.of(self.store, image), height, width)
-        return network_pixels(image_bgr, size_hw, flip), size_hw, read_target(self.store, image, size_hw, flip)
+        image, image_bgr = self.read_readable(image, random, broken)
+        size_hw = rescaled_size_hw(*original_size_hw(self.store, image), short_edge_px, self.augmentation.long_edge_px)
+        return Sample(image, image_bgr, size_hw, flip)
+
+    def read_readable(
+        self, image: int, random: np.random.Generator, broken: list[str]
+    ) -> tuple[int, UInt8[np.ndarray, "h w 3"]]:
+        """Decode an image, or the first readable one of those that ``random`` draws in its place.
+
+        Which one depends on the random numbers and the files alone. What is wrong with the others is added to
+        ``broken``.
+
+        Raises:
+            InputError: the image cannot be read and the study does not skip, or too many cannot in a row.
+        """
+        for _ in range(BROKEN_IN_A_ROW):
+            try:
+                return image, read_image(self.store, self.files, image)
+            except InputError as error:
+                if not self.augmentation.skip_broken_images:
+                    raise
+                broken.append(str(error))
+            image = self.stream.substitute(image, random)
+        raise InputError(
+            str(self.files.root),
+            f"{BROKEN_IN_A_ROW} images in a row cannot be read, the last one: {broken[-1]}",
+            mend="restore the images; augmentation.skip_broken_images is for a few broken ones",
+        )
+
+
+def read_image(store: AnnotationStore, files: ImageFiles, image: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode the image at this position of the store; InputError as :meth:`ImageFiles.of` and `read_image_bgr`."""
+    return read_image_bgr(files.of(store, image), *original_size_hw(store, image))
 
 
 class TestImages(Dataset[Batch]):
     """Item i is image i of the store as a batch of one, without target."""
 
-    def __init__(self, store_path: Path, images_dir: Path, short_edge_px: int, long_edge_px: int) -> None:
+    def __init__(
+        self, store_path: Path, images_dir: Path, short_edge_px: int, long_edge_px: int, channels_last: bool = False
+    ) -> None:
         self.store = open_store(store_path)
         self.files = ImageFiles(images_dir)
         self.short_edge_px = short_edge_px
         self.long_edge_px = long_edge_px
+        self.channels_last = channels_last
 
     def __getitem__(self, image: int) -> Batch:
         """Read one image at the test size."""
-        height, width = original_size_hw(self.store, image)
-        size_hw = rescaled_size_hw(height, width, self.short_edge_px, self.long_edge_px)
-        image_bgr = read_image_bgr(self.files.of(self.store, image), height, width)
-        pixels = network_pixels(image_bgr, size_hw, flip=False)
-        return Batch(pixels[None], [size_hw], [(height, width)], [int(self.store.image_ids[image])], [])
+        original_hw = original_size_hw(self.store, image)
+        size_hw = rescaled_size_hw(*original_hw, self.short_edge_px, self.long_edge_px)
+        sample = Sample(image, read_image(self.store, self.files, image), size_hw, flip=False)
+        pixels = network_batch([sample], self.channels_last)
+        return Batch(pixels, [size_hw], [original_hw], [int(self.store.image_ids[image])], [])
 
 
 @dataclass(frozen=True)
@@ -201,14 +294,21 @@ def report_unless_parent_left(kind: type[BaseException], error: BaseException, t
         sys.__excepthook__(kind, error, trace)
 
 
-def read_in_order(items: Dataset[Item], indices: Sequence[int], workers: int) -> Iterator[Item]:
+def read_in_order(items: Dataset[Item], indices: Sequence[int], workers: int, pinned: bool = False) -> Iterator[Item]:
     """Items of ``indices`` in that order, read ahead by ``workers`` processes (0: in this one).
+
+    With ``pinned``, which needs a GPU, they lie in memory that it copies from by itself.
 
     Raises:
         InputError: of the item whose turn it is.
     """
     loader = DataLoader(
-        Carried(items), batch_size=None, sampler=list(indices), num_workers=workers, worker_init_fn=start_worker
+        Carried(items),
+        batch_size=None,
+        sampler=list(indices),
+        num_workers=workers,
+        worker_init_fn=start_worker,
+        pin_memory=pinned,
     )
     for item in loader:
         if isinstance(item, Unreadable):

@@ -116,6 +116,8 @@ def run_record(run: Run, recipe: Recipe, progress: Progress, finished_at: dateti
         "steps": recipe.steps,
         "images_per_step": recipe.images_per_step,
         "images_seen": recipe.images_seen,
+        "skipped_images": progress.skipped_images,
+        "broken_images": len(progress.broken_images),
         "epoch_length": recipe.epoch_length,
         "epochs": recipe.images_seen / recipe.epoch_length,
         "initial_weights": progress.initial_weights,

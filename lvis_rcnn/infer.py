@@ -34,7 +34,7 @@ from lvis_rcnn.finished_run import link
 from lvis_rcnn.model.detections import ImageDetections
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect
 from lvis_rcnn.provenance import code_version, library_versions
-from lvis_rcnn.train import network_settings, require_device, set_full_precision, to_device
+from lvis_rcnn.train import network_settings, require_device, set_full_precision
 
 # Raised when a change of the code changes detections: older shards are then not reused.
 INFERENCE_REVISION = 2
@@ -121,7 +121,7 @@ def detect_timed(
     """Detections, their boxes and masks at original size, and the seconds by the page's definition."""
     synchronize(device)
     started = time.perf_counter()
-    found = detect(model, to_device(batch, device))[0]
+    found = detect(model, batch.to(device))[0]
     boxes = boxes_in_original(found.boxes_xyxy, batch.sizes_hw[0], original_hw)
     masks = masks_of(found, boxes, original_hw)
     synchronize(device)
@@ -145,7 +145,8 @@ def infer_shards(
         log.info("going on from shard %d of %d", missing[0] if missing else shards, shards)
     warmup = min(WARMUP_IMAGES, store.num_images - 1)
     # One reader for all shards: it reads ahead across their bounds.
-    batches = read_in_order(images, [index for number in missing for index in images_of_shard(number, store)], workers)
+    indices = [index for number in missing for index in images_of_shard(number, store)]
+    batches = read_in_order(images, indices, workers, pinned=device.type == "cuda")
     with tqdm(total=store.num_images, desc=f"infer {title}", unit="image", disable=None) as bar:
         bar.update((shards - len(missing)) * IMAGES_PER_SHARD)
         for number in missing:
@@ -238,7 +239,8 @@ def infer(
     set_full_precision()
     device = torch.device(study.compute.device)
     test = study.inference
-    images = TestImages(store_path, images_dir, test.short_edge_px, test.long_edge_px)
+    on_gpu = device.type == "cuda"
+    images = TestImages(store_path, images_dir, test.short_edge_px, test.long_edge_px, channels_last=on_gpu)
     model = load_trained(study, backbone, model_path, images.store)
     record = inference_record(study, images.store, sha256_of_file(model_path), device)
     identity = {"revision": INFERENCE_REVISION, **{key: record[key] for key in IDENTITY}}

@@ -32,7 +32,12 @@ class MaskCrops:
 
     def to(self, device: torch.device) -> "MaskCrops":
         """The same on ``device``."""
-        return MaskCrops(self.frames_xyxy.to(device), self.offsets.to(device), self.pixels.to(device))
+        tensors = (self.frames_xyxy, self.offsets, self.pixels)
+        return MaskCrops(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+    def pin_memory(self) -> "MaskCrops":
+        """The same in memory that a GPU copies from by itself."""
+        return MaskCrops(self.frames_xyxy.pin_memory(), self.offsets.pin_memory(), self.pixels.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,9 @@ def rasterised(polygons: Sequence[Float64[np.ndarray, " _"]], original_hw: SizeH
     for own_columns, own_rows in crossings:
         # One more row: where an object reaches the lower edge of its frame, it ends below it.
         places = (own_rows - top) * (right - left) + own_columns - left
-        toggles = np.bincount(places, minlength=(bottom - top + 1) * (right - left)).reshape(-1, right - left)
-        bitmap |= (np.cumsum(toggles[:-1], axis=0) % 2).astype(np.uint8)
+        toggles = np.zeros((bottom - top + 1) * (right - left), np.uint8)
+        np.bitwise_xor.at(toggles, places, np.uint8(1))
+        bitmap |= np.bitwise_xor.accumulate(toggles.reshape(-1, right - left)[:-1], axis=0)
     return Crop(int(left), int(top), bitmap)
 
 
@@ -109,23 +115,25 @@ def column_crossings(
 
 def outline_points(polygon: Float64[np.ndarray, " xy"]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
     """The closed outline as neighbouring points (u, v) on a grid of a fifth of a pixel."""
-    corners = np.trunc(STEPS_PER_PX * polygon.reshape(-1, 2) + 0.5).astype(np.int64)
-    starts, ends = corners, np.roll(corners, -1, axis=0)
+    starts = (STEPS_PER_PX * polygon.reshape(-1, 2).T + 0.5).astype(np.int64)  # a cast truncates, as in C
+    ends = np.concatenate([starts[:, 1:], starts[:, :1]], axis=1)
     extent = np.abs(ends - starts)
-    wide = extent[:, 0] >= extent[:, 1]
-    # The longer side is walked upwards, so that both directions of an edge meet the same points.
-    long = np.where(wide, 0, 1)
-    edges = np.arange(len(corners))
-    backwards = starts[edges, long] > ends[edges, long]
-    first, last = np.where(backwards[:, None], ends, starts), np.where(backwards[:, None], starts, ends)
-    steps = extent.max(axis=1)
-    slope = (last - first)[edges, 1 - long] / np.maximum(steps, 1)
-    edge = np.repeat(edges, steps + 1)
-    step = np.arange(len(edge)) - np.repeat(np.cumsum(steps + 1) - (steps + 1), steps + 1)
-    step = np.where(backwards[edge], steps[edge] - step, step)
-    along = first[edge, long[edge]] + step
-    across = np.trunc(first[edge, 1 - long[edge]] + slope[edge] * step + 0.5).astype(np.int64)
-    return np.where(wide[edge], along, across), np.where(wide[edge], across, along)
+    wide = extent[0] >= extent[1]
+    # The coordinate of the longer side comes first; it is walked upwards, so that both directions of an edge meet the
+    # same points.
+    starts, ends = np.where(wide, starts, starts[::-1]), np.where(wide, ends, ends[::-1])
+    backwards = starts[0] > ends[0]
+    first, last = np.where(backwards, ends, starts), np.where(backwards, starts, ends)
+    steps = last[0] - first[0]
+    slope = (last[1] - first[1]) / np.maximum(steps, 1)
+    begins = np.cumsum(steps + 1) - (steps + 1)
+    sign, shift = np.where(backwards, -1, 1), np.where(backwards, begins + steps, -begins)
+    edge = np.repeat(np.arange(len(steps)), steps + 1)
+    step = sign[edge] * np.arange(len(edge)) + shift[edge]
+    along = first[0][edge] + step
+    across = (first[1][edge] + slope[edge] * step + 0.5).astype(np.int64)
+    is_wide = wide[edge]
+    return np.where(is_wide, along, across), np.where(is_wide, across, along)
 
 
 def resized(crop: Crop, rows: Int64[np.ndarray, " h"], columns: Int64[np.ndarray, " w"], flip: bool) -> Crop:
@@ -133,7 +141,9 @@ def resized(crop: Crop, rows: Int64[np.ndarray, " h"], columns: Int64[np.ndarray
     height, width = crop.bitmap.shape
     top, bottom = np.searchsorted(rows, [crop.top, crop.top + height])
     left, right = np.searchsorted(columns, [crop.left, crop.left + width])
-    bitmap = crop.bitmap[np.ix_(rows[top:bottom] - crop.top, columns[left:right] - crop.left)]
+    from_columns = columns[left:right] - crop.left
     if flip:
-        return Crop(len(columns) - int(right), int(top), bitmap[:, ::-1])
+        left, from_columns = len(columns) - right, from_columns[::-1]
+    # One edge after the other, columns of the smaller bitmap first: a sixth of the time of a gather of both at once.
+    bitmap = crop.bitmap.take(from_columns, axis=1).take(rows[top:bottom] - crop.top, axis=0)
     return Crop(int(left), int(top), bitmap)

@@ -65,13 +65,17 @@ def preflight(
     errors = [*category_errors(train, val), *label_errors(train), *label_errors(val)]
     errors += [*version_errors(train, study.dataset.name), *version_errors(val, study.dataset.name)]
     errors += settings_errors(study.augmentation, study.model)
-    missing = []
+    missing: list[str] = []
+    skipped: list[str] = []
     if image_folders is not None:
         for store, folder in zip((train, val), image_folders, strict=True):
             found = image_errors(store, folder)
+            if store is train and study.augmentation.skip_broken_images and len(found.missing) < store.num_images:
+                skipped += [f"{problem}; training skips it" for problem in found.problems]
+                continue
             errors += found.problems
             missing += found.missing
-    warnings = [*split_warnings(train), *split_warnings(val), *frequency_warnings(train, val, factors)]
+    warnings = [*skipped, *split_warnings(train), *split_warnings(val), *frequency_warnings(train, val, factors)]
     warnings += overlap_warnings(train, val, image_folders or (Path(), Path()))
     warnings += settings_warnings(recipe, study.model, factors)
     return Page(

@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.checkpoints import load_checkpoint, save_checkpoint
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.config import Schedule, Study, load_study_for_step, zoo_of
-from lvis_rcnn.data import Augmentation, Batch, Target, TrainingSteps, read_in_order
+from lvis_rcnn.data import Augmentation, Batch, TrainingSteps, read_in_order
 from lvis_rcnn.finished_run import Run, export, finish, is_finished
 from lvis_rcnn.initial_weights import load_initial_weights
 from lvis_rcnn.model.assign import random_choice
@@ -31,7 +30,7 @@ from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, Settings, losses
 from lvis_rcnn.repeat_factors import read_sampling
 from lvis_rcnn.sample_stream import SampleStream
 from lvis_rcnn.schedule import Recipe, make_recipe
-from lvis_rcnn.training_log import Progress, TrainingLog, sentence, write_heartbeat
+from lvis_rcnn.training_log import Progress, TrainingLog, sentence, share_of_data, write_heartbeat
 from lvis_rcnn.zoo import load_zoo
 
 # At most this much work is done again after a kill; a save (1.2 GB for X-101-64x4d with AdamW) takes about a second.
@@ -78,12 +77,6 @@ def set_full_precision() -> None:
     """Multiply and convolve in fp32 also on GPUs, whose default for convolutions is the 10-bit mantissa of TF32."""
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on ``device``."""
-    targets = [Target(t.boxes_xyxy.to(device), t.labels.to(device), t.masks.to(device)) for t in batch.targets]
-    return replace(batch, pixels=batch.pixels.to(device), targets=targets)
 
 
 def require_finite(parts: dict[str, torch.Tensor], step: int, image_ids: list[int]) -> None:
@@ -203,8 +196,9 @@ def train_to_the_end(run: Run) -> None:
     progress = restore(run, model, optimizer)
     log.info(recipe.sentence)
     augmentation = Augmentation(**study.augmentation.model_dump())
-    items = TrainingSteps(run.store_path, run.images_dir, stream, augmentation)
-    batches = read_in_order(items, range(progress.step, recipe.steps), study.resources.loader_workers)
+    on_gpu = device.type == "cuda"
+    items = TrainingSteps(run.store_path, run.images_dir, stream, augmentation, channels_last=on_gpu)
+    batches = read_in_order(items, range(progress.step, recipe.steps), study.resources.loader_workers, pinned=on_gpu)
     try:
         take_steps(run, model, optimizer, batches, recipe, progress)
     except BaseException:
@@ -271,7 +265,8 @@ def take_steps(
     with bar:
         for step in range(progress.step, recipe.steps):
             started = time.monotonic()
-            groups = [to_device(group, device) for group in next(steps)]
+            groups = [group.to(device) for group in next(steps)]
+            note_broken(groups, progress)
             data_s = time.monotonic() - started
             parts = take_step(model, optimizer, groups, step, run.seed, recipe)
             step_s = time.monotonic() - started
@@ -282,13 +277,21 @@ def take_steps(
             if progress.step % run.study.resources.log_every_steps == 0 or progress.step == recipe.steps:
                 line = training_log.write(progress)
                 log.debug(sentence(line, recipe.steps))  # a terminal has the bar instead
-                bar.set_postfix(loss=line["loss"])
+                bar.set_postfix(loss=line["loss"], data=share_of_data(line))
                 write_heartbeat(run.state_dir, progress, recipe.steps, "running")
             if stop.arrived or time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
                 save(run.state_dir, model, optimizer, progress)
                 saved_at = time.monotonic()
             if stop.arrived:
                 leave(progress, recipe.steps)
+
+
+def note_broken(groups: list[Batch], progress: Progress) -> None:
+    """Count the images that others stood in for, and name each at its first time."""
+    for what in (what for group in groups for what in group.broken):
+        if what not in progress.broken_images:
+            log.warning("warning: an image is skipped, another takes its place: %s", what)
+        progress.broken_images[what] = progress.broken_images.get(what, 0) + 1
 
 
 def save(state_dir: Path, model: MaskRcnn, optimizer: torch.optim.Optimizer, progress: Progress) -> None:

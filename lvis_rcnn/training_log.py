@@ -31,6 +31,13 @@ class Progress:
     """Unix seconds of the first start."""
     unlogged: list[dict[str, float]] = field(default_factory=list)
     """Losses and times of the steps since the last line of the log."""
+    broken_images: dict[str, int] = field(default_factory=dict)
+    """What is wrong with each image that was skipped, and how often another took its place."""
+
+    @property
+    def skipped_images(self) -> int:
+        """How often a broken image was replaced by another."""
+        return sum(self.broken_images.values())
 
 
 class TrainingLog:
@@ -67,6 +74,7 @@ class TrainingLog:
             "time": round(means["time"], 5),
             "step": progress.step,
             "images_seen": progress.step * self.recipe.images_per_step,
+            **({"skipped_images": progress.skipped_images} if progress.broken_images else {}),
         }
 
 
@@ -82,12 +90,18 @@ def keep_lines_until(path: Path, steps_done: int) -> None:
 
 
 def sentence(line: dict[str, Any], steps: int) -> str:
-    """A line of the log for a person: position, loss, rate, time left."""
+    """A line of the log for a person: position, loss, rate, times, skipped images if any."""
     left_s = (steps - line["step"]) * line["time"]
+    skipped = f", {line['skipped_images']} broken images skipped" if "skipped_images" in line else ""
     return (
         f"step {line['step']} of {steps}: loss {line['loss']:.3f}, lr {line['lr']:.1e}, "
-        f"{line['time']:.2f} s a step, {left_s / 60:.1f} min left"
+        f"{line['time']:.2f} s a step ({share_of_data(line)} waiting for data), {left_s / 60:.1f} min left{skipped}"
     )
+
+
+def share_of_data(line: dict[str, Any]) -> str:
+    """Part of a step's time in which it waited for its images: more than a few percent ask for loader workers."""
+    return f"{line['data_time'] / line['time']:.0%}" if line["time"] else "0%"
 
 
 def write_heartbeat(state_dir: Path, progress: Progress, steps: int, state: str) -> None:

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import mmcv
 import numpy as np
 import pytest
 import torch
@@ -15,12 +18,12 @@ from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_run import make_data
+from tiny_run import TinyData, make_data
 
 from lvis_rcnn import data, pixels
 from lvis_rcnn.annotations import build_store, open_store
 from lvis_rcnn.command import InputError
-from lvis_rcnn.image_files import ImageFile
+from lvis_rcnn.image_files import ImageFile, ImageFiles
 from lvis_rcnn.repeat_factors import read_sampling, usable_annotations
 from lvis_rcnn.sample_stream import SampleStream
 
@@ -122,12 +125,31 @@ def test_pixels_equal_a_chain_written_out(drawn, flip):
     assert (found[:, :, 70:] == 0).all()
 
 
-def test_stack_pads_right_and_below():
-    batch = data.stack([torch.ones(3, 32, 64), torch.full((3, 64, 32), 2.0)])
-    assert batch.shape == (2, 3, 64, 64)
-    assert batch[0].sum() == 3 * 32 * 64
-    assert (batch[1, :, :, :32] == 2).all()
-    assert (batch[1, :, :, 32:] == 0).all()
+@relaxed
+@given(
+    st.tuples(st.integers(1, 50), st.integers(1, 50)),
+    st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    st.booleans(),
+    st.booleans(),
+)
+def test_pixels_are_the_published_operations_to_the_bit(original_hw, size_hw, flip, channels_last):
+    image = np.random.default_rng(0).integers(0, 256, (*original_hw, 3), np.uint8)
+    resized = mmcv.imresize(image, size_hw[::-1], interpolation="bilinear")
+    rgb = mmcv.bgr2rgb(mmcv.imflip(resized) if flip else resized).astype(np.float32)
+    expected = mmcv.impad_to_multiple((rgb - pixels.MEAN_RGB) / pixels.STD_RGB, 32).transpose(2, 0, 1)
+    (found,) = data.network_batch([data.Sample(0, image, size_hw, flip)], channels_last)
+    assert np.array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize(("channels_last", "strides"), [(False, (12288, 4096, 64, 1)), (True, (12288, 1, 192, 3))])
+def test_a_batch_is_padded_right_and_below(channels_last, strides):
+    samples = [data.Sample(0, np.full((4, 4, 3), 255, np.uint8), size, False) for size in ((32, 64), (64, 30))]
+    batch = data.network_batch(samples, channels_last)
+    assert (batch.shape, batch.stride()) == ((2, 3, 64, 64), strides)
+    assert (batch[0, :, :32] > 2).all()
+    assert (batch[0, :, 32:] == 0).all()
+    assert (batch[1, :, :, :30] > 2).all()
+    assert (batch[1, :, :, 30:] == 0).all()
 
 
 def saved(path, height=40, width=60, **options):
@@ -156,6 +178,16 @@ def test_a_truncated_image_is_named(tmp_path, kept):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept) if isinstance(kept, float) else kept])
     with pytest.raises(InputError, match=r"cut.png: is no complete image; to mend: copy the file again"):
+        pixels.read_image_bgr(ImageFile(path), 40, 60)
+
+
+def test_a_jpeg_that_is_cut_short_is_named_and_one_with_more_behind_it_read(tmp_path):
+    path = saved(tmp_path / "photograph.jpg")
+    content = path.read_bytes()
+    path.write_bytes(content + b"\0\0")  # cameras append to the end mark
+    assert pixels.read_image_bgr(ImageFile(path), 40, 60).shape == (40, 60, 3)
+    path.write_bytes(content[:-40])  # OpenCV alone fills the rest with grey
+    with pytest.raises(InputError, match=r"photograph.jpg: is no complete image; to mend: copy the file again"):
         pixels.read_image_bgr(ImageFile(path), 40, 60)
 
 
@@ -300,6 +332,96 @@ def test_an_unreadable_image_is_one_line_from_workers_too(tmp_path, workers):
     with pytest.raises(InputError) as raised:
         next(batches)
     assert str(raised.value) == expected
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_worker_writes_into_memory_that_is_shared(monkeypatch, layout):
+    alone = data.unwritten((2, 3, 32, 64), layout)
+    monkeypatch.setattr(data, "get_worker_info", lambda: "a worker")
+    shared = data.unwritten((2, 3, 32, 64), layout)
+    assert (alone.is_shared(), shared.is_shared()) == (False, True)
+    assert (shared.shape, shared.stride(), shared.dtype) == (alone.shape, alone.stride(), alone.dtype)
+
+
+# Broken images
+
+
+def skipping(drawn, skip=True, workers=0):
+    """What five steps of two images are, where broken images are skipped."""
+    steps = make_steps(drawn)
+    steps.augmentation = replace(AUGMENTATION, skip_broken_images=skip)
+    return list(data.read_in_order(steps, range(5), workers))
+
+
+@pytest.fixture
+def broken(drawn, tmp_path):
+    """The data with one image broken that the second step sees, and the id of this image."""
+    shutil.copytree(drawn.folder, tmp_path / "data")
+    copy = TinyData(tmp_path / "data")
+    image_id = skipping(drawn)[1][0].image_ids[1]
+    store = open_store(copy.train_store)
+    files = ImageFiles(copy.images)
+    files.of(store, store.image_ids.tolist().index(image_id)).path.write_bytes(b"")
+    return copy, image_id
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_another_image_takes_the_place_of_a_broken_one_whatever_reads_it(drawn, broken):
+    copy, image_id = broken
+    sound, found = skipping(drawn), skipping(copy)
+    for together in (skipping(copy, workers=1), skipping(copy, workers=2)):
+        for one, other in zip(found, together, strict=True):
+            same(one, other)
+            assert one[0].broken == other[0].broken
+    for (before,), (after,) in zip(sound, found, strict=True):
+        assert image_id not in after.image_ids
+        assert len(after.image_ids) == 2
+        assert len(after.broken) == before.image_ids.count(image_id)
+        for old, new in zip(before.image_ids, after.image_ids, strict=True):
+            assert (old == new) is (old != image_id)
+    assert "is no complete image; to mend: copy the file again" in found[1][0].broken[0]
+
+
+def test_a_broken_image_ends_a_study_that_does_not_skip(broken):
+    with pytest.raises(InputError, match="is no complete image; to mend: copy the file again"):
+        skipping(broken[0], skip=False)
+
+
+def test_when_all_images_are_broken_none_is_skipped(broken):
+    copy, _ = broken
+    for path in copy.images.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"images: 20 images in a row cannot be read, the last one: .*mend: restore"):
+        skipping(copy)
+
+
+# Batches for a GPU
+
+
+def pinned_batch(drawn):
+    (batch,) = make_steps(drawn)[0]
+    return batch, batch.pin_memory()
+
+
+def test_pinning_keeps_every_value(drawn, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: asked.append(tensor) or tensor.clone())
+    batch, pinned = pinned_batch(drawn)
+    same_batch(batch, pinned)
+    same_batch(batch, batch.to(torch.device("cpu")))
+    assert len(asked) == 1 + 5 * len(batch.targets)  # pixels; boxes, labels and three tensors of masks
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a GPU")
+def test_batches_for_a_gpu_are_pinned_and_channels_last(drawn):
+    steps = make_steps(drawn)
+    steps.channels_last = True
+    for workers in (0, 1):
+        ((batch,),) = data.read_in_order(steps, range(1), workers, pinned=True)
+        same_batch(batch, make_steps(drawn)[0][0])
+        assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
+        assert all(tensor.is_pinned() for tensor in (batch.pixels, batch.targets[0].masks.pixels))
+        same_batch(batch.to(torch.device("cuda")).to(torch.device("cpu")), batch)
 
 
 SIGNALLED = """

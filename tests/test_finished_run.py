@@ -34,6 +34,8 @@ KEYS = {
         "code_version",
         "initial_weights",
         "normalisation_group",
+        "skipped_images",
+        "broken_images",
     ),
 }
 STEM = r"mask_rcnn_r50_fpn_sample5e-2_6it_tiny_seed3_\d{8}_\d{6}"
@@ -62,7 +64,9 @@ def finished(run):
     save_checkpoint(run.state_dir, {"step": 6})
     # 6 steps of an epoch of 8 images.
     stream = SampleStream(np.ones(8), "ceil", np.zeros(8, bool), 3, group_size=2, groups_per_step=1)
-    progress = Progress(step=6, elapsed_s=12.5, peak_memory_bytes=2**31, attempts=2, started_at=1e9)
+    progress = Progress(
+        step=6, elapsed_s=12.5, peak_memory_bytes=2**31, attempts=2, started_at=1e9, broken_images={"a": 3, "b": 1}
+    )
     finish(run, {"weight": torch.arange(4.0)}, make_recipe(run.study.schedule, stream), progress)
     return run
 
@@ -76,6 +80,7 @@ def test_the_record_has_the_keys_the_table_and_a_reader_need(finished):
     assert record["annotations_sha256"] == finished.store.annotations_sha256
     assert (record["steps"], record["images_seen"], record["epoch_length"], record["epochs"]) == (6, 12, 8, 1.5)
     assert (record["memory_gb"], record["elapsed_s"], record["attempts"]) == (2.0, 12.5, 2)
+    assert (record["skipped_images"], record["broken_images"]) == (4, 2)
     assert (record["device"], record["threads"], record["precision"]) == ("cpu", 1, "fp32 without TF32")
     assert record["memory_definition"] == "peak resident memory of the training process"
     assert record["resolution"] == "short edge 64 px, long edge at most 96 px"

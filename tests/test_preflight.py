@@ -170,6 +170,22 @@ def test_damaged_files_are_found(tmp_path, name, damage, problem):
             write_page(check(tmp_path), tmp_path / "out" / "preflight.json")
 
 
+def test_broken_training_images_are_warnings_where_training_skips_them(tmp_path):
+    draw(tmp_path, dataset("train"))
+    draw(tmp_path, dataset("val", 11))
+    skips = study(augmentation={"skip_broken_images": True})
+    (tmp_path / "train" / "1.png").unlink()
+    assert len(check(tmp_path).errors) == 1
+    page = check(tmp_path, settings=skips)
+    assert (page.errors, page.missing_images) == ([], [])
+    assert any(re.search("train.json: image 1: .*not found.*; training skips it$", one) for one in page.warnings)
+    (tmp_path / "val" / "11.png").unlink()
+    assert len(check(tmp_path, settings=skips).errors) == 1
+    for path in (tmp_path / "train").iterdir():
+        path.unlink()
+    assert len(check(tmp_path, settings=skips).errors) == 2  # nothing is left to train on
+
+
 def test_another_size_is_found(tmp_path):
     draw(tmp_path, dataset("train"))
     file = tmp_path / "train" / "1.png"

@@ -48,6 +48,18 @@ def batches_of_rank(images, portrait, size):
     return batches
 
 
+def test_a_substitute_is_another_image_of_its_bucket_as_probable_as_its_factor():
+    factors, portrait = np.array([1.0, 0, 3, 1, 2, 1]), np.array([0, 0, 0, 0, 1, 1], bool)
+    stream = SampleStream(factors, "ceil", portrait, 0, group_size=1, groups_per_step=1)
+    random = np.random.default_rng(0)
+    found = Counter(stream.substitute(0, random) for _ in range(4000))
+    assert set(found) == {2, 3}  # image 1 is dropped, 4 and 5 are portraits
+    assert 0.72 < found[2] / 4000 < 0.78
+    assert stream.substitute(4, random) == 5
+    alone = SampleStream(np.ones(2), "ceil", np.array([True, False]), 0, group_size=1, groups_per_step=1)
+    assert alone.substitute(1, random) == 1
+
+
 @st.composite
 def streams(draw):
     factors = draw(st.lists(st.one_of(st.just(0.0), st.floats(1, 4)), min_size=1, max_size=25).filter(any))

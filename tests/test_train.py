@@ -16,7 +16,7 @@ import time
 import pytest
 import torch
 from conftest import REPOSITORY
-from tiny_run import SMALLEST, make_data, tiny_study, write_tiny_study
+from tiny_run import SMALLEST, TinyData, make_data, tiny_study, write_tiny_study
 from torch import nn
 
 from lvis_rcnn import train
@@ -250,6 +250,28 @@ def test_the_published_optimizer_has_one_group(tmp_path):
     schedule = tiny_study(tmp_path, schedule={"optimizer": "sgd", "learning_rate": 0.02, "weight_decay": 1e-4}).schedule
     (group,) = train.sgd(list(nn.Linear(2, 2).parameters()), schedule).param_groups
     assert (group["lr"], group["momentum"], group["weight_decay"], len(group["params"])) == (0.02, 0.9, 1e-4, 2)
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_a_broken_image_is_named_once_and_counted_over_all_starts(drawn, tmp_path, monkeypatch, caplog):
+    shutil.copytree(drawn.folder, tmp_path / "data")
+    copy = TinyData(tmp_path / "data")
+    broken = sorted(copy.images.rglob("train/*.png"))[:3]
+    for path in broken:
+        path.write_bytes(b"")
+    runs = [
+        make_run(copy, tmp_path / name, augmentation={"skip_broken_images": True}, schedule={"steps": 20})
+        for name in ("whole", "stopped")
+    ]
+    with caplog.at_level("WARNING"), monkeypatch.context() as patch:
+        patch.setattr(train.log, "propagate", True)
+        whole = outcome(runs[0], tmp_path / "whole")
+    named = [line for line in caplog.messages if "an image is skipped, another takes its place: " in line]
+    record = json.loads((tmp_path / "whole" / "out" / "train.json").read_text())
+    assert len(named) == record["broken_images"] > 0
+    assert record["skipped_images"] == whole[1][-1]["skipped_images"] > record["broken_images"]
+    assert interrupt(monkeypatch, runs[1], tmp_path / "stopped", 9, signal.SIGTERM).code == 75
+    assert_same(outcome(runs[1], tmp_path / "stopped"), whole)
 
 
 # The command

@@ -61,8 +61,15 @@ def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path):
 
 
 def test_a_sentence_for_a_person():
-    line = {"step": 100, "loss": 1.23456, "lr": 0.02, "time": 0.5}
-    assert sentence(line, 340) == "step 100 of 340: loss 1.235, lr 2.0e-02, 0.50 s a step, 2.0 min left"
+    line = {"step": 100, "loss": 1.23456, "lr": 0.02, "time": 0.5, "data_time": 0.1}
+    expected = "step 100 of 340: loss 1.235, lr 2.0e-02, 0.50 s a step (20% waiting for data), 2.0 min left"
+    assert sentence(line, 340) == expected
+    assert sentence({**line, "skipped_images": 3}, 340) == f"{expected}, 3 broken images skipped"
+
+
+def test_skipped_images_are_counted_where_there_are_any(tmp_path, recipe):
+    progress = Progress(step=6, unlogged=[values(1.0)], broken_images={"a.jpg: is broken": 2, "b.jpg: is broken": 1})
+    assert TrainingLog(tmp_path / "log.json", recipe, 0).write(progress)["skipped_images"] == 3
 
 
 def test_a_heartbeat_has_what_the_table_reads(tmp_path):
