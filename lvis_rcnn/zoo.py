@@ -3,24 +3,18 @@
 configs/zoo/mmdetection.yaml is that file. Nothing here imports torch, so that the workflow can read it.
 """
 
-import http.client
 import json
 import re
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
-from tqdm import tqdm
 
 from lvis_rcnn.command import InputError
 from lvis_rcnn.config import BackboneName, Name, Positive, Section, read_yaml
-from lvis_rcnn.files import atomic_file, sha256_of_file
-
-CHUNK_BYTES = 2**20
-# A server that says nothing for so long says nothing more.
-TIMEOUT_S = 60
+from lvis_rcnn.download import download
+from lvis_rcnn.files import sha256_of_file
 
 Url = Annotated[str, Field(pattern=r"^https?://\S+$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -144,30 +138,8 @@ def published_file(model: ZooModel, folder: Path) -> Path:
     if path.exists():
         checked_sha256(path, model.sha256_prefix)
         return path
-    with atomic_file(path) as temporary:
-        try:
-            download(model.url, temporary)
-        except (OSError, http.client.HTTPException) as error:
-            raise InputError(
-                str(path), f"is not there, and {model.url} cannot be fetched ({error})", mend=f"put it into {folder}"
-            ) from None
-        # The temporary file has a name of its own, which would tell a reader nothing.
-        found = sha256_of_file(temporary)
-        if not found.startswith(model.sha256_prefix):
-            what = f"what it sent has a SHA-256 that begins with {found[:8]}"
-            mend = f"fetch it again, or put the file into {folder}"
-            raise InputError(model.url, what, allowed=model.sha256_prefix, mend=mend)
+    download([model.url], path, sha256=model.sha256_prefix)
     return path
-
-
-def download(url: str, path: Path) -> None:
-    """Write what ``url`` sends to ``path``, with a bar on a terminal."""
-    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, path.open("wb") as file:
-        size_bytes = int(answer.headers.get("Content-Length", 0)) or None
-        with tqdm(total=size_bytes, desc=url.rsplit("/", 1)[-1], unit="B", unit_scale=True, disable=None) as bar:
-            while chunk := answer.read(CHUNK_BYTES):
-                file.write(chunk)
-                bar.update(len(chunk))
 
 
 def initial_model(zoo: Mapping[str, ZooModel], kind: str, backbone: str) -> ZooModel:
