@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lvis_rcnn.command import InputError, log
-from lvis_rcnn.files import append_to_part, check_space, keep_part, locked_part, part_of, sha256_of_file, write_json
+from lvis_rcnn.files import append_to_part, check_space, keep_part, locked_part, part_of, sha256_of_file
 
 CHUNK_BYTES = 2**20
 # A server that says nothing for so long says nothing more.
@@ -226,7 +226,8 @@ def begin(answer: http.client.HTTPResponse, url: str, part: FileIO, wanted: Want
         raise RefusedError(f"has {size_bytes:,} bytes under this name, not {wanted.size_bytes:,}")
     part.truncate(0)
     version = Version(url, size_bytes, strong_etag(answer), answer.headers.get("Last-Modified", ""))
-    write_json(version_file(wanted.path), asdict(version))
+    # Not atomic: half a note is no version, and the part that it would describe is still empty.
+    version_file(wanted.path).write_text(json.dumps(asdict(version)), encoding="utf-8")
     return version
 
 
