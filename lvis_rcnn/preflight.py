@@ -44,6 +44,8 @@ IMAGES_PER_TASK = 256
 # Bad files of one kind and split that are named one by one.
 NAMED_FILES = 5
 EPOCHS_OF_2X = 24
+# What configs/zoo/lvis.yaml says where to fetch.
+COCO_ZIPS = {"train2017.zip", "val2017.zip"}
 
 
 class Problem(NamedTuple):
@@ -223,12 +225,15 @@ def ends_with(stream: BinaryIO, marker: bytes) -> bool:
 def missing_problem(store: AnnotationStore, folder: Path, missing: list[int]) -> Iterator[Problem]:
     """One problem for all missing images of a split, since they have one cause."""
     if missing:
-        names = [image_candidates(*store.image_name(image))[0] for image in missing[:NAMED_FILES]]
+        all_names = [image_candidates(*store.image_name(image))[0] for image in missing]
+        names = all_names[:NAMED_FILES]
         others = f", ... ({len(missing) - len(names):,} more)" if len(missing) > len(names) else ""
+        zips = sorted({f"{Path(name).parent.name}.zip" for name in all_names} & COCO_ZIPS)
+        fetch = f"; the target fetch of Snakemake brings {' and '.join(zips)}" if zips else ""
         yield Problem(
             f"{store.source_name}: image {store.image_ids[missing[0]]}",
             f"{len(missing):,} of {store.num_images:,} images not found in {folder}: {', '.join(names)}{others}",
-            mend="set the split's 'images' to the folder that holds them, or add the files",
+            mend=f"set the split's 'images' to the folder that holds them, or add the files{fetch}",
         )
 
 
