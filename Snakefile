@@ -15,6 +15,7 @@ include: "workflow/rules/common.smk"
 
 study = load_the_study()
 published = load_published()
+lacking_dataset, lacking_models = load_lacking()
 
 
 # A run is a backbone with a seed, r50/seed0, or a published model, published/lvis_v0.5_r50: group/member.
@@ -35,6 +36,7 @@ wildcard_constraints:
 shell.prefix(job_prefix())
 
 
+include: "workflow/rules/download.smk"
 include: "workflow/rules/data.smk"
 
 

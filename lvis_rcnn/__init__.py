@@ -4,8 +4,10 @@ The files of this package, in data-flow order, are the method; a module imports 
 
     backbones          the four networks, as rows of one table
     command, files     how every step starts, reports and fails; files appear whole or not at all
+    download, unpack   files arrive whole: resumed, checked; the one JSON file of a zip
     config             a study file becomes checked values
     zoo, published     published models, and those that a study scores
+    sources, fetch     the files of LVIS: where they come from, which a study lacks; brings one of them
     provenance         what produced a number
     mini*              draws the embedded dataset
     annotation_file    what an LVIS JSON file may hold

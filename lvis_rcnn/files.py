@@ -1,14 +1,18 @@
 """Files appear whole or not at all: written beside their place, flushed to disk, renamed."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
+
+from lvis_rcnn.command import InputError, log
 
 
 @contextlib.contextmanager
@@ -48,6 +52,80 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked_part(path: Path) -> Iterator[FileIO]:
+    """Yield ``path``'s ``.part`` file, open at its end for appending, to its only writer; others wait here.
+
+    Unlike the file of :func:`atomic_file` it stays when the process is killed: a download goes on from it, and what
+    begins anew overwrites it, so that kills never leave more than one. An empty one is removed.
+    """
+    part = part_of(path)
+    while True:
+        with opened_part(part) as file:
+            lock(file, part)
+            # The writer before may have removed or renamed the file that was opened here.
+            if not (part.exists() and os.path.samestat(part.stat(), os.fstat(file.fileno()))):
+                continue
+            try:
+                yield file
+            finally:
+                if file.seek(0, os.SEEK_END) == 0:
+                    part.unlink(missing_ok=True)
+            return
+
+
+def opened_part(part: Path) -> FileIO:
+    """The file, made where it is not there; unbuffered, so that a kill loses nothing and closing writes nothing."""
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        return part.open("a+b", buffering=0)
+    except OSError as error:
+        raise InputError(str(part), f"cannot be written: {error.strerror}", mend="name another folder") from None
+
+
+def append_to_part(file: FileIO, path: Path, chunk: bytes) -> None:
+    """Write all of ``chunk``; InputError where the disk or the quota is full."""
+    rest = memoryview(chunk)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        mend = "make room and start again"
+        raise InputError(str(part_of(path)), f"cannot be written: {error.strerror}", mend=mend) from None
+
+
+def part_of(path: Path) -> Path:
+    """The unfinished ``path``: same folder, so that it can be renamed."""
+    return path.with_name(f"{path.name}.part")
+
+
+def lock(file: FileIO, path: Path) -> None:
+    """Wait until no other process has ``file`` locked; the lock ends with the process, however it ends."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("waiting for another process that writes %s", path)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        # Some cluster file systems are mounted without locks.
+        log.warning("warning: %s cannot be locked (%s): let one process at a time write it", path, error.strerror)
+
+
+def keep_part(file: FileIO, path: Path) -> None:
+    """Give the ``.part`` file of :func:`locked_part` its name, its bytes on disk."""
+    os.fsync(file.fileno())
+    os.replace(part_of(path), path)
+    sync(path.parent)
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """Raise InputError where the disk of ``folder`` has less free than that."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        what = f"{free_bytes / 1e9:,.2f} GB are free, {needed_bytes / 1e9:,.2f} GB are needed"
+        raise InputError(str(folder), what, mend="free some, or name a folder on another disk")
 
 
 def sync(path: Path) -> None:

@@ -27,8 +27,8 @@ SWAPPING_ORIENTATIONS = (5, 6, 7, 8)
 # Headers are mostly waiting for the disk; more threads than cores hide it.
 THREADS = 8
 IMAGES_PER_TASK = 256
-# Folders in the zips of COCO.
-COCO_FOLDERS = ("train2017", "val2017", "test2017")
+# Folders in the zips of COCO that configs/zoo/lvis.yaml says where to fetch.
+COCO_FOLDERS = ("train2017", "val2017")
 # Bad files of one kind and split that are named one by one.
 NAMED_FILES = 5
 
@@ -142,11 +142,12 @@ def missing_problem(store: AnnotationStore, folder: Path, names: list[str], firs
     more = f", ... ({others:,} more)" if others > 0 else ""
     zips = Counter(zip_name for name in names if (zip_name := zip_of(name)))
     held = f"; {' and '.join(f'{name} holds {count:,} of them' for name, count in sorted(zips.items()))}"
+    fetch = "; the target fetch of Snakemake brings what is missing of COCO" if zips else ""
     return Problem(
         f"{store.source_name}: image {first_id}",
         f"{len(names):,} of {store.num_images:,} images not found in {folder}: {', '.join(listed)}{more}"
         f"{held if zips else ''}",
-        mend="set the split's 'images' to the folder that holds them or their zip, or add the files",
+        mend=f"set the split's 'images' to the folder that holds them or their zip, or add the files{fetch}",
     )
 
 

@@ -3,34 +3,36 @@
 configs/zoo/mmdetection.yaml is that file. Nothing here imports torch, so that the workflow can read it.
 """
 
-import http.client
 import json
 import re
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
-from tqdm import tqdm
 
 from lvis_rcnn.command import InputError
 from lvis_rcnn.config import BackboneName, Name, Positive, Section, read_yaml
-from lvis_rcnn.files import atomic_file, sha256_of_file
-
-CHUNK_BYTES = 2**20
-# A server that says nothing for so long says nothing more.
-TIMEOUT_S = 60
+from lvis_rcnn.download import download
+from lvis_rcnn.files import sha256_of_file
 
 Url = Annotated[str, Field(pattern=r"^https?://\S+$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
-class ZooModel(Section):
-    """One published file."""
+class NamedRow(Section):
+    """A row of a file of rows."""
 
     name: Name
     """Name of the row."""
+
+
+Row = TypeVar("Row", bound=NamedRow)
+
+
+class ZooModel(NamedRow):
+    """One published file."""
+
     kind: Literal["lvis_v0.5", "lvis_v1", "coco", "imagenet"]
     """What it was trained on; imagenet is a classifier, the others are detectors."""
     backbone: BackboneName
@@ -76,22 +78,32 @@ def load_zoo(path: Path) -> dict[str, ZooModel]:
     """
     if not path.exists():
         raise InputError(str(path), "no such file of published models", mend="set the study's 'zoo', or leave it out")
+    return load_rows(path, "models", "published models", ZooModel)
+
+
+def load_rows(path: Path, key: str, content_name: str, row_type: type[Row]) -> dict[str, Row]:
+    """The rows under the one key of a YAML file by name, in its order.
+
+    Raises:
+        InputError: see :func:`load_zoo`.
+    """
     content = read_yaml(path)
-    rows = content.get("models") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or set(content) != {"models"}:
-        raise InputError(str(path), "is no list of published models", allowed="one key, 'models', with a list of rows")
-    models = [checked_row(row, f"{path}: models[{number}]") for number, row in enumerate(rows)]
-    names = [model.name for model in models]
+    values = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(values, list) or set(content) != {key}:
+        allowed = f"one key, {key!r}, with a list of rows"
+        raise InputError(str(path), f"is no list of {content_name}", allowed=allowed)
+    rows = [checked_row(value, f"{path}: {key}[{number}]", row_type) for number, value in enumerate(values)]
+    names = [row.name for row in rows]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"{path}: model {name}", "stands twice", mend="rename or remove one of them")
-    return {model.name: model for model in models}
+            raise InputError(f"{path}: {key[:-1]} {name}", "stands twice", mend="rename or remove one of them")
+    return {row.name: row for row in rows}
 
 
-def checked_row(row: Any, where: str) -> ZooModel:
+def checked_row(value: Any, where: str, row_type: type[Row]) -> Row:
     """A row as read from YAML, checked; ``where`` begins the error message."""
     try:
-        return ZooModel.model_validate_json(json.dumps(row, default=str))
+        return row_type.model_validate_json(json.dumps(value, default=str))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -100,7 +112,7 @@ def checked_row(row: Any, where: str) -> ZooModel:
             raise InputError(where, "does not fit together", allowed=told, mend="correct the row") from None
         if first["type"] in ("extra_forbidden", "missing"):
             what = "unknown key" if first["type"] == "extra_forbidden" else "missing"
-            raise InputError(f"{where}: {key}", what, allowed=", ".join(ZooModel.model_fields)) from None
+            raise InputError(f"{where}: {key}", what, allowed=", ".join(row_type.model_fields)) from None
         what = f"is {json.dumps(first['input'], default=str)[:80]}"
         raise InputError(f"{where}: {key or 'row'}", what, allowed=told.removeprefix("Input should be ")) from None
 
@@ -144,30 +156,8 @@ def published_file(model: ZooModel, folder: Path) -> Path:
     if path.exists():
         checked_sha256(path, model.sha256_prefix)
         return path
-    with atomic_file(path) as temporary:
-        try:
-            download(model.url, temporary)
-        except (OSError, http.client.HTTPException) as error:
-            raise InputError(
-                str(path), f"is not there, and {model.url} cannot be fetched ({error})", mend=f"put it into {folder}"
-            ) from None
-        # The temporary file has a name of its own, which would tell a reader nothing.
-        found = sha256_of_file(temporary)
-        if not found.startswith(model.sha256_prefix):
-            what = f"what it sent has a SHA-256 that begins with {found[:8]}"
-            mend = f"fetch it again, or put the file into {folder}"
-            raise InputError(model.url, what, allowed=model.sha256_prefix, mend=mend)
+    download([model.url], path, sha256=model.sha256_prefix)
     return path
-
-
-def download(url: str, path: Path) -> None:
-    """Write what ``url`` sends to ``path``, with a bar on a terminal."""
-    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, path.open("wb") as file:
-        size_bytes = int(answer.headers.get("Content-Length", 0)) or None
-        with tqdm(total=size_bytes, desc=url.rsplit("/", 1)[-1], unit="B", unit_scale=True, disable=None) as bar:
-            while chunk := answer.read(CHUNK_BYTES):
-                file.write(chunk)
-                bar.update(len(chunk))
 
 
 def initial_model(zoo: Mapping[str, ZooModel], kind: str, backbone: str) -> ZooModel:

@@ -1,10 +1,26 @@
+import errno
+import fcntl
 import json
 import math
+import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from lvis_rcnn.files import atomic_file, atomic_folder, sha256_of_file, sha256_of_json, write_json
+from lvis_rcnn.command import InputError
+from lvis_rcnn.files import (
+    append_to_part,
+    atomic_file,
+    atomic_folder,
+    keep_part,
+    locked_part,
+    part_of,
+    sha256_of_file,
+    sha256_of_json,
+    write_json,
+)
 
 
 def test_file_appears_whole_and_readable_for_the_group(tmp_path: Path) -> None:
@@ -59,3 +75,63 @@ def test_digests(tmp_path: Path) -> None:
     assert sha256_of_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_of_json({"a": 1, "b": [2.0, None]}) == sha256_of_json({"b": [2.0, None], "a": 1})
     assert sha256_of_json({"a": 1}) != sha256_of_json({"a": 2})
+
+
+def test_a_part_outlives_a_failure_and_is_gone_when_it_is_empty(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "a.txt"
+    with pytest.raises(ZeroDivisionError), locked_part(target) as part:
+        part.write(b"half" * (part.write(b"half") // 0))
+    assert part_of(target).read_bytes() == b"half"
+    with locked_part(target) as part:
+        append_to_part(part, target, b" and half")
+        keep_part(part, target)
+    assert target.read_bytes() == b"half and half"
+    with locked_part(target):
+        pass
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_part_has_one_writer_who_may_rename_or_remove_it(tmp_path: Path) -> None:
+    target, order = tmp_path / "a.txt", []
+
+    def write(name: str) -> None:
+        with locked_part(target) as part:
+            order.append(name)
+            assert part.seek(0, os.SEEK_END) == 0  # never the file that the writer before gave its name
+            append_to_part(part, target, name.encode())
+            time.sleep(0.02)
+            order.append(name)
+            keep_part(part, target)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert order[::2] == order[1::2]
+    assert target.read_text() == order[-1]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_disk_without_locks_is_a_warning_and_one_that_is_full_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    message = rf"{tmp_path}/a.txt.part: cannot be written: No space left on device; to mend: make room and start again"
+    with locked_part(tmp_path / "a.txt") as part, open("/dev/full", "wb", buffering=0) as full:
+        append_to_part(part, tmp_path / "a.txt", b"x")
+        with pytest.raises(InputError, match=message):
+            append_to_part(full, tmp_path / "a.txt", b"x")
+    assert "a.txt.part cannot be locked (No locks available): let one process at a time write it" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(InputError, match=r"file/a.txt.part: cannot be written: .*; to mend: name another folder"),
+        locked_part(tmp_path / "file" / "a.txt"),
+    ):
+        pass

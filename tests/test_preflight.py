@@ -225,6 +225,17 @@ def test_missing_images_are_counted_and_the_first_named(tmp_path):
     )
 
 
+def test_missing_images_of_coco_are_said_to_be_fetched_in_which_zips(tmp_path):
+    data = dataset("train")
+    for number, name in ((100, "val2017/1.jpg"), (101, "train2017/1.jpg"), (102, "mine/1.jpg")):
+        url = f"http://images.cocodataset.org/{name}"
+        data["images"].append(dict(data["images"][0], id=number, coco_url=url, file_name=None))
+    draw(tmp_path, dataset("val", 11))
+    draw(tmp_path, dataset("train"))
+    (error,) = check(tmp_path, train=data).errors
+    assert str(error).endswith("or add the files; the target fetch of Snakemake brings what is missing of COCO")
+
+
 def test_many_damaged_files_are_shortened(tmp_path):
     data = dataset("train")
     data["images"] += [dict(data["images"][0], id=n, file_name=f"train/{n}.png") for n in range(100, 110)]

@@ -18,12 +18,17 @@ from conftest import REPOSITORY, Ended, run_snakemake, write_study
 from lvis_rcnn.config import DEFAULT_ZOO
 from lvis_rcnn.zoo import load_zoo
 
-PUBLISHED = load_zoo(DEFAULT_ZOO)["lvis_v0.5_r50"]
+ZOO = load_zoo(DEFAULT_ZOO)
+PUBLISHED = ZOO["lvis_v0.5_r50"]
 EVERY_STEP = {"store": 2, "preflight": 1, "repeat_factors": 1, "table": 1}
 
 
 def runs(number: int) -> dict[str, int]:
     return dict.fromkeys(("train", "infer", "evaluate"), number)
+
+
+def fetched(*names: str) -> dict[str, int]:
+    return {f"fetch_{name}": 1 for name in names}
 
 
 def published(number: int) -> dict[str, int]:
@@ -59,9 +64,10 @@ def stub_workflow(folder: Path) -> Path:
         shutil.copytree(REPOSITORY / name, folder / name)
     shutil.copy(REPOSITORY / "Snakefile", folder)
     (folder / "lvis_rcnn").mkdir()
-    for name in ("__init__", "command", "files", "backbones", "config", "zoo", "published"):
+    for name in ("__init__", "command", "files", "backbones", "download", "config", "zoo", "published", "sources"):
         shutil.copy(REPOSITORY / "lvis_rcnn" / f"{name}.py", folder / "lvis_rcnn")
     steps = (
+        "fetch",
         "mini",
         "annotations",
         "preflight",
@@ -227,13 +233,21 @@ def test_a_job_that_is_its_own_process_loads_the_same_study(finished: Stubbed) -
     [
         ([], "mini", {"draw": 1, **EVERY_STEP, **runs(4)}),
         (["--configfile", "configs/smoke.yaml"], "smoke", {"draw": 1, **EVERY_STEP, **runs(1)}),
-        (["--configfile", "configs/lvis_v1.yaml"], "lvis_v1", {**EVERY_STEP, **runs(4)}),
+        (
+            ["--configfile", "configs/lvis_v1.yaml"],
+            "lvis_v1",
+            {**fetched("lvis_v1_train", "lvis_v1_val"), **EVERY_STEP, **runs(4)},
+        ),
         (
             ["--cores", "8", "--configfile", "configs/published.yaml"],
             "published",
-            {"store": 2, **published(8), "table": 1},
+            {**fetched("lvis_v0.5_val", "lvis_v1_val"), "store": 2, **published(8), "table": 1},
         ),
-        (["--profile", "slurm", "results/table.md"], "lvis_v0.5", {**EVERY_STEP, **runs(4)}),
+        (
+            ["--profile", "slurm", "results/table.md"],
+            "lvis_v0.5",
+            {**fetched("lvis_v0.5_train", "lvis_v0.5_val"), **EVERY_STEP, **runs(4)},
+        ),
         (["--profile", "slurm", "--configfile", "configs/smoke.yaml"], "smoke", {"draw": 1, **EVERY_STEP, **runs(1)}),
     ],
     ids=["default", "smoke", "lvis_v1", "published", "slurm", "slurm with another study"],
@@ -337,6 +351,69 @@ def test_a_published_file_at_hand_is_never_made_again_and_an_absent_one_is_fetch
         ]
     finally:
         shutil.move(tmp_path / PUBLISHED.file_name, file)
+
+
+@pytest.fixture(scope="module")
+def of_lvis(finished: Stubbed) -> Path:
+    """A study of LVIS v1, of which the images of one zip and one of two initial weights are at hand."""
+    splits = {k: {"annotations": f"lvis/lvis_v1_{k}.json", "images": "coco"} for k in ("train", "val")}
+    changes = {"model": {"weights": "imagenet"}, "backbones": ["r50", "r101"], "resources": {"weights_dir": "weights"}}
+    study = write_study(
+        finished.folder / "lvis.yaml", study="lvis", dataset={"name": "lvis", "draw": None, **splits}, **changes
+    )
+    (finished.folder / "coco" / "val2017").mkdir(parents=True)
+    (finished.folder / "weights").mkdir()
+    (finished.folder / "weights" / ZOO["imagenet_r101"].file_name).touch()
+    return study
+
+
+def test_fetch_brings_what_a_study_lacks_and_nothing_else(finished: Stubbed, of_lvis: Path) -> None:
+    annotations = fetched("lvis_v1_train", "lvis_v1_val")
+    assert finished.plan("results/lvis/data/val.store", study=of_lvis) == {**fetched("lvis_v1_val"), "store": 1}
+    assert finished.plan("results/lvis/table.md", study=of_lvis) == {**annotations, **EVERY_STEP, **runs(2)}
+    wanted = {"fetch": 1, **annotations, **fetched("train2017"), "fetch_published": 1}
+    assert finished.plan("fetch", study=of_lvis) == wanted
+    ended = finished.snakemake("fetch", "--cores", "2", study=of_lvis)
+    assert ended.code == 0, ended.text
+    assert "Fetching lvis_v1_val.json.zip for lvis/lvis_v1_val.json" in ended.text
+    calls = [call["arguments"] for call in finished.calls() if call["step"] == "fetch"]
+    sources = str(finished.workflow / "configs" / "zoo" / "lvis.yaml")
+    assert sorted(call[:6] for call in calls) == [
+        ["--sources", sources, "--name", name, "--out", out]
+        for name, out in [
+            ("lvis_v1_train", "lvis/lvis_v1_train.json"),
+            ("lvis_v1_val", "lvis/lvis_v1_val.json"),
+            ("train2017", "coco/train2017.zip"),
+        ]
+    ]
+    assert (finished.folder / "weights" / ZOO["imagenet_r50"].file_name).exists()
+    # Now that all is here no rule would touch it, not even if every job is to run again.
+    assert finished.plan("fetch", study=of_lvis) == {"fetch": 1}
+    assert finished.plan("results/lvis/table.md", "--forceall", study=of_lvis) == {**EVERY_STEP, **runs(2)}
+
+
+def test_a_zip_that_two_splits_want_in_different_folders(finished: Stubbed, tmp_path: Path) -> None:
+    splits = {k: {"annotations": f"other/lvis_v1_{k}.json", "images": f"images of {k}"} for k in ("train", "val")}
+    study = write_study(tmp_path / "two.yaml", study="two", dataset={"name": "lvis", "draw": None, **splits})
+    zips = fetched("train2017", "train2017_1", "val2017")
+    assert finished.plan("fetch", study=study) == {"fetch": 1, **fetched("lvis_v1_train", "lvis_v1_val"), **zips}
+
+
+def test_an_interrupted_download_leaves_its_part_where_snakemake_does_not_delete_it(
+    finished: Stubbed, of_lvis: Path
+) -> None:
+    out, part, flag = (finished.folder / name for name in ("lvis/lvis_v1_val.json", "lvis/a.part", "fail_fetch"))
+    out.unlink(missing_ok=True)
+    part.parent.mkdir(exist_ok=True)
+    for file in (part, flag):
+        file.touch()
+    try:
+        ended = finished.snakemake("lvis/lvis_v1_val.json", "--cores", "1", study=of_lvis)
+        assert ended.code != 0
+        assert part.exists()
+        assert not out.exists()
+    finally:
+        flag.unlink()
 
 
 @pytest.mark.parametrize(

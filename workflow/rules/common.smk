@@ -20,6 +20,12 @@ from lvis_rcnn.config import (
     zoo_of,
 )
 from lvis_rcnn.published import scored_models
+from lvis_rcnn.sources import (
+    DEFAULT_SOURCES,
+    lacking_files,
+    lacking_weights,
+    load_sources,
+)
 
 DEFAULT_STUDY = Path(workflow.basedir, "configs", "mini.yaml")
 # A job that is its own process (run: directives, SLURM) is given the same --configfile again.
@@ -57,6 +63,20 @@ def load_published() -> dict:
     """The published models of the study, checked as the study itself is."""
     try:
         return scored_models(study, Path(STUDY_FILE))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def load_lacking() -> tuple[dict, dict]:
+    """Files of the dataset, and published weights, that the study needs, that can be fetched and that are not at hand.
+
+    A file that is at hand has no rule: Snakemake would delete it before it runs the rule again.
+    """
+    try:
+        return (
+            lacking_files(study, load_sources()),
+            lacking_weights(study, Path(STUDY_FILE)),
+        )
     except InputError as error:
         sys.exit(f"error: {error}")
 
@@ -126,7 +146,8 @@ def image_folder(split: str) -> str:
 
 def if_made_or_present(path: str) -> list[str]:
     """``path`` as an input where a rule makes it or it exists; the step itself says best what is missing."""
-    made = study.dataset.draw and Path(path).is_relative_to(drawn_folder())
+    is_drawn = study.dataset.draw and Path(path).is_relative_to(drawn_folder())
+    made = is_drawn or path in lacking_dataset
     return [path] if made or Path(path).exists() else []
 
 
@@ -176,22 +197,20 @@ def backbone_of_model(wildcards) -> str:
     return published[wildcards.model].backbone
 
 
-def files_to_fetch() -> list[str]:
-    """Names of the published files that are not at hand.
+def numbered(name: str, path: str) -> str:
+    """Name of the rule that fetches the row ``name`` to ``path``: with a number where a study wants it in two places."""
+    paths = [other for other, row in lacking_dataset.items() if row.name == name]
+    return f"fetch_{name}" + (f"_{paths.index(path)}" if paths.index(path) else "")
 
-    A file that is at hand has no rule: Snakemake would delete it before it runs the rule again.
-    """
-    return [
-        published[model].file_name
-        for model in published
-        if not Path(published_file(model)).exists()
-    ]
+
+def weights_to_fetch() -> dict[str, str]:
+    """Model of the zoo of each published file that is not at hand, by the file's name."""
+    return {model.file_name: model.name for model in lacking_models.values()}
 
 
 def model_of_file(wildcards, output) -> str:
-    """Published model whose file is ``wildcards.file``; untracked, since the file names it."""
-    names = {published[model].file_name: model for model in published}
-    return names[wildcards.file]
+    """Model of the zoo whose file is ``wildcards.file``; untracked, since the file names it."""
+    return weights_to_fetch()[wildcards.file]
 
 
 def split_of_run(wildcards) -> str:

@@ -1,0 +1,120 @@
+"""One file of LVIS is brought to its place: downloaded, checked, unpacked where it is an annotation file.
+
+    python -m lvis_rcnn.fetch --name lvis_v1_val --out data/lvis_v1/annotations/lvis_v1_val.json
+    python -m lvis_rcnn.fetch --name train2017 --out data/coco/train2017.zip
+
+What is at hand is never fetched: neither the file, nor, beside it, the zip that it is in. The zip stays, so that
+nothing is downloaded twice. Of an annotation file without a published digest, FILE.seen.json records what came.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import msgspec
+
+from lvis_rcnn.command import InputError, log, run_step, step_parser
+from lvis_rcnn.download import download
+from lvis_rcnn.files import append_to_part, keep_part, locked_part, sha256_of_file
+from lvis_rcnn.sources import DEFAULT_SOURCES, Source, load_sources
+from lvis_rcnn.unpack import json_member, unpack_json
+
+
+class Lists(msgspec.Struct):
+    """What is counted of an annotation file; the records themselves stay text."""
+
+    images: list[msgspec.Raw]
+    categories: list[msgspec.Raw]
+
+
+def fetch(source: Source, out: Path) -> None:
+    """Bring a file to ``out``; nothing is done where it is there.
+
+    Raises:
+        InputError: it cannot be downloaded or unpacked, or the zip that is at hand is another one.
+    """
+    if out.exists():
+        log.info("%s is there and left alone", out)
+        return
+    archive = out.with_name(source.zip_name) if source.is_unpacked else out
+    was_there = archive.exists()
+    check = json_member if source.is_unpacked else None
+    download(source.urls, archive, size_bytes=source.size_bytes, sha256=source.sha256 or "", check=check)
+    if source.is_unpacked:
+        if was_there:
+            check_digest(archive, source)
+        unpack_json(archive, out, check=lambda part: record_seen(source, archive, part, out))
+
+
+def check_digest(archive: Path, source: Source) -> None:
+    """Raise InputError where a zip that was there is not the published one."""
+    if source.sha256 is not None and (found := sha256_of_file(archive)) != source.sha256:
+        mend = "delete it, or unpack it yourself if it is meant"
+        raise InputError(str(archive), f"its SHA-256 is {found}", allowed=source.sha256, mend=mend)
+
+
+def record_seen(source: Source, archive: Path, part: Path, out: Path) -> None:
+    """Where no digest is published: count what came, record it, and warn where it is not what is known.
+
+    Raises:
+        InputError: no annotation file.
+    """
+    if source.counts is None:
+        return
+    counts, known = counts_of(part, out), source.counts.model_dump()
+    if counts != known:
+        log.warning("warning: %s has %s; %s are known", out, in_words(counts), in_words(known))
+    record = {
+        "format": "lvis_rcnn.seen",
+        "version": 1,
+        "file": out.name,
+        "size_bytes": part.stat().st_size,
+        "sha256": sha256_of_file(part),
+        "zip": archive.name,
+        "zip_size_bytes": archive.stat().st_size,
+        "zip_sha256": sha256_of_file(archive),
+        "counts": counts,
+        "known_counts": known,
+        "is_as_known": counts == known,
+    }
+    seen = out.with_name(f"{out.name}.seen.json")
+    with locked_part(seen) as file:
+        file.truncate(0)
+        append_to_part(file, seen, json.dumps(record, indent=2).encode() + b"\n")
+        keep_part(file, seen)
+
+
+def counts_of(part: Path, out: Path) -> dict[str, int]:
+    """Records of each list; InputError, which names ``out``, where they cannot be read."""
+    try:
+        lists = msgspec.json.decode(part.read_bytes(), type=Lists)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        what = f"what was in the zip is no annotation file: {error}"
+        raise InputError(str(out), what, mend="delete the zip beside it and fetch it again") from None
+    return {"images": len(lists.images), "categories": len(lists.categories)}
+
+
+def in_words(counts: dict[str, int]) -> str:
+    """``5,000 images, 1,230 categories``."""
+    return ", ".join(f"{number:,} {name}" for name, number in counts.items())
+
+
+def step(args: argparse.Namespace) -> None:
+    """Bring one file."""
+    sources = load_sources(args.sources)
+    if args.name not in sources:
+        raise InputError(f"--name {args.name}", f"is not in {args.sources}", allowed=", ".join(sources))
+    fetch(sources[args.name], args.out)
+
+
+def main() -> None:
+    """Command line of this step."""
+    parser = step_parser(__doc__)
+    parser.add_argument("--sources", type=Path, default=DEFAULT_SOURCES, metavar="FILE", help="files of the dataset")
+    parser.add_argument("--name", required=True, metavar="ROW", help="row of that file")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the file shall lie")
+    run_step(parser, step)
+
+
+if __name__ == "__main__":
+    main()
