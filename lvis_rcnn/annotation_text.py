@@ -111,7 +111,7 @@ class Pieces:
             closed = LIST_CLOSED.search(str(error))
             if closed is None:
                 raise
-        length = int(closed[1]) - 1
+        length = int(closed[1]) - 2  # msgspec counts bytes from 1, and the bracket
         return self.decoder.decode(b"[" + piece[:length]), length, True
 
 

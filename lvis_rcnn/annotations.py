@@ -1,8 +1,8 @@
 """LVIS JSON becomes a memory-mapped store that every process shares.
 
 A store is a folder of flat .npy arrays (values and offsets) and store.json. Images keep the order of the file,
-annotations are grouped by image in that order; their outlines stay in the order of the file. The numbers are those of the file: boxes and polygons are neither
-clipped nor rounded; whoever uses them does that.
+annotations are grouped by image in that order; their outlines stay in the order of the file. The numbers are those of
+the file: boxes and polygons are neither clipped nor rounded; whoever uses them does that.
 
     python -m lvis_rcnn.annotations --annotations lvis_v1_train.json --out train.store
 """

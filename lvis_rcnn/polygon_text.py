@@ -8,12 +8,12 @@ bit for bit what ``float`` gives (tests/test_polygon_text.py). Every other spell
 that is anything but lists of lists of numbers is left to whoever can say what is wrong with it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, UInt8, UInt64
+from jaxtyping import Float64, Int64, UInt8, UInt64
 
 # Bytes of text read together: with the scratch arrays of their numbers they stay in a core's second-level cache.
 BLOCK = 1 << 17
@@ -52,7 +52,7 @@ def read_polygons(segmentations: Sequence[bytes | msgspec.Raw]) -> Polygons:
         Unread: one of them is no list of lists of numbers, or a list is empty, or spellings are such that reading them
             here would gain nothing.
     """
-    text = bytearray(b",".join([*segmentations, PADDING]))
+    text = bytearray(b",").join([*segmentations, PADDING])
     bytes_ = np.frombuffer(text, np.uint8)
     # Lower-case letters and braces lie above the brackets; control characters are the blanks of indented files.
     if bytes_.max() > CLOSE or any(surprise in text for surprise in SURPRISES):
@@ -62,13 +62,37 @@ def read_polygons(segmentations: Sequence[bytes | msgspec.Raw]) -> Polygons:
     brackets = np.flatnonzero(bytes_ >= OPEN)
     opens, closes, polygons_each = polygon_brackets(bytes_, brackets, len(segmentations))
     bytes_[brackets] = ord(" ")
-    starts = [number_starts(bytes_[at - 1 if at else 0 : at + BLOCK], at) for at in range(0, len(text), BLOCK)]
-    coordinates = np.concatenate([read_numbers(text, block) for block in starts])
-    all_starts = np.concatenate(starts)
-    first, end = np.searchsorted(all_starts, opens), np.searchsorted(all_starts, closes)
-    if (end == first).any() or end[-1] != len(all_starts) or (first[1:] != end[:-1]).any() or first[0] != 0:
+    negative = b"-" in text
+    starts, coordinates = [], []
+    for at, end in blocks(text):
+        starts.append(number_starts(bytes_[at:end]) + at)
+        without_point = bool(np.count_nonzero(bytes_[at:end] == ord(".")) < len(starts[-1]))
+        coordinates.append(read_numbers(text, starts[-1], negative, without_point))
+    return Polygons(polygons_each, lengths(np.concatenate(starts), opens, closes), np.concatenate(coordinates))
+
+
+def blocks(text: bytearray) -> Iterator[tuple[int, int]]:
+    """Where to cut the text so that no number is cut: behind commas. The last of them ends it."""
+    at = 0
+    while at < len(text) - len(PADDING):
+        end = text.rfind(b",", at, at + BLOCK) + 1
+        if end <= at:
+            raise Unread
+        yield at, end
+        at = end
+
+
+def lengths(
+    starts: Int64[np.ndarray, " numbers"],
+    opens: Int64[np.ndarray, " polygons"],
+    closes: Int64[np.ndarray, " polygons"],
+) -> Int64[np.ndarray, " polygons"]:
+    """Numbers of each polygon; Unread unless each has one, and each number has a polygon."""
+    first, end = np.searchsorted(starts, opens), np.searchsorted(starts, closes)
+    if first[0] != 0 or end[-1] != len(starts) or (first[1:] != end[:-1]).any() or (end == first).any():
         raise Unread
-    return Polygons(polygons_each, end - first, coordinates)
+    counts: np.ndarray = end - first
+    return counts
 
 
 def polygon_brackets(
@@ -87,14 +111,11 @@ def polygon_brackets(
     return brackets[inner], brackets[inner + 1], polygons_each
 
 
-def number_starts(text: UInt8[np.ndarray, " bytes"], at: int) -> Int64[np.ndarray, " n"]:
-    """Where numbers begin in the block at ``at``; ``text`` has one byte before it unless ``at`` is 0.
-
-    The first byte of all is a bracket, which is no start.
-    """
-    of_number: Bool[np.ndarray, " bytes"] = text - np.uint8(ord("-")) < 13  # - . / 0 to 9
+def number_starts(text: UInt8[np.ndarray, " bytes"]) -> Int64[np.ndarray, " n"]:
+    """Where numbers begin in text that no number crosses the border of."""
+    of_number = np.zeros(len(text) + 1, bool)
+    np.less(text - np.uint8(ord("-")), 13, out=of_number[1:])  # - . / 0 to 9
     starts: np.ndarray = np.greater(of_number[1:], of_number[:-1]).nonzero()[0]
-    starts += at if at else 1
     return starts
 
 
@@ -103,20 +124,23 @@ def word(text: str) -> np.uint64:
     return np.uint64(int(text * 8, 16))
 
 
-ONE, FOUR, EIGHT, TWELVE, SIXTEEN, THIRTY_TWO, SIXTY = (np.uint64(n) for n in (1, 4, 8, 12, 16, 32, 60))
+ONE, THREE, FOUR, EIGHT, TWELVE, THIRTY_TWO, SIXTY = (np.uint64(n) for n in (1, 3, 4, 8, 12, 32, 60))
+# The mark of a sign.
+FIRST = np.uint64(1 << 4)
 # Digits have this bit; point, comma and blank lack it, and so does the minus sign.
 DIGIT_BIT, DIGIT_VALUE = word("10"), word("0f")
-PAIRS, QUADS = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF)
-# Times these, neighbouring digits, pairs and quads come together above themselves: 10 a + b, 100 a + b, 10000 a + b.
-TENS, HUNDREDS, MYRIADS = (np.uint64(n) for n in (10 * 2**8 + 1, 100 * 2**16 + 1, 10_000 * 2**32 + 1))
+# Times these, a digit, pair or quad comes together with the one above it, in its place: 10 a + b, 100 a + b, ...
+TENS, HUNDREDS, MYRIADS = (np.uint16(10 * 2**8 + 1), np.uint32(100 * 2**16 + 1), np.uint64(10_000 * 2**32 + 1))
 # 2 ** (8 p) times this has p in its uppermost four bits.
 PLACE = np.uint64(sum(p << (SIXTY - 8 * p) for p in range(8)))
 # Eight digits of which p stand before the point are a whole number over this.
 DIVISORS = np.array([10.0 ** (8 - p) for p in range(8)])
 
 
-def read_numbers(text: bytearray, starts: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-    """The numbers that begin there; after each comes a comma or a blank."""
+def read_numbers(
+    text: bytearray, starts: Int64[np.ndarray, " n"], negative: bool, without_point: bool
+) -> Float64[np.ndarray, " n"]:
+    """The numbers that begin there; some may be ``negative`` or ``without_point``. A comma or a blank ends each."""
     words = np.ndarray(len(text) - 7, "<u8", text, strides=(1,))[starts]
     # One bit for each byte that is no digit. The lowest is the point, the next the end.
     marks = words & DIGIT_BIT
@@ -124,10 +148,10 @@ def read_numbers(text: bytearray, starts: Int64[np.ndarray, " n"]) -> Float64[np
     point = lowest_bit(marks)
     marks ^= point
     end = lowest_bit(marks)
-    whole = words & (point >> np.uint64(3)) == 0  # a comma or blank: bit 1 tells them from a point
-    if whole.any():
+    if without_point:
+        whole = words & (point >> THREE) == 0  # a comma or blank: bit 1 tells them from a point
         end[whole] = point[whole] << EIGHT
-    odd = np.flatnonzero((end == 0) | (point == np.uint64(16)))
+    odd = np.flatnonzero((end == 0) | (point == FIRST) if negative else end == 0)
     if len(odd) > len(starts) // 4:
         raise Unread
     numbers = quotients(words, point, end)
@@ -156,12 +180,10 @@ def quotients(
     words &= end
     digits |= words
     digits &= DIGIT_VALUE
-    for factor, shift, mask in ((TENS, EIGHT, PAIRS), (HUNDREDS, SIXTEEN, QUADS)):
-        digits *= factor
-        digits >>= shift
-        digits &= mask
-    digits *= MYRIADS
-    digits >>= THIRTY_TWO
+    for join in (TENS, HUNDREDS, MYRIADS):
+        lanes = digits.view(join.dtype)
+        lanes *= join
+        lanes >>= join.dtype.type(join.nbytes * 4)
     point *= PLACE
     point >>= SIXTY
     numbers = digits.view(np.int64).astype(np.float64)

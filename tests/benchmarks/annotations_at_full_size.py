@@ -9,13 +9,23 @@ comes from a process of its own: ours is the store and the repeat factors from i
 factors from sets of its records. CPU is user and system time of the whole process, imports included.
 
 Private memory is USS (``Private_Clean`` + ``Private_Dirty`` of smaps_rollup): of opening the store, and of a worker
-that is forked with the annotations in hand and reads every record once, beyond a worker without them. A worker of
-``lvis.LVIS`` or of a list of dicts copies each page whose reference counts it touches.
+that is forked with the annotations in hand and reads every record once, beyond one that reads nothing; another worker
+has done the same before. A worker of ``lvis.LVIS`` or of a list of dicts copies each page whose reference counts it
+touches; pages of the store are those of all.
 """
 
+import argparse
+import ctypes
+import gc
 import json
+import os
+import resource
+import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 IMAGES, ANNOTATIONS, CATEGORIES = 100_170, 1_270_141, 1_203
 POOL = 20_000
 THRESHOLD = 1e-3
+PR_SET_PDEATHSIG = 1
 
 
 def outline_text(random: np.random.Generator) -> str:
@@ -80,3 +91,157 @@ def draw_file(path: Path, scale: float) -> None:
         ]
         file.write('], "categories": ' + json.dumps(rows) + "}")
     temporary.rename(path)
+
+
+def ours(annotations: Path, store: Path) -> int:
+    """Store and repeat factors; the sum of copies."""
+    from lvis_rcnn.annotations import build_store, open_store
+    from lvis_rcnn.repeat_factors import repeat_factors
+
+    build_store(annotations, store)
+    return int(repeat_factors(open_store(store), THRESHOLD).copies.sum())
+
+
+def theirs(annotations: Path, store: Path) -> int:
+    """The same with ``lvis.LVIS`` and sets of records, as one writes it by hand."""
+    import lvis
+
+    official = lvis.LVIS(str(annotations))
+    categories_of = defaultdict(set)
+    for record in official.anns.values():
+        if record["area"] > 0 and min(record["bbox"][2:]) >= 1:
+            categories_of[record["image_id"]].add(record["category_id"])
+    kept = [
+        image
+        for image in official.img_ann_map
+        if min(official.imgs[image]["height"], official.imgs[image]["width"]) >= 32
+    ]
+    counts = defaultdict(int)
+    for image in kept:
+        for category in categories_of[image]:
+            counts[category] += 1
+    factors = {c: max(1.0, float(np.sqrt(THRESHOLD / (count / len(kept))))) for c, count in counts.items()}
+    return sum(int(np.ceil(max((factors[c] for c in categories_of[image]), default=1.0))) for image in kept)
+
+
+def from_store(annotations: Path, store: Path) -> int:
+    """Repeat factors of a store that is there."""
+    from lvis_rcnn.annotations import open_store
+    from lvis_rcnn.repeat_factors import repeat_factors
+
+    return int(repeat_factors(open_store(store), THRESHOLD).copies.sum())
+
+
+def private_mb() -> float:
+    """USS of this process."""
+    rows = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    return sum(int(row[1]) for row in rows if row[0] in ("Private_Clean:", "Private_Dirty:")) / 1024
+
+
+def opened(annotations: Path, store: Path) -> dict[str, float]:
+    """Seconds and private memory of opening a store."""
+    from lvis_rcnn.annotations import open_store
+
+    before, start = private_mb(), time.perf_counter()
+    kept = open_store(store)
+    return {"open_s": time.perf_counter() - start, "private_mb": private_mb() - before, "images": kept.num_images}
+
+
+def read_store(store: object) -> float:
+    """Every number of a store once."""
+    every = range(len(store.annotation_ids))
+    return sum(float(polygon.sum()) for row in every for polygon in store.polygons_of(row)) + store.areas.sum()
+
+
+def read_records(records: list) -> float:
+    """The same of dictionaries."""
+    return sum(sum(map(sum, record["segmentation"])) + record["area"] for record in records)
+
+
+def worker_memory(read: Callable[[], float]) -> float:
+    """Private memory of a further worker that has read all annotations, beyond one that has read nothing."""
+    without, _first, further = (forked(work) for work in (lambda: 0.0, read, read))
+    return further - without
+
+
+def forked(work: Callable[[], float]) -> float:
+    """Private memory of a forked process after its work; it lives as long as this one."""
+    receive, send = os.pipe()
+    if os.fork() == 0:
+        work()
+        gc.collect()
+        os.write(send, str(private_mb()).encode())
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.pause()
+    return float(os.read(receive, 100))
+
+
+def store_worker(annotations: Path, store: Path) -> float:
+    """A worker with the store."""
+    from lvis_rcnn.annotations import open_store
+
+    opened_store = open_store(store)
+    return worker_memory(lambda: read_store(opened_store))
+
+
+def lvis_worker(annotations: Path, store: Path) -> float:
+    """A worker with ``lvis.LVIS``."""
+    import lvis
+
+    official = lvis.LVIS(str(annotations))
+    return worker_memory(lambda: read_records(official.load_anns(official.get_ann_ids())))
+
+
+def dict_worker(annotations: Path, store: Path) -> float:
+    """A worker with a list of dictionaries."""
+    records = json.loads(annotations.read_bytes())["annotations"]
+    return worker_memory(lambda: read_records(records))
+
+
+MEASURED = {work.__name__: work for work in (ours, theirs, from_store, opened, store_worker, lvis_worker, dict_worker)}
+
+
+def measure(name: str, annotations: Path, store: Path) -> dict[str, object]:
+    """Result, CPU seconds and peak memory of one of ``MEASURED`` in a process of its own."""
+    command = [sys.executable, __file__, "--measure", name, "--folder", str(annotations), "--store", str(store)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def print_measured(name: str, annotations: Path, store: Path) -> None:
+    """What :func:`measure` reads."""
+    result = MEASURED[name](annotations, store)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    figures = {"cpu_s": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024}
+    print(json.dumps({"result": result, **figures}))
+
+
+def main() -> None:
+    """Draw the file where it is not there, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=float, default=1.0, help="of images and annotations (default 1)")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/annotations_benchmark"), help="keeps the drawn file")
+    parser.add_argument("--measure", choices=MEASURED, help=argparse.SUPPRESS)
+    parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print_measured(args.measure, args.folder, args.store)
+        return
+    args.folder.mkdir(parents=True, exist_ok=True)
+    annotations, store = args.folder / f"drawn_{args.scale}.json", args.folder / f"drawn_{args.scale}.store"
+    if not annotations.exists():
+        draw_file(annotations, args.scale)
+    print(f"{annotations}: {annotations.stat().st_size / 1e6:,.0f} MB")
+    found = {}
+    for name in MEASURED:
+        found[name] = measure(name, annotations, store)
+        row = found[name]
+        print(f"{name:13} CPU {row['cpu_s']:7.2f} s   peak {row['peak_mb']:7.0f} MB   {row['result']}", flush=True)
+    assert found["ours"]["result"] == found["theirs"]["result"] == found["from_store"]["result"]
+    print(
+        f"theirs / ours: CPU {found['theirs']['cpu_s'] / found['ours']['cpu_s']:.1f}x, "
+        f"peak memory {found['theirs']['peak_mb'] / found['ours']['peak_mb']:.1f}x"
+    )
+
+
+if __name__ == "__main__":
+    main()
