@@ -20,7 +20,7 @@ from lvis_rcnn.command import InputError
 PIECE = 1 << 21
 
 # Bytes at the end of a piece among which a border of two records is looked for first.
-TAIL = 1 << 16
+TAIL = 1 << 13
 
 BORDER = re.compile(rb"\}[ \t\r\n]*(,)[ \t\r\n]*\{")
 LIST_OPENS = re.compile(rb'"annotations"[ \t\r\n]*:[ \t\r\n]*\[')
@@ -57,9 +57,10 @@ def release(text: Text, start: int, end: int) -> None:
 def sha256_of(text: Text) -> str:
     """Hex SHA-256 of the bytes."""
     digest = hashlib.sha256()
+    view = memoryview(text)
     for start in range(0, len(text), PIECE):
-        digest.update(text[start : start + PIECE])
-        release(text, start, start + PIECE)
+        digest.update(view[start : start + PIECE])
+        release(text, start, min(start + PIECE, len(text)))
     return digest.hexdigest()
 
 
@@ -73,52 +74,54 @@ class Pieces:
 
     def __init__(self, text: Text, start: int, kind: type) -> None:
         self.text = text
+        self.view = memoryview(text)
         self.end = start
         self.done = 0
         self.decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
 
     def __iter__(self) -> Iterator[list]:  # type: ignore[type-arg]
         """Read on from ``start``, which is behind the opening bracket."""
-        size = PIECE
-        while True:
-            piece = self.text[self.end : self.end + size]
-            last = self.end + size >= len(self.text)
+        size, closed = PIECE, False
+        while not closed:
+            limit = min(self.end + size, len(self.text))
             try:
-                values, length, closed = self.read_piece(bytes(piece), last)
+                values, end, closed = self.read_piece(limit)
             except msgspec.ValidationError:
                 raise
             except msgspec.DecodeError:
-                if last:
+                if limit == len(self.text):
                     raise
                 size *= 2  # the cut was no border of two values
                 continue
             yield values
-            release(self.text, self.end, self.end + length)
-            self.end, self.done, size = self.end + length, self.done + len(values), PIECE
-            if closed:
-                return
+            release(self.text, self.end, end)
+            self.end, self.done, size = end, self.done + len(values), PIECE
 
-    def read_piece(self, piece: bytes, last: bool) -> tuple[list, int, bool]:  # type: ignore[type-arg]
-        """Values of the longest piece that ends at a border, its length, and whether the list ends with it."""
-        border = None if last else last_border(piece)
-        cut = piece if border is None else piece[:border]
+    def read_piece(self, limit: int) -> tuple[list, int, bool]:  # type: ignore[type-arg]
+        """Values up to the last border before ``limit``, where they end, and whether the list ends with them."""
+        border = last_border(self.text, self.end, limit) if limit < len(self.text) else None
         try:
-            values = self.decoder.decode(b"[" + cut + b"]" * (border is not None))
-            return values, len(cut) + (border is not None), border is None
+            values = self.decode(border or limit, b"]" * (border is not None))
+            return values, (border or limit - 1) + 1, border is None
         except msgspec.ValidationError:
             raise
         except msgspec.DecodeError as error:
             closed = LIST_CLOSED.search(str(error))
             if closed is None:
                 raise
-        length = int(closed[1]) - 2  # msgspec counts bytes from 1, and the bracket
-        return self.decoder.decode(b"[" + piece[:length]), length, True
+        end = self.end + int(closed[1]) - 2  # msgspec counts bytes from 1, and the bracket
+        return self.decode(end, b""), end, True
+
+    def decode(self, end: int, close: bytes) -> list:  # type: ignore[type-arg]
+        """The values from where we are to ``end``."""
+        values: list = self.decoder.decode(b"".join((b"[", self.view[self.end : end], close)))  # type: ignore[type-arg]
+        return values
 
 
-def last_border(piece: bytes) -> int | None:
-    """Where the comma of the last border stands, if there is any."""
-    for start in (max(0, len(piece) - TAIL), 0):
-        commas = [found.start(1) for found in BORDER.finditer(piece, start)]
+def last_border(text: Text, start: int, limit: int) -> int | None:
+    """Where the comma of the last border of two records before ``limit`` stands, if there is any."""
+    for first in (max(start, limit - TAIL), start):
+        commas = [found.start(1) for found in BORDER.finditer(text, first, limit)]
         if commas:
             return commas[-1]
     return None
@@ -128,10 +131,10 @@ def first_list(text: Text) -> int | None:
     """Where the first list named annotations begins, behind its bracket; not necessarily the file's own."""
     overlap = 1 << 10
     for start in range(0, len(text), PIECE):
-        found = LIST_OPENS.search(bytes(text[start : start + PIECE + overlap]))
+        found = LIST_OPENS.search(text, start, min(start + PIECE + overlap, len(text)))
         if found:
-            return start + found.end()
-        release(text, start, start + PIECE)
+            return found.end()
+        release(text, start, min(start + PIECE, len(text)))
     return None
 
 

@@ -65,7 +65,7 @@ def read_polygons(segmentations: Sequence[bytes | msgspec.Raw]) -> Polygons:
     negative = b"-" in text
     starts, coordinates = [], []
     for at, end in blocks(text):
-        starts.append(number_starts(bytes_[at:end]) + at)
+        starts.append(number_starts(bytes_, at, end))
         without_point = bool(np.count_nonzero(bytes_[at:end] == ord(".")) < len(starts[-1]))
         coordinates.append(read_numbers(text, starts[-1], negative, without_point))
     return Polygons(polygons_each, lengths(np.concatenate(starts), opens, closes), np.concatenate(coordinates))
@@ -111,11 +111,12 @@ def polygon_brackets(
     return brackets[inner], brackets[inner + 1], polygons_each
 
 
-def number_starts(text: UInt8[np.ndarray, " bytes"]) -> Int64[np.ndarray, " n"]:
-    """Where numbers begin in text that no number crosses the border of."""
-    of_number = np.zeros(len(text) + 1, bool)
-    np.less(text - np.uint8(ord("-")), 13, out=of_number[1:])  # - . / 0 to 9
+def number_starts(text: UInt8[np.ndarray, " bytes"], at: int, end: int) -> Int64[np.ndarray, " n"]:
+    """Where numbers begin between ``at`` and ``end``, which no number crosses."""
+    of_number = np.zeros(end - at + 1, bool)
+    np.less(text[at:end] - np.uint8(ord("-")), 13, out=of_number[1:])  # - . / 0 to 9
     starts: np.ndarray = np.greater(of_number[1:], of_number[:-1]).nonzero()[0]
+    starts += at
     return starts
 
 
@@ -155,7 +156,10 @@ def read_numbers(
     if len(odd) > len(starts) // 4:
         raise Unread
     numbers = quotients(words, point, end)
-    numbers[odd] = [float(spelling(text, start)) for start in starts[odd].tolist()]
+    if len(odd):
+        numbers[odd] = [float(spelling(text, start)) for start in starts[odd].tolist()]
+        if not np.isfinite(numbers[odd]).all():
+            raise Unread
     return numbers
 
 
