@@ -10,7 +10,11 @@ The files of this package, in data-flow order, are the method; a module imports 
     sources, fetch     the files of LVIS: where they come from, which a study lacks; brings one of them
     provenance         what produced a number
     mini*              draws the embedded dataset
-    annotation_file    what an LVIS JSON file may hold
+    polygon_text       the text of polygons becomes arrays
+    annotation_text    a file of a gigabyte, a piece at a time
+    annotation_records what an LVIS JSON file may hold
+    annotation_rows    records become rows of arrays
+    annotation_file    a whole file, checked
     annotations        LVIS JSON becomes a memory-mapped store
     lvis_versions      which version a file is, by its content
     image_files        images in folders, or in zips as they were downloaded

@@ -1,30 +1,31 @@
 """LVIS JSON becomes a memory-mapped store that every process shares.
 
 A store is a folder of flat .npy arrays (values and offsets) and store.json. Images keep the order of the file,
-annotations are grouped by image in that order. The numbers are those of the file: boxes and polygons are neither
-clipped nor rounded; whoever uses them does that.
+annotations are grouped by image in that order; their outlines stay in the order of the file. The numbers are those of
+the file: boxes and polygons are neither clipped nor rounded; whoever uses them does that.
 
     python -m lvis_rcnn.annotations --annotations lvis_v1_train.json --out train.store
 """
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
 from jaxtyping import Float64, Int32, Int64, UInt8
 
-from lvis_rcnn.annotation_file import Category, columns, decode_file, read_bytes
+from lvis_rcnn.annotation_file import read_file
+from lvis_rcnn.annotation_records import Category
+from lvis_rcnn.annotation_text import read_text, sha256_of
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.files import atomic_folder, write_json
 
 FORMAT = "lvis_rcnn.annotations"
-VERSION = 1
+VERSION = 2
 
 # x + width of two-decimal numbers may exceed the image by the rounding of the sum.
 ROUNDING_PX = 1e-3
@@ -58,7 +59,8 @@ ARRAYS = {
     "labels": "<i4",
     "boxes_xywh": "<f8",
     "areas": "<f8",
-    "polygon_offsets": "<i8",
+    "first_polygons": "<i8",
+    "polygon_counts": "<i4",
     "coordinate_offsets": "<i8",
     "coordinates": "<f8",
 }
@@ -100,7 +102,9 @@ class AnnotationStore:
     """As in the file; a box may overshoot its image."""
     areas: Float64[np.ndarray, " A"]
     """Mask area in pixels, as in the file."""
-    polygon_offsets: Int64[np.ndarray, " A+1"]
+    first_polygons: Int64[np.ndarray, " A"]
+    """Polygons stand in the order of the file."""
+    polygon_counts: Int32[np.ndarray, " A"]
     coordinate_offsets: Int64[np.ndarray, " polygon_ends"]
     coordinates: Float64[np.ndarray, " numbers"]
     """x0, y0, x1, y1, ... of every polygon."""
@@ -121,8 +125,8 @@ class AnnotationStore:
 
     def polygons_of(self, annotation: int) -> list[Float64[np.ndarray, " _"]]:
         """The polygons (x0, y0, x1, y1, ...) of the annotation at this position; at least one of 6 numbers or more."""
-        first, end = self.polygon_offsets[annotation], self.polygon_offsets[annotation + 1]
-        offsets = self.coordinate_offsets[first : end + 1]
+        first = self.first_polygons[annotation]
+        offsets = self.coordinate_offsets[first : first + self.polygon_counts[annotation] + 1]
         return [self.coordinates[a:b] for a, b in pairwise(offsets)]
 
     def negatives_of(self, image: int) -> Int32[np.ndarray, " negatives"]:
@@ -198,23 +202,33 @@ def build_store(annotations: Path, out: Path) -> dict[str, int]:
     """
     if out.exists() and not (out / "store.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(str(out), "exists and is no annotation store", mend="name another folder or remove it")
-    data = read_bytes(annotations)
-    records = decode_file(data, str(annotations))
-    arrays = columns(records, str(annotations))
-    info = StoreInfo(
-        format=FORMAT,
-        version=VERSION,
-        annotations_sha256=hashlib.sha256(data).hexdigest(),
-        source_name=annotations.name,
-        counts=count(arrays, records.categories),
-        shapes={name: list(array.shape) for name, array in arrays.items()},
-        categories=records.categories,
-    )
+    text = read_text(annotations)
     with atomic_folder(out) as folder:
-        for name, dtype in ARRAYS.items():
-            np.save(folder / f"{name}.npy", arrays[name].astype(dtype, copy=False))
+        with (folder / "coordinates.npy").open("w+b") as file:
+            write_header(file, 0)
+            arrays, categories = read_file(text, str(annotations), file)
+            write_header(file, int(arrays["coordinate_offsets"][-1]))
+        shapes = {name: list(array.shape) for name, array in arrays.items()}
+        info = StoreInfo(
+            format=FORMAT,
+            version=VERSION,
+            annotations_sha256=sha256_of(text),
+            source_name=annotations.name,
+            counts=count(arrays, categories),
+            shapes={**shapes, "coordinates": [int(arrays["coordinate_offsets"][-1])]},
+            categories=categories,
+        )
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array.astype(ARRAYS[name], copy=False))
         write_json(folder / "store.json", msgspec.to_builtins(info))
     return info.counts
+
+
+def write_header(file: BinaryIO, numbers: int) -> None:
+    """Write that so many coordinates follow; NumPy leaves room, so that the header's length is always the same."""
+    file.seek(0)
+    header = {"descr": ARRAYS["coordinates"], "fortran_order": False, "shape": (numbers,)}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def count(arrays: dict[str, np.ndarray], categories: Sequence[Category]) -> dict[str, int]:

@@ -2,17 +2,21 @@
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from lvis_rcnn.command import InputError, log
+
+YOUNG_S = 1.0
 
 
 @contextlib.contextmanager
@@ -36,22 +40,53 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; on success it replaces ``path``, on failure it is removed.
 
-    A folder cannot replace a full one in one call, so an existing ``path`` is removed just before the rename.
+    Whatever a killed process has left beside ``path`` is removed first. A folder cannot replace a full one in one
+    call, so an existing ``path`` is put aside just before the rename: a process killed then leaves none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    remove_abandoned(path)
+    with locked_folder(path) as temporary:
         yield temporary
         os.chmod(temporary, 0o755)
         for file in temporary.rglob("*"):
             sync(file)
         sync(temporary)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-        sync(path.parent)
+        with locked_folder(path) as old:
+            if path.exists():
+                os.replace(path, old)
+            os.replace(temporary, path)
+            sync(path.parent)
+
+
+@contextlib.contextmanager
+def locked_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside ``path``, locked while this process works on it, so that no other takes it for abandoned.
+
+    What is then left under its name is removed.
+    """
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: then none is taken for abandoned
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove temporary folders for ``path`` whose process was killed: those that no process holds locked."""
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with contextlib.suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                # One that is younger may be between its making and its lock.
+                if time.time() - folder.stat().st_mtime > YOUNG_S:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder)
+            finally:
+                os.close(handle)
 
 
 @contextlib.contextmanager

@@ -52,8 +52,9 @@ def test_by_hand(tmp_path):
     assert store.annotation_offsets.tolist() == [0, 2, 2, 3]
     assert store.annotation_ids.tolist() == [1, 4, 5]
     assert store.labels.tolist() == [2, 1, 1]
-    assert store.polygon_offsets.tolist() == [0, 1, 3, 4]
-    assert store.coordinate_offsets.tolist() == [0, 6, 12, 20, 26]
+    assert store.first_polygons.tolist() == [1, 2, 0]
+    assert store.polygon_counts.tolist() == [1, 2, 1]
+    assert store.coordinate_offsets.tolist() == [0, 6, 12, 18, 26]
     assert store.negative_labels.tolist() == [2, 1, 3]
     assert store.counts["clipped_boxes"] == 1  # 50 + 15 > 60
     assert store.counts["images_without_annotation"] == 1
@@ -215,7 +216,7 @@ def damage(store: Path, kind: str) -> None:
     elif kind == "retyped":
         np.save(store / "labels.npy", np.zeros(3, "<f4"))
     else:
-        info.update({"version": {"version": 2}, "format": {"format": "other.store"}, "keys": {"shapes": {}}}[kind])
+        info.update({"version": {"version": 1}, "format": {"format": "other.store"}, "keys": {"shapes": {}}}[kind])
     (store / "store.json").write_text("{" if kind == "garbled" else json.dumps(info))
 
 
@@ -227,8 +228,8 @@ def damage(store: Path, kind: str) -> None:
         ("exchanged", r"the store is incomplete: labels.npy holds <i4 \(2,\), not <i4 \(3,\)"),
         ("retyped", r"labels.npy holds <f4 \(3,\), not <i4 \(3,\)"),
         ("keys", "the store is incomplete"),
-        ("version", "format lvis_rcnn.annotations version 2; allowed: lvis_rcnn.annotations version 1"),
-        ("format", "store of format other.store version 1"),
+        ("version", "format lvis_rcnn.annotations version 1; allowed: lvis_rcnn.annotations version 2"),
+        ("format", "store of format other.store version 2"),
         ("garbled", "store.json is not one of ours"),
     ],
 )

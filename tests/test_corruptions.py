@@ -1,0 +1,172 @@
+"""A corrupted annotation file becomes the store of what it says, or one line that names what is wrong with it."""
+
+import copy
+import json
+import random
+import resource
+import time
+
+from small_dataset import annotation, build, small_dataset
+from test_annotations import assert_same, nodes
+
+from lvis_rcnn import annotation_file
+from lvis_rcnn.annotations import build_store
+from lvis_rcnn.command import InputError
+
+CORRUPTIONS = 1_200
+
+VALUES = [None, True, False, -1, 0, 1, 1.5, -0.0, "", "7", "\ud800", "a\nb", [], {}, [[]], [[[]]], [1, 2, 3, 4]]
+VALUES += [1e308, -1e308, 10**19, 10**30, 10**400, 2**63 - 1, 2**63, 2**64, float("nan"), float("inf"), [[1] * 6]]
+VALUES += [{"size": [40, 60], "counts": [2400]}, {"size": [40, 60], "counts": "PSm0"}, [[1e-320, 1e22, 3, 4, 5, 6]]]
+FRAGMENTS = [b"NaN", b"-Infinity", b"1e999", b"-", b"00", b".", b"1.", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\\u0000"]
+FRAGMENTS += [b"[" * 2000, b"]", b"{", b"}", b'"', b"\\", b",", b":", b"}, {", b"9" * 500, b"/* */", b"\r\n\t "]
+
+
+def parent_of(dataset, path):
+    """The list or dictionary in which the value at ``path`` stands."""
+    for key in path[:-1]:
+        dataset = dataset[key]
+    return dataset
+
+
+def replace(pick, node, key):
+    node[key] = copy.deepcopy(pick.choice(VALUES))
+
+
+def remove(pick, node, key):
+    del node[key]
+
+
+def wrap(pick, node, key):
+    node[key] = pick.choice([[node[key]], {"value": node[key]}, str(node[key])])
+
+
+def repeat(pick, node, key):
+    if isinstance(node, list):
+        node.insert(pick.randrange(len(node) + 1), copy.deepcopy(node[key]))
+    else:
+        node[pick.choice(list(node))] = copy.deepcopy(node[key])
+
+
+def empty(pick, node, key):
+    if isinstance(node[key], list | dict):
+        node[key] = type(node[key])()
+
+
+def change_number(pick, node, key):
+    if isinstance(node[key], int | float):
+        node[key] = pick.choice([-node[key], node[key] + 1, node[key] * 1e9, node[key] / 3, str(node[key])])
+
+
+VALUE_MUTATORS = [replace, replace, remove, wrap, repeat, empty, change_number, change_number]
+
+
+def truncate(pick, text):
+    return text[: pick.randrange(len(text))]
+
+
+def insert(pick, text):
+    at = pick.randrange(len(text))
+    return text[:at] + pick.choice(FRAGMENTS) + text[at:]
+
+
+def flip(pick, text):
+    at = pick.randrange(len(text))
+    return text[:at] + bytes([text[at] ^ 1 << pick.randrange(8)]) + text[at + 1 :]
+
+
+def cut_out(pick, text):
+    at = pick.randrange(len(text))
+    return text[:at] + text[at + pick.randrange(1, 40) :]
+
+
+def double_key(pick, text):
+    """A key of a record, or of the file, stands twice."""
+    keys = [b'"id"', b'"bbox"', b'"segmentation"', b'"image_id"', b'"annotations"', b'"height"', b'"name"']
+    key, value = pick.choice(keys), json.dumps(pick.choice(VALUES)).encode()
+    return text.replace(key, key + b": " + value + b", " + key, pick.choice([1, 1, 3]))
+
+
+def last_key(pick, text):
+    """A key of the file stands again at its end."""
+    key = pick.choice(["annotations", "images", "categories", "other"])
+    value = pick.choice([[], small_dataset().get(key, 5), {"annotations": small_dataset()["annotations"]}, 5])
+    return text.rstrip()[:-1] + b", " + json.dumps({key: value}).encode()[1:]
+
+
+def decoy(pick, text):
+    """Another list of annotations before the file's own."""
+    nested = json.dumps({"annotations": pick.choice([small_dataset()["annotations"], [], [5], "x"])}).encode()
+    return text.replace(b'{"version"', b'{"nested": ' + nested + b', "version"', 1)
+
+
+def encode(pick, text):
+    return text.decode().encode(pick.choice(["utf-16", "utf-32", "utf-8-sig", "latin-1"]), errors="replace")
+
+
+TEXT_MUTATORS = [truncate, insert, insert, flip, flip, cut_out, double_key, last_key, decoy, encode]
+
+
+def corrupted(seed):
+    """A small file with one to three corruptions, written in one of four styles."""
+    pick = random.Random(seed)
+    dataset = small_dataset()
+    if pick.random() < 0.7:
+        for _ in range(pick.randint(1, 2)):
+            path = pick.choice(list(nodes(dataset)) or [()])
+            if path:
+                pick.choice(VALUE_MUTATORS)(pick, parent_of(dataset, path), path[-1])
+    style = pick.choice([{}, {"indent": 1}, {"separators": (",", ":")}, {"sort_keys": True}])
+    text = json.dumps(dataset, **style).encode()
+    return pick.choice(TEXT_MUTATORS)(pick, text) if pick.random() < 0.6 else text
+
+
+def reading(text):
+    """What the JSON reader of Python makes of it; laxer about control characters in texts, as msgspec is."""
+    return json.loads(text.decode(errors="replace"), strict=False)
+
+
+def test_a_corrupted_file_is_stored_as_read_or_refused_in_one_line(tmp_path):
+    outcomes, slowest_s = {"stored": 0, "refused": 0}, 0.0
+    for seed in range(CORRUPTIONS):
+        text, began = corrupted(seed), time.monotonic()
+        try:
+            store = build(tmp_path, text)
+        except InputError as error:
+            assert "\n" not in str(error), seed
+            assert str(error).startswith(f"{tmp_path / 'annotations.json'}: "), seed
+            outcomes["refused"] += 1
+        else:
+            assert_same(store, reading(text))
+            outcomes["stored"] += 1
+        slowest_s = max(slowest_s, time.monotonic() - began)
+    assert min(outcomes.values()) > 150, outcomes
+    assert slowest_s < 10
+
+
+def test_an_error_is_that_of_a_file_read_whole(tmp_path, monkeypatch):
+    messages = []
+    for reader in (annotation_file.streamed, lambda *_: None):
+        monkeypatch.setattr(annotation_file, "streamed", reader)
+        for seed in range(100):
+            try:
+                build(tmp_path, corrupted(seed))
+                messages.append("")
+            except InputError as error:
+                messages.append(str(error))
+    assert messages[:100] == messages[100:]
+
+
+def test_a_corruption_at_the_end_of_a_larger_file_costs_no_more_memory(tmp_path):
+    records = [annotation(n, 7, 20, [1, 2, 3, 4], [[0.25 * n % 40 for n in range(400)]]) for n in range(1, 20_001)]
+    records[-1]["area"] = "much"
+    (tmp_path / "a.json").write_text(json.dumps({**small_dataset(), "annotations": records}))
+    del records
+    size_mb = (tmp_path / "a.json").stat().st_size / 2**20
+    before_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    try:
+        build_store(tmp_path / "a.json", tmp_path / "a.store")
+        raise AssertionError("an area that is a text was stored")
+    except InputError as error:
+        assert "annotations[19999] (id 20000): area: expected float, got str" in str(error)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before_mb < 2 * size_mb
