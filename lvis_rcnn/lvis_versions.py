@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lvis_rcnn. import Category
+from lvis_rcnn.annotation_records import Category
 
 
 @dataclass(frozen=True)

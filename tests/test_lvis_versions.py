@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvis_rcnn. import Category
+from lvis_rcnn.annotation_records import Category
 from lvis_rcnn.lvis_versions import VERSIONS, claimed_version, unlike_a_full_split, version_of
 
 SHARED = REPOSITORY.parent / "shared" / "data"
