@@ -198,7 +198,7 @@ def backbone_of_model(wildcards) -> str:
 
 
 def numbered(name: str, path: str) -> str:
-    """Name of the rule that fetches the row ``name`` to ``path``: with a number where a study wants it in two places."""
+    """Name of the job that fetches the row ``name`` to ``path``, with a number where a study wants it in two places."""
     paths = [other for other, row in lacking_dataset.items() if row.name == name]
     return f"fetch_{name}" + (f"_{paths.index(path)}" if paths.index(path) else "")
 
