@@ -112,7 +112,7 @@ def from_first_server(urls: Sequence[str], part: FileIO, wanted: Wanted, waits_s
             log.warning("warning: %s", reasons[-1])
             continue
         keep_part(part, wanted.path)
-        log.info("%s is whole: %s bytes", wanted.path, f"{wanted.path.stat().st_size:,}")
+        log.info("downloaded %s: %s bytes", wanted.path, f"{wanted.path.stat().st_size:,}")
         return
     raise none_has_it(reasons, part, wanted.path)
 

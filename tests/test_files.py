@@ -79,8 +79,14 @@ def test_digests(tmp_path: Path) -> None:
 
 def test_a_part_outlives_a_failure_and_is_gone_when_it_is_empty(tmp_path: Path) -> None:
     target = tmp_path / "new" / "a.txt"
-    with pytest.raises(ZeroDivisionError), locked_part(target) as part:
-        part.write(b"half" * (part.write(b"half") // 0))
+
+    def fail_after_half() -> None:
+        with locked_part(target) as part:
+            append_to_part(part, target, b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_after_half()
     assert part_of(target).read_bytes() == b"half"
     with locked_part(target) as part:
         append_to_part(part, target, b" and half")

@@ -407,7 +407,13 @@ def test_fetch_as_a_user_does(tmp_path):
         done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         server.shutdown()
         thread.join()
-    assert (done.returncode, done.stderr) == (0, f"{folder / served.name} is whole\n")
+    assert done.returncode == 0, done.stderr
+    path, size_bytes = folder / served.name, served.stat().st_size
+    assert done.stderr.splitlines() == [
+        f"downloading {path}: 0 of {size_bytes:,} bytes are here",
+        f"downloaded {path}: {size_bytes:,} bytes",
+        f"{path} is whole",
+    ]
     assert (folder / served.name).read_bytes() == served.read_bytes()
 
 
