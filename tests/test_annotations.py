@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pycocotools import mask as rle
 from small_dataset import annotation, build, small_dataset
 
+from lvis_rcnn import annotation_file, annotation_text
 from lvis_rcnn.annotation_file import positions
 from lvis_rcnn.annotations import AnnotationStore, build_store, image_candidates, open_store
 from lvis_rcnn.command import InputError
@@ -379,13 +381,25 @@ def test_parity_with_the_official_class(tmp_path, name):
         assert store.negatives_of(position).tolist() == [label_of[c] for c in image["neg_category_ids"]]
         assert store.not_exhaustive_of(position).tolist() == [label_of[c] for c in image["not_exhaustive_category_ids"]]
         theirs = official.load_anns(official.get_ann_ids(img_ids=[image_id]))
-        ours = range(len(store.annotation_ids))[store.annotations_of(position)]
-        assert store.annotation_ids[list(ours)].tolist() == [a["id"] for a in theirs]
-        for at, one in zip(ours, theirs, strict=True):
+        ours = store.annotations_of(position)
+        size_hw = int(store.heights[position]), int(store.widths[position])
+        assert store.annotation_ids[ours].tolist() == [a["id"] for a in theirs]
+        for at, one in zip(range(ours.start, ours.stop), theirs, strict=True):
             assert store.labels[at] == label_of[one["category_id"]]
             assert store.boxes_xywh[at].tolist() == one["bbox"]
             assert store.areas[at] == one["area"]
             assert [polygon.tolist() for polygon in store.polygons_of(at)] == one["segmentation"]
+            ours_rle = rle.merge(rle.frPyObjects([p.tolist() for p in store.polygons_of(at)], *size_hw))
+            assert np.array_equal(rle.decode(ours_rle), official.ann_to_mask(one))
+        for category_id, label in label_of.items():
+            of_category = official.get_ann_ids(img_ids=[image_id], cat_ids=[category_id], area_rng=[-1, np.inf])
+            assert store.annotation_ids[ours][store.labels[ours] == label].tolist() == of_category
+
+
+def test_a_file_as_lvis_writes_it_is_parsed_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(annotation_file, "read_all_rows", None)
+    monkeypatch.setattr(annotation_text, "PIECE", 300)
+    assert_same(build(tmp_path, small_dataset()), small_dataset())
 
 
 def test_the_command_fails_in_one_line(tmp_path):
