@@ -101,14 +101,22 @@ def locked_part(path: Path) -> Iterator[FileIO]:
         with opened_part(part) as file:
             lock(file, part)
             # The writer before may have removed or renamed the file that was opened here.
-            if not (part.exists() and os.path.samestat(part.stat(), os.fstat(file.fileno()))):
+            if not is_file_of(file, part):
                 continue
             try:
                 yield file
             finally:
-                if file.seek(0, os.SEEK_END) == 0:
+                if file.seek(0, os.SEEK_END) == 0 and is_file_of(file, part):
                     part.unlink(missing_ok=True)
             return
+
+
+def is_file_of(file: FileIO, path: Path) -> bool:
+    """Whether ``path`` is the name of the open ``file`` (one call, since others rename and remove at any moment)."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def opened_part(part: Path) -> FileIO:

@@ -105,11 +105,11 @@ def test_a_part_has_one_writer_who_may_rename_or_remove_it(tmp_path: Path) -> No
             order.append(name)
             assert part.seek(0, os.SEEK_END) == 0  # never the file that the writer before gave its name
             append_to_part(part, target, name.encode())
-            time.sleep(0.02)
+            time.sleep(0.001)
             order.append(name)
             keep_part(part, target)
 
-    threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abcdefghijklmnop"]
     for thread in threads:
         thread.start()
     for thread in threads:
