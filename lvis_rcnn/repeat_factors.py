@@ -138,12 +138,14 @@ def repeat_factors(
             mend="name another training split",
         )
     rows = usable_annotations(store, slice(0, len(store.annotation_ids)))
-    image_of = np.searchsorted(store.annotation_offsets, rows, side="right") - 1
+    image_of = np.repeat(np.arange(store.num_images), np.diff(store.annotation_offsets))[rows]
     of_kept = kept[image_of]
     category_of = store.labels[rows[of_kept]].astype(np.int64) - 1
     num_categories = len(store.categories)
     # One number for each (image, category), so that a category counts once an image.
-    pairs = np.unique(image_of[of_kept] * num_categories + category_of)
+    # np.unique hashes them, in 1 s for LVIS v1 instead of 0.1 s.
+    pairs = np.sort(image_of[of_kept] * num_categories + category_of)
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     images, categories = np.divmod(pairs, num_categories)
     image_counts = np.bincount(categories, minlength=num_categories)
     factors_of_categories = category_factors(image_counts, int(kept.sum()), threshold, exponent)
