@@ -146,7 +146,7 @@ def reading(text):
     return json.loads(text.decode(errors="replace"), strict=False)
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", [0, 1, *(pytest.param(part, marks=pytest.mark.slow) for part in range(2, PARTS))])
 def test_a_corrupted_file_is_stored_as_read_or_refused_in_one_line(tmp_path, part):
     messages, slowest_s = [], 0.0
     for seed in range(part, CORRUPTIONS, PARTS):
@@ -158,7 +158,7 @@ def test_a_corrupted_file_is_stored_as_read_or_refused_in_one_line(tmp_path, par
     for message in refused:
         assert message.startswith(f"{tmp_path / 'annotations.json'}: ")
         assert "\n" not in message
-    assert slowest_s < 10
+    assert slowest_s < 60  # none hangs
 
 
 def test_an_error_is_that_of_a_file_read_whole(tmp_path, monkeypatch):

