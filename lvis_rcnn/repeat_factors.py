@@ -160,7 +160,8 @@ def repeat_factors(
         images_too_small=int(too_small.sum()),
         image_counts=image_counts,
         instance_counts=np.bincount(category_of, minlength=num_categories),
-        instances_in_epoch=np.bincount(category_of, times_drawn[image_of[of_kept]], minlength=num_categories),
+        # Whole numbers come back where there is nothing to add up.
+        instances_in_epoch=np.bincount(category_of, times_drawn[image_of[of_kept]], num_categories).astype(np.float64),
         category_factors=factors_of_categories,
         image_factors=factors_of_images,
     )

@@ -26,6 +26,7 @@ RECIPE = {
     "augmentation.short_edges_px": ((640, 672, 704, 736, 768, 800),) * 2,
     "augmentation.long_edge_px": (1333, 1333),
     "augmentation.flip_probability": (0.5, 0.5),
+    "augmentation.skip_broken_images": (False, False),
     "model.weights": ("imagenet", "imagenet"),
     "model.normalization": ("fixed_batch", "fixed_batch"),
     "model.frozen_stages": (1, 1),
