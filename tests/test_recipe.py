@@ -26,7 +26,6 @@ RECIPE = {
     "augmentation.short_edges_px": ((640, 672, 704, 736, 768, 800),) * 2,
     "augmentation.long_edge_px": (1333, 1333),
     "augmentation.flip_probability": (0.5, 0.5),
-    "augmentation.skip_broken_images": (False, False),
     "model.weights": ("imagenet", "imagenet"),
     "model.normalization": ("fixed_batch", "fixed_batch"),
     "model.frozen_stages": (1, 1),
@@ -65,7 +64,7 @@ RECIPE = {
 # What a study says of itself and of the machine; and steps, which a budget in epochs excludes.
 NOT_THE_RECIPES = {
     *("study", "title", "dataset.name", "dataset.train.images", "dataset.val.images", "seeds"),
-    *("compute.device", "compute.threads"),
+    *("augmentation.skip_broken_images", "compute.device", "compute.threads"),
     *("resources.loader_workers", "resources.memory_mb", "resources.runtime_minutes", "resources.weights_dir"),
     *("dataset.draw", "dataset.splits", "schedule.steps", "zoo", "published", "report.base_url"),
 }
