@@ -1,6 +1,6 @@
 """CPU time and memory of the annotation store beside ``lvis.LVIS``, on a file of the size of the v1 training split.
 
-    python tests/benchmarks/annotations_at_full_size.py [--scale 1.0] [--folder /tmp/annotations_benchmark]
+    python tests/benchmarks/annotations_at_full_size.py [--scale 1.0] [--folder DIR]
 
 The file is drawn once and kept in the folder: 100,170 images, 1,270,141 annotations of 1,203 categories, coordinates
 of two decimals, about 1 GB; as in LVIS, the annotations of an image stand together and images come in another order.
@@ -23,6 +23,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -219,7 +220,9 @@ def main() -> None:
     """Draw the file where it is not there, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="of images and annotations (default 1)")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/annotations_benchmark"), help="keeps the drawn file")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir(), "annotations_benchmark"), help="keeps the drawn file"
+    )
     parser.add_argument(
         "--only", nargs="+", choices=MEASURED, default=list(MEASURED), help="the last two need 16 GB at full size"
     )
