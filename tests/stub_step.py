@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from lvis_rcnn.command import InputError, run_step
-from lvis_rcnn.zoo import load_zoo
 
 STEP = Path(__file__).stem
 FILES = {
@@ -30,6 +29,9 @@ def step(args: argparse.Namespace) -> None:
         bases = [args.out.with_suffix(""), args.results / study / "table"]
         files = [base.with_suffix(suffix) for base in bases for suffix in (".md", ".csv", ".json")]
     elif STEP == "checkpoints" and args.command == "fetch":
+        # The conda environment of the tests is empty: nothing but the standard library is imported above.
+        from lvis_rcnn.zoo import load_zoo
+
         files = [args.folder / load_zoo(args.zoo)[args.name].file_name]
     elif STEP == "checkpoints":
         files = [args.out, args.report]
