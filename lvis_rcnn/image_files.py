@@ -186,7 +186,7 @@ def read_zip_index(path: Path) -> ZipIndex:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError, UnicodeDecodeError) as error:
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise InputError(str(path), f"is no readable zip: {error}", mend=mend) from None
     for entry in entries:
         if entry.flag_bits & ENCRYPTED or entry.compress_type not in READABLE_METHODS:
