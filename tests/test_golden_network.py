@@ -114,6 +114,7 @@ def test_detections_and_masks(image, protocol):
             assert_close(found.mask_logits[row], expected, atol=5e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_two_images_in_one_batch():
     batch = golden_batch(0, 1)
     assert list(batch.pixels.shape) == figure("batch_input_shape").tolist()
@@ -172,7 +173,7 @@ def golden_losses(case):
     return dict(zip(names.tolist(), values.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["all", pytest.param("strided", marks=pytest.mark.slow)])
 def test_losses_and_gradients(case):
     settings, choose = CASES[case]
     model = network(settings).train()
@@ -265,6 +266,7 @@ def test_sampled_regions_and_their_targets(case):
 SGD_TOLERANCES = (3e-3, 0.1, 0.15, 0.2)
 
 
+@pytest.mark.slow
 def test_four_steps_of_sgd():
     # A network of its own: these steps change it.
     model = MaskRcnn(BACKBONES["r50"], 21, RECIPE)

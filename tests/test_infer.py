@@ -244,6 +244,7 @@ def test_finished_shards_are_exported_again_and_not_inferred(drawn, model_path, 
     assert again == first
 
 
+@pytest.mark.slow
 def test_shards_of_other_settings_are_not_mixed_in(drawn, model_path, tmp_path):
     run(drawn, model_path, tmp_path)
     _, record = run(drawn, model_path, tmp_path, inference={"detections_per_image": 2})
@@ -328,6 +329,7 @@ infer.main()
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line(drawn, model_path, tmp_path):
     study = write_tiny_study(tmp_path, resources={"loader_workers": 1})
     words = arguments(drawn, model_path, study, tmp_path)

@@ -367,6 +367,7 @@ def of_lvis(finished: Stubbed) -> Path:
     return study
 
 
+@pytest.mark.slow
 def test_fetch_brings_what_a_study_lacks_and_nothing_else(finished: Stubbed, of_lvis: Path) -> None:
     annotations = fetched("lvis_v1_train", "lvis_v1_val")
     assert finished.plan("results/lvis/data/val.store", study=of_lvis) == {**fetched("lvis_v1_val"), "store": 1}
