@@ -10,10 +10,13 @@ The files of this package, in data-flow order, are the method; a module imports 
     sources, fetch     the files of LVIS: where they come from, which a study lacks; brings one of them
     provenance         what produced a number
     mini*              draws the embedded dataset
-    polygon_text       the text of polygons becomes arrays
+    array_file         a .npy file that grows
     annotation_text    a file of a gigabyte, a piece at a time
     annotation_records what an LVIS JSON file may hold
-    annotation_rows    records become rows of arrays
+    run_lengths        masks as lengths of runs
+    annotation_outlines  segmentations become arrays, or the line that says what is wrong
+    annotation_pieces  a piece of the usual spelling becomes arrays in one pass
+    annotation_rows    all records become rows of arrays
     annotation_file    a whole file, checked
     annotations        LVIS JSON becomes a memory-mapped store
     lvis_versions      which version a file is, by its content

@@ -2,56 +2,55 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import BinaryIO
 
 import msgspec
 import numpy as np
 from jaxtyping import Int64
 
+from lvis_rcnn.annotation_outlines import Outlines, integers
+from lvis_rcnn.annotation_pieces import Rows
 from lvis_rcnn.annotation_records import (
     HELP,
-    AnnotationRecord,
     Category,
     Sections,
     read_sections,
     record_error,
 )
-from lvis_rcnn.annotation_rows import Rows, integers, read_all_rows, read_rows
+from lvis_rcnn.annotation_rows import OutlineFiles, Records, read_all_rows, read_rows
 from lvis_rcnn.annotation_text import Pieces, Text, first_list, without_list
 from lvis_rcnn.command import InputError
 
 
-def read_file(text: Text, where: str, coordinates: BinaryIO) -> tuple[dict[str, np.ndarray], list[Category]]:
-    """All arrays of the store but the coordinates, which are appended to ``coordinates``; and the categories.
+def read_file(text: Text, where: str, files: OutlineFiles) -> tuple[dict[str, np.ndarray], list[Category]]:
+    """All arrays of the store but the outlines, which are appended to ``files``; and the categories.
 
     Raises:
         InputError: no JSON, a field of the wrong type or range, or records that contradict each other; the first one
             is named.
     """
-    start = coordinates.tell()
     try:
-        found = streamed(text, where, coordinates)
+        found = streamed(text, where, files)
     except (InputError, msgspec.DecodeError, ValueError, RecursionError):
         # Only the file as a whole can say which record is wrong: what was streamed may not be its annotations.
         found = None
     if found is None:
-        coordinates.seek(start)
-        coordinates.truncate()
+        files.restart()
         sections = read_sections(text, where)
-        rows = read_all_rows(sections.annotations, text, where, coordinates)
+        rows = read_all_rows(sections.annotations, text, where, files)
         found = columns(sections, rows, where), sections.categories
     return found
 
 
-def streamed(text: Text, where: str, coordinates: BinaryIO) -> tuple[dict[str, np.ndarray], list[Category]] | None:
+def streamed(text: Text, where: str, files: OutlineFiles) -> tuple[dict[str, np.ndarray], list[Category]] | None:
     """The same of a file that is as it should be, each byte parsed once; None or an error for another."""
     start = first_list(text)
     if start is None:
         return None
-    pieces = Pieces(text, start, AnnotationRecord)
-    rows = read_rows(pieces, where, coordinates)
+    records = Records(where)
+    pieces = Pieces(text, start, records.read)
+    rows = read_rows(pieces, records, files)
     rest = without_list(text, start, pieces.end)
-    if rest is None or not len(rows.ids):
+    if rest is None or not len(rows):
         return None
     sections = read_sections(rest, where)
     return columns(sections, rows, where), sections.categories
@@ -94,9 +93,21 @@ def columns(sections: Sections, rows: Rows, where: str) -> dict[str, np.ndarray]
         "labels": category_of[order] + 1,
         "boxes_xywh": rows.boxes_xywh[order],
         "areas": rows.areas[order],
-        "first_polygons": ends(rows.polygons_each)[:-1][order],
-        "polygon_counts": rows.polygons_each[order],
-        "coordinate_offsets": ends(rows.numbers_each),
+        "first_polygons": ends(rows.outlines.polygons_each)[:-1][order],
+        "polygon_counts": rows.outlines.polygons_each[order],
+        "coordinate_offsets": ends(rows.outlines.numbers_each),
+        **masks_of(rows.outlines, order),
+    }
+
+
+def masks_of(outlines: Outlines, order: Int64[np.ndarray, " A"]) -> dict[str, np.ndarray]:
+    """Which annotations, in the store's order, have a run-length mask, and where its runs are."""
+    counts = outlines.runs_each[order]
+    masked = np.flatnonzero(counts)
+    return {
+        "masked_annotations": masked,
+        "first_runs": ends(outlines.runs_each)[:-1][order][masked],
+        "run_counts": counts[masked],
     }
 
 
@@ -178,7 +189,7 @@ def check_names(names: Sequence[bytes], image_ids: Int64[np.ndarray, " n"], wher
 def check_annotations(
     rows: Rows, heights: Int64[np.ndarray, " A"], widths: Int64[np.ndarray, " A"], where: str
 ) -> None:
-    """Raise InputError for crowds, ignored objects, and boxes of negative size or wholly outside their image.
+    """Raise InputError for a crowd or ignored object, a mask of another size, a box of negative size or outside.
 
     A box without width or height passes: ``lvis`` scores it, and training leaves it out.
     """
@@ -189,6 +200,13 @@ def check_annotations(
             allowed="no such mark, or 0",
             mend="remove the annotation and list its category in the image's not_exhaustive_category_ids",
         )
+    masked = np.flatnonzero(rows.outlines.runs_each)
+    other = (rows.outlines.mask_sizes_hw != np.stack([heights[masked], widths[masked]], axis=1)).any(axis=1)
+    if other.any():
+        at = int(masked[np.argmax(other)])
+        found = rows.outlines.mask_sizes_hw[np.argmax(other)]
+        what = f"segmentation: a mask of size {found.tolist()} in an image of {[int(heights[at]), int(widths[at])]}"
+        raise record_error(where, int(rows.ids[at]), "segmentation", what)
     x, y, w, h = rows.boxes_xywh.T
     negative = (w < 0) | (h < 0)
     outside = (x >= widths) | (y >= heights) | (x + w <= 0) | (y + h <= 0)

@@ -40,7 +40,7 @@ class ImageRecord(msgspec.Struct, gc=False):
 
 
 class AnnotationRecord(msgspec.Struct, gc=False):
-    """One annotation as it stands in the file; its polygons stay text until they are needed."""
+    """One annotation as it stands in the file; its outline stays text until it is needed."""
 
     id: Id
     image_id: Id
@@ -70,7 +70,10 @@ HELP = {
     "category_id": ("the id of a category of the file", "correct the id or remove the annotation"),
     "bbox": ("[x, y, width, height] in pixels, finite numbers", "write the box as COCO and LVIS do"),
     "area": ("mask area in pixels, a finite number from 0", "write the polygons' area"),
-    "segmentation": ("a list of polygons [x0, y0, x1, y1, ...]", "write polygons; run-length masks are not read"),
+    "segmentation": (
+        "a list of polygons [x0, y0, x1, y1, ...], or a mask {size: [height, width], counts: runs}",
+        "write polygons or a run-length mask of the image's size",
+    ),
     "coco_url": ("a text", "write the image's address, or leave it out and write file_name"),
     "file_name": ("a text", "write the image's name, relative to the folder of the images"),
     "height": ("1 to 65535 pixels, a whole number", "write the image's height"),

@@ -9,8 +9,9 @@ import hashlib
 import mmap
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -27,6 +28,7 @@ LIST_OPENS = re.compile(rb'"annotations"[ \t\r\n]*:[ \t\r\n]*\[')
 LIST_CLOSED = re.compile(r"trailing characters \(byte (\d+)\)")
 
 Text = bytes | mmap.mmap | memoryview
+Values = TypeVar("Values", bound=Sized)
 
 
 def read_text(path: Path) -> bytes | mmap.mmap:
@@ -64,22 +66,26 @@ def sha256_of(text: Text) -> str:
     return digest.hexdigest()
 
 
-class Pieces:
-    """The values of a JSON list, piece by piece, each a list of ``kind``; ``end`` is then behind its bracket.
+class Pieces(Generic[Values]):
+    """The values of a JSON list, piece by piece, each as ``read`` gives it; ``end`` is then behind its bracket.
+
+    Args:
+        read: makes the values of a text that is a JSON list, or raises ``msgspec.DecodeError``; its message has to be
+            msgspec's where the list ends before the text.
 
     Raises:
-        msgspec.DecodeError: no JSON, or (``ValidationError``) a value that is not of the kind. ``done`` values were
-            read before.
+        msgspec.DecodeError: no JSON, or (``ValidationError``) a value that is not as it should be. ``done`` values
+            were read before.
     """
 
-    def __init__(self, text: Text, start: int, kind: type) -> None:
+    def __init__(self, text: Text, start: int, read: Callable[[bytes], Values]) -> None:
         self.text = text
         self.view = memoryview(text)
         self.end = start
         self.done = 0
-        self.decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
+        self.read = read
 
-    def __iter__(self) -> Iterator[list]:  # type: ignore[type-arg]
+    def __iter__(self) -> Iterator[Values]:
         """Read on from ``start``, which is behind the opening bracket."""
         size, closed = PIECE, False
         while not closed:
@@ -97,7 +103,7 @@ class Pieces:
             release(self.text, self.end, end)
             self.end, self.done, size = end, self.done + len(values), PIECE
 
-    def read_piece(self, limit: int) -> tuple[list, int, bool]:  # type: ignore[type-arg]
+    def read_piece(self, limit: int) -> tuple[Values, int, bool]:
         """Values up to the last border before ``limit``, where they end, and whether the list ends with them."""
         border = last_border(self.text, self.end, limit) if limit < len(self.text) else None
         try:
@@ -112,10 +118,9 @@ class Pieces:
         end = self.end + int(closed[1]) - 2  # msgspec counts bytes from 1, and the bracket
         return self.decode(end, b""), end, True
 
-    def decode(self, end: int, close: bytes) -> list:  # type: ignore[type-arg]
+    def decode(self, end: int, close: bytes) -> Values:
         """The values from where we are to ``end``."""
-        values: list = self.decoder.decode(b"".join((b"[", self.view[self.end : end], close)))  # type: ignore[type-arg]
-        return values
+        return self.read(b"".join((b"[", self.view[self.end : end], close)))
 
 
 def last_border(text: Text, start: int, limit: int) -> int | None:

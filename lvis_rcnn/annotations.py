@@ -12,20 +12,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 import numpy as np
-from jaxtyping import Float64, Int32, Int64, UInt8
+from jaxtyping import Float64, Int32, Int64, UInt8, UInt32
 
 from lvis_rcnn.annotation_file import read_file
 from lvis_rcnn.annotation_records import Category
+from lvis_rcnn.annotation_rows import OutlineFiles
 from lvis_rcnn.annotation_text import read_text, sha256_of
+from lvis_rcnn.array_file import ArrayFile
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.files import atomic_folder, write_json
 
 FORMAT = "lvis_rcnn.annotations"
-VERSION = 2
+VERSION = 3
+
+# The polygons of an object (x0, y0, x1, y1, ...), or the run lengths of its mask.
+Outline = list[Float64[np.ndarray, " _"]] | UInt32[np.ndarray, " runs"]
 
 # x + width of two-decimal numbers may exceed the image by the rounding of the sum.
 ROUNDING_PX = 1e-3
@@ -62,7 +67,11 @@ ARRAYS = {
     "first_polygons": "<i8",
     "polygon_counts": "<i4",
     "coordinate_offsets": "<i8",
+    "masked_annotations": "<i8",
+    "first_runs": "<i8",
+    "run_counts": "<i4",
     "coordinates": "<f8",
+    "runs": "<u4",
 }
 
 
@@ -103,11 +112,18 @@ class AnnotationStore:
     areas: Float64[np.ndarray, " A"]
     """Mask area in pixels, as in the file."""
     first_polygons: Int64[np.ndarray, " A"]
-    """Polygons stand in the order of the file."""
+    """Polygons and masks stand in the order of the file."""
     polygon_counts: Int32[np.ndarray, " A"]
+    """0 where there is a mask."""
     coordinate_offsets: Int64[np.ndarray, " polygon_ends"]
+    masked_annotations: Int64[np.ndarray, " m"]
+    """Positions of the annotations that have a run-length mask and no polygon, ascending."""
+    first_runs: Int64[np.ndarray, " m"]
+    run_counts: Int32[np.ndarray, " m"]
     coordinates: Float64[np.ndarray, " numbers"]
     """x0, y0, x1, y1, ... of every polygon."""
+    runs: UInt32[np.ndarray, " runs"]
+    """Lengths of the runs of every mask, column by column, background first."""
 
     @property
     def num_images(self) -> int:
@@ -123,8 +139,11 @@ class AnnotationStore:
         """Where the annotations of the image at this position are."""
         return slice(int(self.annotation_offsets[image]), int(self.annotation_offsets[image + 1]))
 
-    def polygons_of(self, annotation: int) -> list[Float64[np.ndarray, " _"]]:
-        """The polygons (x0, y0, x1, y1, ...) of the annotation at this position; at least one of 6 numbers or more."""
+    def outline_of(self, annotation: int) -> Outline:
+        """What the annotation at this position shows: polygons, at least one, or the runs of a mask of its image."""
+        at = int(np.searchsorted(self.masked_annotations, annotation))
+        if at < len(self.masked_annotations) and self.masked_annotations[at] == annotation:
+            return self.runs[self.first_runs[at] : self.first_runs[at] + self.run_counts[at]]
         first = self.first_polygons[annotation]
         offsets = self.coordinate_offsets[first : first + self.polygon_counts[annotation] + 1]
         return [self.coordinates[a:b] for a, b in pairwise(offsets)]
@@ -204,10 +223,11 @@ def build_store(annotations: Path, out: Path) -> dict[str, int]:
         raise InputError(str(out), "exists and is no annotation store", mend="name another folder or remove it")
     text = read_text(annotations)
     with atomic_folder(out) as folder:
-        with (folder / "coordinates.npy").open("w+b") as file:
-            write_header(file, 0)
-            arrays, categories = read_file(text, str(annotations), file)
-            write_header(file, int(arrays["coordinate_offsets"][-1]))
+        with (
+            ArrayFile(folder / "coordinates.npy", ARRAYS["coordinates"]) as coordinates,
+            ArrayFile(folder / "runs.npy", ARRAYS["runs"]) as runs,
+        ):
+            arrays, categories = read_file(text, str(annotations), OutlineFiles(coordinates, runs))
         shapes = {name: list(array.shape) for name, array in arrays.items()}
         info = StoreInfo(
             format=FORMAT,
@@ -215,20 +235,13 @@ def build_store(annotations: Path, out: Path) -> dict[str, int]:
             annotations_sha256=sha256_of(text),
             source_name=annotations.name,
             counts=count(arrays, categories),
-            shapes={**shapes, "coordinates": [int(arrays["coordinate_offsets"][-1])]},
+            shapes={**shapes, "coordinates": [coordinates.length], "runs": [runs.length]},
             categories=categories,
         )
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array.astype(ARRAYS[name], copy=False))
         write_json(folder / "store.json", msgspec.to_builtins(info))
     return info.counts
-
-
-def write_header(file: BinaryIO, numbers: int) -> None:
-    """Write that so many coordinates follow; NumPy leaves room, so that the header's length is always the same."""
-    file.seek(0)
-    header = {"descr": ARRAYS["coordinates"], "fortran_order": False, "shape": (numbers,)}
-    np.lib.format.write_array_header_1_0(file, header)
 
 
 def count(arrays: dict[str, np.ndarray], categories: Sequence[Category]) -> dict[str, int]:
@@ -243,6 +256,7 @@ def count(arrays: dict[str, np.ndarray], categories: Sequence[Category]) -> dict
         "images_without_annotation": int((sizes_each == 0).sum()),
         "annotations": len(arrays["annotation_ids"]),
         "polygons": len(arrays["coordinate_offsets"]) - 1,
+        "run_length_masks": len(arrays["masked_annotations"]),
         "clipped_boxes": int(overshoots.sum()),
         "empty_masks": int((arrays["areas"] == 0).sum()),
         "categories": len(categories),

@@ -118,7 +118,7 @@ def read_target(store: AnnotationStore, image: int, size_hw: tuple[int, int], fl
     rows = usable_annotations(store, store.annotations_of(image))
     boxes = target_boxes_xyxy(store.boxes_xywh[rows], original_hw, size_hw, flip)
     kept = proper(boxes)
-    masks = mask_crops([store.polygons_of(int(row)) for row in rows[kept]], original_hw, size_hw, flip)
+    masks = mask_crops([store.outline_of(int(row)) for row in rows[kept]], original_hw, size_hw, flip)
     labels = store.labels[rows[kept]].astype(np.int64)
     return Target(torch.from_numpy(boxes[kept]), torch.from_numpy(labels), masks)
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Float64, Int64, UInt8, UInt32
 
 from lvis_rcnn.pixels import nearest_positions
+from lvis_rcnn.run_lengths import pixels_of_runs
 
 # pycocotools walks along polygons in steps of a fifth of a pixel.
 STEPS_PER_PX = 5
@@ -53,24 +54,43 @@ EMPTY = Crop(0, 0, np.zeros((0, 0), np.uint8))
 
 
 def mask_crops(
-    objects: Sequence[Sequence[Float64[np.ndarray, " _"]]], original_hw: SizeHW, size_hw: SizeHW, flip: bool
+    outlines: Sequence[Sequence[Float64[np.ndarray, " _"]] | UInt32[np.ndarray, " _"]],
+    original_hw: SizeHW,
+    size_hw: SizeHW,
+    flip: bool,
 ) -> MaskCrops:
-    """Crops of objects given by their polygons (x0, y0, x1, y1, ... in pixels of the original image).
+    """Crops of objects.
 
     Args:
-        objects: the polygons of each object.
+        outlines: of each object its polygons (x0, y0, x1, y1, ... in pixels of the original image), or the run lengths
+            of its mask.
         original_hw: size of the original image.
         size_hw: size after rescaling.
         flip: whether the rescaled image is flipped left to right.
     """
     rows, columns = (nearest_positions(old, new) for old, new in zip(original_hw, size_hw, strict=True))
-    crops = [resized(rasterised(polygons, original_hw), rows, columns, flip) for polygons in objects]
+    crops = [resized(drawn(outline, original_hw), rows, columns, flip) for outline in outlines]
     frames = [(c.left, c.top, c.left + c.bitmap.shape[1], c.top + c.bitmap.shape[0]) for c in crops]
     ends = np.cumsum([0, *(crop.bitmap.size for crop in crops)])
     pixels = np.concatenate([np.zeros(0, np.uint8), *(crop.bitmap.reshape(-1) for crop in crops)])
     return MaskCrops(
         torch.tensor(frames, dtype=torch.int64).reshape(-1, 4), torch.from_numpy(ends), torch.from_numpy(pixels)
     )
+
+
+def drawn(outline: Sequence[Float64[np.ndarray, " _"]] | UInt32[np.ndarray, " _"], original_hw: SizeHW) -> Crop:
+    """One object at original size."""
+    return unpacked(outline, original_hw) if isinstance(outline, np.ndarray) else rasterised(outline, original_hw)
+
+
+def unpacked(runs: UInt32[np.ndarray, " runs"], original_hw: SizeHW) -> Crop:
+    """A run-length mask, as pycocotools decodes it."""
+    bitmap = pixels_of_runs(runs, original_hw)
+    columns, rows = (np.flatnonzero(bitmap.any(axis=axis)) for axis in (0, 1))
+    if not len(columns):
+        return EMPTY
+    left, top = int(columns[0]), int(rows[0])
+    return Crop(left, top, bitmap[top : rows[-1] + 1, left : columns[-1] + 1])
 
 
 def rasterised(polygons: Sequence[Float64[np.ndarray, " _"]], original_hw: SizeHW) -> Crop:

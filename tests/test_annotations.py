@@ -18,8 +18,11 @@ from lvis_rcnn import annotation_file, annotation_text
 from lvis_rcnn.annotation_file import positions
 from lvis_rcnn.annotations import AnnotationStore, build_store, image_candidates, open_store
 from lvis_rcnn.command import InputError
+from lvis_rcnn.mask_crops import drawn
+from lvis_rcnn.run_lengths import pixels_of_runs, runs_of_text
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared reference data is not at hand")
 
 
 def assert_same(store: AnnotationStore, dataset: dict) -> None:
@@ -43,8 +46,17 @@ def assert_same(store: AnnotationStore, dataset: dict) -> None:
             assert store.labels[at] == label_of[one["category_id"]]
             assert store.boxes_xywh[at].tolist() == [float(x) for x in one["bbox"]]
             assert store.areas[at] == one["area"]
-            assert [p.tolist() for p in store.polygons_of(at)] == [[float(x) for x in p] for p in one["segmentation"]]
+            assert_same_outline(store.outline_of(at), one["segmentation"])
     assert store.annotation_offsets[-1] == len(dataset["annotations"])
+
+
+def assert_same_outline(found, segmentation):
+    if isinstance(segmentation, list):
+        assert [polygon.tolist() for polygon in found] == [[float(x) for x in polygon] for polygon in segmentation]
+    else:
+        size = segmentation["size"]
+        packed = rle.frPyObjects(segmentation, *size) if isinstance(segmentation["counts"], list) else segmentation
+        assert np.array_equal(pixels_of_runs(found, size), rle.decode(packed))
 
 
 def test_by_hand(tmp_path):
@@ -99,7 +111,7 @@ def change(path, value):
     return dataset
 
 
-MASK = {"counts": "abc", "size": [40, 60]}
+MASK = {"counts": [500, 20, 1880], "size": [40, 60]}
 
 
 @pytest.mark.parametrize(
@@ -139,7 +151,24 @@ MASK = {"counts": "abc", "size": [40, 60]}
         ("annotations.2.segmentation.0.3", None, r"annotation 4: segmentation\[0\]\[3\]: expected float, got null"),
         ("annotations.2.segmentation.0.3", float("inf"), r"not readable as JSON"),
         ("annotations.2.segmentation.0.3", 10**400, r"annotation 4: segmentation\[0\]\[3\]: number out of range"),
-        ("annotations.2.segmentation", MASK, r"annotation 4: segmentation is a run-length mask; .*write polygons"),
+        (
+            "annotations.2.segmentation",
+            {**MASK, "counts": "abc"},
+            r"annotation 4: segmentation: the run-length mask ends within a number; .*size: \[height, width\], counts",
+        ),
+        ("annotations.2.segmentation", {**MASK, "counts": "11"}, r"mask fills 2 pixels, not 40 x 60 = 2400; allowed"),
+        (
+            "annotations.2.segmentation",
+            {**MASK, "counts": [1, 2.5]},
+            r"segmentation.counts\[1\]: expected int, got float",
+        ),
+        ("annotations.2.segmentation", {**MASK, "counts": [-1, 2401]}, r"segmentation.counts\[0\]: expected int >= 0"),
+        ("annotations.2.segmentation", {"counts": [2400]}, r"segmentation: object missing required field size"),
+        (
+            "annotations.2.segmentation",
+            {**MASK, "size": [60, 40]},
+            r"a mask of size \[60, 40\] in an image of \[40, 60\]",
+        ),
         ("annotations.2.iscrowd", 1, r"annotation 4: is marked iscrowd or ignore"),
         ("annotations.2.ignore", True, r"annotation 4: is marked iscrowd or ignore"),
         (
@@ -230,8 +259,8 @@ def damage(store: Path, kind: str) -> None:
         ("exchanged", r"the store is incomplete: labels.npy holds <i4 \(2,\), not <i4 \(3,\)"),
         ("retyped", r"labels.npy holds <f4 \(3,\), not <i4 \(3,\)"),
         ("keys", "the store is incomplete"),
-        ("version", "format lvis_rcnn.annotations version 1; allowed: lvis_rcnn.annotations version 2"),
-        ("format", "store of format other.store version 2"),
+        ("version", "format lvis_rcnn.annotations version 1; allowed: lvis_rcnn.annotations version 3"),
+        ("format", "store of format other.store version 3"),
         ("garbled", "store.json is not one of ours"),
     ],
 )
@@ -365,7 +394,7 @@ def test_a_mutated_file_is_stored_exactly_or_refused_in_one_line(tmp_path):
     assert min(outcomes.values()) > 20, outcomes
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared reference data is not at hand")
+@needs_shared
 @pytest.mark.parametrize("name", ["lvis_val_100.json", "photos/annotations/photos_train.json"])
 def test_parity_with_the_official_class(tmp_path, name):
     lvis = pytest.importorskip("lvis")
@@ -388,12 +417,53 @@ def test_parity_with_the_official_class(tmp_path, name):
             assert store.labels[at] == label_of[one["category_id"]]
             assert store.boxes_xywh[at].tolist() == one["bbox"]
             assert store.areas[at] == one["area"]
-            assert [polygon.tolist() for polygon in store.polygons_of(at)] == one["segmentation"]
-            ours_rle = rle.merge(rle.frPyObjects([p.tolist() for p in store.polygons_of(at)], *size_hw))
+            assert [polygon.tolist() for polygon in store.outline_of(at)] == one["segmentation"]
+            ours_rle = rle.merge(rle.frPyObjects([p.tolist() for p in store.outline_of(at)], *size_hw))
             assert np.array_equal(rle.decode(ours_rle), official.ann_to_mask(one))
         for category_id, label in label_of.items():
             of_category = official.get_ann_ids(img_ids=[image_id], cat_ids=[category_id], area_rng=[-1, np.inf])
             assert store.annotation_ids[ours][store.labels[ours] == label].tolist() == of_category
+
+
+def as_masks(dataset):
+    """The same objects as run-length masks, compressed and not in turn, but for every third."""
+    size_of = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
+    for number, one in enumerate(dataset["annotations"]):
+        packed = rle.merge(rle.frPyObjects(one["segmentation"], *size_of[one["image_id"]]))
+        runs = runs_of_text(packed["counts"]).tolist()
+        counts = packed["counts"].decode() if number % 3 == 0 else runs
+        if number % 3 < 2:
+            one["segmentation"] = {"size": list(packed["size"]), "counts": counts}
+    return dataset
+
+
+@needs_shared
+def test_masks_are_those_of_the_official_class(tmp_path):
+    lvis = pytest.importorskip("lvis")
+    (tmp_path / "masks.json").write_text(json.dumps(as_masks(json.loads((SHARED / "lvis_val_100.json").read_bytes()))))
+    official = lvis.LVIS(str(tmp_path / "masks.json"))
+    counts = build_store(tmp_path / "masks.json", tmp_path / "data.store")
+    assert counts["run_length_masks"] == 652
+    store = open_store(tmp_path / "data.store")
+    of_polygons = build_store(SHARED / "lvis_val_100.json", tmp_path / "polygons.store")
+    polygons = open_store(tmp_path / "polygons.store")
+    assert of_polygons["annotations"] == counts["annotations"]
+    for image in range(store.num_images):
+        size_hw = int(store.heights[image]), int(store.widths[image])
+        rows = store.annotations_of(image)
+        assert store.annotation_ids[rows].tolist() == polygons.annotation_ids[rows].tolist()
+        for row in range(rows.start, rows.stop):
+            (theirs,) = official.load_anns([int(store.annotation_ids[row])])
+            found = drawn(store.outline_of(row), size_hw)
+            assert_crop_is(found, official.ann_to_mask(theirs))
+            assert_crop_is(drawn(polygons.outline_of(row), size_hw), official.ann_to_mask(theirs))
+
+
+def assert_crop_is(crop, mask):
+    whole = np.zeros_like(mask)
+    height, width = crop.bitmap.shape
+    whole[crop.top : crop.top + height, crop.left : crop.left + width] = crop.bitmap
+    assert np.array_equal(whole, mask)
 
 
 def test_a_file_as_lvis_writes_it_is_parsed_once(tmp_path, monkeypatch):

@@ -151,7 +151,7 @@ def opened(annotations: Path, store: Path) -> dict[str, float]:
 def read_store(store: object) -> float:
     """Every number of a store once."""
     every = range(len(store.annotation_ids))
-    return sum(float(polygon.sum()) for row in every for polygon in store.polygons_of(row)) + store.areas.sum()
+    return sum(float(polygon.sum()) for row in every for polygon in store.outline_of(row)) + store.areas.sum()
 
 
 def read_records(records: list) -> float:
