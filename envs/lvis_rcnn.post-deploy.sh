@@ -3,5 +3,5 @@
 # new requirements.lock is a new script, and so a new environment.
 set -euo pipefail
 lock=${LVIS_RCNN_HOME:-.}/requirements.lock
-echo "daed2b6aa7cb03b67af6c0157d954bf2909e63204c9800c842442edbf00dca99  $lock" | sha256sum --check --quiet
+echo "4e24255de855cf55b9da6f07b071b3a53e06f503ba2fc967db18d52768b9bd74  $lock" | sha256sum --check --quiet
 python -m pip install --no-deps --require-hashes -r "$lock"

@@ -79,7 +79,9 @@ def rows_of_piece(records: Any, text: bytes) -> Rows:
     coordinates = np.frombuffer(b"".join(found.coordinates))
     # A buffer is flat whatever the depth of its lists. Strings cannot hide a bracket: no field of these is one.
     brackets = np.count_nonzero(np.frombuffer(text, np.uint8) == ord("["))
-    if brackets != 1 + 2 * count + len(numbers_each) or numbers_each.sum() != len(coordinates):
+    if brackets != 1 + 2 * count + len(numbers_each) or {box.size for box in found.boxes} != {4 * 8}:
+        raise Unusual
+    if numbers_each.sum() != len(coordinates):
         raise Unusual
     columns = {name: whole(numbers) for name, numbers in found.whole.items()}
     marked = [columns.get(mark, np.zeros(count)).astype(bool) for mark in MARKS]
@@ -101,18 +103,20 @@ def values(records: Any) -> Values:
     """The fields of all records; Unusual unless each has exactly the same ones, each once."""
     found = Values({name: [] for name in (*IDS, *MARKS) if name in records[0]}, [], [], [], [], [])
     width = len(found.whole) + len(OTHERS)
+    whole = [(name, column.append) for name, column in found.whole.items()]
     for record in records:
-        box, outline = record["bbox"], record["segmentation"]
-        if len(record) != width or len(box) != 4:
+        if len(record) != width:
             raise Unusual
-        for name, column in found.whole.items():
-            column.append(record[name])
+        for name, append in whole:
+            append(record[name])
         found.areas.append(record["area"])
-        found.boxes.append(box.as_buffer(of_type="d"))
-        found.coordinates.append(outline.as_buffer(of_type="d"))
-        lengths = [len(polygon) for polygon in outline]
-        found.polygons_each.append(len(lengths))
-        found.numbers_each.extend(lengths)
+        found.boxes.append(record["bbox"].as_buffer(of_type="d"))
+        outline = record["segmentation"]
+        numbers = outline.as_buffer(of_type="d")
+        found.coordinates.append(numbers)
+        found.polygons_each.append(polygons := len(outline))
+        # To go through the polygons costs as much as all the rest; most outlines have one.
+        found.numbers_each.extend((numbers.size // 8,) if polygons == 1 else map(len, outline))
     return found
 
 

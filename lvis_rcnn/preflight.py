@@ -24,12 +24,11 @@ from lvis_rcnn.config import Augmentation, Model, Study, load_study_for_step, zo
 from lvis_rcnn.files import atomic_file, write_json
 from lvis_rcnn.image_checks import Problem, image_errors
 from lvis_rcnn.lvis_versions import claimed_version, unlike_a_full_split, version_of
-from lvis_rcnn.repeat_factors import RepeatFactors, repeat_factors, summary, why_none
+from lvis_rcnn.repeat_factors import EPOCHS_OF_2X, RepeatFactors, repeat_factors, summary, why_none
 from lvis_rcnn.sample_stream import SampleStream
 from lvis_rcnn.schedule import Recipe, make_recipe
 from lvis_rcnn.zoo import initial_warnings, load_zoo
 
-EPOCHS_OF_2X = 24
 GB = 1e9
 # Numbers of each network without the layers that grow with the categories.
 PARAMETERS_WITHOUT_CLASSES = {

@@ -19,7 +19,8 @@ and drawn once. MMDetection 2.x counts all annotations.
 
 categories.csv holds frequency, images, instances and factor of each category, and its instances in one oversampled
 epoch; repeat_factors.png and .svg show them. images.csv holds the factor of each image, 0 where it is dropped, and its
-copies in one epoch (of the stochastic rounding: the larger of its two numbers).
+copies in one epoch (of the stochastic rounding: the larger of its two numbers). summary.json says how long an epoch is
+and how many images the 24 epochs of the published schedule see.
 """
 
 import argparse
@@ -37,6 +38,9 @@ from jaxtyping import Float64, Int64
 from lvis_rcnn.annotations import AnnotationStore, open_store
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.files import atomic_file, write_json
+
+# Passes over the oversampled list that the page calls 2x.
+EPOCHS_OF_2X = 24
 
 MIN_EDGE_PX = 32
 
@@ -208,6 +212,8 @@ def summary(factors: RepeatFactors) -> dict[str, Any]:
         "images_without_annotation": factors.images_without_annotation,
         "images_too_small": factors.images_too_small,
         "expected_epoch_length": factors.expected_epoch_length,
+        # The published schedule; what a study's own schedule sees is on its preflight page.
+        "images_seen_in_2x": EPOCHS_OF_2X * factors.expected_epoch_length,
         "repeated_images": int((factors.image_factors > 1).sum()),
         "instances": int(factors.instance_counts.sum()),
         "instances_in_epoch": float(factors.instances_in_epoch.sum()),

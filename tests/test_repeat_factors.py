@@ -93,7 +93,7 @@ def test_tables_have_every_image_and_come_back(tmp_path):
     }
     written = json.loads((tmp_path / "factors" / "summary.json").read_text())
     assert (written["threshold"], written["rounding"], written["exponent"]) == (0.5, "ceil", 0.5)
-    assert written["expected_epoch_length"] == 14
+    assert (written["expected_epoch_length"], written["images_seen_in_2x"]) == (14, 24 * 14)
 
 
 def test_it_says_why_nothing_is_repeated(tmp_path):
