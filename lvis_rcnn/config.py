@@ -213,6 +213,10 @@ class Compute(Section):
     """Device of training and inference."""
     threads: Count
     """Threads of torch on the CPU."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of training: fp32 (without TF32) is the published rows'; bf16 is torch.autocast, losses and weights in fp32."""
+    channels_last: bool = False
+    """Memory layout of training, which GPUs prefer with bf16; numbers are equal to rounding."""
 
 
 class Resources(Section):

@@ -156,7 +156,10 @@ def unwritten(shape: tuple[int, ...], layout: torch.memory_format) -> torch.Tens
 
 
 class TrainingSteps(Dataset[list[Batch]]):
-    """Item k is optimizer step k: its normalisation groups, each a batch. Workers open the store by its path."""
+    """Item k is optimizer step k: its normalisation groups (or those of ``numbers``), each a batch.
+
+    Workers open the store by its path.
+    """
 
     def __init__(
         self,
@@ -164,18 +167,20 @@ class TrainingSteps(Dataset[list[Batch]]):
         images_dir: Path,
         stream: SampleStream,
         augmentation: Augmentation,
+        numbers: Sequence[int] | None = None,
         channels_last: bool = False,
     ) -> None:
         self.store = open_store(store_path)
         self.files = ImageFiles(images_dir)
         self.stream = stream
+        self.numbers = range(stream.groups_per_step) if numbers is None else numbers
         self.augmentation = augmentation
         self.channels_last = channels_last
 
     def __getitem__(self, step: int) -> list[Batch]:
         """Read the images of ``step``; their scales and flips come from (seed, step, place in the step)."""
         groups = self.stream.groups_of_step(step)
-        return [self.read_group(images, [self.stream.seed, step, number]) for number, images in enumerate(groups)]
+        return [self.read_group(groups[number], [self.stream.seed, step, number]) for number in self.numbers]
 
     def read_group(self, images: list[int], key: list[int]) -> Batch:
         """One normalisation group; ``key`` is what its random numbers are made of."""

@@ -1,36 +1,45 @@
 """Gradient steps until the recipe says stop; stopped anywhere, the next start goes on.
 
 The sample stream, the learning rate and the random numbers of a step are pure functions of (seed, step), so a
-checkpoint holds weights, optimizer and the number of steps done, nothing else. State lives in
-``STATE/<study>/<backbone>/seed<k>/<digest>``, outside the outputs that Snakemake deletes when a job fails.
+checkpoint holds weights, optimizer and the number of steps done, nothing else, and any number of processes can go on
+from it. State lives in ``STATE/<study>/<backbone>/seed<k>/<digest>``, outside the outputs that Snakemake deletes when a
+job fails; one training at a time holds it.
+
+    torchrun --standalone --nproc-per-node 4 -m lvis_rcnn.train --study …     the same run on four GPUs
 """
 
 import argparse
-import math
+import logging
 import resource
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from lvis_rcnn.attempts import begin_attempt, end_attempt
 from lvis_rcnn.backbones import BACKBONES
-from lvis_rcnn.checkpoints import load_checkpoint, save_checkpoint
 from lvis_rcnn.command import InputError, log, run_step, step_parser
-from lvis_rcnn.config import Schedule, Study, load_study_for_step, zoo_of
+from lvis_rcnn.config import Study, load_study_for_step, zoo_of
 from lvis_rcnn.data import Augmentation, Batch, TrainingSteps, read_in_order
 from lvis_rcnn.finished_run import Run, export, finish, is_finished
+from lvis_rcnn.gradient_step import OPTIMIZERS, Taken, set_full_precision, take_step
 from lvis_rcnn.initial_weights import load_initial_weights
-from lvis_rcnn.model.assign import random_choice
-from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, Settings, losses
+from lvis_rcnn.lease import Lease, held_lease
+from lvis_rcnn.model.mask_rcnn import MaskRcnn, Settings
+from lvis_rcnn.ranks import Ranks, started
 from lvis_rcnn.repeat_factors import read_sampling
+from lvis_rcnn.run_state import Saver, load_checkpoint
 from lvis_rcnn.sample_stream import SampleStream
 from lvis_rcnn.schedule import Recipe, make_recipe
-from lvis_rcnn.training_log import Progress, TrainingLog, sentence, share_of_data, write_heartbeat
+from lvis_rcnn.tensorboard_files import EventFiles
+from lvis_rcnn.training_log import Heartbeat, Progress, TrainingLog, sentence, share_of_data
 from lvis_rcnn.zoo import load_zoo
 
 # At most this much work is done again after a kill; a save (1.2 GB for X-101-64x4d with AdamW) takes about a second.
@@ -58,92 +67,6 @@ def network_settings(study: Study) -> Settings:
     )
 
 
-def sgd(parameters: list[torch.nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
-    """SGD with momentum: the recipe's."""
-    return torch.optim.SGD(
-        parameters, lr=schedule.learning_rate, momentum=schedule.momentum, weight_decay=schedule.weight_decay
-    )
-
-
-def adamw(parameters: list[torch.nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); fused, since on a CPU its plain loops take a tenth of a small step."""
-    return torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
-
-
-OPTIMIZERS = {"sgd": sgd, "adamw": adamw}
-
-
-def set_full_precision() -> None:
-    """Multiply and convolve in fp32 also on GPUs, whose default for convolutions is the 10-bit mantissa of TF32."""
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-
-
-def require_finite(parts: dict[str, torch.Tensor], step: int, image_ids: list[int]) -> None:
-    """Stop before a loss that is not finite reaches the weights.
-
-    Raises:
-        InputError: names the losses, the step and the images.
-    """
-    values = {name: float(value.detach()) for name, value in parts.items()}
-    bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise InputError(
-            f"step {step}, images {', '.join(map(str, image_ids))}",
-            f"loss is not finite: {', '.join(bad)}",
-            mend="lower schedule.learning_rate, or set schedule.gradient_clip_norm (35 is usual)",
-        )
-
-
-def take_step(
-    model: MaskRcnn, optimizer: torch.optim.Optimizer, groups: list[Batch], step: int, seed: int, recipe: Recipe
-) -> dict[str, float]:
-    """One optimizer step on the normalisation groups of a step; returns the losses, each the mean of the groups.
-
-    Raises:
-        InputError: as :func:`require_finite`; the weights are then untouched.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate(step)
-    optimizer.zero_grad(set_to_none=True)
-    parts = add_gradients(model, groups, range(len(groups)), len(groups), step, seed)
-    if recipe.schedule.gradient_clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.schedule.gradient_clip_norm)
-    optimizer.step()
-    return parts
-
-
-def add_gradients(
-    model: MaskRcnn, groups: list[Batch], numbers: range, num_groups: int, step: int, seed: int
-) -> dict[str, float]:
-    """Add to the gradient what some of a step's groups contribute to it; returns their part of each loss.
-
-    A step of 16 images is 8 groups of 2, each with its own divisors, and its gradient is the mean of theirs, as that of
-    8 GPUs in the published runs. Random numbers depend on (seed, step, group), so it does not matter which process
-    takes which groups: their sums are the whole.
-
-    Args:
-        model: in training mode.
-        groups: the batches to add.
-        numbers: their places in the step.
-        num_groups: groups of the whole step.
-        step: 0-based optimizer step.
-        seed: of the run.
-
-    Raises:
-        InputError: as :func:`require_finite`.
-    """
-    sums = dict.fromkeys(LOSS_NAMES, 0.0)
-    for number, batch in zip(numbers, groups, strict=True):
-        (key,) = np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)
-        parts = losses(model, batch, random_choice(torch.manual_seed(int(key))))
-        require_finite(parts, step, batch.image_ids)
-        (torch.stack(list(parts.values())).sum() / num_groups).backward()
-        for name, value in parts.items():
-            sums[name] += float(value.detach()) / num_groups
-    return sums
-
-
 def peak_memory_bytes(device: torch.device) -> int:
     """Largest memory so far: of torch's allocator on a GPU, resident memory of this process on a CPU."""
     if device.type == "cuda":
@@ -165,46 +88,79 @@ class StopRequest:
         self.arrived = True
 
 
-def train(run: Run, out_dir: Path) -> None:
+def train(run: Run, out_dir: Path, ranks: Ranks) -> None:
     """Train one run, from where it stopped, and write model.pth, train.json and log.json.
 
     Raises:
-        InputError: a loss is not finite, or an image cannot be read.
-        SystemExit: with ``EXIT_RESUME_ME`` after a signal, the state being saved.
+        InputError: a loss is not finite, an image cannot be read, memory does not suffice, a process was lost, another
+            training keeps the state, or going on is pointless.
+        SystemExit: with ``EXIT_RESUME_ME`` after a signal or a hand-over, the state being saved.
     """
     run.state_dir.mkdir(parents=True, exist_ok=True)
-    if is_finished(run.state_dir):
-        log.info("%s seed %d is already trained; to train it again, delete %s", run.backbone, run.seed, run.state_dir)
-    else:
-        train_to_the_end(run)
-    export(run.state_dir, out_dir)
+    with state_of(run, ranks) as lease:
+        if is_finished(run.state_dir):
+            log.info("%s seed %d is trained; to train it again, delete %s", run.backbone, run.seed, run.state_dir)
+        else:
+            train_to_the_end(run, ranks, lease)
+        if ranks.is_first:
+            export(run.state_dir, out_dir)
     log.info("trained %s seed %d: %s", run.backbone, run.seed, out_dir / "model.pth")
 
 
-def train_to_the_end(run: Run) -> None:
+@contextmanager
+def state_of(run: Run, ranks: Ranks) -> Iterator[Lease | None]:
+    """The state folder, held by the first process while all work on it."""
+    if not ranks.is_first:
+        ranks.wait_for_first()
+        yield None
+        return
+    with held_lease(run.state_dir) as lease:
+        ranks.wait_for_first()
+        yield lease
+
+
+@dataclass
+class Training:
+    """What the loop works on."""
+
+    run: Run
+    ranks: Ranks
+    recipe: Recipe
+    model: MaskRcnn
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+
+
+def train_to_the_end(run: Run, ranks: Ranks, lease: Lease | None) -> None:
     """Build or restore the run, take the steps that are left, and finish it."""
-    study = run.study
+    training = prepared(run, ranks)
+    progress, recipe = training.progress, training.recipe
+    if lease is None:
+        progress.begin_attempt(progress.attempts + 1, ranks.count)
+        take_steps(training, Records(training, None))
+        ranks.wait_for_all()
+        return
+    progress.begin_attempt(begin_attempt(run.state_dir, progress.step), ranks.count)
+    log.info("%s%s", recipe.sentence, f"; {ranks.count} processes" if ranks.count > 1 else "")
+    with Records(training, lease) as records:
+        take_steps(training, records)
+        finish(run, training.model.state_dict(), recipe, progress)
+    ranks.wait_for_all()
+
+
+def prepared(run: Run, ranks: Ranks) -> Training:
+    """Network, optimizer and progress as the last checkpoint has them, or as they begin."""
+    study, device = run.study, ranks.device
     torch.set_num_threads(study.compute.threads)
     set_full_precision()
     torch.manual_seed(run.seed)
-    device = torch.device(study.compute.device)
-    stream = stream_of(run)
-    recipe = make_recipe(study.schedule, stream)
-    model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, network_settings(study)).to(device).train()
+    recipe = make_recipe(study.schedule, stream_of(run))
+    layout = torch.channels_last if study.compute.channels_last else torch.contiguous_format
+    model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, network_settings(study))
+    model = model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[study.schedule.optimizer](trained, study.schedule)
-    progress = restore(run, model, optimizer)
-    log.info(recipe.sentence)
-    augmentation = Augmentation(**study.augmentation.model_dump())
-    on_gpu = device.type == "cuda"
-    items = TrainingSteps(run.store_path, run.images_dir, stream, augmentation, channels_last=on_gpu)
-    batches = read_in_order(items, range(progress.step, recipe.steps), study.resources.loader_workers, pinned=on_gpu)
-    try:
-        take_steps(run, model, optimizer, batches, recipe, progress)
-    except BaseException:
-        write_heartbeat(run.state_dir, progress, recipe.steps, "stopped")
-        raise
-    finish(run, model.state_dict(), recipe, progress)
+    return Training(run, ranks, recipe, model, optimizer, restore(run, model, optimizer))
 
 
 def stream_of(run: Run) -> SampleStream:
@@ -242,48 +198,169 @@ def restore(run: Run, model: MaskRcnn, optimizer: torch.optim.Optimizer) -> Prog
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     progress = Progress(**state["progress"])
-    progress.attempts += 1
-    log.info("going on from step %d (start %d)", progress.step, progress.attempts)
+    log.info("going on from step %d (start %d)", progress.step, progress.attempts + 1)
     return progress
 
 
-def take_steps(
-    run: Run,
-    model: MaskRcnn,
-    optimizer: torch.optim.Optimizer,
-    steps: Iterator[list[Batch]],
-    recipe: Recipe,
-    progress: Progress,
-) -> None:
-    """The loop: read, step, log, save. Ends early with ``EXIT_RESUME_ME`` after a signal."""
-    stop = StopRequest()
-    device = next(model.parameters()).device
-    training_log = TrainingLog(run.state_dir / "log.json", recipe, progress.step)
-    write_heartbeat(run.state_dir, progress, recipe.steps, "running")
-    saved_at = time.monotonic()
-    bar = tqdm(total=recipe.steps, initial=progress.step, desc=f"train {run.backbone}", unit="step", disable=None)
-    with bar:
-        for step in range(progress.step, recipe.steps):
-            started = time.monotonic()
-            groups = [group.to(device) for group in next(steps)]
-            note_broken(groups, progress)
-            data_s = time.monotonic() - started
-            parts = take_step(model, optimizer, groups, step, run.seed, recipe)
-            step_s = time.monotonic() - started
-            progress.step, progress.elapsed_s = step + 1, progress.elapsed_s + step_s
-            progress.peak_memory_bytes = max(progress.peak_memory_bytes, peak_memory_bytes(device))
-            progress.unlogged.append({**parts, "data_time": data_s, "time": step_s})
-            bar.update()
-            if progress.step % run.study.resources.log_every_steps == 0 or progress.step == recipe.steps:
-                line = training_log.write(progress)
-                log.debug(sentence(line, recipe.steps))  # a terminal has the bar instead
-                bar.set_postfix(loss=line["loss"], data=share_of_data(line))
-                write_heartbeat(run.state_dir, progress, recipe.steps, "running")
-            if stop.arrived or time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
-                save(run.state_dir, model, optimizer, progress)
-                saved_at = time.monotonic()
-            if stop.arrived:
-                leave(progress, recipe.steps)
+class Records:
+    """What the first process of a run keeps while it trains: checkpoints, log, signs of life. The others keep nothing.
+
+    Leaving the block says how the attempt ended.
+    """
+
+    def __init__(self, training: Training, lease: Lease | None) -> None:
+        self.training = training
+        self.lease = lease
+        if lease is None:
+            return
+        folder, progress = training.run.state_dir, training.progress
+        on_gpu = training.ranks.device.type == "cuda"
+        self.saver = Saver(folder, progress.step, background=on_gpu, still_held=lease.held)
+        self.saved_at = time.monotonic()
+        self.log = TrainingLog(folder / "log.json", training.recipe, progress.step)
+        self.events = EventFiles(folder / "tensorboard", folder / "log.json")
+        self.heartbeat = Heartbeat(folder, training.recipe)
+
+    def __enter__(self) -> "Records":
+        self.heartbeat.write(self.training.progress)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        progress, stopped = self.training.progress, isinstance(error, SystemExit | KeyboardInterrupt)
+        self.events.close()
+        self.saver.wait()
+        ending = "done" if error is None else "stopped" if stopped else "error"
+        end_attempt(self.training.run.state_dir, progress.attempts, ending, progress.step, None if stopped else error)
+        if error is not None:
+            state, text = ("stopped", None) if stopped else ("failed", " ".join(str(error).split()))
+            self.heartbeat.write(progress, state, text)
+
+    def asked_to_stop(self) -> bool:
+        """Whether another training waits for this one's state."""
+        return self.lease is not None and self.lease.asked
+
+    def save_is_due(self) -> bool:
+        """Whether a kill would now cost more than it should."""
+        return self.lease is not None and time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS
+
+    def write_line(self, bar: tqdm) -> None:  # type: ignore[type-arg]
+        """Log the steps since the last line."""
+        if self.lease is None:
+            return
+        line = self.log.write(self.training.progress)
+        self.events.write(line)
+        log.debug(sentence(line, self.training.recipe.steps))  # a terminal has the bar instead
+        bar.set_postfix(loss=line["loss"], data=share_of_data(line))
+        self.heartbeat.write(self.training.progress)
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that a start needs, on a GPU in the background."""
+        if self.lease is None:
+            return
+        training, progress = self.training, self.training.progress
+        state = {"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict()}
+        self.saver.save(progress.step, {**state, "progress": vars(progress)})
+        self.saved_at = time.monotonic()
+
+
+class Loop:
+    """The steps that are given to the device, and what is known of them: the last is read when the next is given."""
+
+    def __init__(self, training: Training, bar: tqdm) -> None:  # type: ignore[type-arg]
+        self.training = training
+        self.bar = bar
+        self.pending: tuple[Taken, dict[str, float]] | None = None
+        self.last_step: int | None = None
+        """After this step all processes stop together."""
+
+    def add(self, taken: Taken, times: dict[str, float]) -> None:
+        """A further step was given; settle the one before."""
+        self.settle()
+        self.pending = taken, times
+
+    def settle(self) -> None:
+        """Wait for the last step that was given, and count it.
+
+        Raises:
+            InputError: it was not finite, so its update did not happen.
+        """
+        if self.pending is None:
+            return
+        (taken, times), self.pending = self.pending, None
+        values, stop = taken.values()
+        progress, device = self.training.progress, self.training.ranks.device
+        progress.peak_memory_bytes = max(progress.peak_memory_bytes, peak_memory_bytes(device))
+        progress.add_step({**values, **times})
+        self.bar.update()
+        if stop and self.last_step is None:
+            # Another process may learn of it only when it has given the next step.
+            self.last_step = taken.step + 1
+
+
+def take_steps(training: Training, records: Records) -> None:
+    """The loop: read, step, log, save. Ends early with ``EXIT_RESUME_ME`` after a signal or when asked to hand over."""
+    stop, run, ranks, recipe = StopRequest(), training.run, training.ranks, training.recipe
+    first, every = training.progress.step, run.study.resources.log_every_steps
+    batches = batches_of(training)
+    hidden = None if ranks.is_first else True
+    with tqdm(total=recipe.steps, initial=first, desc=f"train {run.backbone}", unit="step", disable=hidden) as bar:
+        loop = Loop(training, bar)
+        for step in range(first, recipe.steps):
+            began = time.monotonic()
+            groups = [group.to(ranks.device) for group in next(batches)]
+            note_broken(groups, training.progress)
+            data_s = time.monotonic() - began
+            asked = stop.arrived or records.asked_to_stop()
+            taken = step_within_memory(training, groups, step, asked)
+            loop.add(taken, {"data_time": data_s, "time": time.monotonic() - began})
+            if (step + 1) % every == 0 or step + 1 == recipe.steps:
+                loop.settle()
+                training.progress.peak_memory_bytes = ranks.largest(training.progress.peak_memory_bytes)
+                records.write_line(bar)
+            leaves = step == loop.last_step or (ranks.count == 1 and (stop.arrived or records.asked_to_stop()))
+            if leaves or records.save_is_due():
+                loop.settle()
+                records.save()
+            if leaves:
+                leave(training, records)
+
+
+def batches_of(training: Training) -> Iterator[list[Batch]]:
+    """What this process reads of each step that is left."""
+    run, ranks, recipe = training.run, training.ranks, training.recipe
+    study, numbers = run.study, training.ranks.share_of(recipe.stream.groups_per_step)
+    augmentation = Augmentation(**study.augmentation.model_dump())
+    items = TrainingSteps(
+        run.store_path, run.images_dir, recipe.stream, augmentation, numbers, channels_last=study.compute.channels_last
+    )
+    left = range(training.progress.step, recipe.steps)
+    return read_in_order(items, left, study.resources.loader_workers, pinned=ranks.device.type == "cuda")
+
+
+def step_within_memory(training: Training, groups: list[Batch], step: int, stop: bool) -> Taken:
+    """One step; InputError where the device has not enough memory for it."""
+    run, ranks = training.run, training.ranks
+    try:
+        return take_step(
+            training.model,
+            training.optimizer,
+            groups,
+            step,
+            run.seed,
+            training.recipe,
+            ranks,
+            precision=run.study.compute.precision,
+            stop=stop,
+        )
+    except torch.OutOfMemoryError as error:
+        total_gb = torch.cuda.get_device_properties(ranks.device).total_memory / 2**30
+        raise InputError(
+            f"step {step} on {torch.cuda.get_device_name(ranks.device)}",
+            f"out of memory: {peak_memory_bytes(ranks.device) / 2**30:.1f} of {total_gb:.1f} GB were in use, "
+            f"{' '.join(str(error).split())[:120]}",
+            mend="set compute.precision to bf16, lower model.rois_per_image or augmentation.long_edge_px, or use a "
+            "larger GPU; more GPUs do not help, since each holds one normalisation group at a time",
+        ) from None
 
 
 def note_broken(groups: list[Batch], progress: Progress) -> None:
@@ -294,15 +371,13 @@ def note_broken(groups: list[Batch], progress: Progress) -> None:
         progress.broken_images[what] = progress.broken_images.get(what, 0) + 1
 
 
-def save(state_dir: Path, model: MaskRcnn, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write a checkpoint of everything that a start needs."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
-    save_checkpoint(state_dir, state)
-
-
-def leave(progress: Progress, steps: int) -> None:
-    """End the process after a signal; the state has been saved."""
-    log.warning("stopped by a signal at step %d of %d; the next start goes on from there", progress.step, steps)
+def leave(training: Training, records: Records) -> None:
+    """End the process after a signal or a hand-over, when the state is on disk and all processes are here."""
+    progress, steps = training.progress, training.recipe.steps
+    saved = records.lease is None or records.saver.wait()
+    what = "the next start goes on from there" if saved else "it could not be saved"
+    log.warning("stopped at step %d of %d; %s", progress.step, steps, what)
+    training.ranks.wait_for_all()
     sys.exit(EXIT_RESUME_ME)
 
 
@@ -329,7 +404,10 @@ def step(args: argparse.Namespace) -> None:
         raise InputError("--seed", f"is {args.seed}", allowed="0 or more", mend="change the value")
     zoo = load_zoo(zoo_of(study, args.study))
     run = Run(study, args.backbone, args.seed, args.store, args.images, args.repeat_factors, args.state, zoo)
-    train(run, args.out)
+    with started(study.compute.device) as ranks:
+        if not ranks.is_first:
+            log.setLevel(logging.WARNING)
+        train(run, args.out, ranks)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from lvis_rcnn.data import Batch, Target
 from lvis_rcnn.mask_crops import mask_crops
 from lvis_rcnn.model.assign import random_choice
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, Settings, losses
-from lvis_rcnn.train import add_gradients
+from lvis_rcnn.gradient_step import add_gradients
 
 SETTINGS = Settings(
     normalization="fixed_batch",

@@ -51,6 +51,9 @@ class NormalisedConvolution(torch.autograd.Function):
     def forward(ctx, x, weight, scale, shift, statistics, sizes):  # type: ignore[no-untyped-def]
         """Both layers; keeps their input and parameters."""
         mean, variance, eps = statistics
+        ctx.input_type, kind = x.dtype, x.device.type
+        if torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))  # as the convolution would, but kept in that type
         ctx.save_for_backward(x, weight, scale, mean, variance)
         ctx.eps, ctx.sizes = eps, sizes
         return batch_norm(conv2d(x, weight, None, *sizes), mean, variance, scale, shift, eps=eps)
@@ -63,9 +66,12 @@ class NormalisedConvolution(torch.autograd.Function):
         factor = (scale / deviation)[:, None, None, None]
         stride, padding, dilation, groups = ctx.sizes
         sizes, wanted = (stride, padding, dilation, False, [0, 0], groups), [ctx.needs_input_grad[0], True, False]
-        of_x, of_folded, _ = torch.ops.aten.convolution_backward(gradient, x, weight * factor, None, *sizes, wanted)
-        of_shift = gradient.sum(dim=(0, 2, 3))
+        folded = (weight * factor).to(x.dtype)
+        of_x, of_folded, _ = torch.ops.aten.convolution_backward(gradient, x, folded, None, *sizes, wanted)
+        of_folded = of_folded.to(weight.dtype)
+        of_shift = gradient.sum(dim=(0, 2, 3), dtype=weight.dtype)
         of_scale = ((of_folded * weight).sum(dim=(1, 2, 3)) - mean * of_shift) / deviation
+        of_x = None if of_x is None else of_x.to(ctx.input_type)
         return of_x, of_folded * factor, of_scale, of_shift, None, None
 
 
