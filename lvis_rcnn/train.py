@@ -19,7 +19,6 @@ import torch
 from tqdm import tqdm
 
 from lvis_rcnn.backbones import BACKBONES
-from lvis_rcnn.checkpoints import load_checkpoint, save_checkpoint
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.config import Schedule, Study, load_study_for_step, zoo_of
 from lvis_rcnn.data import Augmentation, Batch, TrainingSteps, read_in_order
@@ -28,6 +27,7 @@ from lvis_rcnn.initial_weights import load_initial_weights
 from lvis_rcnn.model.assign import random_choice
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, Settings, losses
 from lvis_rcnn.repeat_factors import read_sampling
+from lvis_rcnn.run_state import Saver, load_checkpoint
 from lvis_rcnn.sample_stream import SampleStream
 from lvis_rcnn.schedule import Recipe, make_recipe
 from lvis_rcnn.training_log import Progress, TrainingLog, sentence, share_of_data, write_heartbeat
@@ -257,6 +257,7 @@ def take_steps(
 ) -> None:
     """The loop: read, step, log, save. Ends early with ``EXIT_RESUME_ME`` after a signal."""
     stop = StopRequest()
+    saver = Saver(run.state_dir, progress.step)
     device = next(model.parameters()).device
     training_log = TrainingLog(run.state_dir / "log.json", recipe, progress.step)
     write_heartbeat(run.state_dir, progress, recipe.steps, "running")
@@ -280,7 +281,7 @@ def take_steps(
                 bar.set_postfix(loss=line["loss"], data=share_of_data(line))
                 write_heartbeat(run.state_dir, progress, recipe.steps, "running")
             if stop.arrived or time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
-                save(run.state_dir, model, optimizer, progress)
+                save(saver, model, optimizer, progress)
                 saved_at = time.monotonic()
             if stop.arrived:
                 leave(progress, recipe.steps)
@@ -294,10 +295,10 @@ def note_broken(groups: list[Batch], progress: Progress) -> None:
         progress.broken_images[what] = progress.broken_images.get(what, 0) + 1
 
 
-def save(state_dir: Path, model: MaskRcnn, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def save(saver: Saver, model: MaskRcnn, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Write a checkpoint of everything that a start needs."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
-    save_checkpoint(state_dir, state)
+    saver.save(progress.step, state)
 
 
 def leave(progress: Progress, steps: int) -> None:
