@@ -308,6 +308,19 @@ def test_killed_at_any_call_the_old_state_or_the_new_is_there(places, monkeypatc
     assert said == []
 
 
+def test_a_system_that_takes_only_part_of_a_write_gets_the_rest(two_saved, tmp_path, monkeypatch):
+    def short(number, name, call, arguments):
+        if name == "write":
+            handle, chunk = arguments
+            return call(handle, chunk[: 1 + len(chunk) // 2])
+        return call(*arguments)
+
+    with calls_counted(monkeypatch, short):
+        assert saved(Saver(tmp_path, 0), 2)
+    assert names(tmp_path) == [path_of(two_saved, 2).name]
+    assert loaded_step(tmp_path) == 2
+
+
 def test_the_warning_of_a_failed_save_says_why_and_what_is_left(tmp_path, monkeypatch, said):
     saver = Saver(tmp_path, 0)
     with calls_counted(monkeypatch, failing(errno.ENOSPC)(7)):
