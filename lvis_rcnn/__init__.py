@@ -34,7 +34,8 @@ The files of this package, in data-flow order, are the method; a module imports 
     mmdet_weights      MMDetection's names and rows become ours, and back
     mmdet_files        files of MMDetection, read with suspicion
     initial_weights    what a training begins with
-    checkpoints        saves and restores a run; imports and exports models
+    checkpoints        saves models; imports and exports MMDetection's
+    run_state          saves and restores a run
     training_log       what a run says while it trains
     finished_run       what a run is, and what it leaves
     train              gradient steps, resumable anywhere

@@ -1,4 +1,4 @@
-"""Save and restore a run: the newest checkpoint and the one before it, each whole; and MMDetection's files both ways.
+"""Save and restore models, and turn them into MMDetection's files and back.
 
 A published file becomes a model.pth, and a model.pth a file that MMDetection 2.x and 3.x load:
 
@@ -9,7 +9,6 @@ python -m lvis_rcnn.checkpoints fetch --zoo configs/zoo/mmdetection.yaml --name 
 """
 
 import argparse
-import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,37 +25,6 @@ from lvis_rcnn.mmdet_files import MmdetFile, converted, name_notes, read_content
 from lvis_rcnn.mmdet_weights import COUNTER, backbone_of, shortened
 from lvis_rcnn.provenance import code_version
 from lvis_rcnn.zoo import digest_in_name, load_zoo, published_file
-
-NEWEST = "checkpoint.pth"
-NEXT = "next.pth"
-PREVIOUS = "previous.pth"
-
-
-def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` as the newest checkpoint; the one it replaces stays as the previous one.
-
-    Killed at any moment, a whole file is left under one of the names that :func:`load_checkpoint` tries.
-    """
-    newest = folder / NEWEST
-    with atomic_file(folder / NEXT) as temporary:
-        torch.save(state, temporary)
-    if newest.exists():
-        os.replace(newest, folder / PREVIOUS)
-    os.replace(folder / NEXT, newest)
-
-
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest readable checkpoint of a run, or None where there is none."""
-    for name in (NEWEST, NEXT, PREVIOUS):
-        path = folder / name
-        if not path.exists():
-            continue
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            return state
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            log.warning("warning: %s is damaged (%s); trying the one before", path, type(error).__name__)
-    return None
 
 
 def save_model(path: Path, state_dict: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
@@ -83,12 +51,6 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             allowed="a model.pth of lvis_rcnn.train",
             mend="train again, or name another file",
         ) from None
-
-
-def drop_checkpoints(folder: Path) -> None:
-    """Delete the checkpoints of a run that is done; its model stays."""
-    for name in (NEWEST, NEXT, PREVIOUS):
-        (folder / name).unlink(missing_ok=True)
 
 
 def import_mmdet(

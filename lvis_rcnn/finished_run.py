@@ -14,10 +14,11 @@ import torch
 
 from lvis_rcnn.annotations import AnnotationStore, open_store
 from lvis_rcnn.backbones import BACKBONES
-from lvis_rcnn.checkpoints import drop_checkpoints, save_model
+from lvis_rcnn.checkpoints import save_model
 from lvis_rcnn.config import Study, settings_digest
 from lvis_rcnn.files import sha256_of_file, sha256_of_json, write_json
 from lvis_rcnn.provenance import code_version, library_versions
+from lvis_rcnn.run_state import drop_checkpoints
 from lvis_rcnn.schedule import Recipe
 from lvis_rcnn.training_log import Progress, write_heartbeat
 from lvis_rcnn.zoo import ZooModel, initial_model

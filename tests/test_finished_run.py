@@ -12,9 +12,10 @@ import torch
 from tiny_run import make_data, tiny_study, write_tiny_study
 
 from lvis_rcnn import finished_run
-from lvis_rcnn.checkpoints import NEWEST, load_model, save_checkpoint
+from lvis_rcnn.checkpoints import load_model
 from lvis_rcnn.config import DEFAULT_ZOO, load_study, settings_digest
 from lvis_rcnn.finished_run import Run, export, finish, published_stem, scientific
+from lvis_rcnn.run_state import Saver, load_checkpoint
 from lvis_rcnn.sample_stream import SampleStream
 from lvis_rcnn.schedule import make_recipe
 from lvis_rcnn.training_log import Progress
@@ -61,7 +62,8 @@ def finished(run):
     """A run whose record says: 6 steps of 2 images, an epoch of 8, started long before it ended."""
     run.state_dir.mkdir(parents=True)
     (run.state_dir / "log.json").write_text('{"step": 6}\n')
-    save_checkpoint(run.state_dir, {"step": 6})
+    Saver(run.state_dir, 0).save(6, {"step": 6})
+    assert load_checkpoint(run.state_dir) == {"step": 6}
     # 6 steps of an epoch of 8 images.
     stream = SampleStream(np.ones(8), "ceil", np.zeros(8, bool), 3, group_size=2, groups_per_step=1)
     progress = Progress(
@@ -94,7 +96,7 @@ def test_the_model_says_what_it_is_and_checkpoints_are_gone(finished):
     assert (meta["backbone"], meta["seed"], meta["steps"]) == ("r50", 3, 6)
     assert meta["CLASSES"] == tuple(category.name for category in finished.store.categories)
     assert meta["run_digest"] == finished.digest
-    assert not (finished.state_dir / NEWEST).exists()
+    assert {file.name for file in finished.state_dir.glob("*.pth")} == {"model.pth"}
     assert json.loads((finished.state_dir / "progress.json").read_text())["state"] == "done"
 
 
