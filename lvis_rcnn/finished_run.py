@@ -81,7 +81,7 @@ def finish(run: Run, weights: dict[str, torch.Tensor], recipe: Recipe, progress:
     finished_at = datetime.now(UTC)
     save_model(run.state_dir / "model.pth", weights, model_meta(run, recipe, finished_at))
     write_json(run.state_dir / "train.json", run_record(run, recipe, progress, finished_at))
-    write_heartbeat(run.state_dir, progress, recipe.steps, "done")
+    write_heartbeat(run.state_dir, progress, recipe, "done")
     drop_checkpoints(run.state_dir)
 
 

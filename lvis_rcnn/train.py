@@ -30,7 +30,7 @@ from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, Settings, losses
 from lvis_rcnn.repeat_factors import read_sampling
 from lvis_rcnn.sample_stream import SampleStream
 from lvis_rcnn.schedule import Recipe, make_recipe
-from lvis_rcnn.training_log import Progress, TrainingLog, sentence, share_of_data, write_heartbeat
+from lvis_rcnn.training_log import Heartbeat, Progress, TrainingLog, sentence, share_of_data, write_heartbeat
 from lvis_rcnn.zoo import load_zoo
 
 # At most this much work is done again after a kill; a save (1.2 GB for X-101-64x4d with AdamW) takes about a second.
@@ -202,7 +202,7 @@ def train_to_the_end(run: Run) -> None:
     try:
         take_steps(run, model, optimizer, batches, recipe, progress)
     except BaseException:
-        write_heartbeat(run.state_dir, progress, recipe.steps, "stopped")
+        write_heartbeat(run.state_dir, progress, recipe, "stopped")
         raise
     finish(run, model.state_dict(), recipe, progress)
 
@@ -242,7 +242,7 @@ def restore(run: Run, model: MaskRcnn, optimizer: torch.optim.Optimizer) -> Prog
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     progress = Progress(**state["progress"])
-    progress.attempts += 1
+    progress.begin_attempt(progress.attempts + 1)
     log.info("going on from step %d (start %d)", progress.step, progress.attempts)
     return progress
 
@@ -259,7 +259,8 @@ def take_steps(
     stop = StopRequest()
     device = next(model.parameters()).device
     training_log = TrainingLog(run.state_dir / "log.json", recipe, progress.step)
-    write_heartbeat(run.state_dir, progress, recipe.steps, "running")
+    heartbeat = Heartbeat(run.state_dir, recipe)
+    heartbeat.write(progress)
     saved_at = time.monotonic()
     bar = tqdm(total=recipe.steps, initial=progress.step, desc=f"train {run.backbone}", unit="step", disable=None)
     with bar:
@@ -269,16 +270,15 @@ def take_steps(
             note_broken(groups, progress)
             data_s = time.monotonic() - started
             parts = take_step(model, optimizer, groups, step, run.seed, recipe)
-            step_s = time.monotonic() - started
-            progress.step, progress.elapsed_s = step + 1, progress.elapsed_s + step_s
+            progress.add_step({**parts, "data_time": data_s, "time": time.monotonic() - started})
             progress.peak_memory_bytes = max(progress.peak_memory_bytes, peak_memory_bytes(device))
-            progress.unlogged.append({**parts, "data_time": data_s, "time": step_s})
             bar.update()
             if progress.step % run.study.resources.log_every_steps == 0 or progress.step == recipe.steps:
                 line = training_log.write(progress)
                 log.debug(sentence(line, recipe.steps))  # a terminal has the bar instead
                 bar.set_postfix(loss=line["loss"], data=share_of_data(line))
-                write_heartbeat(run.state_dir, progress, recipe.steps, "running")
+                heartbeat.write(progress)
+            heartbeat.write_if_due(progress)
             if stop.arrived or time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
                 save(run.state_dir, model, optimizer, progress)
                 saved_at = time.monotonic()
@@ -296,6 +296,7 @@ def note_broken(groups: list[Batch], progress: Progress) -> None:
 
 def save(state_dir: Path, model: MaskRcnn, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Write a checkpoint of everything that a start needs."""
+    progress.saved_step = progress.step
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
     save_checkpoint(state_dir, state)
 

@@ -26,8 +26,7 @@ from lvis_rcnn.data import Batch
 from lvis_rcnn.finished_run import Run
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn
 from lvis_rcnn.schedule import make_recipe
-
-TIMES = {"time", "data_time", "memory"}
+from lvis_rcnn.training_log import MEASURED_KEYS
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -82,7 +81,7 @@ def outcome(run, folder):
     train.train(run, folder / "out")
     weights, _ = load_model(folder / "out" / "model.pth")
     lines = [json.loads(line) for line in (folder / "out" / "log.json").read_text().splitlines()]
-    return weights, [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+    return weights, [{key: value for key, value in line.items() if key not in MEASURED_KEYS} for line in lines]
 
 
 def assert_same(ours, theirs):
