@@ -36,6 +36,7 @@ The files of this package, in data-flow order, are the method; a module imports 
     initial_weights    what a training begins with
     checkpoints        saves and restores a run; imports and exports models
     training_log       what a run says while it trains
+    tensorboard_files  the same for TensorBoard
     finished_run       what a run is, and what it leaves
     train              gradient steps, resumable anywhere
     detections         carries detections from inference to scoring
