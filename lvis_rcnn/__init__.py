@@ -7,6 +7,7 @@ The files of this package, in data-flow order, are the method; a module imports 
     download, unpack   files arrive whole: resumed, checked; the one JSON file of a zip
     config             a study file becomes checked values
     zoo, published     published models, and those that a study scores
+    run_identity       what makes two trainings the same
     sources, fetch     the files of LVIS: where they come from, which a study lacks; brings one of them
     provenance         what produced a number
     mini*              draws the embedded dataset
@@ -37,12 +38,13 @@ The files of this package, in data-flow order, are the method; a module imports 
     checkpoints        saves and restores a run; imports and exports models
     training_log       what a run says while it trains
     tensorboard_files  the same for TensorBoard
-    finished_run       what a run is, and what it leaves
+    finished_run       what a run is made from, and what it leaves
     train              gradient steps, resumable anywhere
     detections         carries detections from inference to scoring
     infer              finds objects, streamed to disk
     evaluate           federated LVIS AP
     runs, table_rows, report    all runs become the table
+    run_states, plan, status    how far each run is, and what is left to do
 
 Axes, the same letters in every annotation:
 
