@@ -7,8 +7,11 @@ The files of this package, in data-flow order, are the method; a module imports 
     download, unpack   files arrive whole: resumed, checked; the one JSON file of a zip
     config             a study file becomes checked values
     zoo, published     published models, and those that a study scores
+    run_identity       what makes two trainings the same
     sources, fetch     the files of LVIS: where they come from, which a study lacks; brings one of them
     provenance         what produced a number
+    holder, lease      one trainer at a time on one state folder
+    attempts           every start of a run and how it ended
     mini*              draws the embedded dataset
     array_file         a .npy file that grows
     annotation_text    a file of a gigabyte, a piece at a time
@@ -31,18 +34,23 @@ The files of this package, in data-flow order, are the method; a module imports 
     mask_crops         bitmaps of objects, each only as large as its object
     data               images and targets, batches
     model/             four backbones, one FPN, one Mask R-CNN, with MMDetection's arithmetic
+    ranks              the processes of one training
+    gradient_step      losses, one sum over all processes, an update that no infinity passes
     mmdet_weights      MMDetection's names and rows become ours, and back
     mmdet_files        files of MMDetection, read with suspicion
     initial_weights    what a training begins with
     checkpoints        saves models; imports and exports MMDetection's
     run_state          saves and restores a run
     training_log       what a run says while it trains
-    finished_run       what a run is, and what it leaves
+    tensorboard_files  the same for TensorBoard
+    finished_run       what a run is made from, and what it leaves
+    run_records        what a run keeps while it trains
     train              gradient steps, resumable anywhere
     detections         carries detections from inference to scoring
     infer              finds objects, streamed to disk
     evaluate           federated LVIS AP
     runs, table_rows, report    all runs become the table
+    run_states, plan, status    how far each run is, and what is left to do
 
 Axes, the same letters in every annotation:
 

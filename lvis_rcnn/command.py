@@ -56,6 +56,16 @@ def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace
         sys.exit(EXIT_UNEXPECTED)
 
 
+def duration(seconds: float) -> str:
+    """A span of time for a person: ``40s``, ``14m``, ``2h 05m``, ``3d 04h``."""
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if days:
+        return f"{days}d {hours % 24:02d}h"
+    if hours:
+        return f"{hours}h {minutes % 60:02d}m"
+    return f"{minutes}m" if minutes else f"{int(seconds)}s"
+
+
 def start_logging(log_file: Path | None) -> None:
     """Plain lines to standard error; the same lines, and those of level DEBUG, with their time to ``log_file``."""
     log.setLevel(logging.DEBUG)

@@ -29,8 +29,11 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 # The published models, part of the checkout: a study that names no zoo finds them whatever the working directory is.
-DEFAULT_ZOO = Path(__file__).parents[1] / "configs" / "zoo" / "mmdetection.yaml"
+DEFAULT_ZOO = CONFIGS / "zoo" / "mmdetection.yaml"
+# What runs where no study is named.
+DEFAULT_STUDY = CONFIGS / "mini.yaml"
 
 
 class Section(BaseModel):

@@ -187,6 +187,15 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of one JSON object a line, without one that a kill cut short; none if there is no file."""
+    objects = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            objects.append(json.loads(line))
+    return objects
+
+
 def sha256_of_file(path: Path) -> str:
     """Hex SHA-256 of the file's bytes."""
     with path.open("rb") as file:

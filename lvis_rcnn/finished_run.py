@@ -16,15 +16,13 @@ from lvis_rcnn.annotations import AnnotationStore, open_store
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.checkpoints import save_model
 from lvis_rcnn.config import Study, settings_digest
-from lvis_rcnn.files import sha256_of_file, sha256_of_json, write_json
+from lvis_rcnn.files import sha256_of_file, write_json
 from lvis_rcnn.provenance import code_version, library_versions
+from lvis_rcnn.run_identity import run_digest, state_folder_name
 from lvis_rcnn.run_state import drop_checkpoints
 from lvis_rcnn.schedule import Recipe
 from lvis_rcnn.training_log import Progress, write_heartbeat
-from lvis_rcnn.zoo import ZooModel, initial_model
-
-# Raised when a change of the code changes the weights that a run ends with: older state is then not resumed.
-TRAINER_REVISION = 2
+from lvis_rcnn.zoo import ZooModel
 
 
 @dataclass(frozen=True)
@@ -48,28 +46,14 @@ class Run:
 
     @cached_property
     def digest(self) -> str:
-        """Hex SHA-256 of everything that changes the model."""
-        return sha256_of_json(
-            {
-                "revision": TRAINER_REVISION,
-                "settings": settings_digest(self.study, "train"),
-                "backbone": self.backbone,
-                "seed": self.seed,
-                "annotations": self.store.annotations_sha256,
-                "initial_weights": self.initial_weights,
-            }
-        )
-
-    @property
-    def initial_weights(self) -> str | None:
-        """Name of the published file that training begins with; it carries the file's digest."""
-        kind = self.study.model.weights
-        return None if kind == "none" else initial_model(self.zoo, kind, self.backbone).file_name
+        """As :func:`run_digest`."""
+        return run_digest(self.study, self.backbone, self.seed, self.store.annotations_sha256, self.zoo)
 
     @property
     def state_dir(self) -> Path:
-        """Folder of exactly this run; another recipe, dataset or seed never meets its checkpoints."""
-        return self.state_root / self.study.study / self.backbone / f"seed{self.seed}" / self.digest[:12]
+        """Folder of exactly this run."""
+        folder = self.state_root / self.study.study / self.backbone / f"seed{self.seed}"
+        return folder / state_folder_name(self.digest)
 
 
 def is_finished(state_dir: Path) -> bool:
@@ -82,7 +66,7 @@ def finish(run: Run, weights: dict[str, torch.Tensor], recipe: Recipe, progress:
     finished_at = datetime.now(UTC)
     save_model(run.state_dir / "model.pth", weights, model_meta(run, recipe, finished_at))
     write_json(run.state_dir / "train.json", run_record(run, recipe, progress, finished_at))
-    write_heartbeat(run.state_dir, progress, recipe.steps, "done")
+    write_heartbeat(run.state_dir, progress, recipe, "done")
     drop_checkpoints(run.state_dir)
 
 

@@ -5,6 +5,7 @@ next step has been given to it.
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from lvis_rcnn.config import Schedule
 from lvis_rcnn.data import Batch
 from lvis_rcnn.model.assign import random_choice
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, losses
-from lvis_rcnn.ranks import Ranks
+from lvis_rcnn.ranks import HANG_S, Ranks
 from lvis_rcnn.schedule import Recipe
 
 
@@ -36,6 +37,8 @@ def adamw(parameters: list[torch.nn.Parameter], schedule: Schedule) -> torch.opt
     """AdamW (Loshchilov and Hutter 2019)."""
     return torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
 
+
+POLL_S = 2e-4  # of a step of some 0.1 s
 
 # Fused: one pass over all weights, and the one form that looks at ``found_inf``.
 OPTIMIZERS = {"sgd": sgd, "adamw": adamw}
@@ -60,9 +63,12 @@ class OnItsWay:
             self.event.record()
 
     def read(self) -> torch.Tensor:
-        """The numbers."""
-        if self.event is not None:
-            self.event.synchronize()
+        """The numbers; TimeoutError if they do not come within ``HANG_S``."""
+        deadline = time.monotonic() + HANG_S
+        while self.event is not None and not self.event.query():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the device has not ended a step in {HANG_S:.0f} s")
+            time.sleep(POLL_S)
         return self.values
 
 

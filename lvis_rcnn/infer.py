@@ -31,10 +31,11 @@ from lvis_rcnn.data import Batch, TestImages, read_in_order
 from lvis_rcnn.detections import Detections, concatenate, pack_rles, read_shard, shard_path, shards_of, write_shard
 from lvis_rcnn.files import atomic_folder, sha256_of_file, sha256_of_json, write_json
 from lvis_rcnn.finished_run import link
+from lvis_rcnn.gradient_step import set_full_precision
 from lvis_rcnn.model.detections import ImageDetections
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect
 from lvis_rcnn.provenance import code_version, library_versions
-from lvis_rcnn.train import network_settings, require_device, set_full_precision
+from lvis_rcnn.train import network_settings, require_device
 
 # Raised when a change of the code changes detections: older shards are then not reused.
 INFERENCE_REVISION = 2

@@ -161,15 +161,20 @@ def why_missing(study: Study, results: Path, run: Run, step: str, now_s: float) 
     recent = bool(progress) and now_s - progress["updated_at"] < SECONDS_TO_BE_DEAD
     if progress.get("state") == "running" and recent and not died_here(progress):
         return f"running {percent}"
+    error = failure(study, results, run, step)
+    if error:
+        return shortened(f"failed: {error}")
+    return f"stopped at {percent}" if progress else RECORDS[step][2]
+
+
+def failure(study: Study, results: Path, run: Run, step: str) -> str:
+    """What the log of a step, or of one that comes before all runs, says went wrong; empty if nothing did."""
     logs = results / study.study / "logs"
     candidates = [("", logs / f"{step}_{run.name}.log")]
     if step == run.steps[0]:
         candidates += [(f"{label}: ", logs / f"{log_name}.log") for log_name, label in run.earlier_logs.items()]
-    for prefix, path in candidates:
-        error = last_error(path)
-        if error:
-            return shortened(f"failed: {prefix}{error}")
-    return f"stopped at {percent}" if progress else RECORDS[step][2]
+    errors = ((prefix, last_error(path)) for prefix, path in candidates)
+    return next((f"{prefix}{error}" for prefix, error in errors if error), "")
 
 
 def died_here(progress: dict[str, Any]) -> bool:

@@ -10,20 +10,18 @@ job fails; one training at a time holds it.
 
 import argparse
 import logging
-import resource
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from lvis_rcnn.attempts import begin_attempt, end_attempt
+from lvis_rcnn.attempts import begin_attempt
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.config import Study, load_study_for_step, zoo_of
@@ -35,15 +33,12 @@ from lvis_rcnn.lease import Lease, held_lease
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, Settings
 from lvis_rcnn.ranks import Ranks, started
 from lvis_rcnn.repeat_factors import read_sampling
-from lvis_rcnn.run_state import Saver, load_checkpoint
+from lvis_rcnn.run_records import Records, Training, peak_memory_bytes
+from lvis_rcnn.run_state import drop_checkpoints, load_checkpoint
 from lvis_rcnn.sample_stream import SampleStream
-from lvis_rcnn.schedule import Recipe, make_recipe
-from lvis_rcnn.tensorboard_files import EventFiles
-from lvis_rcnn.training_log import Heartbeat, Progress, TrainingLog, sentence, share_of_data
+from lvis_rcnn.schedule import make_recipe
+from lvis_rcnn.training_log import Progress
 from lvis_rcnn.zoo import load_zoo
-
-# At most this much work is done again after a kill; a save (1.2 GB for X-101-64x4d with AdamW) takes about a second.
-SECONDS_BETWEEN_CHECKPOINTS = 75.0
 
 EXIT_RESUME_ME = 75  # EX_TEMPFAIL: stopped by a signal, state saved
 
@@ -65,14 +60,6 @@ def network_settings(study: Study) -> Settings:
         nms_form=test.nms,
         detections_per_image=test.detections_per_image,
     )
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Largest memory so far: of torch's allocator on a GPU, resident memory of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB, macOS bytes
 
 
 class StopRequest:
@@ -100,6 +87,8 @@ def train(run: Run, out_dir: Path, ranks: Ranks) -> None:
     with state_of(run, ranks) as lease:
         if is_finished(run.state_dir):
             log.info("%s seed %d is trained; to train it again, delete %s", run.backbone, run.seed, run.state_dir)
+            if ranks.is_first:
+                drop_checkpoints(run.state_dir)  # a kill may have left them behind the last word
         else:
             train_to_the_end(run, ranks, lease)
         if ranks.is_first:
@@ -119,18 +108,6 @@ def state_of(run: Run, ranks: Ranks) -> Iterator[Lease | None]:
         yield lease
 
 
-@dataclass
-class Training:
-    """What the loop works on."""
-
-    run: Run
-    ranks: Ranks
-    recipe: Recipe
-    model: MaskRcnn
-    optimizer: torch.optim.Optimizer
-    progress: Progress
-
-
 def train_to_the_end(run: Run, ranks: Ranks, lease: Lease | None) -> None:
     """Build or restore the run, take the steps that are left, and finish it."""
     training = prepared(run, ranks)
@@ -144,6 +121,7 @@ def train_to_the_end(run: Run, ranks: Ranks, lease: Lease | None) -> None:
     log.info("%s%s", recipe.sentence, f"; {ranks.count} processes" if ranks.count > 1 else "")
     with Records(training, lease) as records:
         take_steps(training, records)
+        records.saver.wait()
         finish(run, training.model.state_dict(), recipe, progress)
     ranks.wait_for_all()
 
@@ -202,67 +180,6 @@ def restore(run: Run, model: MaskRcnn, optimizer: torch.optim.Optimizer) -> Prog
     return progress
 
 
-class Records:
-    """What the first process of a run keeps while it trains: checkpoints, log, signs of life. The others keep nothing.
-
-    Leaving the block says how the attempt ended.
-    """
-
-    def __init__(self, training: Training, lease: Lease | None) -> None:
-        self.training = training
-        self.lease = lease
-        if lease is None:
-            return
-        folder, progress = training.run.state_dir, training.progress
-        on_gpu = training.ranks.device.type == "cuda"
-        self.saver = Saver(folder, progress.step, background=on_gpu, still_held=lease.held)
-        self.saved_at = time.monotonic()
-        self.log = TrainingLog(folder / "log.json", training.recipe, progress.step)
-        self.events = EventFiles(folder / "tensorboard", folder / "log.json")
-        self.heartbeat = Heartbeat(folder, training.recipe)
-
-    def __enter__(self) -> "Records":
-        self.heartbeat.write(self.training.progress)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        progress, stopped = self.training.progress, isinstance(error, SystemExit | KeyboardInterrupt)
-        self.events.close()
-        self.saver.wait()
-        ending = "done" if error is None else "stopped" if stopped else "error"
-        end_attempt(self.training.run.state_dir, progress.attempts, ending, progress.step, None if stopped else error)
-        if error is not None:
-            state, text = ("stopped", None) if stopped else ("failed", " ".join(str(error).split()))
-            self.heartbeat.write(progress, state, text)
-
-    def asked_to_stop(self) -> bool:
-        """Whether another training waits for this one's state."""
-        return self.lease is not None and self.lease.asked
-
-    def save_is_due(self) -> bool:
-        """Whether a kill would now cost more than it should."""
-        return self.lease is not None and time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS
-
-    def write_line(self, bar: tqdm) -> None:  # type: ignore[type-arg]
-        """Log the steps since the last line."""
-        if self.lease is None:
-            return
-        line = self.log.write(self.training.progress)
-        self.events.write(line)
-        log.debug(sentence(line, self.training.recipe.steps))  # a terminal has the bar instead
-        bar.set_postfix(loss=line["loss"], data=share_of_data(line))
-        self.heartbeat.write(self.training.progress)
-
-    def save(self) -> None:
-        """Write a checkpoint of everything that a start needs, on a GPU in the background."""
-        if self.lease is None:
-            return
-        training, progress = self.training, self.training.progress
-        state = {"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict()}
-        self.saver.save(progress.step, {**state, "progress": vars(progress)})
-        self.saved_at = time.monotonic()
-
-
 class Loop:
     """The steps that are given to the device, and what is known of them: the last is read when the next is given."""
 
@@ -287,7 +204,10 @@ class Loop:
         if self.pending is None:
             return
         (taken, times), self.pending = self.pending, None
-        values, stop = taken.values()
+        try:
+            values, stop = taken.values()
+        except TimeoutError as error:
+            raise self.training.ranks.lost(taken.step, error) from None
         progress, device = self.training.progress, self.training.ranks.device
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, peak_memory_bytes(device))
         progress.add_step({**values, **times})

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_run import make_data, tiny_study, write_tiny_study
 
-from lvis_rcnn import finished_run
+from lvis_rcnn import run_identity
 from lvis_rcnn.checkpoints import load_model
 from lvis_rcnn.config import DEFAULT_ZOO, load_study, settings_digest
 from lvis_rcnn.finished_run import Run, export, finish, published_stem, scientific
@@ -148,7 +148,7 @@ def test_whatever_changes_the_model_changes_the_state_folder(drawn, tmp_path, ru
     ]
     assert len({one.digest for one in (run, *others)}) == 8
     with monkeypatch.context() as patch:
-        patch.setattr(finished_run, "TRAINER_REVISION", finished_run.TRAINER_REVISION + 1)
+        patch.setattr(run_identity, "TRAINER_REVISION", run_identity.TRAINER_REVISION + 1)
         assert make_run(drawn, tmp_path).digest != run.digest
     same = make_run(drawn, tmp_path, title="another", resources={"loader_workers": 2}, inference={"nms_iou": 0.6})
     assert same.state_dir == run.state_dir

@@ -1,0 +1,106 @@
+"""What the first process of a run keeps while it trains: checkpoints, log, event files, signs of life."""
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from lvis_rcnn.attempts import Ending, end_attempt
+from lvis_rcnn.command import log
+from lvis_rcnn.finished_run import Run
+from lvis_rcnn.lease import Lease
+from lvis_rcnn.model.mask_rcnn import MaskRcnn
+from lvis_rcnn.ranks import Ranks
+from lvis_rcnn.run_state import Saver
+from lvis_rcnn.schedule import Recipe
+from lvis_rcnn.tensorboard_files import EventFiles
+from lvis_rcnn.training_log import Heartbeat, Progress, TrainingLog, sentence, share_of_data
+
+# At most this much work is done again after a kill; a save (1.2 GB for X-101-64x4d with AdamW) takes about a second.
+SECONDS_BETWEEN_CHECKPOINTS = 75.0
+
+
+@dataclass
+class Training:
+    """What the loop works on."""
+
+    run: Run
+    ranks: Ranks
+    recipe: Recipe
+    model: MaskRcnn
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+
+
+class Records:
+    """What the first process of a run keeps while it trains: checkpoints, log, signs of life. The others keep nothing.
+
+    Leaving the block says how the attempt ended.
+    """
+
+    def __init__(self, training: Training, lease: Lease | None) -> None:
+        self.training = training
+        self.lease = lease
+        if lease is None:
+            return
+        folder, progress = training.run.state_dir, training.progress
+        on_gpu = training.ranks.device.type == "cuda"
+        self.saver = Saver(folder, progress.step, background=on_gpu, still_held=lease.held)
+        progress.saved_step = progress.step
+        self.saved_at = time.monotonic()
+        self.log = TrainingLog(folder / "log.json", training.recipe, progress.step)
+        self.events = EventFiles(folder / "tensorboard", folder / "log.json")
+        self.heartbeat = Heartbeat(folder, training.recipe)
+
+    def __enter__(self) -> "Records":
+        self.heartbeat.write(self.training.progress)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        progress, stopped = self.training.progress, isinstance(error, SystemExit | KeyboardInterrupt)
+        self.events.close()
+        self.saver.wait()
+        ending: Ending = "done" if error is None else "stopped" if stopped else "error"
+        end_attempt(self.training.run.state_dir, progress.attempts, ending, progress.step, None if stopped else error)
+        if error is not None:
+            state, text = ("stopped", None) if stopped else ("failed", " ".join(str(error).split()))
+            self.heartbeat.write(progress, state, text)
+
+    def asked_to_stop(self) -> bool:
+        """Whether another training waits for this one's state."""
+        return self.lease is not None and self.lease.asked
+
+    def save_is_due(self) -> bool:
+        """Whether a kill would now cost more than it should."""
+        return self.lease is not None and time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS
+
+    def write_line(self, bar: tqdm) -> None:  # type: ignore[type-arg]
+        """Log the steps since the last line."""
+        if self.lease is None:
+            return
+        line = self.log.write(self.training.progress)
+        self.events.write(line)
+        log.debug(sentence(line, self.training.recipe.steps))  # a terminal has the bar instead
+        bar.set_postfix(loss=line["loss"], data=share_of_data(line))
+        self.heartbeat.write(self.training.progress)
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that a start needs, on a GPU in the background."""
+        if self.lease is None:
+            return
+        training, progress = self.training, self.training.progress
+        progress.saved_step = progress.step
+        state = {"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict()}
+        self.saver.save(progress.step, {**state, "progress": vars(progress)})
+        self.saved_at = time.monotonic()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Largest memory so far: of torch's allocator on a GPU, resident memory of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB, macOS bytes

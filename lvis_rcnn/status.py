@@ -1,0 +1,217 @@
+"""Shows every run of a study: how far it is, how fast, until when, or why it stands still.
+
+    python -m lvis_rcnn.status
+    python -m lvis_rcnn.status --study configs/lvis_v1.yaml --watch 30
+    python -m lvis_rcnn.status --plan
+
+Reads what runs leave in RESULTS, while Snakemake runs and after it died, from any host that sees the folder. A run is
+stalled if its heartbeat is more than three minutes old, by the clock of the file system. --plan says what would run:
+which runs start afresh or resume from where, how long it will take, and which later steps lack their output.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from lvis_rcnn.command import InputError, duration, run_step, step_parser
+from lvis_rcnn.config import DEFAULT_STUDY, Study, load_study, zoo_of
+from lvis_rcnn.plan import Work, processor_hours, work_left
+from lvis_rcnn.published import scored_models
+from lvis_rcnn.run_states import STATES, RunState, states_of
+from lvis_rcnn.zoo import load_zoo
+
+TEXT_COLUMNS = {"backbone", "state", "where", "training", "measured on", "then"}
+# Columns that a narrow terminal does without, the first one first.
+LEAST_NEEDED = ("where", "measured on", "starts", "images/s", "s/step")
+CLEAR_SCREEN = "\x1b[H\x1b[2J"
+
+Cells = dict[str, str]
+
+
+def status_text(study: Study, states: Sequence[RunState], width: int | None = None) -> str:
+    """Table and notes of the runs of a study, no wider than ``width`` as far as can be."""
+    counts = Counter(state.state for state in states)
+    summary = ", ".join(f"{counts[name]} {name}" for name in STATES if counts[name])
+    return page(f"{study.study}: {summary}", [cells(state) for state in states], notes(states), width)
+
+
+def cells(state: RunState) -> Cells:
+    """The row of a run; what is not known is empty."""
+    beat, record = state.heartbeat, state.run.records.get("train", {})
+    step = state.steps if state.is_trained else beat.get("step")
+    images_per_s, eta_s, loss = beat.get("images_per_s"), beat.get("eta_s"), beat.get("loss")
+    started = state.steps is not None and step is not None
+    return {
+        "backbone": state.backbone,
+        "seed": "" if state.run.seed is None else str(state.run.seed),
+        "state": state.state,
+        "step": f"{step}/{state.steps}" if started else "",
+        "%": f"{100 * step // state.steps}" if started and step is not None and state.steps else "",
+        "images/s": "" if images_per_s is None else f"{images_per_s:.1f}",
+        "ETA": duration(eta_s) if eta_s is not None and state.state == "running" else "",
+        "loss": "" if loss is None else f"{loss:.3f}",
+        "starts": str(beat.get("attempt", record.get("attempts", ""))),
+        "where": where(state),
+    }
+
+
+def where(state: RunState) -> str:
+    """Host and job of a run, without the domain that all hosts of a cluster share."""
+    host, job = str(state.heartbeat.get("host", "")).split(".")[0], state.heartbeat.get("job")
+    return f"{host}, job {job}" if job else host
+
+
+def notes(states: Sequence[RunState]) -> list[str]:
+    """What does not fit a cell: why runs stand still, and what old state takes room."""
+    lines = [f"{state.name} {state.state}: {state.reason}" for state in states if state.reason]
+    for state in states:
+        if state.older:
+            number, folder = len(state.older), state.older[0].parent
+            what = f"{number} older state folder{'s' if number > 1 else ''}, of other settings, data or code"
+            lines.append(f"{state.name}: {what}, in {folder}: {megabytes(state.older)}")
+    return lines
+
+
+def megabytes(folders: Sequence[Path]) -> str:
+    """Room on disk that folders take."""
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    return f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
+
+
+def plan_text(study: Study, states: Sequence[RunState], width: int | None = None) -> str:
+    """Table and totals of what would run, no wider than ``width`` as far as can be."""
+    works = work_left(study, states)
+    if not works:
+        return f"{study.study}: nothing would run, all {len(states)} runs are done"
+    title = f"{study.study}: {len(works)} of {len(states)} runs are not done"
+    return page(title, [plan_cells(study, work) for work in works], totals(study, works), width)
+
+
+def unit(study: Study) -> str:
+    """What an hour of a study is of."""
+    return "GPU-hours" if study.compute.device == "cuda" else "CPU-hours"
+
+
+def plan_cells(study: Study, work: Work) -> Cells:
+    """The row of a run in the plan; empty cells of training where nothing is left to train."""
+    state, hours = work.state, processor_hours(study, work)
+    trained = {"training": "" if state.run.seed is None else work.training, "time": "", unit(study): ""}
+    if not state.is_trained:
+        trained["time"] = "unknown" if work.seconds is None else duration(work.seconds)
+        trained[unit(study)] = "unknown" if hours is None else f"{hours:.2f}"
+    pace = None if state.is_trained else work.pace
+    return {
+        "backbone": state.backbone,
+        "seed": "" if state.run.seed is None else str(state.run.seed),
+        **trained,
+        "s/step": "" if pace is None else f"{pace.seconds_per_step:.3g}",
+        "measured on": "" if pace is None else pace.measured_on,
+        "then": ", ".join(work.then),
+    }
+
+
+def totals(study: Study, works: Sequence[Work]) -> list[str]:
+    """What all runs of a plan need together, and for which of them nobody knows."""
+    steps = Counter(step for work in works for step in (["train"] if not work.state.is_trained else []) + work.then)
+    lines = ["to do: " + ", ".join(f"{number} x {step}" for step, number in steps.items())]
+    hours = {work.state.name: processor_hours(study, work) for work in works if not work.state.is_trained}
+    known = [value for value in hours.values() if value is not None]
+    unknown = ", ".join(name for name, value in hours.items() if value is None)
+    if known:
+        lines.append(f"training: {sum(known):.2f} {unit(study)}{' beside what is unknown' if unknown else ''}")
+    if unknown:
+        lines.append(f"unknown, no run of this backbone has been measured yet: {unknown}")
+    return lines
+
+
+def page(title: str, rows: Sequence[Cells], lines: Sequence[str], width: int | None) -> str:
+    """Title, table and lines below it; columns that do not fit are named."""
+    table, left_out = table_within(rows, width)
+    more = [f"too narrow for: {', '.join(left_out)}"] if left_out else []
+    return "\n".join([title, "", table, *([""] if lines or more else []), *lines, *more])
+
+
+def table_within(rows: Sequence[Cells], width: int | None) -> tuple[str, list[str]]:
+    """A plain table, and the columns it had to leave out to be no wider than ``width`` (None for any)."""
+    expendable = [name for name in LEAST_NEEDED if name in rows[0]]
+    for number in range(len(expendable) + 1):
+        left_out = expendable[:number]
+        table = plain_table([{name: row[name] for name in row if name not in left_out} for row in rows])
+        if width is None or max(map(len, table.splitlines())) <= width:
+            break
+    return table, left_out
+
+
+def plain_table(rows: Sequence[Cells]) -> str:
+    """Columns of text to the left, of numbers to the right."""
+    aligned = ["left" if name in TEXT_COLUMNS else "right" for name in rows[0]]
+    # The header as a row like all others: tabulate would make its columns two characters wider.
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    table = tabulate(lines, tablefmt="plain", disable_numparse=True, colalign=aligned)
+    return "\n".join(line.rstrip() for line in table.splitlines())
+
+
+def text_of(study_file: Path, results: Path, plan: bool) -> str:
+    """What is said about a study, for the terminal there is.
+
+    Raises:
+        InputError: the study or its zoo is wrong.
+    """
+    study = load_study(study_file)
+    from_zoo = study.backbones and study.model.weights != "none"
+    zoo = load_zoo(zoo_of(study, study_file)) if from_zoo else {}
+    states = states_of(study, results, scored_models(study, study_file), zoo)
+    # No width where the output is no terminal, unless COLUMNS says one.
+    width = shutil.get_terminal_size(fallback=(0, 0)).columns or None
+    return (plan_text if plan else status_text)(study, states, width)
+
+
+def watch(text: Callable[[], str], seconds: float) -> None:
+    """Show a text again and again, until Ctrl-C, which is how one stops looking and no error."""
+    try:
+        while True:
+            now = f"{text()}\n\n{time.strftime('%H:%M:%S')}, every {seconds:g} s until Ctrl-C"
+            print(f"{CLEAR_SCREEN if sys.stdout.isatty() else ''}{now}", flush=True)
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        print()
+
+
+def step(args: argparse.Namespace) -> None:
+    """Show the studies that the arguments name."""
+    if not args.results.is_dir():
+        raise InputError(f"--results {args.results}", "no such folder", mend="name the folder the steps write into")
+    if args.watch is not None and not args.watch > 0:
+        raise InputError("--watch", f"is {args.watch:g}", allowed="seconds, more than 0", mend="change the value")
+
+    def text() -> str:
+        return "\n\n".join(text_of(study, args.results, args.plan) for study in args.study)
+
+    if args.watch is None:
+        print(text())
+    else:
+        watch(text, args.watch)
+
+
+def main() -> None:
+    """Command line of this step."""
+    parser = step_parser(__doc__)
+    parser.add_argument(
+        "--study", type=Path, nargs="+", default=[DEFAULT_STUDY], metavar="FILE", help="study files (configs/mini.yaml)"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), metavar="DIR", help="folder the steps write into (results)"
+    )
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="show it again and again, until Ctrl-C")
+    parser.add_argument("--plan", action="store_true", help="say what would run, from where, and how long")
+    run_step(parser, step)
+
+
+if __name__ == "__main__":
+    main()
