@@ -16,6 +16,7 @@ import time
 import pytest
 import torch
 from conftest import REPOSITORY
+from few_numbers import FewNumbers, few_losses
 from tiny_run import SMALLEST, TinyData, make_data, tiny_study, write_tiny_study
 from torch import nn
 
@@ -25,7 +26,7 @@ from lvis_rcnn.checkpoints import load_model
 from lvis_rcnn.command import InputError
 from lvis_rcnn.data import Batch
 from lvis_rcnn.finished_run import Run
-from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn
+from lvis_rcnn.model.mask_rcnn import LOSS_NAMES
 from lvis_rcnn.ranks import Ranks
 from lvis_rcnn.schedule import make_recipe
 from lvis_rcnn.training_log import MEASURED_KEYS
@@ -49,23 +50,6 @@ def own_signal_handlers():
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"))
-
-
-class FewNumbers(MaskRcnn):
-    """Stands for the network."""
-
-    def __init__(self, backbone, num_labels, settings):
-        nn.Module.__init__(self)
-        self.body = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 5))
-
-    def train(self, mode=True):
-        return nn.Module.train(self, mode)
-
-
-def few_losses(model: MaskRcnn, batch: Batch, choose):
-    labels = torch.stack([target.labels.float().sum() for target in batch.targets])[:, None]
-    seen = torch.cat([batch.pixels.mean((2, 3)), labels / 100], dim=1)
-    return dict(zip(LOSS_NAMES, model.body(seen).square().mean(0).unbind(), strict=True))
 
 
 @pytest.fixture
