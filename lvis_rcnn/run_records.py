@@ -1,5 +1,6 @@
 """What the first process of a run keeps while it trains: checkpoints, log, event files, signs of life."""
 
+import contextlib
 import resource
 import sys
 import time
@@ -73,6 +74,11 @@ class Records:
         """Whether another training waits for this one's state."""
         return self.lease is not None and self.lease.asked
 
+    def beat(self) -> None:
+        """Give a sign of life, every half minute."""
+        if self.lease is not None:
+            self.heartbeat.write_if_due(self.training.progress)
+
     def save_is_due(self) -> bool:
         """Whether a kill would now cost more than it should."""
         return self.lease is not None and time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS
@@ -82,7 +88,8 @@ class Records:
         if self.lease is None:
             return
         line = self.log.write(self.training.progress)
-        self.events.write(line)
+        with contextlib.suppress(OSError):  # the log said so already, and the next start writes them anew
+            self.events.write(line)
         log.debug(sentence(line, self.training.recipe.steps))  # a terminal has the bar instead
         bar.set_postfix(loss=line["loss"], data=share_of_data(line))
         self.heartbeat.write(self.training.progress)

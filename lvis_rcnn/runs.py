@@ -161,7 +161,7 @@ def why_missing(study: Study, results: Path, run: Run, step: str, now_s: float) 
     recent = bool(progress) and now_s - progress["updated_at"] < SECONDS_TO_BE_DEAD
     if progress.get("state") == "running" and recent and not died_here(progress):
         return f"running {percent}"
-    error = failure(study, results, run, step)
+    error = failure(study, results, run, step) or progress.get("error", "")
     if error:
         return shortened(f"failed: {error}")
     return f"stopped at {percent}" if progress else RECORDS[step][2]

@@ -88,8 +88,8 @@ def plan_text(study: Study, states: Sequence[RunState], width: int | None = None
     """Table and totals of what would run, no wider than ``width`` as far as can be."""
     works = work_left(study, states)
     if not works:
-        return f"{study.study}: nothing would run, all {len(states)} runs are done"
-    title = f"{study.study}: {len(works)} of {len(states)} runs are not done"
+        return f"{study.study}: nothing would run, every run is done"
+    title = f"{study.study}: {len(works)} of {len(states)} runs not done"
     return page(title, [plan_cells(study, work) for work in works], totals(study, works), width)
 
 

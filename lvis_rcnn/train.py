@@ -232,6 +232,7 @@ def take_steps(training: Training, records: Records) -> None:
             data_s = time.monotonic() - began
             asked = stop.arrived or records.asked_to_stop()
             taken = step_within_memory(training, groups, step, asked)
+            records.beat()
             loop.add(taken, {"data_time": data_s, "time": time.monotonic() - began})
             if (step + 1) % every == 0 or step + 1 == recipe.steps:
                 loop.settle()

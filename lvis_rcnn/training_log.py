@@ -1,5 +1,6 @@
 """What a run says while it trains: one JSON line a logged step, and a heartbeat for onlookers."""
 
+import contextlib
 import json
 import math
 import os
@@ -107,12 +108,22 @@ class TrainingLog:
         self.losses = deque([line["loss"] for line in kept[-SPIKE_LINES:]], maxlen=SPIKE_LINES)
 
     def write(self, progress: Progress) -> dict[str, Any]:
-        """Write the line of the steps that are not logged yet, at least one, and forget them; warn of a spike."""
+        """Write the line of the steps that are not logged yet, at least one, and forget them; warn of a spike.
+
+        Where it cannot be written, as on a full disk, the steps stay for the next line, and the training goes on.
+        """
         line = self.line(progress)
         if "loss_spike" in line:
             log.warning("warning: %s", spike_sentence(progress, statistics.median(self.losses)))
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            log.warning("warning: %s cannot be written: %s", self.path, error.strerror)
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)
+            return line
         self.losses.append(line["loss"])
         progress.unlogged.clear()
         return line
@@ -214,8 +225,11 @@ class Heartbeat:
         self.written_s = -math.inf
 
     def write(self, progress: Progress, state: str = "running", error: str | None = None) -> None:
-        """As :func:`write_heartbeat`."""
-        write_heartbeat(self.state_dir, progress, self.recipe, state, error)
+        """As :func:`write_heartbeat`; where it cannot be written, the training goes on."""
+        try:
+            write_heartbeat(self.state_dir, progress, self.recipe, state, error)
+        except OSError as problem:
+            log.warning("warning: %s cannot be written: %s", self.state_dir / "progress.json", problem.strerror)
         self.written_s = time.monotonic()
 
     def write_if_due(self, progress: Progress) -> None:

@@ -236,6 +236,12 @@ def test_a_failed_training_says_why(tmp_path):
     assert reason_of(tmp_path, study) == "running 63 %"
 
 
+def test_a_failed_training_without_a_log_says_why_in_its_heartbeat(tmp_path):
+    study = study_with()
+    put_progress(tmp_path, study, state="failed", error="no memory at step 7")
+    assert reason_of(tmp_path, study) == "failed: no memory at step 7"
+
+
 def test_a_training_that_a_person_stopped_has_not_failed(tmp_path):
     study = study_with()
     put_log(tmp_path, study, "train_r50_seed0", "2026-11-23 12:00:01 error: interrupted\n")

@@ -267,7 +267,7 @@ def test_the_plan_says_what_starts_afresh_and_what_resumes_from_where(study, res
     put_log(beat(results, "r50/seed1/0123456789ab"), [7.2])
     put_records(results, study, "x101_64x4d/seed0", until="train")
     assert status.plan_text(study, look(study, results)).splitlines() == [
-        "smoke: 4 of 4 runs are not done",
+        "smoke: 4 of 4 runs not done",
         "",
         "backbone    seed  training                         time  CPU-hours  s/step  measured on  then",
         "r50            0  resumes from step 100 of 260       9m       0.16     3.6  its own log  infer, evaluate",
@@ -312,7 +312,7 @@ def test_steps_of_a_schedule_in_epochs_are_those_of_another_run(results, tmp_pat
 def test_a_finished_study_has_nothing_to_do(study, results):
     for run in ("r50/seed0", "r50/seed1", "x101_64x4d/seed0", "x101_64x4d/seed1"):
         put_records(results, study, run)
-    assert status.plan_text(study, look(study, results)) == "smoke: nothing would run, all 4 runs are done"
+    assert status.plan_text(study, look(study, results)) == "smoke: nothing would run, every run is done"
 
 
 def test_published_models_have_rows_and_no_training(results):
