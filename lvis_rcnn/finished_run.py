@@ -25,6 +25,9 @@ from lvis_rcnn.training_log import Progress, write_heartbeat
 from lvis_rcnn.zoo import ZooModel
 
 
+PRECISIONS = {"fp32": "fp32 without TF32", "bf16": "bf16 autocast, weights and losses in fp32 without TF32"}
+
+
 @dataclass(frozen=True)
 class Run:
     """One backbone and seed of a study: what it is made from and where its state lives."""
@@ -131,7 +134,8 @@ def hardware(study: Study, progress: Progress) -> dict[str, Any]:
         ),
         "device": "cpu" if on_cpu else torch.cuda.get_device_name(),
         "threads": study.compute.threads,
-        "precision": "fp32 without TF32",
+        "ranks": progress.ranks,
+        "precision": PRECISIONS[study.compute.precision],
         "resolution": f"short edge {edges} px, long edge at most {study.augmentation.long_edge_px} px",
     }
 

@@ -7,7 +7,7 @@ from lvis_rcnn.files import sha256_of_json
 from lvis_rcnn.zoo import ZooModel, initial_model
 
 # Raised when a change of the code changes the weights that a run ends with: older state is then not resumed.
-TRAINER_REVISION = 2
+TRAINER_REVISION = 3
 
 
 def run_digest(study: Study, backbone: str, seed: int, annotations_sha256: str, zoo: Mapping[str, ZooModel]) -> str:

@@ -96,9 +96,12 @@ def test_several_processes_train_what_one_does(drawn, tmp_path, of_one, ranks):
     assert record["ranks"] == ranks
 
 
-def wait_for_step(program: Program, process: "subprocess.Popen[str]", step: int) -> None:
-    """Return when the run has come there."""
-    while process.poll() is None and program.heartbeat().get("step", -1) < step:
+def wait_for_step(program: Program, process: "subprocess.Popen[str]", step: int, attempt: int = 1) -> None:
+    """Return when a start of the run has come there."""
+    while process.poll() is None:
+        beat = program.heartbeat()
+        if beat and beat["attempt"] == attempt and beat["step"] >= step:
+            break
         time.sleep(0.02)
     assert process.poll() is None, process.communicate()[1]
 
@@ -130,7 +133,7 @@ def test_a_lost_process_ends_all_and_is_named(drawn, tmp_path, number, lost):
     if number == signal.SIGSTOP:
         assert f"lost touch with rank {lost} " in error
     again = program.start()
-    wait_for_step(program, again, program.heartbeat()["step"])
+    wait_for_step(program, again, 5, attempt=2)
     again.terminate()
     assert "going on from step" in again.communicate(timeout=60)[1]
 
