@@ -3,5 +3,5 @@
 # new requirements.lock is a new script, and so a new environment.
 set -euo pipefail
 lock=${LVIS_RCNN_HOME:-.}/requirements.lock
-echo "4e24255de855cf55b9da6f07b071b3a53e06f503ba2fc967db18d52768b9bd74  $lock" | sha256sum --check --quiet
+echo "2c500c43afd2748c7f6ec58c4da00c0235e74a90861858e6cfdd842497fe3d5e  $lock" | sha256sum --check --quiet
 python -m pip install --no-deps --require-hashes -r "$lock"

@@ -24,7 +24,6 @@ from lvis_rcnn.schedule import Recipe
 from lvis_rcnn.training_log import Progress, write_heartbeat
 from lvis_rcnn.zoo import ZooModel
 
-
 PRECISIONS = {"fp32": "fp32 without TF32", "bf16": "bf16 autocast, weights and losses in fp32 without TF32"}
 
 

@@ -31,6 +31,8 @@ from lvis_rcnn.gradient_step import OPTIMIZERS, Taken, set_full_precision, take_
 from lvis_rcnn.initial_weights import load_initial_weights
 from lvis_rcnn.lease import Lease, held_lease
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, Settings
+from lvis_rcnn.model.memory import training_bytes
+from lvis_rcnn.pixels import padded_size_hw
 from lvis_rcnn.ranks import Ranks, started
 from lvis_rcnn.repeat_factors import read_sampling
 from lvis_rcnn.run_records import Records, Training, peak_memory_bytes
@@ -39,6 +41,11 @@ from lvis_rcnn.sample_stream import SampleStream
 from lvis_rcnn.schedule import make_recipe
 from lvis_rcnn.training_log import Progress
 from lvis_rcnn.zoo import load_zoo
+
+SMALLER = (
+    "set compute.precision to bf16, lower model.rois_per_image or augmentation.long_edge_px, or use a larger GPU; more "
+    "GPUs do not help, since each holds one normalisation group at a time"
+)
 
 EXIT_RESUME_ME = 75  # EX_TEMPFAIL: stopped by a signal, state saved
 
@@ -133,12 +140,39 @@ def prepared(run: Run, ranks: Ranks) -> Training:
     set_full_precision()
     torch.manual_seed(run.seed)
     recipe = make_recipe(study.schedule, stream_of(run))
+    require_memory(run, device)
     layout = torch.channels_last if study.compute.channels_last else torch.contiguous_format
     model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, network_settings(study))
     model = model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[study.schedule.optimizer](trained, study.schedule)
     return Training(run, ranks, recipe, model, optimizer, restore(run, model, optimizer))
+
+
+def require_memory(run: Run, device: torch.device) -> None:
+    """Say how much of a GPU a step takes, and refuse a run that cannot fit.
+
+    Raises:
+        InputError: names what would make it smaller.
+    """
+    if device.type != "cuda":
+        return
+    needed_gb, total_gb = least_bytes(run) / 2**30, torch.cuda.get_device_properties(device).total_memory / 2**30
+    log.info("a step needs at least %.1f of the %.1f GB of this GPU", needed_gb, total_gb)
+    if needed_gb > total_gb:
+        what = f"a step needs at least {needed_gb:.1f} GB and there are {total_gb:.1f}"
+        raise InputError(torch.cuda.get_device_name(device), what, mend=SMALLER)
+
+
+def least_bytes(run: Run) -> int:
+    """Lower bound of the memory of a step, from the network's graph."""
+    study = run.study
+    with torch.device("meta"):
+        model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, network_settings(study)).train()
+    canvas_hw = padded_size_hw((max(study.augmentation.short_edges_px), study.augmentation.long_edge_px))
+    return training_bytes(
+        model, study.schedule.normalisation_group, canvas_hw, study.schedule.optimizer, study.compute.precision
+    )
 
 
 def stream_of(run: Run) -> SampleStream:
@@ -279,8 +313,7 @@ def step_within_memory(training: Training, groups: list[Batch], step: int, stop:
             f"step {step} on {torch.cuda.get_device_name(ranks.device)}",
             f"out of memory: {peak_memory_bytes(ranks.device) / 2**30:.1f} of {total_gb:.1f} GB were in use, "
             f"{' '.join(str(error).split())[:120]}",
-            mend="set compute.precision to bf16, lower model.rois_per_image or augmentation.long_edge_px, or use a "
-            "larger GPU; more GPUs do not help, since each holds one normalisation group at a time",
+            mend=SMALLER,
         ) from None
 
 

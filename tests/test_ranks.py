@@ -19,7 +19,7 @@ from lvis_rcnn.checkpoints import load_model
 PROGRAM = REPOSITORY / "tests" / "few_numbers.py"
 STEPS = 20
 # 14 of the 16 images of a step are there at an epoch's end: 7 groups of 8, one of them of a single image.
-SCHEDULE = {"steps": STEPS, "images_per_step": 8, "normalisation_group": 2, "optimizer": "sgd", "learning_rate": 0.05}
+SCHEDULE = {"steps": STEPS, "images_per_step": 8, "normalisation_group": 2, "optimizer": "sgd", "learning_rate": 0.005}
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +174,22 @@ def test_interrupted_at_random_moments_it_ends_in_the_same_bytes(drawn, tmp_path
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     keys = ("step", "loss", "grad_norm", "lr")
     assert [[line[key] for key in keys] for line in our_lines] == [[line[key] for key in keys] for line in their_lines]
+
+
+@pytest.mark.slow
+def test_a_second_training_takes_over_and_ends_in_the_same_bytes(drawn, tmp_path):
+    whole = Program(drawn, tmp_path / "whole", 1, steps=400)
+    whole.run()
+    program = Program(drawn, tmp_path / "run", 1, steps=400)
+    first = program.start()
+    wait_for_step(program, first, 5)
+    second = program.start()  # as a restarted Snakemake does, which does not know that the first still runs
+    said = first.communicate(timeout=60)[1]
+    assert first.returncode == 75, said
+    assert "stopped at step" in said
+    said = second.communicate(timeout=120)[1]
+    assert second.returncode == 0, said
+    assert "asked it to save and hand over" in said
+    assert "going on from step" in said
+    assert all(torch.equal(value, whole.outcome()[0][name]) for name, value in program.outcome()[0].items())
+    assert program.heartbeat()["attempt"] == 2

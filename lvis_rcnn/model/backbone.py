@@ -52,7 +52,7 @@ class NormalisedConvolution(torch.autograd.Function):
         """Both layers; keeps their input and parameters."""
         mean, variance, eps = statistics
         ctx.input_type, kind = x.dtype, x.device.type
-        if torch.is_autocast_enabled(kind):
+        if kind != "meta" and torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))  # as the convolution would, but kept in that type
         ctx.save_for_backward(x, weight, scale, mean, variance)
         ctx.eps, ctx.sizes = eps, sizes
