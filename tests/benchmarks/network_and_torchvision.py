@@ -1,13 +1,13 @@
 """Time and memory of this network beside torchvision's stock Mask R-CNN: same weights, same images, 1230 categories.
 
-    python tests/benchmarks/network_and_torchvision.py [--backbone r50] [--threads 2] [--repeats 3]
+    python tests/benchmarks/network_and_torchvision.py [--backbone r50] [--threads 2] [--repeats 3] [--size 800 1067]
 
-R-50-FPN on the CPU in float32; images of 800 x 1067 pixels (a COCO image of 480 x 640 at test size) with 12 objects
-each, the mean of LVIS. A training step is losses, backward and SGD on two images; inference is one image, up to 300
-detections above 1e-4, masks pasted to the image. Each figure comes from a process of its own, and the two
-implementations take turns. Printed are CPU and wall seconds an image (medians of the repeats), the peak resident
-memory, how much of it is above the memory before the first image (weights and libraries), and the ratios of ours to
-torchvision's.
+R-50-FPN on the CPU in float32; images of 800 x 1067 pixels (a COCO image of 480 x 640 at test size), or of another
+size, with 12 objects each, the mean of LVIS. A training step is losses, backward and SGD on two images; inference is
+one image, up to 300 detections above 1e-4, masks pasted to the image. Each figure comes from a process of its own, and
+the two implementations take turns. Printed are CPU and wall seconds an image (medians of the repeats), the peak
+resident memory, how much of it is above the memory before the first image (weights and libraries), and the ratios of
+ours to torchvision's.
 
 The proposal head has been fitted to the scenes, so that proposals lie on objects as a trained network's do (about 65
 positive regions an image); all other weights are random. Two states of the label scores are measured, since they decide
@@ -42,9 +42,10 @@ from lvis_rcnn.mask_crops import mask_crops
 from lvis_rcnn.model.assign import random_choice
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, Settings, detect, losses
 from lvis_rcnn.model.rpn import rpn_losses
+from lvis_rcnn.pixels import padded_size_hw
 
 CATEGORIES = 1230
-SIZE_HW = (800, 1067)
+size_hw = (800, 1067)
 OBJECTS = 12
 SETTINGS = Settings("fixed_batch", 1, 8.0, 256, 512, 0.25, (2000, 1000), (1000, 1000), 1e-4, 0.5, "exact", 300)
 
@@ -69,9 +70,9 @@ def weights(backbone: str) -> dict[str, torch.Tensor]:
     head.conv = torch.nn.Identity()
     optimizer = torch.optim.Adam([*head.cls_logits.parameters(), *head.bbox_pred.parameters()], lr=0.01)
     choose = random_choice(torch.Generator().manual_seed(0))
-    truths = [target.boxes_xyxy for target in batch.targets]
+    truths, canvases_hw = [target.boxes_xyxy for target in batch.targets], [padded_size_hw(size_hw)] * 2
     for _ in range(FIT_STEPS):
-        descend(optimizer, list(rpn_losses(model.rpn(hidden), truths, [(800, 1088)] * 2, 256, choose).values()))
+        descend(optimizer, list(rpn_losses(model.rpn(hidden), truths, canvases_hw, 256, choose).values()))
     fitted = {name: value for name, value in model.state_dict().items() if name.startswith("rpn.head.")}
     torch.manual_seed(0)
     state = MaskRcnn(BACKBONES[backbone], CATEGORIES + 1, SETTINGS).state_dict()
@@ -107,7 +108,7 @@ def stock(state: dict[str, torch.Tensor], backbone: str) -> MaskRCNN:
     model = MaskRCNN(
         BackboneWithFPN(body, layers, [256, 512, 1024, 2048], 256),
         CATEGORIES + 1,
-        min_size=SIZE_HW[0],
+        min_size=size_hw[0],
         max_size=1333,
         rpn_post_nms_top_n_train=SETTINGS.proposals_after_nms[0],
         box_score_thresh=SETTINGS.score_threshold,
@@ -127,9 +128,9 @@ def scene(seed: int) -> tuple[torch.Tensor, np.ndarray, list[list[np.ndarray]], 
     """Pixels of N(0, 1), smooth; boxes (xyxy), outlines and labels of objects of 20 to 400 pixels."""
     random = np.random.default_rng(seed)
     coarse = torch.from_numpy(random.normal(size=(1, 3, 25, 34)).astype(np.float32))
-    pixels = torch.nn.functional.interpolate(coarse, SIZE_HW, mode="bicubic")[0] * 0.3
+    pixels = torch.nn.functional.interpolate(coarse, size_hw, mode="bicubic")[0] * 0.3
     sides = np.exp(random.uniform(np.log(20), np.log(400), (OBJECTS, 2)))
-    corners = random.uniform(0, 1, (OBJECTS, 2)) * (np.array(SIZE_HW[::-1]) - sides)
+    corners = random.uniform(0, 1, (OBJECTS, 2)) * (np.array(size_hw[::-1]) - sides)
     boxes = np.concatenate([corners, corners + sides], axis=1)
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1) * 0.5 + 0.5
@@ -142,12 +143,12 @@ def scene(seed: int) -> tuple[torch.Tensor, np.ndarray, list[list[np.ndarray]], 
 
 def scenes_for_ours(count: int) -> Batch:
     """Scenes as our loader gives them: padded, masks as crops."""
-    pixels, targets = torch.zeros(count, 3, 800, 1088), []
+    pixels, targets = torch.zeros(count, 3, *padded_size_hw(size_hw)), []
     for seed, place in enumerate(pixels):
         scene_pixels, boxes, outlines, labels = scene(seed)
-        place[:, : SIZE_HW[0], : SIZE_HW[1]] = scene_pixels
-        targets.append(Target(torch.from_numpy(boxes), labels, mask_crops(outlines, SIZE_HW, SIZE_HW, False)))
-    return Batch(pixels, [SIZE_HW] * count, [SIZE_HW] * count, list(range(count)), targets)
+        place[:, : size_hw[0], : size_hw[1]] = scene_pixels
+        targets.append(Target(torch.from_numpy(boxes), labels, mask_crops(outlines, size_hw, size_hw, False)))
+    return Batch(pixels, [size_hw] * count, [size_hw] * count, list(range(count)), targets)
 
 
 def scenes_for_stock(count: int, model: MaskRCNN) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
@@ -158,8 +159,8 @@ def scenes_for_stock(count: int, model: MaskRCNN) -> tuple[list[torch.Tensor], l
     images, targets = [], []
     for seed in range(count):
         pixels, boxes, outlines, labels = scene(seed)
-        crops = mask_crops(outlines, SIZE_HW, SIZE_HW, False)
-        masks = torch.zeros(OBJECTS, *SIZE_HW, dtype=torch.uint8)
+        crops = mask_crops(outlines, size_hw, size_hw, False)
+        masks = torch.zeros(OBJECTS, *size_hw, dtype=torch.uint8)
         for mask, (x0, y0, x1, y1), start, end in zip(
             masks, crops.frames_xyxy.tolist(), crops.offsets[:-1], crops.offsets[1:], strict=True
         ):
@@ -185,7 +186,7 @@ def our_work(mode: str, state: dict[str, torch.Tensor], backbone: str) -> Callab
 
     def infer() -> None:
         (found,) = detect(model, batch)
-        masks_of(found, found.boxes_xyxy, SIZE_HW)
+        masks_of(found, found.boxes_xyxy, size_hw)
 
     return infer
 
@@ -254,8 +255,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--scores", choices=SHARPNESS, nargs="+", default=list(SHARPNESS))
+    parser.add_argument("--size", type=int, nargs=2, default=size_hw, metavar=("H", "W"), help="pixels of an image")
     parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    global size_hw
+    size_hw = tuple(args.size)
     if args.measure:
         which, mode, scores, backbone, threads, file = args.measure
         print(json.dumps(measure(which, mode, scores, backbone, int(threads), Path(file))))
@@ -268,7 +272,7 @@ def main() -> None:
 
 def compare(args: argparse.Namespace, weights_file: Path) -> None:
     """Measure in turn, print one table."""
-    print(f"{args.backbone}, {CATEGORIES} categories, {SIZE_HW[0]} x {SIZE_HW[1]} pixels, {args.threads} threads")
+    print(f"{args.backbone}, {CATEGORIES} categories, {size_hw[0]} x {size_hw[1]} pixels, {args.threads} threads")
     print(f"{'':24}{'CPU s/image':>14}{'wall s/image':>14}{'peak GB':>10}{'above GB':>10}")
     for mode in ("train", "infer"):
         for scores in args.scores if mode == "infer" else args.scores[:1]:
@@ -276,6 +280,7 @@ def compare(args: argparse.Namespace, weights_file: Path) -> None:
             for _ in range(args.repeats):
                 for which, found in runs.items():
                     words = (which, mode, scores, args.backbone, str(args.threads), str(weights_file))
+                    words += ("--size", *map(str, args.size))
                     found.append(in_own_process(*words))
             median = {
                 which: {key: statistics.median(one[key] for one in found) for key in found[0]}
