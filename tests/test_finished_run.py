@@ -25,7 +25,17 @@ ZOO = load_zoo(DEFAULT_ZOO)
 
 KEYS = {
     *("format", "version", "study", "backbone", "seed", "settings_digest", "run_digest", "annotations_sha256"),
-    *("steps", "images_seen", "images_per_step", "epoch_length", "epochs", "memory_gb", "memory_definition", "device"),
+    *(
+        "steps",
+        "images_seen",
+        "images_per_step",
+        "epoch_length",
+        "epochs",
+        "memory_gb",
+        "memory_definition",
+        "device",
+        "ranks",
+    ),
     *("threads", "precision", "resolution", "elapsed_s", "started_at", "finished_at", "attempts", "model_file"),
     *(
         "log_file",

@@ -49,6 +49,7 @@ RECIPE = {
     "schedule.decay_at_epochs": ((16, 22), (8, 11)),
     "schedule.decay_factor": (0.1, 0.1),
     "schedule.gradient_clip_norm": (None, None),
+    "compute.precision": ("fp32", "fp32"),
     "resources.log_every_steps": (50, 50),
     "backbones": (("r50", "r101", "x101_32x4d", "x101_64x4d"),) * 2,
     "inference.short_edge_px": (800, 800),
@@ -64,7 +65,7 @@ RECIPE = {
 # What a study says of itself and of the machine; and steps, which a budget in epochs excludes.
 NOT_THE_RECIPES = {
     *("study", "title", "dataset.name", "dataset.train.images", "dataset.val.images", "seeds"),
-    *("augmentation.skip_broken_images", "compute.device", "compute.threads"),
+    *("augmentation.skip_broken_images", "compute.device", "compute.threads", "compute.channels_last"),
     *("resources.loader_workers", "resources.memory_mb", "resources.runtime_minutes", "resources.weights_dir"),
     *("dataset.draw", "dataset.splits", "schedule.steps", "zoo", "published", "report.base_url"),
 }
