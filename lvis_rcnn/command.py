@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,6 +13,7 @@ log = logging.getLogger("lvis_rcnn")
 EXIT_BAD_INPUT = 2
 EXIT_UNEXPECTED = 1
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141  # as a shell says of a program that SIGPIPE ended
 
 
 class InputError(Exception):
@@ -47,6 +49,10 @@ def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace
     except InputError as error:
         log.error("error: %s", error)
         sys.exit(EXIT_BAD_INPUT)
+    except BrokenPipeError:
+        # Whoever read what was printed has left, as ``head`` does; Python would complain again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_UNREAD)
     except KeyboardInterrupt:
         log.error("error: interrupted")
         sys.exit(EXIT_INTERRUPTED)

@@ -73,3 +73,21 @@ def test_the_module_of_a_step_shows_its_docstring_as_help() -> None:
     )
     assert "A study file becomes frozen, checked values" in shown.stdout
     assert "--log FILE" in shown.stdout
+
+
+PRINTS = """
+import argparse, sys
+from lvis_rcnn.command import run_step, step_parser
+run_step(step_parser("A step."), lambda args: [print("a line") for _ in range(100_000)])
+"""
+
+
+def test_a_reader_that_has_left_is_no_error() -> None:
+    process = subprocess.Popen([sys.executable, "-c", PRINTS], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+    process.stderr.close()

@@ -250,6 +250,7 @@ def in_own_process(*words: str) -> dict[str, float]:
 
 def main() -> None:
     """Command line."""
+    global size_hw
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", choices=BACKBONES, default="r50")
     parser.add_argument("--threads", type=int, default=2)
@@ -258,7 +259,6 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=size_hw, metavar=("H", "W"), help="pixels of an image")
     parser.add_argument("--measure", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    global size_hw
     size_hw = tuple(args.size)
     if args.measure:
         which, mode, scores, backbone, threads, file = args.measure
