@@ -146,7 +146,24 @@ def prepared(run: Run, ranks: Ranks) -> Training:
     model = model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[study.schedule.optimizer](trained, study.schedule)
-    return Training(run, ranks, recipe, model, optimizer, restore(run, model, optimizer))
+    progress = restore(run, model, optimizer)
+    require_same_step(ranks, progress.step)
+    return Training(run, ranks, recipe, model, optimizer, progress)
+
+
+def require_same_step(ranks: Ranks, step: int) -> None:
+    """Refuse to mix weights of two checkpoints, where one process could not read the newest.
+
+    Raises:
+        InputError: in the processes that are behind.
+    """
+    if (furthest := ranks.largest(step)) != step:
+        raise InputError(
+            f"rank {ranks.rank} of {ranks.count}",
+            f"goes on from step {step}, another from step {furthest}",
+            allowed="the same checkpoint in all",
+            mend="start again; if it stays, see whether all hosts read the same files",
+        )
 
 
 def require_memory(run: Run, device: torch.device) -> None:

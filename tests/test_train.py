@@ -303,6 +303,16 @@ def error_of(monkeypatch, capsys, words):
     return line
 
 
+def test_processes_that_restored_different_steps_are_refused():
+    class Behind(Ranks):
+        def largest(self, value):
+            return value + 40
+
+    train.require_same_step(ALONE, 5)
+    with pytest.raises(InputError, match=r"rank 1 of 2: goes on from step 5, another from step 45; allowed: the same"):
+        train.require_same_step(Behind(1, 2, torch.device("cpu")), 5)
+
+
 def test_a_negative_seed_is_refused(drawn, tmp_path, monkeypatch, capsys):
     words = arguments(drawn, write_tiny_study(tmp_path), tmp_path, **{"--seed": -1})
     assert error_of(monkeypatch, capsys, words) == "error: --seed: is -1; allowed: 0 or more; to mend: change the value"
