@@ -15,9 +15,14 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from lvis_rcnn import evaluate as step
+from lvis_rcnn.accumulate import METRIC_NAMES
 from lvis_rcnn.command import InputError
 from lvis_rcnn.detections import Detections, pack_rles, shard_path, write_shard
-from lvis_rcnn.evaluate import METRIC_NAMES, Result, Rle, evaluate, percent, score, summary
+from lvis_rcnn.evaluate import evaluate, percent, summary
+from lvis_rcnn.masks import Rle
+from lvis_rcnn.results_file import Result, found_of
+from lvis_rcnn.score import score as score_arrays
+from lvis_rcnn.truth import parse_truth
 
 LVIS_VAL_100 = Path(__file__).parents[2] / "shared" / "data" / "lvis_val_100.json"
 SIDE_PX = 100
@@ -69,6 +74,11 @@ def truth(
         for number, frequency in enumerate(frequencies, start=1)
     ]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def score(dataset: dict[str, Any], results: list[Result], kind: str, cap: int) -> dict[str, float | None]:
+    known = parse_truth(json.dumps(dataset).encode(), "truth.json")
+    return score_arrays(known, found_of(results, known), kind, cap).metrics
 
 
 CUP = (10.0, 10.0, 20.0, 20.0)
@@ -294,7 +304,7 @@ def test_shards_and_results_file_give_the_same_metrics(tmp_path):
     assert differing == {"detections_sha256"}
     assert from_file["bbox"]["AP"] == pytest.approx(0.25)
     assert (from_file["images"], from_file["detections"], from_file["unknown_category_detections"]) == (2, 4, 1)
-    assert from_file["protocol"].startswith("LVIS, lvis 0.5")
+    assert from_file["protocol"].startswith("LVIS, 300 detections an image, mask sizes from masks; scored by lvis_rcnn")
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
