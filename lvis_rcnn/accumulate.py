@@ -39,28 +39,26 @@ def curves(
         hits: what was found.
         num_objects: objects that count, of each category and size.
     """
-    num_categories, sizes = num_objects.shape
-    precision = np.full((len(THRESHOLDS), len(RECALLS), num_categories, sizes), UNDEFINED)
-    recall = np.full((len(THRESHOLDS), num_categories, sizes), UNDEFINED)
-    starts = np.searchsorted(categories, np.arange(num_categories))
+    shape = len(THRESHOLDS), len(num_objects), len(RECALLS)
+    precision, recall = [], []
     order = np.argsort(hits.detections)
     at = hits.detections[order]
-    for size in range(sizes):
-        counted = np.concatenate([[0], np.cumsum(counts_alone[:, size])])
-        matched, ignored = hits.matched[order, :, size], hits.on_ignored[order, :, size]
-        defined = num_objects[:, size] > 0
-        for threshold in range(len(THRESHOLDS)):
-            some = np.flatnonzero(matched[:, threshold])
-            right = ~ignored[some, threshold]
-            # Detections that count, up to and with each that found something, and before each category.
-            amends = np.concatenate([[0], np.cumsum(right.astype(np.int64) - counts_alone[at[some], size])])
-            before = counted[starts] + amends[np.searchsorted(at[some], starts)]
-            up_to = counted[at[some] + 1] + amends[1:]
-            of = categories[at[some[right]]]
-            best, found = best_precision(of, up_to[right] - before[of], num_objects[:, size])
-            precision[threshold, :, defined, size] = best[defined]
-            recall[threshold, defined, size] = found[defined] / num_objects[defined, size]
-    return precision, recall
+    starts = np.searchsorted(categories, np.arange(len(num_objects)))
+    for size, objects in enumerate(num_objects.T):
+        # All thresholds are read one after the other, as if each had its own categories and detections.
+        threshold, hit = np.nonzero(hits.matched[order, :, size].T)
+        right = ~hits.on_ignored[order[hit], threshold, size]
+        of = threshold * len(num_objects) + categories[at[hit]]
+        # Detections that count, up to and with each that found something, and before each category.
+        alone = np.concatenate([[0], np.cumsum(counts_alone[:, size])])
+        amends = np.concatenate([[0], np.cumsum(right.astype(np.int64) - counts_alone[at[hit], size])])
+        before = np.tile(alone[starts], len(THRESHOLDS)) + amends[np.searchsorted(of, np.arange(shape[0] * shape[1]))]
+        counted = alone[at[hit] + 1] + amends[1:] - before[of]
+        best, found = best_precision(of[right], counted[right], np.tile(objects, len(THRESHOLDS)))
+        defined = objects > 0
+        precision.append(np.where(defined[:, None], best.reshape(shape), UNDEFINED).transpose(0, 2, 1))
+        recall.append(np.where(defined, found.reshape(shape[:2]) / np.maximum(objects, 1), UNDEFINED))
+    return np.stack(precision, axis=-1), np.stack(recall, axis=-1)
 
 
 def best_precision(
@@ -119,4 +117,5 @@ def mean(values: Float64[np.ndarray, "..."]) -> float | None:
 
 def ap_of_categories(precision: Float64[np.ndarray, "t r c z"]) -> list[float | None]:
     """AP of each category over all sizes; None where it has no object."""
-    return [mean(precision[:, :, category, 0]) for category in range(precision.shape[2])]
+    means = precision[..., 0].mean(axis=(0, 1)).tolist()
+    return [value if value > UNDEFINED else None for value in means]

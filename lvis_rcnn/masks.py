@@ -31,6 +31,9 @@ class Rle(msgspec.Struct, frozen=True):
 
 Segmentation = Rle | list[list[float]]
 
+# The same once it was read: the check of types in the test run would look at every number again.
+Read = Rle | list[Any]
+
 
 @dataclass(frozen=True, eq=False)
 class Masks:
@@ -64,18 +67,31 @@ def no_masks() -> Masks:
     return Masks(np.zeros((0, 2), np.int64), np.zeros(1, np.int64), np.zeros(0, np.uint8))
 
 
-def check_segmentation(segmentation: Segmentation, size: tuple[int, int], record: str) -> None:
-    """Refuse polygons of fewer than three points and masks that do not fit ``size`` (height, width)."""
+def packed_mask(segmentation: Read, size: tuple[int, int], record: str) -> Packed:
+    """A mask of an image of ``size`` (height, width): polygons are drawn, run lengths packed.
+
+    Raises:
+        InputError: a polygon of fewer than three points, or a mask that does not fit; ``record`` names it.
+    """
+    height, width = size
     if isinstance(segmentation, Rle):
         if segmentation.size != size:
             raise wrong_size(record, segmentation.size, size)
         if not runs_fit(segmentation):
             raise damaged(record)
-        return
-    for polygon in segmentation:
+        if isinstance(segmentation.counts, str):
+            return {"size": [height, width], "counts": segmentation.counts.encode()}
+    for polygon in () if isinstance(segmentation, Rle) else segmentation:
         if len(polygon) < 6 or len(polygon) % 2:
             what = f"polygon of {len(polygon)} numbers"
             raise InputError(record, what, allowed="an even number, at least 6", mend="remove or complete the polygon")
+    packed: Packed
+    if isinstance(segmentation, list) and segmentation:
+        packed = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    else:
+        counts = segmentation.counts if isinstance(segmentation, Rle) else [height * width]
+        packed = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return packed
 
 
 def wrong_size(record: str, size: Sequence[int], expected: Sequence[int]) -> InputError:
@@ -99,21 +115,6 @@ def runs_fit(mask: Rle) -> bool:
     return bool(areas_of([{"size": list(mask.size), "counts": mask.counts}])[0] <= pixels)
 
 
-def compressed(segmentation: Segmentation, size: tuple[int, int]) -> Packed:
-    """A checked mask of an image of ``size`` (height, width): polygons are drawn, run lengths packed."""
-    height, width = size
-    if isinstance(segmentation, Rle) and isinstance(segmentation.counts, str):
-        return {"size": list(segmentation.size), "counts": segmentation.counts.encode()}
-    packed: Packed
-    if isinstance(segmentation, Rle):
-        packed = coco_mask.frPyObjects({"size": [height, width], "counts": segmentation.counts}, height, width)
-    elif segmentation:
-        packed = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    else:
-        packed = coco_mask.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width)
-    return packed
-
-
 def masks_of_truth(truth: Truth) -> list[Packed]:
     """The mask of every object.
 
@@ -131,8 +132,7 @@ def masks_of_truth(truth: Truth) -> list[Packed]:
             segmentation = decoder.decode(raw)
         except msgspec.DecodeError as error:
             raise InputError(record, f"segmentation: {error}", mend="correct the file") from None
-        check_segmentation(segmentation, sizes[image], record)
-        masks.append(compressed(segmentation, sizes[image]))
+        masks.append(packed_mask(segmentation, sizes[image], record))
     return masks
 
 
@@ -143,9 +143,3 @@ def areas_of(masks: Sequence[Packed]) -> Float64[np.ndarray, " m"]:
         some = list(masks[start : start + AREAS_AT_ONCE])
         areas[start : start + len(some)] = coco_mask.area(some)
     return areas
-
-
-def overlaps_of(found: list[Packed], objects: list[Packed]) -> Float64[np.ndarray, "m g"]:
-    """Intersection over union of each with each; neither list is empty."""
-    overlaps: np.ndarray = coco_mask.iou(found, objects, [0] * len(objects))
-    return overlaps

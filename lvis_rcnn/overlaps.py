@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
+from pycocotools import mask as coco_mask
 
 from lvis_rcnn.cells import Judged, Objects, run_starts
-from lvis_rcnn.masks import areas_of, damaged, masks_of_truth, overlaps_of
+from lvis_rcnn.masks import areas_of, damaged, masks_of_truth
 from lvis_rcnn.results_file import Found
 from lvis_rcnn.truth import Truth
 
@@ -128,7 +129,8 @@ def compare_masks(
         for a, b in pairwise([*starts, stop - start]):
             if each[start + a]:
                 at_object = int(first[start + a])
-                overlaps = overlaps_of(mine[a:b], theirs[at_object : at_object + int(each[start + a])])
+                of_cell = theirs[at_object : at_object + int(each[start + a])]
+                overlaps = coco_mask.iou(mine[a:b], of_cell, [0] * len(of_cell))
                 at, at_objects = np.nonzero(overlaps >= LEAST_OVERLAP)
                 parts.append(Pairs(at + (start + a), at_objects + at_object, overlaps[at, at_objects]))
     of_judged = np.empty(len(rows))

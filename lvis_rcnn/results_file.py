@@ -20,7 +20,7 @@ from msgspec import Meta
 from lvis_rcnn.annotation_text import Pieces, Text, read_text
 from lvis_rcnn.command import InputError
 from lvis_rcnn.detections import read_shards
-from lvis_rcnn.masks import Masks, Rle, Segmentation, check_segmentation, compressed, damaged, no_masks, wrong_size
+from lvis_rcnn.masks import Masks, Rle, Segmentation, damaged, no_masks, packed_mask, wrong_size
 from lvis_rcnn.truth import Truth, positions
 
 Kind = Literal["bbox", "segm"]
@@ -198,8 +198,7 @@ class Columns:
         height, width = self.truth.sizes_hw[image].tolist()
         segmentation = result.segmentation
         assert segmentation is not None
-        check_segmentation(segmentation, (height, width), record)
-        packed = compressed(segmentation, (height, width))
+        packed = packed_mask(segmentation, (height, width), record)
         return packed["size"], packed["counts"]
 
     def other_kinds(self, records: Sequence[Result]) -> InputError:
