@@ -40,7 +40,8 @@ def curves(
         num_objects: objects that count, of each category and size.
     """
     shape = len(THRESHOLDS), len(num_objects), len(RECALLS)
-    precision, recall = [], []
+    precision = np.empty((len(THRESHOLDS), len(RECALLS), *num_objects.shape))
+    recall = np.empty((len(THRESHOLDS), *num_objects.shape))
     order = np.argsort(hits.detections)
     at = hits.detections[order]
     starts = np.searchsorted(categories, np.arange(len(num_objects)))
@@ -56,9 +57,9 @@ def curves(
         counted = alone[at[hit] + 1] + amends[1:] - before[of]
         best, found = best_precision(of[right], counted[right], np.tile(objects, len(THRESHOLDS)))
         defined = objects > 0
-        precision.append(np.where(defined[:, None], best.reshape(shape), UNDEFINED).transpose(0, 2, 1))
-        recall.append(np.where(defined, found.reshape(shape[:2]) / np.maximum(objects, 1), UNDEFINED))
-    return np.stack(precision, axis=-1), np.stack(recall, axis=-1)
+        precision[..., size] = np.where(defined[:, None], best.reshape(shape), UNDEFINED).transpose(0, 2, 1)
+        recall[..., size] = np.where(defined, found.reshape(shape[:2]) / np.maximum(objects, 1), UNDEFINED)
+    return precision, recall
 
 
 def best_precision(

@@ -63,51 +63,58 @@ def match(
     pairs = sorted_pairs(pairs)
     starts = run_starts(pairs.detections)
     candidates = pairs.detections[starts]
-    choices = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(pairs.detections)))
-    reached = pairs.overlaps[:, None] >= THRESHOLDS
-    state = State(len(candidates), ignored)
-    turns = place_in_run(cells[candidates])[choices]
-    slots = place_in_run(pairs.detections)
+    choosing = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(pairs.detections)))
+    turns, slots = place_in_run(cells[candidates])[choosing], place_in_run(pairs.detections)
+    reached, passed_over = reached_bits(pairs.overlaps), ignored_bits(ignored)
+    taken = np.zeros(len(ignored), np.int64)
+    matched, on_ignored = np.zeros((2, len(candidates)), np.int64)
     order = np.lexsort((slots, turns))
-    ends = run_starts(turns[order])[1:]
-    for turn in np.split(order, ends) if len(order) else ():
+    for turn in np.split(order, run_starts(turns[order])[1:]) if len(order) else ():
         # Pairs of one slot are of different cells, so that none gets in another's way.
         groups = np.split(turn, run_starts(slots[turn])[1:])
-        for counting in (True, False):
+        for ignoring in (False, True):
             for group in groups:
-                state.choose(choices[group], pairs.objects[group], reached[group], counting)
-    hit = state.matched.any(axis=(1, 2))
-    return Hits(by_cell[candidates[hit]], state.matched[hit], state.on_ignored[hit])
+                mine, theirs = choosing[group], pairs.objects[group]
+                allowed = passed_over[theirs] if ignoring else ~passed_over[theirs]
+                takes = reached[group] & allowed & ~taken[theirs] & ~matched[mine]
+                matched[mine] |= takes
+                taken[theirs] |= takes
+                if ignoring:
+                    on_ignored[mine] |= takes
+    hit = np.flatnonzero(matched)
+    return Hits(by_cell[candidates[hit]], bits(matched[hit]), bits(on_ignored[hit]))
 
 
 def sorted_pairs(pairs: Pairs) -> Pairs:
-    """The objects of each detection, best first."""
-    order = np.lexsort((-pairs.objects, -pairs.overlaps, pairs.detections))
-    return Pairs(pairs.detections[order], pairs.objects[order], pairs.overlaps[order])
+    """The objects of each detection, best first; most have only one."""
+    order = np.arange(len(pairs.detections))
+    each = np.diff(run_starts(pairs.detections), append=len(order))
+    several = np.flatnonzero(np.repeat(each, each) > 1)
+    overlaps, detections = pairs.overlaps[several], pairs.detections[several]
+    order[several] = several[np.lexsort((-pairs.objects[several], -overlaps, detections))]
+    return Pairs(pairs.detections, pairs.objects[order], pairs.overlaps[order])
 
 
-class State:
-    """Which objects are taken, and who took one."""
+# A threshold and a size are one bit of a whole number, so that one operation answers for all of them: bit
+# ``threshold * sizes + size``.
+SIZES = len(AREA_RANGES_PX)
+PLACES = np.arange(len(THRESHOLDS) * SIZES)
 
-    def __init__(self, candidates: int, ignored: Bool[np.ndarray, "g z"]) -> None:
-        self.ignored = ignored
-        shape = len(THRESHOLDS), len(AREA_RANGES_PX)
-        self.taken = np.zeros((len(ignored), *shape), bool)
-        self.matched = np.zeros((candidates, *shape), bool)
-        self.on_ignored = np.zeros((candidates, *shape), bool)
 
-    def choose(
-        self,
-        choosing: Int64[np.ndarray, " p"],
-        objects: Int64[np.ndarray, " p"],
-        reached: Bool[np.ndarray, "p t"],
-        counting: bool,
-    ) -> None:
-        """Each takes its object where that is free and does (or does not) count, and it has none."""
-        takes = ~(self.taken[objects] | self.matched[choosing])
-        takes &= reached[:, :, None]
-        takes &= (self.ignored[objects] != counting)[:, None, :]
-        self.matched[choosing] |= takes
-        self.taken[objects] |= takes
-        if not counting:
-            self.on_ignored[choosing] |= takes
+def reached_bits(overlaps: Float64[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
+    """Thresholds that an overlap reaches."""
+    up_to = np.searchsorted(THRESHOLDS, overlaps, side="right")
+    reached: np.ndarray = (1 << SIZES * up_to) - 1
+    return reached
+
+
+def ignored_bits(ignored: Bool[np.ndarray, "g z"]) -> Int64[np.ndarray, " g"]:
+    """Sizes, at every threshold, for which an object does not count."""
+    of_threshold = ignored @ (1 << np.arange(SIZES))
+    spread: np.ndarray = of_threshold * (1 << PLACES[::SIZES]).sum()
+    return spread
+
+
+def bits(numbers: Int64[np.ndarray, " h"]) -> Bool[np.ndarray, "h t z"]:
+    """The bits of each, as truth values."""
+    return ((numbers[:, None] >> PLACES) & 1).astype(bool).reshape(-1, len(THRESHOLDS), SIZES)
