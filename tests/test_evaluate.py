@@ -333,16 +333,14 @@ def test_the_lvis_package_beside_says_that_it_agrees(tmp_path, monkeypatch):
     unchecked = evaluate(*paths, 300, "auto")
     assert (unchecked["official"]["agrees"], unchecked["official"]["why"]) == (None, "not run (more than 1 images)")
     assert evaluate(*paths, 300, "yes") == agreed
-    assert (
-        evaluate(write(tmp_path / "none.json", TWO_KINDS), write(tmp_path / "no.json", []), 300, "yes")["bbox"]["AP"]
-        == 0
-    )
+    nothing = write(tmp_path / "nothing.json", [])
+    assert evaluate(paths[0], nothing, 300, "yes")["bbox"]["AP"] == 0
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("metrics", "results.json: segm: lvis .* disagrees: APm is 1.0.* by us, 0.5 by lvis; to mend: .*--official no"),
+        ("metrics", "results.json: segm: lvis .* disagrees: APm is .* by us, 0.5 by lvis; to mend: .*--official no"),
         ("recall", "disagrees: recall differs in 1 of 120 places"),
     ],
 )
@@ -351,7 +349,7 @@ def test_a_disagreement_with_the_lvis_package_is_an_error(tmp_path, monkeypatch,
         scores = official_scores(annotations, results, kind, cap)
         if kind == "segm":
             scores.metrics["APm"] = 0.5 if change == "metrics" else scores.metrics["APm"]
-            scores.recall[0, 0, 0] -= 1e-16 if change == "metrics" else 1
+            scores.recall[0, 0, 0] = 0
         return scores
 
     monkeypatch.setattr(step, "official_scores", other)
