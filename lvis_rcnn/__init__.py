@@ -48,7 +48,11 @@ The files of this package, in data-flow order, are the method; a module imports 
     train              gradient steps, resumable anywhere
     detections         carries detections from inference to scoring
     infer              finds objects, streamed to disk
-    evaluate           federated LVIS AP
+    truth, masks, results_file  what is scored, and anyone's detections, as arrays
+    cells, overlaps, match, accumulate    what is judged, what overlaps, who finds what, what that is worth
+    score              federated LVIS AP
+    official           the lvis package beside it
+    evaluate           scores a run, or anyone's results
     runs, table_rows, report    all runs become the table
     run_states, plan, status    how far each run is, and what is left to do
 

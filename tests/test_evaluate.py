@@ -15,9 +15,15 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from lvis_rcnn import evaluate as step
+from lvis_rcnn.accumulate import METRIC_NAMES
 from lvis_rcnn.command import InputError
 from lvis_rcnn.detections import Detections, pack_rles, shard_path, write_shard
-from lvis_rcnn.evaluate import METRIC_NAMES, Result, Rle, evaluate, percent, score, summary
+from lvis_rcnn.evaluate import evaluate, percent, summary
+from lvis_rcnn.masks import Rle
+from lvis_rcnn.official import official_scores
+from lvis_rcnn.results_file import Result, found_of
+from lvis_rcnn.score import score as score_arrays
+from lvis_rcnn.truth import parse_truth
 
 LVIS_VAL_100 = Path(__file__).parents[2] / "shared" / "data" / "lvis_val_100.json"
 SIDE_PX = 100
@@ -69,6 +75,11 @@ def truth(
         for number, frequency in enumerate(frequencies, start=1)
     ]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def score(dataset: dict[str, Any], results: list[Result], kind: str, cap: int) -> dict[str, float | None]:
+    known = parse_truth(json.dumps(dataset).encode(), "truth.json")
+    return score_arrays(known, found_of(results, known), kind, cap).metrics
 
 
 CUP = (10.0, 10.0, 20.0, 20.0)
@@ -294,7 +305,56 @@ def test_shards_and_results_file_give_the_same_metrics(tmp_path):
     assert differing == {"detections_sha256"}
     assert from_file["bbox"]["AP"] == pytest.approx(0.25)
     assert (from_file["images"], from_file["detections"], from_file["unknown_category_detections"]) == (2, 4, 1)
-    assert from_file["protocol"].startswith("LVIS, lvis 0.5")
+    assert from_file["protocol"].startswith("LVIS, 300 detections an image, mask sizes from masks; scored by lvis_rcnn")
+
+
+def test_every_category_has_its_own_ap(tmp_path):
+    dataset = truth((1, 1, CUP), (2, 3, BOAT), negative={2: [1]})
+    dataset["categories"].reverse()
+    results = [found(1, 1, 0.5, *CUP), found(2, 1, 0.75, *CUP), found(1, 2, 0.5, *FAR)]
+    metrics = evaluate(write(tmp_path / "truth.json", dataset), write(tmp_path / "dt.json", as_json(results)), 300)
+    rows = metrics["per_category"]
+    assert [(row["id"], row["label"], row["name"], row["frequency"], row["objects"]) for row in rows] == [
+        (1, 3, "thing 1", "r", 1),
+        (2, 2, "thing 2", "c", 0),
+        (3, 1, "thing 3", "f", 1),
+    ]
+    for kind in ("bbox", "segm"):
+        assert [row[kind] for row in rows] == [pytest.approx(0.5), None, 0]
+        assert metrics["judged_detections"][kind] == 2
+
+
+def test_the_lvis_package_beside_says_that_it_agrees(tmp_path, monkeypatch):
+    paths = write(tmp_path / "truth.json", TWO_KINDS), write(tmp_path / "results.json", GOOD)
+    agreed = evaluate(*paths, 300, "auto")
+    assert agreed["official"] == {"package": f"lvis {agreed['versions']['lvis']}", "agrees": True}
+    assert agreed["protocol"].endswith("agrees in every bit")
+    monkeypatch.setattr(step, "MOST_IMAGES_CHECKED", 1)
+    unchecked = evaluate(*paths, 300, "auto")
+    assert (unchecked["official"]["agrees"], unchecked["official"]["why"]) == (None, "not run (more than 1 images)")
+    assert evaluate(*paths, 300, "yes") == agreed
+    nothing = write(tmp_path / "nothing.json", [])
+    assert evaluate(paths[0], nothing, 300, "yes")["bbox"]["AP"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("metrics", "results.json: segm: lvis .* disagrees: APm is .* by us, 0.5 by lvis; to mend: .*--official no"),
+        ("recall", "disagrees: recall differs in 1 of 120 places"),
+    ],
+)
+def test_a_disagreement_with_the_lvis_package_is_an_error(tmp_path, monkeypatch, change, message):
+    def other(annotations, results, kind, cap):
+        scores = official_scores(annotations, results, kind, cap)
+        if kind == "segm":
+            scores.metrics["APm"] = 0.5 if change == "metrics" else scores.metrics["APm"]
+            scores.recall[0, 0, 0] = 0
+        return scores
+
+    monkeypatch.setattr(step, "official_scores", other)
+    with pytest.raises(InputError, match=message):
+        evaluate(write(tmp_path / "truth.json", TWO_KINDS), write(tmp_path / "results.json", GOOD), 300, "yes")
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])

@@ -13,9 +13,9 @@ import pytest
 from conftest import REPOSITORY, write_study
 
 from lvis_rcnn import run_states, status
+from lvis_rcnn.accumulate import METRIC_NAMES
 from lvis_rcnn.command import duration
 from lvis_rcnn.config import DEFAULT_ZOO, load_study, settings_digest
-from lvis_rcnn.evaluate import METRIC_NAMES
 from lvis_rcnn.plan import work_left
 from lvis_rcnn.run_identity import run_digest
 from lvis_rcnn.run_states import states_of

@@ -1,0 +1,168 @@
+"""Which detections and objects of a cell overlap, by boxes in NumPy, by masks with pycocotools."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+from pycocotools import mask as coco_mask
+
+from lvis_rcnn.cells import Judged, Objects, run_starts
+from lvis_rcnn.masks import areas_of, damaged, masks_of_truth
+from lvis_rcnn.results_file import Found
+from lvis_rcnn.truth import Truth
+
+# Smallest overlap that the protocol calls a match.
+LEAST_OVERLAP = 0.5
+
+# Pairs of boxes at a time: what fits the processor's cache.
+BOXES_AT_ONCE = 1 << 17
+
+# Masks at a time: 20 MB of Python objects.
+MASKS_AT_ONCE = 1 << 15
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Overlaps of at least 0.5 between detections and objects of one cell, in the order of cells and scores.
+
+    Of one detection the objects stand in the order of the file.
+    """
+
+    detections: Int64[np.ndarray, " p"]
+    """Places in ``Judged.by_cell``."""
+    objects: Int64[np.ndarray, " p"]
+    """Places in ``Objects``."""
+    overlaps: Float64[np.ndarray, " p"]
+
+    def among(self, kept: Bool[np.ndarray, " d"]) -> "Pairs":
+        """The pairs of some detections, by their places among these."""
+        some = kept[self.detections]
+        return Pairs((np.cumsum(kept) - 1)[self.detections[some]], self.objects[some], self.overlaps[some])
+
+
+def compare_boxes(
+    truth: Truth, objects: Objects, found: Found, judged: Judged
+) -> tuple[Float64[np.ndarray, " d"], Pairs]:
+    """Areas of the boxes that are judged, in the order of ``judged``, and their overlaps.
+
+    The arithmetic is that of ``bbIou`` in maskApi.c (cocoapi at 8c9bcc3c), operation by operation in 64 bits.
+    """
+    assert found.boxes_xywh is not None
+    boxes = found.boxes_xywh[judged.rows].astype(np.float64)
+    with np.errstate(over="ignore"):
+        areas = boxes[:, 2] * boxes[:, 3]
+        first, each = objects_in_cell(truth, objects, judged)
+        near = np.flatnonzero(each)
+        parts = [no_pairs()]
+        theirs = sides(truth.boxes_xywh[objects.rows])
+        mine = sides(boxes[judged.by_cell[near]])
+        for at, at_objects in pairs_of(first[near], each[near]):
+            parts.append(overlapping(mine, theirs, at, at_objects))
+    pairs = joined(parts)
+    return areas, Pairs(near[pairs.detections], pairs.objects, pairs.overlaps)
+
+
+def sides(boxes_xywh: Float64[np.ndarray, "k 4"]) -> Float64[np.ndarray, "5 k"]:
+    """Left, top, right, bottom and area of boxes."""
+    x, y, width, height = boxes_xywh.T
+    return np.stack([x, y, width + x, height + y, width * height])
+
+
+def pairs_of(
+    first: Int64[np.ndarray, " k"], each: Int64[np.ndarray, " k"]
+) -> Iterator[tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"]]]:
+    """Every place 0 to k with each of its objects, a part at a time."""
+    ends = np.cumsum(each)
+    total = int(ends[-1]) if len(ends) else 0
+    cuts = np.unique(np.searchsorted(ends, np.arange(0, total, BOXES_AT_ONCE), side="right"))
+    for start, stop in pairwise([*cuts.tolist(), len(each)]):
+        numbers = each[start:stop]
+        skipped = ends[start:stop] - numbers - (ends[start] - numbers[0]) - first[start:stop]
+        objects = np.arange(numbers.sum()) - np.repeat(skipped, numbers)
+        yield np.repeat(np.arange(start, stop), numbers), objects
+
+
+def overlapping(
+    mine: Float64[np.ndarray, "5 k"],
+    theirs: Float64[np.ndarray, "5 g"],
+    at: Int64[np.ndarray, " p"],
+    at_objects: Int64[np.ndarray, " p"],
+) -> Pairs:
+    """Those of the pairs that overlap enough."""
+    width = np.minimum(mine[2, at], theirs[2, at_objects]) - np.maximum(mine[0, at], theirs[0, at_objects])
+    kept = np.flatnonzero(width > 0)
+    at, at_objects, width = at[kept], at_objects[kept], width[kept]
+    height = np.minimum(mine[3, at], theirs[3, at_objects]) - np.maximum(mine[1, at], theirs[1, at_objects])
+    shared = width * height
+    with np.errstate(invalid="ignore", divide="ignore"):
+        overlaps = shared / (mine[4, at] + theirs[4, at_objects] - shared)
+        kept = np.flatnonzero((height > 0) & (overlaps >= LEAST_OVERLAP))
+    return Pairs(at[kept], at_objects[kept], overlaps[kept])
+
+
+def compare_masks(
+    truth: Truth, objects: Objects, found: Found, judged: Judged
+) -> tuple[Float64[np.ndarray, " d"], Pairs]:
+    """The same of masks.
+
+    Raises:
+        InputError: a mask is damaged.
+    """
+    masks = found.masks
+    assert masks is not None
+    all_theirs = masks_of_truth(truth)
+    theirs = [all_theirs[row] for row in objects.rows.tolist()]
+    first, each = objects_in_cell(truth, objects, judged)
+    rows = judged.rows[judged.by_cell]
+    areas = np.zeros(len(rows))
+    parts = [no_pairs()]
+    cells = judged.cells(len(truth.image_ids))
+    for start, stop in mask_parts(cells):
+        mine = masks.packed(rows[start:stop])
+        areas[start:stop] = areas_of(mine)
+        too_large = areas[start:stop] > masks.sizes_hw[rows[start:stop]].prod(axis=1)
+        if too_large.any():
+            raise damaged(found.record(int(rows[start + np.argmax(too_large)])))
+        starts = run_starts(cells[start:stop]).tolist()
+        for a, b in pairwise([*starts, stop - start]):
+            if each[start + a]:
+                at_object = int(first[start + a])
+                of_cell = theirs[at_object : at_object + int(each[start + a])]
+                overlaps = coco_mask.iou(mine[a:b], of_cell, [0] * len(of_cell))
+                at, at_objects = np.nonzero(overlaps >= LEAST_OVERLAP)
+                parts.append(Pairs(at + (start + a), at_objects + at_object, overlaps[at, at_objects]))
+    of_judged = np.empty(len(rows))
+    of_judged[judged.by_cell] = areas
+    return of_judged, joined(parts)
+
+
+def mask_parts(cells: Int64[np.ndarray, " d"]) -> Iterator[tuple[int, int]]:
+    """Cut the detections, cell by cell, into parts of whole cells."""
+    ends = [*run_starts(cells)[1:].tolist(), len(cells)] if len(cells) else []
+    start = 0
+    for end in ends:
+        if end - start >= MASKS_AT_ONCE or end == len(cells):
+            yield start, end
+            start = end
+
+
+def objects_in_cell(
+    truth: Truth, objects: Objects, judged: Judged
+) -> tuple[Int64[np.ndarray, " d"], Int64[np.ndarray, " d"]]:
+    """First object of the cell of each detection of ``by_cell``, and how many there are."""
+    cells = judged.cells(len(truth.image_ids))
+    first = np.searchsorted(objects.cells, cells)
+    return first, np.searchsorted(objects.cells, cells, side="right") - first
+
+
+def no_pairs() -> Pairs:
+    """Nothing overlaps."""
+    return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+
+
+def joined(parts: list[Pairs]) -> Pairs:
+    """All pairs of some parts."""
+    columns = ("detections", "objects", "overlaps")
+    return Pairs(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))

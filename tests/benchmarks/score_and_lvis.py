@@ -1,0 +1,233 @@
+"""CPU time and memory of our scorer beside the ``lvis`` package, on a set of the size of LVIS v1 val.
+
+    python tests/benchmarks/score_and_lvis.py [--images 1981] [--kinds bbox segm] [--lvis] [--folder DIR]
+
+The set is drawn once and kept in the folder: 19,809 images (or the first of them), 1,203 long-tailed categories, about
+12 objects and 11 categories known to be absent in an image, 300 detections an image: 30 % near objects, some of another
+category, 25 % of categories that are known to be absent or present, the rest of any. Objects and masks are polygons of
+32 corners, as run lengths in the detections; the file for boxes has boxes only. Each figure comes from a process of its
+own: CPU is user and system time of the whole process, imports included, and memory its peak. Ours reads shards, then
+the results file; ``lvis`` reads the results file, as does hotcoco where it is installed.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+IMAGES, CATEGORIES, DETECTIONS = 19_809, 1_203, 300
+HEIGHT_PX, WIDTH_PX = 480, 640
+IMAGES_A_SHARD = 500
+POOL = 4_000
+
+
+def outlines(random: np.random.Generator) -> np.ndarray:
+    """A pool of polygons of 32 corners in a box of side 1."""
+    angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+    radii = 0.5 * np.clip(1 + random.normal(0, 0.05, (POOL, 32)).cumsum(axis=1), 0.5, 1)
+    return np.stack([0.5 + radii * np.cos(angles), 0.5 + radii * np.sin(angles)], axis=-1)
+
+
+def placed(shape: np.ndarray, box: list[float]) -> list[float]:
+    """A polygon of the pool in a box, as x0, y0, x1, y1, ..."""
+    return (shape * box[2:] + box[:2]).round(2).reshape(-1).tolist()
+
+
+def boxes_of(count: int, random: np.random.Generator) -> np.ndarray:
+    """Boxes of all sizes inside an image."""
+    sides = np.exp(random.normal(np.log(45), 0.9, (count, 2))).clip(4, 400)
+    corners = random.uniform(0, 1, (count, 2)) * (np.array([WIDTH_PX, HEIGHT_PX]) - sides)
+    return np.concatenate([corners, sides], axis=1).round(2)
+
+
+def draw(folder: Path, images: int, masks: bool) -> None:
+    """Write truth.json, results.json and shards of the first ``images`` images."""
+    from pycocotools import mask as coco_mask
+
+    from lvis_rcnn.detections import Detections, pack_rles, shard_path, write_shard
+
+    random = np.random.default_rng(0)
+    shapes = outlines(random)
+    weights = np.arange(1, CATEGORIES + 1) ** -1.1
+    weights /= weights.sum()
+    categories = [
+        {"id": number, "name": f"thing {number}", "frequency": "fffffcccccccrrrr"[number * 16 // (CATEGORIES + 1)]}
+        for number in range(1, CATEGORIES + 1)
+    ]
+    truth: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": categories}
+    parts: list[tuple[np.ndarray, ...]] = []
+    rles: list[dict[str, Any]] = []
+    with (folder / "results.json").open("w") as results:
+        results.write("[")
+        for image in range(1, images + 1):
+            count = int(random.geometric(1 / 12))
+            labels = (
+                1
+                + random.choice(CATEGORIES, max(1, count // 3), p=weights)[
+                    random.integers(0, max(1, count // 3), count)
+                ]
+            )
+            boxes = boxes_of(count, random)
+            absent = np.setdiff1d(random.integers(1, CATEGORIES + 1, 11), labels)
+            size = {"id": image, "height": HEIGHT_PX, "width": WIDTH_PX}
+            lists = {
+                "neg_category_ids": absent.tolist(),
+                "not_exhaustive_category_ids": labels[:1].tolist()[: image % 2],
+            }
+            truth["images"].append({**size, **lists})
+            for label, box in zip(labels.tolist(), boxes.tolist(), strict=True):
+                outline = placed(shapes[random.integers(POOL)], box)
+                record = {"id": len(truth["annotations"]) + 1, "image_id": image, "category_id": label, "bbox": box}
+                truth["annotations"].append({**record, "area": 0.7 * box[2] * box[3], "segmentation": [outline]})
+            of = random.integers(0, count, DETECTIONS)
+            near = random.random(DETECTIONS) < 0.3
+            sides = np.where(
+                near[:, None], boxes[of] + random.normal(0, 0.1, (DETECTIONS, 4)) * boxes[of][:, [2, 3, 2, 3]], 0
+            )
+            found = np.where(near[:, None], sides, boxes_of(DETECTIONS, random))
+            found[:, 2:] = found[:, 2:].clip(2)
+            found = found.astype(np.float32)
+            verified = np.concatenate([labels, absent])
+            mixed = np.where(
+                random.random(DETECTIONS) < 0.35,
+                verified[random.integers(0, len(verified), DETECTIONS)],
+                random.integers(1, CATEGORIES + 1, DETECTIONS),
+            )
+            classes = np.where(near & (random.random(DETECTIONS) < 0.8), labels[of], mixed)
+            scores = np.sort((random.random(DETECTIONS) ** 3).astype(np.float32))[::-1]
+            parts.append((np.full(DETECTIONS, image), classes, scores, found))
+            if masks:
+                picked = random.integers(0, POOL, DETECTIONS)
+                polygons = [placed(shapes[at], box) for at, box in zip(picked, found.tolist(), strict=True)]
+                rles += coco_mask.frPyObjects(polygons, HEIGHT_PX, WIDTH_PX)
+            columns = (classes.tolist(), scores.tolist(), found.tolist())
+            for place, (label, value, box) in enumerate(zip(*columns, strict=True)):
+                shape = {"bbox": box}
+                if masks:
+                    rle = rles[place - DETECTIONS]
+                    shape = {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}}
+                record = json.dumps({"image_id": image, "category_id": label, "score": value, **shape})
+                results.write(("," if image > 1 or place else "") + record)
+            if image % IMAGES_A_SHARD == 0 or image == images:
+                ids, classes, scores, found = (np.concatenate(column) for column in zip(*parts, strict=True))
+                nothing = [{"size": [HEIGHT_PX, WIDTH_PX], "counts": b""}] * (0 if masks else len(ids))
+                packed = pack_rles(rles or nothing)
+                shard = Detections(ids, classes, scores, found, *packed)
+                write_shard(shard_path(folder / "shards", (image - 1) // IMAGES_A_SHARD), shard)
+                parts, rles = [], []
+        results.write("]")
+    (folder / "truth.json").write_text(json.dumps(truth))
+
+
+def ours(folder: Path, kind: str, source: str) -> dict[str, Any]:
+    """Our scorer; ``source`` is shards or results.json."""
+    from lvis_rcnn.results_file import read_found
+    from lvis_rcnn.score import score
+    from lvis_rcnn.truth import parse_truth, read_annotations
+
+    clock = time.process_time()
+    truth = parse_truth(read_annotations(folder / "truth.json"), "truth.json")
+    read = time.process_time()
+    found = read_found(folder / source, truth, with_masks=kind == "segm")
+    loaded = time.process_time()
+    scores = score(truth, found, kind)
+    spent = {"truth": read - clock, "detections": loaded - read, "scoring": time.process_time() - loaded}
+    return {"metrics": scores.metrics, "spent": {name: round(value, 2) for name, value in spent.items()}}
+
+
+def theirs(folder: Path, kind: str, _: str) -> dict[str, Any]:
+    """The lvis package as its readers use it, with np.float restored."""
+    vars(np)["float"] = float
+    from lvis import LVIS, LVISEval, LVISResults
+
+    truth = LVIS(str(folder / "truth.json"))
+    judge = LVISEval(truth, LVISResults(truth, str(folder / "results.json")), kind)
+    judge.run()
+    return {"metrics": {name: None if value == -1 else float(value) for name, value in judge.results.items()}}
+
+
+def peers(folder: Path, kind: str, _: str) -> dict[str, Any]:
+    """Hotcoco, in one thread."""
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    import hotcoco
+
+    truth = hotcoco.COCO(str(folder / "truth.json"))
+    judge = hotcoco.LVISeval(truth, truth.load_res(str(folder / "results.json")), kind)
+    judge.run()
+    return {"metrics": dict(judge.get_results())}
+
+
+ENGINES: dict[str, tuple[Callable[[Path, str, str], dict[str, Any]], str]] = {
+    "ours, shards": (ours, "shards"),
+    "ours, JSON": (ours, "results.json"),
+    "lvis, JSON": (theirs, "results.json"),
+    "hotcoco, JSON": (peers, "results.json"),
+}
+
+
+def measure(folder: Path, kind: str, engine: str) -> dict[str, Any]:
+    """One engine in a process of its own."""
+    command = [sys.executable, __file__, "--folder", str(folder), "--kinds", kind, "--engine", engine]
+    environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"failed": done.stderr.strip().splitlines()[-1]}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def run_engine(folder: Path, kind: str, engine: str) -> None:
+    """In that process: score, and print what it took."""
+    function, source = ENGINES[engine]
+    result = function(folder, kind, source)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps({**result, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_gb": usage.ru_maxrss * 1024 / 1e9}))
+
+
+def main() -> None:
+    """Draw what is not there, measure, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--images", type=int, default=IMAGES // 10 + 1, help=f"{IMAGES} is full size (default: a tenth)"
+    )
+    parser.add_argument("--kinds", nargs="+", default=["bbox", "segm"], choices=("bbox", "segm"))
+    parser.add_argument("--lvis", action="store_true", help="measure lvis too: 1 CPU minute and 3 GB at a tenth")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "score_and_lvis")
+    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.engine:
+        run_engine(args.folder, args.kinds[0], args.engine)
+        return
+    for kind in args.kinds:
+        folder = args.folder / f"{kind}_{args.images}"
+        if not (folder / "truth.json").exists():
+            (folder / "shards").mkdir(parents=True, exist_ok=True)
+            draw(folder, args.images, kind == "segm")
+        skipped = set() if args.lvis else {"lvis, JSON"}
+        measured = {engine: measure(folder, kind, engine) for engine in ENGINES if engine not in skipped}
+        reference = measured.get("lvis, JSON", measured["ours, shards"])
+        for engine, found in measured.items():
+            if "failed" in found:
+                print(f"{kind} {engine:<14} failed: {found['failed']}")
+                continue
+            same = "same" if found["metrics"] == reference["metrics"] else "OTHER METRICS"
+            less = [reference[name] / found[name] for name in ("cpu_s", "peak_gb")]
+            times = f"{less[0]:6.1f} x less CPU, {less[1]:5.1f} x less memory"
+            spent = found.get("spent", "")
+            print(
+                f"{kind} {engine:<14} {found['cpu_s']:7.2f} CPU s, {found['peak_gb']:6.2f} GB, {times}, {same} {spent}"
+            )
+
+
+if __name__ == "__main__":
+    main()
