@@ -103,7 +103,7 @@ def sets(draw) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
     return dataset, pick.sample(records, len(records)), pick.choice([300, 300, 1, 3, 10])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sets(), st.sampled_from(["bbox", "segm"]))
 def test_small_sets_score_as_in_the_lvis_package(made, kind):
     dataset, records, cap = made
@@ -156,7 +156,7 @@ def real_annotations() -> dict[str, Any]:
     return json.loads(LVIS_VAL_100.read_text())
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 11))])
 def test_real_annotations_score_as_in_the_lvis_package(seed):
     dataset = real_annotations()
     records = jittered(dataset, seed)
