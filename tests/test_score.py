@@ -15,10 +15,11 @@ from pycocotools import mask as coco_mask
 
 from lvis_rcnn import annotation_text
 from lvis_rcnn.command import InputError
+from lvis_rcnn.detections import Detections, pack_rles, shard_path, write_shard
 from lvis_rcnn.official import difference, official_scores
 from lvis_rcnn.results_file import Result, found_of, read_found
 from lvis_rcnn.score import score, scores_of
-from lvis_rcnn.truth import parse_truth
+from lvis_rcnn.truth import parse_truth, positions
 
 LVIS_VAL_100 = Path(__file__).parents[2] / "shared" / "data" / "lvis_val_100.json"
 GOLDEN = Path(__file__).parent / "golden"
@@ -304,3 +305,23 @@ def test_text_of_a_mask_that_pycocotools_would_read_beyond_is_refused(counts):
         return
     with pytest.raises(InputError, match=r"result 1 \(image 1, category 7\): mask is damaged"):
         found_of(results_of(records), truth)
+
+
+@given(st.sets(st.integers(-3, 40), min_size=1), st.lists(st.integers(-5, 45)), st.sampled_from([1, 2**40]))
+def test_positions_are_those_of_the_ids(ids, wanted, spread):
+    ascending = np.array(sorted(ids)) * spread
+    expected = [sorted(ids).index(value) if value in ids else -1 for value in wanted]
+    assert positions(ascending, np.array(wanted, np.int64) * spread).tolist() == expected
+
+
+def test_boxes_of_shards_are_read_without_their_masks(tmp_path):
+    box = np.array([[1, 2, 3, 4]], np.float32)
+    rle = {"size": [SIDE_PX, SIDE_PX], "counts": packed(box[0].tolist())["counts"].encode()}
+    shard = Detections(np.array([1]), np.array([7]), np.array([0.5], np.float32), box, *pack_rles([rle]))
+    for number in range(2):
+        write_shard(shard_path(tmp_path, number), shard)
+    truth = parse_truth(json.dumps(by_hand()[0]).encode(), "truth.json")
+    both, boxes = read_found(tmp_path, truth), read_found(tmp_path, truth, with_masks=False)
+    assert (both.kinds, boxes.kinds) == (("bbox", "segm"), ("bbox",))
+    assert np.array_equal(both.boxes_xywh, boxes.boxes_xywh)
+    assert both.masks.packed(np.array([1])) == [rle]
