@@ -57,8 +57,9 @@ class Masks:
         open_end = np.zeros(len(starts), bool)
         filled = ends > starts
         open_end[filled] = (characters[ends[filled] - 1] - FIRST_CHARACTER) & MORE != 0
-        strange = np.flatnonzero((characters < FIRST_CHARACTER) | (characters > LAST_CHARACTER))
-        open_end[np.searchsorted(ends, strange, side="right")] = True
+        if len(characters) and (characters.min() < FIRST_CHARACTER or characters.max() > LAST_CHARACTER):
+            strange = np.flatnonzero((characters < FIRST_CHARACTER) | (characters > LAST_CHARACTER))
+            open_end[np.searchsorted(ends, strange, side="right")] = True
         return open_end
 
 

@@ -115,27 +115,40 @@ def compare_masks(
     all_theirs = masks_of_truth(truth)
     theirs = [all_theirs[row] for row in objects.rows.tolist()]
     first, each = objects_in_cell(truth, objects, judged)
+    smallest, largest = area_bounds(objects, areas_of(theirs), first, each)
     rows = judged.rows[judged.by_cell]
     areas = np.zeros(len(rows))
     parts = [no_pairs()]
-    cells = judged.cells(len(truth.image_ids))
-    for start, stop in mask_parts(cells):
+    for start, stop in mask_parts(judged.cells(len(truth.image_ids))):
         mine = masks.packed(rows[start:stop])
         areas[start:stop] = areas_of(mine)
         too_large = areas[start:stop] > masks.sizes_hw[rows[start:stop]].prod(axis=1)
         if too_large.any():
             raise damaged(found.record(int(rows[start + np.argmax(too_large)])))
-        starts = run_starts(cells[start:stop]).tolist()
-        for a, b in pairwise([*starts, stop - start]):
-            if each[start + a]:
-                at_object = int(first[start + a])
-                of_cell = theirs[at_object : at_object + int(each[start + a])]
-                overlaps = coco_mask.iou(mine[a:b], of_cell, [0] * len(of_cell))
-                at, at_objects = np.nonzero(overlaps >= LEAST_OVERLAP)
-                parts.append(Pairs(at + (start + a), at_objects + at_object, overlaps[at, at_objects]))
+        # A mask of less than half of another's pixels, or more than twice as many, overlaps it by less than 0.5.
+        part = slice(start, stop)
+        near = start + np.flatnonzero((2 * areas[part] >= smallest[part]) & (areas[part] <= 2 * largest[part]))
+        for a, b in pairwise([*run_starts(first[near]).tolist(), len(near)]):
+            at_object = int(first[near[a]])
+            of_cell = theirs[at_object : at_object + int(each[near[a]])]
+            overlaps = coco_mask.iou([mine[at] for at in (near[a:b] - start).tolist()], of_cell, [0] * len(of_cell))
+            at, at_objects = np.nonzero(overlaps >= LEAST_OVERLAP)
+            parts.append(Pairs(near[a + at], at_objects + at_object, overlaps[at, at_objects]))
     of_judged = np.empty(len(rows))
     of_judged[judged.by_cell] = areas
     return of_judged, joined(parts)
+
+
+def area_bounds(
+    objects: Objects, areas: Float64[np.ndarray, " g"], first: Int64[np.ndarray, " d"], each: Int64[np.ndarray, " d"]
+) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, " d"]]:
+    """Smallest and largest area of the objects in the cell of each detection; none fits where there is no object."""
+    smallest, largest = np.full((2, len(objects.cells) + 1), np.nan)
+    starts = run_starts(objects.cells)
+    if len(starts):
+        smallest[starts], largest[starts] = np.minimum.reduceat(areas, starts), np.maximum.reduceat(areas, starts)
+    where = np.where(each > 0, first, len(objects.cells))
+    return smallest[where], largest[where]
 
 
 def mask_parts(cells: Int64[np.ndarray, " d"]) -> Iterator[tuple[int, int]]:
