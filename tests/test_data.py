@@ -475,6 +475,7 @@ next(data.read_in_order(Tensors(), range(4), 1))
 """
 
 
+@pytest.mark.slow
 def test_workers_are_silent_about_a_parent_that_left():
     ended = subprocess.run(
         [sys.executable, "-c", LEFT], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
@@ -498,6 +499,7 @@ def test_test_images_come_in_file_order(drawn, image):
     assert images.files.of(images.store, image).path.exists()
 
 
+@pytest.mark.slow
 def test_mmcv_is_imported_beside_half_a_cache(tmp_path: Path) -> None:
     words = [sys.executable, "-c", "import lvis_rcnn.pixels"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}

@@ -34,6 +34,7 @@ def run(study: Path, *arguments: str | Path) -> Ended:
     return run_snakemake(*arguments, "--cores", "2", "--configfile", study, cwd=study.parent)
 
 
+@pytest.mark.slow
 def test_one_command_draws_trains_scores_and_writes_the_table(tmp_path: Path) -> None:
     study = tiny_study(tmp_path)
     ended = run(study)

@@ -91,7 +91,7 @@ def test_heads_on_the_stored_proposals(image):
     assert_close(deltas, figure(f"img{image}_bbox_pred"), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("image", [0, 1])
+@pytest.mark.parametrize("image", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("protocol", ["coco", "lvis"])
 def test_detections_and_masks(image, protocol):
     batch, prefix = golden_batch(image), f"img{image}_{protocol}"

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from small_dataset import annotation, small_dataset
 
 from lvis_rcnn.annotations import open_store
@@ -33,6 +34,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_twenty_kills_and_a_build_are_a_build(tmp_path):
     write_larger(tmp_path / "a.json")
     killed = tmp_path / "killed" / "a.store"

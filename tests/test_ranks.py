@@ -118,10 +118,11 @@ def children_of(process: "subprocess.Popen[str]") -> list[int]:
     ("number", "lost"),
     [
         (signal.SIGKILL, 1),
-        pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow),
-        pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.slow),
+        (signal.SIGKILL, 0),
+        (signal.SIGSTOP, 1),
     ],
 )
+@pytest.mark.slow
 def test_a_lost_process_ends_all_and_is_named(drawn, tmp_path, number, lost):
     program = Program(drawn, tmp_path / "run", 2, steps=3000, CHECKPOINT_S="0.3", HANG_S="5")
     process = program.start()

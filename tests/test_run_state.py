@@ -176,6 +176,7 @@ def test_bytes_are_on_disk_before_their_name_and_the_name_before_anything_is_rem
 
 # Faults at every call
 
+MODES = [pytest.param(False, id=""), pytest.param(True, id="background", marks=pytest.mark.slow)]
 CALLS = ("open", "write", "fchmod", "fsync", "close", "replace", "listdir", "unlink")
 
 
@@ -245,8 +246,8 @@ def two_saved(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def places(two_saved, tmp_path, monkeypatch):
+@pytest.fixture(params=[8, pytest.param(1, marks=pytest.mark.slow)], ids=["", "every write"])
+def places(two_saved, tmp_path, monkeypatch, request):
     """Folders with two checkpoints, one for each call that the next save makes."""
     folder = shutil.copytree(two_saved, tmp_path / "counted")
     saver = Saver(folder, 2)
@@ -254,7 +255,9 @@ def places(two_saved, tmp_path, monkeypatch):
         assert saved(saver, 3)
     assert set(calls) == set(CALLS)
     # Most of them write, and a few writes stand for the others.
-    numbers = [number for number, name in enumerate(calls) if name != "write" or number % 8 == 2]
+    numbers = [
+        number for number, name in enumerate(calls) if name != "write" or number % request.param == 2 % request.param
+    ]
     assert len(numbers) > 12
     return ((number, shutil.copytree(two_saved, tmp_path / f"at{number}")) for number in numbers)
 
@@ -267,7 +270,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("background", [False, True], ids=["", "background"])
+@pytest.mark.parametrize("background", MODES)
 @pytest.mark.parametrize("kind", FAULTS)
 def test_after_a_fault_at_any_call_the_old_state_or_the_new_is_there(places, monkeypatch, said, kind, background):
     outcomes = set()
@@ -291,7 +294,7 @@ def test_after_a_fault_at_any_call_the_old_state_or_the_new_is_there(places, mon
     assert outcomes >= {(False, 2), (True, 3)}
 
 
-@pytest.mark.parametrize("background", [False, True], ids=["", "background"])
+@pytest.mark.parametrize("background", MODES)
 def test_killed_at_any_call_the_old_state_or_the_new_is_there(places, monkeypatch, said, background):
     outcomes = set()
     for number, folder in places:

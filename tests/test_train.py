@@ -399,6 +399,7 @@ def test_a_signal_while_the_network_is_built_just_ends_the_process(drawn, tmp_pa
     assert [path.name for path in run.state_dir.iterdir()] == ["lease-1.json"]
 
 
+@pytest.mark.slow
 def test_a_terminated_process_exits_with_the_code_that_says_start_me_again(drawn, tmp_path):
     study = write_tiny_study(tmp_path, schedule={"steps": 500})
     words = [*arguments(drawn, study, tmp_path), "--log", str(tmp_path / "train.log")]

@@ -311,6 +311,7 @@ def test_a_published_model_is_imported_detected_with_and_scored_on_its_split(
     assert trained["--store"] == "results/both/data/val.store"
 
 
+@pytest.mark.slow
 def test_a_published_row_reruns_where_it_changes(finished: Stubbed, with_published: Path) -> None:
     again = {"import_published": 1, "infer": 1, "evaluate": 1, "table": 1}
     file, zoo = finished.folder / "my weights" / PUBLISHED.file_name, finished.folder / "zoo.yaml"
