@@ -246,8 +246,8 @@ def two_saved(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=[8, pytest.param(1, marks=pytest.mark.slow)], ids=["", "every write"])
-def places(two_saved, tmp_path, monkeypatch, request):
+@pytest.fixture
+def places(two_saved, tmp_path, monkeypatch):
     """Folders with two checkpoints, one for each call that the next save makes."""
     folder = shutil.copytree(two_saved, tmp_path / "counted")
     saver = Saver(folder, 2)
