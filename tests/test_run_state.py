@@ -255,9 +255,7 @@ def places(two_saved, tmp_path, monkeypatch):
         assert saved(saver, 3)
     assert set(calls) == set(CALLS)
     # Most of them write, and a few writes stand for the others.
-    numbers = [
-        number for number, name in enumerate(calls) if name != "write" or number % request.param == 2 % request.param
-    ]
+    numbers = [number for number, name in enumerate(calls) if name != "write" or number % 8 == 2]
     assert len(numbers) > 12
     return ((number, shutil.copytree(two_saved, tmp_path / f"at{number}")) for number in numbers)
 
