@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float64, Int64, UInt8
 from pycocotools import mask as coco_mask
 
 from lvis_rcnn.command import InputError
+from lvis_rcnn.run_lengths import BASE, MORE
 from lvis_rcnn.truth import Truth
 
 # {"size": [height, width], "counts": compressed run lengths}.
@@ -17,9 +18,6 @@ Packed = dict[str, Any]
 
 # pycocotools fails on the area of 256 masks and more in one call under NumPy 2.
 AREAS_AT_ONCE = 255
-
-# Characters of a compressed text: 48 and five bits of a number, and one bit that says whether more follow.
-FIRST_CHARACTER, LAST_CHARACTER, MORE = 48, 111, 32
 
 
 class Rle(msgspec.Struct, frozen=True):
@@ -56,9 +54,9 @@ class Masks:
         characters = self.counts
         open_end = np.zeros(len(starts), bool)
         filled = ends > starts
-        open_end[filled] = (characters[ends[filled] - 1] - FIRST_CHARACTER) & MORE != 0
-        if len(characters) and (characters.min() < FIRST_CHARACTER or characters.max() > LAST_CHARACTER):
-            strange = np.flatnonzero((characters < FIRST_CHARACTER) | (characters > LAST_CHARACTER))
+        open_end[filled] = (characters[ends[filled] - 1] - BASE) & MORE != 0
+        if len(characters) and (characters.min() < BASE or characters.max() > BASE + 2 * MORE - 1):
+            strange = np.flatnonzero((characters < BASE) | (characters > BASE + 2 * MORE - 1))
             open_end[np.searchsorted(ends, strange, side="right")] = True
         return open_end
 

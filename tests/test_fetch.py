@@ -181,6 +181,6 @@ def test_killed_at_twenty_random_moments_from_the_first_byte_to_the_last_name(
     assert done.returncode == 0, done.stderr
     states = [tuple(json.loads(line)) for line in done.stdout.splitlines()]
     assert len(states) == 20
-    assert len(set(states)) > 1, states
+    assert len(set(states)) > 2, states
     assert (tmp_path / "data" / "a.json").read_bytes() == JSON
     assert {file.name for file in tmp_path.glob("data/*")} <= {"a.json", "a.json.zip", "a.json.seen.json"}
