@@ -177,6 +177,8 @@ def test_bytes_are_on_disk_before_their_name_and_the_name_before_anything_is_rem
 # Faults at every call
 
 MODES = [pytest.param(False, id=""), pytest.param(True, id="background", marks=pytest.mark.slow)]
+# Most calls write; in the quick tests one of eight stands for its neighbours.
+STRIDES = [pytest.param(8, id=""), pytest.param(1, id="every write", marks=pytest.mark.slow)]
 CALLS = ("open", "write", "fchmod", "fsync", "close", "replace", "listdir", "unlink")
 
 
@@ -246,16 +248,15 @@ def two_saved(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def places(two_saved, tmp_path, monkeypatch):
+@pytest.fixture(params=STRIDES)
+def places(request, two_saved, tmp_path, monkeypatch):
     """Folders with two checkpoints, one for each call that the next save makes."""
     folder = shutil.copytree(two_saved, tmp_path / "counted")
     saver = Saver(folder, 2)
     with calls_counted(monkeypatch) as calls:
         assert saved(saver, 3)
     assert set(calls) == set(CALLS)
-    # Most of them write, and a few writes stand for the others.
-    numbers = [number for number, name in enumerate(calls) if name != "write" or number % 8 == 2]
+    numbers = [number for number, name in enumerate(calls) if name != "write" or number % request.param == 0]
     assert len(numbers) > 12
     return ((number, shutil.copytree(two_saved, tmp_path / f"at{number}")) for number in numbers)
 
