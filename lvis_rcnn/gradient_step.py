@@ -78,23 +78,23 @@ class Taken:
 
     step: int
     sums: OnItsWay
-    """Losses of the whole step, how many processes ask to stop, norm of the gradient."""
+    """Losses of the whole step, processes that ask to stop, broken images that were replaced, norm of the gradient."""
     of_groups: OnItsWay
     """Losses of each group of this process."""
     image_ids: list[list[int]]
     """Of those groups."""
 
-    def values(self) -> tuple[dict[str, float], bool]:
-        """Losses and ``grad_norm``, and whether to stop.
+    def values(self) -> tuple[dict[str, float], bool, int]:
+        """Losses and ``grad_norm``, whether to stop, and how many images others stood in for.
 
         Raises:
             InputError: one of them is not finite; the step has then not touched the weights.
         """
-        *parts, stop, norm = self.sums.read().tolist()
+        *parts, stop, skipped, norm = self.sums.read().tolist()
         found = {**dict(zip(LOSS_NAMES, parts, strict=True)), "grad_norm": norm}
         if not all(map(math.isfinite, found.values())):
             raise self.not_finite(found)
-        return found, stop > 0
+        return found, stop > 0, int(skipped)
 
     def not_finite(self, found: dict[str, float]) -> InputError:
         """The error that names the images of the groups whose loss it is, as far as they are this process's."""
@@ -143,8 +143,8 @@ def take_step(
     of_groups = add_gradients(model, groups, numbers, num_groups, step, seed, precision)
     parameters = [value for group in optimizer.param_groups for value in group["params"] if value.grad is not None]
     gradients = [value.grad for value in parameters]
-    asked = of_groups.new_tensor([float(stop)])
-    sums = ranks.add_up(gradients, torch.cat([of_groups.sum(dim=0) / num_groups, asked]), step)
+    told = of_groups.new_tensor([float(stop), float(sum(len(batch.broken) for batch in groups))])
+    sums = ranks.add_up(gradients, torch.cat([of_groups.sum(dim=0) / num_groups, told]), step)
     norm = torch.nn.utils.get_total_norm(gradients)
     if recipe.schedule.gradient_clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, recipe.schedule.gradient_clip_norm, norm)

@@ -256,11 +256,12 @@ class Loop:
             return
         (taken, times), self.pending = self.pending, None
         try:
-            values, stop = taken.values()
+            values, stop, skipped = taken.values()
         except TimeoutError as error:
             raise self.training.ranks.lost(taken.step, error) from None
         progress, device = self.training.progress, self.training.ranks.device
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, peak_memory_bytes(device))
+        progress.skipped_images += skipped
         progress.add_step({**values, **times})
         self.bar.update()
         if stop and self.last_step is None:
@@ -335,11 +336,11 @@ def step_within_memory(training: Training, groups: list[Batch], step: int, stop:
 
 
 def note_broken(groups: list[Batch], progress: Progress) -> None:
-    """Count the images that others stood in for, and name each at its first time."""
+    """Name each image that another stands in for, at its first time."""
     for what in (what for group in groups for what in group.broken):
         if what not in progress.broken_images:
+            progress.broken_images.append(what)
             log.warning("warning: an image is skipped, another takes its place: %s", what)
-        progress.broken_images[what] = progress.broken_images.get(what, 0) + 1
 
 
 def leave(training: Training, records: Records) -> None:

@@ -56,13 +56,10 @@ class Progress:
     """Unix seconds of the first start."""
     unlogged: list[dict[str, float]] = field(default_factory=list)
     """Losses and times of the steps since the last line of the log."""
-    broken_images: dict[str, int] = field(default_factory=dict)
-    """What is wrong with each image that was skipped, and how often another took its place."""
-
-    @property
-    def skipped_images(self) -> int:
-        """How often a broken image was replaced by another."""
-        return sum(self.broken_images.values())
+    broken_images: list[str] = field(default_factory=list)
+    """What is wrong with each image that this process skipped."""
+    skipped_images: int = 0
+    """How often another image took the place of a broken one, in all processes."""
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -149,7 +146,7 @@ class TrainingLog:
             **speed(self.recipe, progress, len(window), sum(values_of(window, "time"))),
             "written_at": round(time.time(), 2),
             **gradient_norms(window),
-            **({"skipped_images": progress.skipped_images} if progress.broken_images else {}),
+            **({"skipped_images": progress.skipped_images} if progress.skipped_images else {}),
             **({"loss_spike": True} if self.is_spike(max(map(total_loss, window))) else {}),
         }
 

@@ -77,7 +77,13 @@ def finished(run):
     # 6 steps of an epoch of 8 images.
     stream = SampleStream(np.ones(8), "ceil", np.zeros(8, bool), 3, group_size=2, groups_per_step=1)
     progress = Progress(
-        step=6, elapsed_s=12.5, peak_memory_bytes=2**31, attempts=2, started_at=1e9, broken_images={"a": 3, "b": 1}
+        step=6,
+        elapsed_s=12.5,
+        peak_memory_bytes=2**31,
+        attempts=2,
+        started_at=1e9,
+        broken_images=["a", "b"],
+        skipped_images=4,
     )
     finish(run, {"weight": torch.arange(4.0)}, make_recipe(run.study.schedule, stream), progress)
     return run

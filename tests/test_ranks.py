@@ -24,7 +24,9 @@ SCHEDULE = {"steps": STEPS, "images_per_step": 8, "normalisation_group": 2, "opt
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("data"), train_images=11)
+    data = make_data(tmp_path_factory.mktemp("data"), train_images=11)
+    sorted(data.images.rglob("train/*.png"))[0].write_bytes(b"")
+    return data
 
 
 class Program:
@@ -33,7 +35,9 @@ class Program:
     def __init__(self, drawn, folder: Path, ranks: int, steps: int = STEPS, **environment: str) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
-        study = write_tiny_study(folder, schedule=SCHEDULE | {"steps": steps})
+        study = write_tiny_study(
+            folder, schedule=SCHEDULE | {"steps": steps}, augmentation={"skip_broken_images": True}
+        )
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
         words = ["--study", study, "--backbone", "r50", "--seed", "0", "--store", drawn.train_store]
         words += ["--images", drawn.images, "--repeat-factors", drawn.repeat_factors]
@@ -94,6 +98,7 @@ def test_several_processes_train_what_one_does(drawn, tmp_path, of_one, ranks):
             assert ours[key] == pytest.approx(theirs[key], rel=2e-4, abs=2e-5)
     record = json.loads((program.folder / "out" / "train.json").read_text())
     assert record["ranks"] == ranks
+    assert record["skipped_images"] == lines[-1]["skipped_images"] == of_one[1][-1]["skipped_images"] > 0
 
 
 def wait_for_step(program: Program, process: "subprocess.Popen[str]", step: int, attempt: int = 1) -> None:
