@@ -23,18 +23,31 @@ import pandas as pd
 
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.command import InputError, log, run_step, step_parser
-from lvis_rcnn.config import Study, load_study
+from lvis_rcnn.config import Study, load_study, zoo_of
 from lvis_rcnn.files import atomic_file, write_json
 from lvis_rcnn.published import scored_models
 from lvis_rcnn.runs import Run
-from lvis_rcnn.table_rows import RESCORED, Link, Row, cell, download, reasons, row_record, rows_of
-from lvis_rcnn.zoo import ZooModel
+from lvis_rcnn.table_rows import (
+    COMPARED,
+    RESCORED,
+    TRAINED,
+    Link,
+    Row,
+    cell,
+    difference,
+    download,
+    is_best,
+    reasons,
+    row_record,
+    rows_of,
+)
+from lvis_rcnn.zoo import ZooModel, load_zoo
 
 # The page's columns in its order; Download stands between the two.
 PAGE_COLUMNS = {"memory_gb": "Mem (GB)", "fps": "Inf time (fps)", "box_AP": "box AP", "mask_AP": "mask AP"}
-FURTHER_COLUMNS = {"mask_APr": "APr", "mask_APc": "APc", "mask_APf": "APf"}
+FURTHER_COLUMNS = {"mask_APr": "APr", "mask_APc": "APc", "mask_APf": "APf", "images_seen": "Images seen"}
 
-TERMINAL_CELL_CHARACTERS = 16  # as wide as the longest row name; eleven columns would not fit otherwise
+TERMINAL_CELL_CHARACTERS = 17  # "23.1 [21.0, 25.2]"; twelve columns would not fit otherwise
 
 
 def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, out: Path, now_s: float) -> str:
@@ -42,7 +55,7 @@ def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, ou
 
     Args:
         study: what should have been run.
-        models: the published models that it scores, by name.
+        models: published models by name, those that the study scores among them.
         results: folder that all steps write into.
         out: path of table.md; .csv and .json appear beside it.
         now_s: Unix time; tells a live run from a dead one.
@@ -82,12 +95,18 @@ def cells(rows: list[Row], link: Link | None = None) -> pd.DataFrame:
         line = {"Backbone": row.title, "Style": BACKBONES[row.backbone].style, "Lr schd": row.lr_schd}
         if any(other.model for other in rows):
             line |= {"Scored on": row.scored_on, "Source": row.source}
-        line |= {title: cell(row, name) for name, title in PAGE_COLUMNS.items()}
+        line |= {title: printed(row, rows, name, marked=link is not None) for name, title in PAGE_COLUMNS.items()}
         if link:
             line["Download"] = download(row, link)
-        line |= {title: cell(row, name) for name, title in FURTHER_COLUMNS.items()}
+        line |= {title: printed(row, rows, name, marked=link is not None) for name, title in FURTHER_COLUMNS.items()}
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def printed(row: Row, rows: list[Row], name: str, marked: bool) -> str:
+    """A cell; ``marked``: the best AP among rows of the same data stands in bold."""
+    text = cell(row, name)
+    return f"**{text}**" if marked and "AP" in name and is_best(row, rows, name) else text
 
 
 def titled(study: Study) -> str:
@@ -110,13 +129,38 @@ def reading_line(rows: list[Row]) -> str:
     seeds = max(len(row.runs) for row in rows)
     if seeds > 1:
         parts.append(f"Mean ± sample standard deviation over {seeds} seeds; Download is the first seed that is done.")
-    if any(row.source == RESCORED for row in rows):
-        parts.append("In brackets: scored here minus published.")
+    parts += interval_sentence(rows)
+    if any(difference(row, name) is not None for row in rows for name in COMPARED):
+        parts.append(f"In round brackets: measured here minus published; ! marks what is {noise_of(rows, seeds)}.")
     for row in rows:
         if any(not run.missing for run in row.runs):
             late = {run.seed: next(iter(run.missing.values())) for run in row.runs if run.missing}
             parts += [f"{row.title}, seed {seed}: {reasons({seed: why})}." for seed, why in late.items()]
     return " ".join(parts)
+
+
+def interval_sentence(rows: list[Row]) -> list[str]:
+    """What square brackets are, where there are any."""
+    records = [
+        run.records["evaluate"].get("intervals") for row in rows for run in row.runs if "evaluate" in run.records
+    ]
+    resamples = {found["resamples"] for found in records if found}
+    if not resamples:
+        return []
+    numbers = ", ".join(f"{number:,}" for number in sorted(resamples))
+    return [f"In square brackets: 95 % interval over the validation images, from a bootstrap of {numbers} resamples."]
+
+
+def noise_of(rows: list[Row], seeds: int) -> str:
+    """Beyond which noise a difference to a published number is marked."""
+    rescored = "more than the rounding of the published number, the weights being the same"
+    trained = (
+        "more than two standard deviations over the seeds"
+        if seeds > 1
+        else "outside the interval over the validation images; another seed would move it, too"
+    )
+    of = {RESCORED: rescored, TRAINED: trained}
+    return ", or, trained here, ".join(text for source, text in of.items() if any(row.source == source for row in rows))
 
 
 def files_line(rows: list[Row]) -> str:
@@ -229,6 +273,9 @@ def spreadsheet(study: Study, rows: list[Row], link: Link) -> pd.DataFrame:
             if len(row.runs) > 1:
                 line[f"{name}_sd"] = measure["sd"]
                 line |= {f"{name}_seed{seed}": value for seed, value in measure["seeds"].items()}
+            for key, (low, high) in measure.get("intervals", {}).items():
+                of = f"_seed{key}" if len(row.runs) > 1 else ""
+                line |= {f"{name}_low{of}": low, f"{name}_high{of}": high}
         for kind in ("published", "difference"):
             line |= {f"{name}_{kind}": value for name, value in record.get(kind, {}).items()}
         line["missing"] = "; ".join(why_late(run) for run in row.runs if run.missing)
@@ -250,7 +297,8 @@ def step(args: argparse.Namespace) -> None:
     if not args.results.is_dir():
         raise InputError(f"--results {args.results}", "no such folder", mend="name the folder the steps wrote into")
     study = load_study(args.study)
-    models = scored_models(study, args.study)
+    scored_models(study, args.study)
+    models = load_zoo(zoo_of(study, args.study))
     table = write_tables(study, models, args.results, args.out, time.time())
     log.info("%s", titled(study))
     for line in table.splitlines():

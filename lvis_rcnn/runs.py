@@ -45,6 +45,7 @@ class Measure:
 MEASURES = {
     "memory_gb": Measure("train", ("memory_gb",)),
     "fps": Measure("infer", ("fps",)),
+    "images_seen": Measure("train", ("images_seen",)),
     **{f"box_{name}": Measure("evaluate", ("bbox", name), scale=100) for name in METRIC_NAMES},
     **{f"mask_{name}": Measure("evaluate", ("segm", name), scale=100) for name in METRIC_NAMES},
 }
@@ -74,6 +75,13 @@ class Run:
         for key in measure.keys:
             value = None if value is None else value.get(key)
         return None if value is None else float(value)
+
+    def interval(self, measure: Measure) -> tuple[float, float] | None:
+        """Bounds of the 95 % interval that scoring gives a metric; None where it gives none."""
+        bounds: Any = self.records.get(measure.step, {}).get("intervals", {})
+        for key in measure.keys:
+            bounds = bounds.get(key, {}) if isinstance(bounds, dict) else {}
+        return (float(bounds[0]), float(bounds[1])) if bounds else None
 
     def file(self, kind: str) -> Path | str:
         """Path of the published ``model`` or ``log``, or why there is none."""

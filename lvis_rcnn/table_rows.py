@@ -4,7 +4,7 @@ Every cell holds a number or says why there is none.
 """
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from lvis_rcnn.zoo import ZooModel
 TRAINED = "trained here"
 PUBLISHED = "published"
 RESCORED = "published, re-scored here"
+
+COMPARED = ("box_AP", "mask_AP")
+ROUNDING = 0.0005 + 1e-9  # published numbers are percent with one decimal
 
 Link = Callable[[Path], str]
 
@@ -34,6 +37,8 @@ class Row:
     runs: tuple[Run, ...]
     """One for each seed of TRAINED, one of RESCORED, none of PUBLISHED."""
     model: ZooModel | None = None
+    reference: ZooModel | None = None
+    """Whose published numbers the row is compared with: the same backbone, data and schedule."""
 
     @property
     def title(self) -> str:
@@ -42,17 +47,30 @@ class Row:
 
 
 def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel], now_s: float) -> list[Row]:
-    """The rows of a study in its order: trained ones, then each published model as published and as scored here."""
+    """The rows of a study in its order: trained ones, then each published model as published and as scored here.
+
+    Args:
+        study: what should have been run.
+        results: folder that all steps write into.
+        models: published models by name, those that the study scores among them.
+        now_s: Unix time.
+    """
     rows = []
     for backbone in study.backbones:
         runs = tuple(read_run(study, results, backbone, seed, now_s) for seed in study.seeds)
-        rows.append(Row(TRAINED, backbone, schedule_name(study.schedule), study.dataset.name, runs))
+        schedule, data = schedule_name(study.schedule), study.dataset.name
+        same = [
+            other
+            for other in models.values()
+            if (other.kind, other.backbone, other.schedule) == (data, backbone, schedule)
+        ]
+        rows.append(Row(TRAINED, backbone, schedule, data, runs, reference=next(iter(same), None)))
     for published in study.published:
         model = models[published.model]
         scored_on = study.dataset.name if published.split == "val" else published.split
         run = read_published(study, results, published, model, now_s)
-        rows.append(Row(PUBLISHED, model.backbone, model.schedule, scored_on, (), model))
-        rows.append(Row(RESCORED, model.backbone, model.schedule, scored_on, (run,), model))
+        rows.append(Row(PUBLISHED, model.backbone, model.schedule, scored_on, (), model, model))
+        rows.append(Row(RESCORED, model.backbone, model.schedule, scored_on, (run,), model, model))
     return rows
 
 
@@ -67,20 +85,38 @@ def schedule_name(schedule: Schedule) -> str:
 
 def published_value(row: Row, name: str) -> float | None:
     """A measure as published, AP as a fraction; None where nothing was published."""
-    if row.model is None:
+    if row.reference is None:
         return None
-    percent = {"box_AP": row.model.box_ap, "mask_AP": row.model.mask_ap}.get(name)
+    percent = {"box_AP": row.reference.box_ap, "mask_AP": row.reference.mask_ap}.get(name)
     if name == "memory_gb":
-        return row.model.memory_gb
+        return row.reference.memory_gb
     return None if percent is None else percent / 100
 
 
 def difference(row: Row, name: str) -> float | None:
-    """What was measured here minus what was published; None where either is missing."""
-    if row.source != RESCORED:
+    """The AP that was measured here minus the published one; None where either is missing."""
+    if row.source == PUBLISHED or name not in COMPARED:
         return None
-    published, measured = published_value(row, name), row.runs[0].value(MEASURES[name])
+    published, measured = published_value(row, name), moments_of(row, name)["mean"]
     return None if published is None or measured is None else measured - published
+
+
+def is_outside_noise(row: Row, name: str) -> bool | None:
+    """Whether a difference is more than noise; None where there is none, or nothing to tell it by.
+
+    The noise of the same weights is the rounding of the published number; that of a training is two standard deviations
+    over its seeds, or, with one seed, the 95 % interval over the validation images.
+    """
+    change, published = difference(row, name), published_value(row, name)
+    deviation: float | None = moments_of(row, name)["sd"]
+    interval = row.runs[0].interval(MEASURES[name]) if len(row.runs) == 1 else None
+    if change is None or published is None:
+        return None
+    if row.source == RESCORED:
+        return abs(change) > ROUNDING
+    if deviation is not None:
+        return abs(change) > 2 * deviation
+    return None if interval is None else not interval[0] <= published <= interval[1]
 
 
 def cell(row: Row, name: str) -> str:
@@ -88,26 +124,49 @@ def cell(row: Row, name: str) -> str:
     if row.source == PUBLISHED:
         value = published_value(row, name)
         return "not published" if value is None else f"{MEASURES[name].scale * value:.1f}"
-    if row.source == RESCORED and name == "memory_gb":
+    if row.source == RESCORED and MEASURES[name].step == "train":
         return "- (not trained here)"
     text, change = measured_cell(row.runs, MEASURES[name]), difference(row, name)
-    return text if change is None else f"{text} ({MEASURES[name].scale * change:+z.1f})"
+    mark = " !" if is_outside_noise(row, name) else ""
+    return text if change is None else f"{text} ({MEASURES[name].scale * change:+z.1f}{mark})"
+
+
+def is_best(row: Row, rows: Sequence[Row], name: str) -> bool:
+    """Whether a row has the highest AP of those scored here on its data, of which at least one other has one."""
+    if row.source == PUBLISHED:
+        return False
+    others = [other for other in rows if other is not row and other.scored_on == row.scored_on]
+    others = [other for other in others if other.source != PUBLISHED]
+    values = [value for other in others if (value := moments_of(other, name)["mean"]) is not None]
+    own = moments_of(row, name)["mean"]
+    return own is not None and bool(values) and own >= max(values)
 
 
 def measured_cell(runs: tuple[Run, ...], measure: Measure) -> str:
-    """Mean and sample standard deviation over the seeds that are there, or why there is no number."""
+    """Mean and sample standard deviation over the seeds, the interval of a single one, or why there is no number."""
     present = [run for run in runs if measure.step in run.records]
     values = [value for run in present if (value := run.value(measure)) is not None]
     if not present:
         return reasons({run.seed: run.missing[measure.step] for run in runs})
     if not values:
-        return "undefined: nothing annotated"
+        return "undefined: nothing annotated" if measure.step == "evaluate" else "not recorded"
     mean, spread = moments(values)
+    if measure == MEASURES["images_seen"]:
+        return count_text(mean)
     decimals = 2 if measure.keys == ("memory_gb",) and mean < 1 else 1
     text = f"{measure.scale * mean:.{decimals}f}"
     if spread is not None:
         text += f" ± {measure.scale * spread:.{decimals}f}"
+    elif len(runs) == 1 and (interval := present[0].interval(measure)):
+        text += " [{:.1f}, {:.1f}]".format(*(measure.scale * bound for bound in interval))
     return text if len(values) == len(runs) else f"{text} ({len(values)} of {len(runs)} seeds)"
+
+
+def count_text(count: float) -> str:
+    """A number of images in few characters; without commas, which tabulate takes for a wrong number."""
+    if count < 10_000:
+        return f"{count:.0f}"
+    return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"
 
 
 def moments(values: list[float]) -> tuple[float, float | None]:
@@ -143,9 +202,10 @@ def published_links(model: ZooModel) -> dict[str, str | None]:
 
 
 def row_record(row: Row, link: Link) -> dict[str, Any]:
-    """The row in table.json: every measure with mean, deviation and the value of each run; what is missing; the files.
+    """The row in table.json: every measure with mean, deviation, value and 95 % interval of each run; what is missing.
 
-    A run is named by its seed, or ``published``. Rows of published models also have ``published`` and ``difference``.
+    A run is named by its seed, or ``published``. Rows that are compared with a published model also have ``published``,
+    ``difference`` and ``outside_noise``.
     """
     record = {
         "source": row.source,
@@ -157,14 +217,13 @@ def row_record(row: Row, link: Link) -> dict[str, Any]:
         "measures": {name: moments_of(row, name) for name in MEASURES},
         "missing": {run_key(run): run.missing for run in row.runs if run.missing},
     }
+    if row.reference is not None and row.source != PUBLISHED:
+        record["published"] = {name: published_value(row, name) for name in ("memory_gb", *COMPARED)}
+        record["difference"] = {name: difference(row, name) for name in COMPARED}
+        record["outside_noise"] = {name: is_outside_noise(row, name) for name in COMPARED}
     if row.model is None:
         return record | {kind: links_of_runs(row, kind, link) for kind in ("model", "log")}
-    record |= {kind: {PUBLISHED: url} for kind, url in published_links(row.model).items()}
-    if row.source == RESCORED:
-        compared = ("memory_gb", "box_AP", "mask_AP")
-        record["published"] = {name: published_value(row, name) for name in compared}
-        record["difference"] = {name: difference(row, name) for name in compared[1:]}
-    return record
+    return record | {kind: {PUBLISHED: url} for kind, url in published_links(row.model).items()}
 
 
 def moments_of(row: Row, name: str) -> dict[str, Any]:
@@ -174,7 +233,9 @@ def moments_of(row: Row, name: str) -> dict[str, Any]:
     if row.source == PUBLISHED:
         return {"mean": published_value(row, name), "sd": None, "seeds": {}}
     mean, spread = moments(present) if present else (None, None)
-    return {"mean": mean, "sd": spread, "seeds": values}
+    intervals = {run_key(run): run.interval(MEASURES[name]) for run in row.runs}
+    found = {key: bounds for key, bounds in intervals.items() if bounds}
+    return {"mean": mean, "sd": spread, "seeds": values} | ({"intervals": found} if found else {})
 
 
 def run_key(run: Run) -> str:

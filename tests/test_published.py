@@ -77,16 +77,17 @@ def test_a_published_model_has_a_row_as_published_and_one_as_scored_here(tmp_pat
     study = scoring()
     put_scored(tmp_path, study)
     as_published, here = table_of(written(tmp_path, study))
-    columns = [*PAGE[:3], "Scored on", "Source", *PAGE[3:], "APr", "APc", "APf"]
+    columns = [*PAGE[:3], "Scored on", "Source", *PAGE[3:], "APr", "APc", "APf", "Images seen"]
     assert list(as_published) == list(here) == columns
     links = f"[model]({MODEL.url}) &#124; [log]({MODEL.log_url})"
     assert list(as_published.values()) == [
         *("R-50-FPN", "pytorch", "1x", "far", "published"),
-        *("9.1", "not published", "22.5", "21.7", links, "not published", "not published", "not published"),
+        *("9.1", "not published", "22.5", "21.7", links, *["not published"] * 4),
     ]
     assert list(here.values()) == [
         *("R-50-FPN", "pytorch", "1x", "far", "published, re-scored here"),
-        *("- (not trained here)", "12.3", "22.6 (+0.1)", "11.3 (-10.4)", links, "1.0", "2.0", "3.0"),
+        *("- (not trained here)", "12.3", "22.6 (+0.1 !)", "11.3 (-10.4 !)", links, "1.0", "2.0", "3.0"),
+        "- (not trained here)",
     ]
 
 
@@ -107,7 +108,10 @@ def test_the_page_names_the_files_and_what_scored_them(tmp_path: Path) -> None:
     put_scored(tmp_path, study)
     page = written(tmp_path, study).read_text()
     assert f"Published files scored here: {MODEL.file_name} (sha256 aa78ac3d{56 * '0'})." in page
-    assert "In brackets: scored here minus published." in page
+    expected = (
+        "In round brackets: measured here minus published; ! marks what is more than the rounding of the published"
+    )
+    assert f"{expected} number, the weights being the same." in page
     (line,) = [line for line in page.splitlines() if line.startswith("Study published;")]
     for fact in ("code 0.1.0-bbbb2222", "data 89abcdef (val)", "torch 2.15.0", "threads 8", "fp32", "AP: LVIS"):
         assert fact in line

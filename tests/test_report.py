@@ -126,10 +126,11 @@ def test_a_finished_study_fills_the_columns_of_the_page(tmp_path):
     for backbone in study.backbones:
         put_run(tmp_path, study, backbone)
     rows = table_of(written(tmp_path, study))
-    assert list(rows[0]) == [*PAGE, "APr", "APc", "APf"]
+    assert list(rows[0]) == [*PAGE, "APr", "APc", "APf", "Images seen"]
     assert [row["Backbone"] for row in rows] == ["R-50-FPN", "X-101-64x4d-FPN"]
-    assert list(rows[0].values())[1:7] == ["pytorch", "300 it", "0.88", "12.3", "12.3", "6.2"]
-    assert list(rows[0].values())[8:] == ["1.0", "2.0", "3.0"]
+    shown = [text.strip("*") for text in rows[0].values()]
+    assert shown[1:7] == ["pytorch", "300 it", "0.88", "12.3", "12.3", "6.2"]
+    assert shown[8:] == ["1.0", "2.0", "3.0", "1200"]
     stem = "mini/r50/seed0/mask_rcnn_r50_mini_seed0_20261123_120000"
     assert rows[0]["Download"] == f"[model]({stem}-1a2b3c4d.pth) &#124; [log]({stem}.log.json)"
 
@@ -330,6 +331,63 @@ def test_several_seeds_become_mean_and_sample_deviation(tmp_path):
     assert (row["box AP"], row["Mem (GB)"]) == ("13.0 ± 3.6", "0.88 ± 0.00")
     assert "seed0/" in row["Download"]
     assert "Mean ± sample standard deviation over 3 seeds" in (tmp_path / "table.md").read_text()
+
+
+INTERVALS = {
+    "resamples": 1000,
+    "level": 0.95,
+    "bbox": {"AP": [0.10, 0.1512]},
+    "segm": {"AP": [0.05, 0.07], "APr": None},
+}
+
+
+def test_the_interval_of_a_metric_stands_behind_it(tmp_path):
+    study = study_with()
+    put_metrics(put_run(tmp_path, study), intervals=INTERVALS)
+    (row,) = table_of(written(tmp_path, study))
+    assert [row[name] for name in ("box AP", "mask AP", "APr")] == ["12.3 [10.0, 15.1]", "6.2 [5.0, 7.0]", "1.0"]
+    page = (tmp_path / "table.md").read_text()
+    assert "95 % interval over the validation images, from a bootstrap of 1,000 resamples." in page
+    measures = json.loads((tmp_path / "table.json").read_text())["rows"][0]["measures"]
+    assert measures["box_AP"]["intervals"] == {"0": [0.10, 0.1512]}
+    assert "intervals" not in measures["mask_APr"]
+    with (tmp_path / "table.csv").open(newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert (line["box_AP_low"], line["box_AP_high"]) == ("0.1", "0.1512")
+
+
+def test_the_best_ap_of_rows_of_the_same_data_is_bold_where_there_is_a_choice(tmp_path):
+    study = study_with(("r50", "r101", "x101_32x4d"))
+    put_run(tmp_path, study, "r50", ap=0.2)
+    assert [row["box AP"] for row in table_of(written(tmp_path, study))] == ["20.0", "not started", "not started"]
+    put_run(tmp_path, study, "r101", ap=0.1)
+    assert [row["box AP"] for row in table_of(written(tmp_path, study))] == ["**20.0**", "10.0", "not started"]
+    assert "*" not in (tmp_path / "table.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "aps", "interval", "expected"),
+    [
+        ((0,), [0.27], [0.25, 0.29], "27.0 [25.0, 29.0] (+0.9)"),  # published: 26.1
+        ((0,), [0.27], [0.262, 0.29], "27.0 [26.2, 29.0] (+0.9 !)"),
+        ((0,), [0.27], None, "27.0 (+0.9)"),
+        ((0, 1), [0.26, 0.28], [0.262, 0.29], "27.0 ± 1.4 (+0.9)"),
+        ((0, 1), [0.269, 0.271], [0.25, 0.29], "27.0 ± 0.1 (+0.9 !)"),
+    ],
+)
+def test_a_training_of_the_published_recipe_is_compared_with_what_was_published(
+    tmp_path, seeds, aps, interval, expected
+):
+    schedule = {key: value for key, value in read_yaml(MINI)["schedule"].items() if key not in ("steps", "policy")}
+    dataset = {**read_yaml(MINI)["dataset"], "name": "lvis_v0.5"}
+    study = study_with(seeds=seeds, dataset=dataset, schedule={**schedule, "policy": "step", "epochs": 24})
+    for seed, ap in zip(seeds, aps, strict=True):
+        folder = put_run(tmp_path, study, seed=seed, ap=ap)
+        if interval:
+            put_metrics(folder, ap=ap, intervals={"resamples": 1000, "bbox": {"AP": interval}})
+    assert reason_of(tmp_path, study, "box AP") == expected
+    noise = "two standard deviations over the seeds" if len(seeds) > 1 else "the interval over the validation images"
+    assert noise in (tmp_path / "table.md").read_text()
 
 
 def test_a_mean_says_which_seeds_it_lacks(tmp_path):

@@ -9,7 +9,7 @@ rule table:
         trainings=of_trained_runs("train.json"),
         imports=of_published_runs("import.json"),
         inferences=of_all_runs("inference.json"),
-        zoo=str(zoo_of(study, Path(STUDY_FILE))) if published else [],
+        zoo=str(zoo_of(study, Path(STUDY_FILE))),
     output:
         page=report(
             "results/table.md", caption="../report/table.rst", category="Results"
