@@ -28,6 +28,17 @@ from lvis_rcnn.sources import (
 )
 
 DEFAULT_STUDY = Path(workflow.basedir, "configs", "mini.yaml")
+# Category and title of each plot in the report, which sorts neither: Results come first since they are written first.
+PLOTS = {
+    "ap_by_group": ("2 Plots", "AP of rare, common and frequent categories"),
+    "ap_and_images": ("2 Plots", "AP of each category against its training images"),
+    "ap_and_cost": ("2 Plots", "AP against inference time and memory"),
+    "precision_recall_box": ("2 Plots", "precision and recall of boxes"),
+    "precision_recall_mask": ("2 Plots", "precision and recall of masks"),
+    "training_curves": ("4 Training", "loss, gradient norm, learning rate, speed"),
+    "training_losses": ("4 Training", "parts of the loss"),
+    "repeat_factors": ("5 Data", "repeat factors of categories"),
+}
 # A job that is its own process (run: directives, SLURM) is given the same --configfile again.
 STUDY_FILE = (workflow.overwrite_configfiles or [DEFAULT_STUDY])[0]
 
@@ -274,6 +285,25 @@ def of_published_runs(name: str) -> list[str]:
 def of_all_runs(name: str) -> list[str]:
     """The file ``name`` of every run that is scored."""
     return of_trained_runs(name) + of_published_runs(name)
+
+
+def shown(path: str, caption: str, category: str, title: str):
+    """A file that the report shows; its caption is workflow/report/CAPTION.rst."""
+    caption = f"../report/{caption}.rst"
+    return report(path, caption=caption, category=category, labels={"": title})
+
+
+def plots_shown() -> list:
+    """The plots of a study, as the report shows them."""
+    return [
+        shown(f"results/{study.study}/plots/{name}.png", name, category, title)
+        for name, (category, title) in PLOTS.items()
+    ]
+
+
+def what_people_see() -> list[str]:
+    """One output of each rule that makes plots, pictures and pages."""
+    return [f"results/{study.study}/plots/ap_by_group.png"]
 
 
 def say_where_the_table_is() -> None:

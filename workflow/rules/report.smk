@@ -12,7 +12,7 @@ rule table:
         zoo=str(zoo_of(study, Path(STUDY_FILE))) if published else [],
     output:
         page=report(
-            "results/table.md", caption="../report/table.rst", category="Results"
+            "results/table.md", caption="../report/table.rst", category="1 Results"
         ),
         others=multiext("results/table", ".csv", ".json"),
         kept=multiext(f"results/{study.study}/table", ".md", ".csv", ".json"),
@@ -35,3 +35,35 @@ rule table:
     shell:
         'exec "$PYTHON" -m lvis_rcnn.report table --study {params.study:q} --results results'
         " --out {output.page} --log {log}"
+
+
+rule plots:
+    """Draw the plots of a study."""
+    input:
+        metrics=of_all_runs("metrics.json"),
+        inferences=of_all_runs("inference.json"),
+        histories=of_trained_runs("log.json"),
+        repeat_factors=(
+            f"results/{study.study}/repeat_factors" if study.backbones else []
+        ),
+    output:
+        plots_shown(),
+        collect(f"results/{study.study}/plots/{{name}}.svg", name=PLOTS),
+    log:
+        f"results/{study.study}/logs/plots.log",
+    benchmark:
+        f"results/{study.study}/benchmarks/plots.tsv"
+    conda:
+        "../../envs/lvis_rcnn.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        settings=settings("report"),
+        study=untracked(STUDY_FILE),
+        folder=subpath(output[0], parent=True),
+    message:
+        f"Drawing the plots of {study.study}"
+    shell:
+        'exec "$PYTHON" -m lvis_rcnn.plots --study {params.study:q} --results results --out {params.folder} --log {log}'
