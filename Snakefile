@@ -60,6 +60,7 @@ rule all:
     input:
         runs=of_all_runs("metrics.json"),
         table="results/table.md",
+        shown=what_people_see(),
 
 
 onsuccess:

@@ -110,6 +110,26 @@ def metrics(
     return values
 
 
+def mean_curves(
+    precision: Float64[np.ndarray, "t r c z"], frequencies: Sequence[str]
+) -> dict[str, dict[str, list[float] | None]]:
+    """Precision at every recall, averaged over the categories that have objects: of all, and of each frequency.
+
+    Keys are ``all``, r, c, f, then an IoU or the range of all; None where no category is defined. The mean of a curve
+    of the range is the AP of its categories, to the five decimals that are kept.
+    """
+    defined = precision[0, 0, :, 0] > UNDEFINED
+    members = {"all": defined} | {group: defined & (np.array(frequencies) == group) for group in FREQUENCIES}
+    thresholds = {"0.5": slice(0, 1), "0.75": slice(5, 6), "0.5:0.95": slice(None)}
+    return {
+        group: {
+            name: precision[at, :, :, 0][:, :, of_group].mean(axis=(0, 2)).round(5).tolist() if of_group.any() else None
+            for name, at in thresholds.items()
+        }
+        for group, of_group in members.items()
+    }
+
+
 def mean(values: Float64[np.ndarray, "..."]) -> float | None:
     """Mean of what is defined."""
     defined = values[values > UNDEFINED]

@@ -10,8 +10,9 @@ lvis package takes that of the box where a result has both).
 metrics.json: {"format": "lvis_rcnn.metrics", "version": 1, "bbox": {...}, "segm": {...}, ...}, each kind with the
 official names (AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR@300, ARs@300, ARm@300, ARl@300) as unrounded
 fractions; null where no annotation defines the value. Finding nothing is AP 0, not null. "per_category" is a list of
-{"id", "label", "name", "frequency", "objects", "bbox": AP, "segm": AP}; "official" says whether the lvis package was
-run beside, and agrees: exactly, in these numbers and in all of precision and recall.
+{"id", "label", "name", "frequency", "objects", "bbox": AP, "segm": AP}; "curves" holds, of each kind, mean precision at
+each "recall" for "all", "r", "c" and "f" at IoU "0.5", "0.75" and "0.5:0.95"; "official" says whether the lvis package
+was run beside, and agrees: exactly, in these numbers and in all of precision and recall.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import msgspec
 from tabulate import tabulate
 
 from lvis_rcnn import __version__
-from lvis_rcnn.accumulate import METRIC_NAMES
+from lvis_rcnn.accumulate import METRIC_NAMES, RECALLS, mean_curves
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.detections import sha256_of_shards
 from lvis_rcnn.files import sha256_of_file, write_json
@@ -83,7 +84,13 @@ def evaluate(
         "detections_sha256": sha256_of_shards(detections) if detections.is_dir() else sha256_of_file(detections),
         "versions": {name: version(name) for name in ("lvis", "pycocotools", "numpy")},
         "per_category": per_category(truth, scores),
+        "curves": {kind: curves_of(truth, scores[kind]) for kind in scores},
     }
+
+
+def curves_of(truth: Truth, scores: Scores) -> dict[str, Any]:
+    """Mean precision at 101 recalls, as :func:`mean_curves`."""
+    return {"recall": RECALLS.round(2).tolist(), **mean_curves(scores.precision, truth.frequencies)}
 
 
 def per_category(truth: Truth, scores: dict[Kind, Scores]) -> list[dict[str, Any]]:

@@ -3,20 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float64, Int64
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from lvis_rcnn.files import atomic_file
-
-# Okabe and Ito's colours, which colour-blind people tell apart; markers tell the groups in print.
-GROUPS = {
-    "r": ("rare", "#D55E00", "o"),
-    "c": ("common", "#0072B2", "s"),
-    "f": ("frequent", "#009E73", "^"),
-}
+from lvis_rcnn.figures import GROUPS, figure_file, say_why
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,26 +25,24 @@ class CategoryFigures:
 
 def write_sampling_figure(figures: CategoryFigures, title: str, out: Path) -> None:
     """Write repeat_factors.png and .svg into the folder ``out``; the same figures give the same bytes."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    draw_factors(left, figures)
-    draw_instances(right, figures)
-    figure.suptitle(title, fontsize=10)
-    with matplotlib.rc_context({"svg.hashsalt": "lvis_rcnn"}):
-        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            with atomic_file(out / f"repeat_factors.{suffix}") as temporary:
-                figure.savefig(temporary, format=suffix, dpi=150, metadata=metadata)
+    with figure_file(out / "repeat_factors", height_in=3.2) as figure:
+        left, right = figure.subplots(1, 2)
+        draw_factors(left, figures)
+        draw_instances(right, figures)
+        figure.suptitle(title)
 
 
 def draw_factors(axes: Axes, figures: CategoryFigures) -> None:
     """Category frequency against factor; categories without an image have no place on a logarithmic axis."""
+    if not figures.image_counts.any():
+        return say_why(axes, "no category has an image")
     for group, (name, colour, marker) in GROUPS.items():
         of_group = (figures.frequencies == group) & (figures.image_counts > 0)
         counts, factors = figures.image_counts[of_group], figures.factors[of_group]
-        axes.scatter(counts, factors, s=14, c=colour, marker=marker, label=name, alpha=0.7, linewidths=0)
+        axes.scatter(counts, factors, s=18, c=colour, marker=marker, label=name, alpha=0.7, linewidths=0)
     axes.set(xscale="log", xlabel="training images with the category", ylabel="repeat factor of the category")
-    axes.axhline(1, color="0.6", linewidth=0.8, zorder=0)
-    axes.legend(title="categories", fontsize=8, title_fontsize=8)
+    axes.axhline(1, color="0.5", linewidth=0.8, zorder=0.9)
+    axes.legend(title="categories")
 
 
 def draw_instances(axes: Axes, figures: CategoryFigures) -> None:
@@ -71,4 +60,5 @@ def draw_instances(axes: Axes, figures: CategoryFigures) -> None:
         axes.annotate(gain, (position + 0.2, max(second, 1)), ha="center", va="bottom", fontsize=8)
     axes.set(yscale="log", ylabel="instances in an epoch\n(pale: each image once)", xticks=positions)
     axes.set_xticklabels([name for name, _, _ in GROUPS.values()])
+    axes.grid(axis="x", visible=False)
     axes.margins(y=0.15)

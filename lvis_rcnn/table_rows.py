@@ -201,6 +201,26 @@ def published_links(model: ZooModel) -> dict[str, str | None]:
     return {"model": model.url, "log": model.log_url}
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a row costs, as the table says it; None where it was not measured here."""
+
+    memory_gb: float | None
+    memory_device: str | None
+    fps: float | None
+    fps_device: str | None
+
+
+def cost_of(row: Row) -> Cost:
+    """Memory and speed of a row, means over its seeds: the one place where plots and pages take them from."""
+    memory, fps = (None if row.source == PUBLISHED else moments_of(row, name)["mean"] for name in ("memory_gb", "fps"))
+    devices = {
+        step: next((str(run.records[step].get("device")) for run in row.runs if step in run.records), None)
+        for step in ("train", "infer")
+    }
+    return Cost(memory, devices["train"], fps, devices["infer"])
+
+
 def row_record(row: Row, link: Link) -> dict[str, Any]:
     """The row in table.json: every measure with mean, deviation, value and 95 % interval of each run; what is missing.
 

@@ -24,4 +24,4 @@ def test_the_picture_says_the_gains_and_is_the_same_every_time(tmp_path):
     for words in ("train.json: threshold 0.001", "x 4.50", "x 1.30", "x 1.10", "rare", "common", "frequent"):
         assert f"<!-- {words} -->" in text
     with Image.open(tmp_path / "once" / "repeat_factors.png") as picture:
-        assert picture.size == (1350, 540)
+        assert picture.size == (1152, 512)

@@ -28,6 +28,25 @@ from lvis_rcnn.sources import (
 )
 
 DEFAULT_STUDY = Path(workflow.basedir, "configs", "mini.yaml")
+# Category and title of each plot in the report, which sorts neither: Results come first since they are written first.
+PLOTS = {
+    "ap_by_group": ("2 Plots", "AP of rare, common and frequent categories"),
+    "ap_and_images": ("2 Plots", "AP of each category against its training images"),
+    "ap_and_cost": ("2 Plots", "AP against inference time and memory"),
+    "precision_recall_box": ("2 Plots", "precision and recall of boxes"),
+    "precision_recall_mask": ("2 Plots", "precision and recall of masks"),
+    "training_curves": ("4 Training", "loss, gradient norm, learning rate, speed"),
+    "training_losses": ("4 Training", "parts of the loss"),
+    "repeat_factors": ("5 Data", "repeat factors of categories"),
+}
+# The same of the pictures of a run.
+PICTURES = {
+    "chosen": "images with most rare objects, annotated and found",
+    "random": "random images, annotated and found",
+    "missed_rare": "missed objects of rare categories",
+    "missed_common": "missed objects of common categories",
+    "missed_frequent": "missed objects of frequent categories",
+}
 # A job that is its own process (run: directives, SLURM) is given the same --configfile again.
 STUDY_FILE = (workflow.overwrite_configfiles or [DEFAULT_STUDY])[0]
 
@@ -274,6 +293,51 @@ def of_published_runs(name: str) -> list[str]:
 def of_all_runs(name: str) -> list[str]:
     """The file ``name`` of every run that is scored."""
     return of_trained_runs(name) + of_published_runs(name)
+
+
+def shown(path: str, caption: str, category: str, **labels: str):
+    """A file that the report shows; its caption is workflow/report/CAPTION.rst."""
+    caption = f"../report/{caption}.rst"
+    return report(path, caption=caption, category=category, labels=labels)
+
+
+def plots_shown() -> list:
+    """The plots of a study, as the report shows them."""
+    return [
+        shown(f"results/{study.study}/plots/{name}.png", name, category, shows=title)
+        for name, (category, title) in PLOTS.items()
+    ]
+
+
+def pictures_shown() -> list:
+    """The pictures of a run, as the report shows them."""
+    folder, run = "results/{study}/{group}/{member}/pictures", "{group}/{member}"
+    return [
+        shown(
+            f"{folder}/{name}.png",
+            name.split("_")[0],
+            "3 Pictures",
+            run=run,
+            shows=title,
+        )
+        for name, title in PICTURES.items()
+    ]
+
+
+def runs_with_pictures() -> list[str]:
+    """The first seed of each backbone, and every published model."""
+    first = [f"{backbone}/seed{study.seeds[0]}" for backbone in study.backbones]
+    return [*first, *(f"published/{model}" for model in published)]
+
+
+def what_people_see() -> list[str]:
+    """One output of each rule that makes plots, pictures and pages."""
+    folder = f"results/{study.study}"
+    pictures = collect(
+        "{folder}/{run}/pictures/chosen.png", folder=folder, run=runs_with_pictures()
+    )
+    batch = [f"{folder}/training_batch.png"] if study.backbones else []
+    return [f"{folder}/plots/ap_by_group.png", *pictures, *batch]
 
 
 def say_where_the_table_is() -> None:

@@ -12,7 +12,7 @@ rule table:
         zoo=str(zoo_of(study, Path(STUDY_FILE))),
     output:
         page=report(
-            "results/table.md", caption="../report/table.rst", category="Results"
+            "results/table.md", caption="../report/table.rst", category="1 Results"
         ),
         others=multiext("results/table", ".csv", ".json"),
         kept=multiext(f"results/{study.study}/table", ".md", ".csv", ".json"),
@@ -35,3 +35,99 @@ rule table:
     shell:
         'exec "$PYTHON" -m lvis_rcnn.report table --study {params.study:q} --results results'
         " --out {output.page} --log {log}"
+
+
+rule plots:
+    """Draw the plots of a study."""
+    input:
+        metrics=of_all_runs("metrics.json"),
+        inferences=of_all_runs("inference.json"),
+        histories=of_trained_runs("log.json"),
+        repeat_factors=(
+            f"results/{study.study}/repeat_factors" if study.backbones else []
+        ),
+    output:
+        plots_shown(),
+        collect(f"results/{study.study}/plots/{{name}}.svg", name=PLOTS),
+    log:
+        f"results/{study.study}/logs/plots.log",
+    benchmark:
+        f"results/{study.study}/benchmarks/plots.tsv"
+    conda:
+        "../../envs/lvis_rcnn.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        settings=settings("report"),
+        study=untracked(STUDY_FILE),
+        folder=subpath(output[0], parent=True),
+    message:
+        f"Drawing the plots of {study.study}"
+    shell:
+        'exec "$PYTHON" -m lvis_rcnn.plots --study {params.study:q} --results results --out {params.folder} --log {log}'
+
+
+rule pictures:
+    """Draw annotations beside detections, and what was missed."""
+    input:
+        detections="results/{study}/{group}/{member}/detections",
+        store=store_of_run,
+        images=images_of_run,
+    output:
+        pictures_shown(),
+    log:
+        "results/{study}/logs/pictures_{group}_{member}.log",
+    benchmark:
+        "results/{study}/benchmarks/pictures_{group}_{member}.tsv"
+    conda:
+        "../../envs/lvis_rcnn.yaml"
+    threads: 1
+    resources:
+        mem_mb=study.resources.memory_mb,
+        runtime=60,
+    params:
+        images=image_folder_of_run,
+        folder=subpath(output[0], parent=True),
+    message:
+        "Drawing the pictures of {wildcards.group}/{wildcards.member} of {wildcards.study}"
+    shell:
+        'exec "$PYTHON" -m lvis_rcnn.pictures --store {input.store} --images {params.images:q}'
+        " --detections {input.detections} --out {params.folder} --log {log}"
+
+
+if study.backbones:
+
+    rule training_pictures:
+        """Draw the first training step, as the network sees it."""
+        input:
+            store="results/{study}/data/train.store",
+            repeat_factors="results/{study}/repeat_factors",
+            images=ancient(if_made_or_present(image_folder("train"))),
+        output:
+            shown(
+                "results/{study}/training_batch.png",
+                "training_batch",
+                "4 Training",
+                shows="the first training step, as the network sees it",
+            ),
+        log:
+            "results/{study}/logs/training_pictures.log",
+        benchmark:
+            "results/{study}/benchmarks/training_pictures.tsv"
+        conda:
+            "../../envs/lvis_rcnn.yaml"
+        threads: 1
+        resources:
+            mem_mb=study.resources.memory_mb,
+            runtime=30,
+        params:
+            settings=settings("preflight"),
+            study=untracked(STUDY_FILE),
+            images=untracked(image_folder("train")),
+        message:
+            "Drawing the first training step of {wildcards.study}"
+        shell:
+            'exec "$PYTHON" -m lvis_rcnn.training_pictures --study {params.study:q} --store {input.store}'
+            " --images {params.images:q} --repeat-factors {input.repeat_factors} --out {output} --log {log}"

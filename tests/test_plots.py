@@ -1,0 +1,299 @@
+"""Plots say what the records say, are the same every time, and say why where there is nothing to draw."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from test_report import NOW_S, put, put_metrics, put_run, study_with
+
+from lvis_rcnn.accumulate import METRIC_NAMES, RECALLS, UNDEFINED, ap_of_categories, mean_curves
+from lvis_rcnn.category_plots import category_aps, paired_categories, write_ap_and_images, write_category_differences
+from lvis_rcnn.command import InputError
+from lvis_rcnn.config import Study
+from lvis_rcnn.curves import History, draw_precision, smoothed, width_of, write_training_curves
+from lvis_rcnn.figures import style
+from lvis_rcnn.plots import histories_of, read_category_figures, write_plots
+from lvis_rcnn.row_plots import Estimate, basis_sentence, devices_sentence, estimate, on_frontier, write_ap_by_group
+from lvis_rcnn.table_rows import cost_of, rows_of
+
+PLOTS = {
+    *("training_curves", "training_losses", "repeat_factors", "ap_and_images", "ap_by_group", "ap_and_cost"),
+    *("precision_recall_box", "precision_recall_mask"),
+}
+CATEGORIES = [
+    {"id": 5, "name": "kite", "frequency": "r", "bbox": 0.1, "segm": 0.2},
+    {"id": 2, "name": "cup", "frequency": "r", "bbox": 0.3, "segm": 0.4},
+    {"id": 9, "name": "bear", "frequency": "c", "bbox": None, "segm": None},
+    {"id": 7, "name": "tree", "frequency": "f", "bbox": 0.5, "segm": 0.75},
+]
+
+
+def curve() -> dict[str, Any]:
+    falling = {iou: (1 - RECALLS).tolist() for iou in ("0.5", "0.75", "0.5:0.95")}
+    return {"recall": RECALLS.tolist(), "all": falling, "r": dict.fromkeys(falling), "c": falling, "f": falling}
+
+
+def put_everything(results: Path, study: Study, seed: int = 0, ap: float = 0.25, **metrics: Any) -> Path:
+    """A finished run with all that plots read."""
+    folder = put_run(results, study, seed=seed)
+    curves = {kind: curve() for kind in ("bbox", "segm")}
+    put_metrics(folder, ap, **{"per_category": CATEGORIES, "curves": curves, **metrics})
+    lines = [
+        {"step": step, "loss": 3.0 / step, "lr": 0.1, "loss_cls": 1 / step, "grad_norm": 2.0, "images_per_s": 4.0}
+        for step in range(1, 61)
+    ]
+    state = results / "state" / study.study / "r50" / f"seed{seed}" / "abc"
+    put(state / "progress.json", {"step": 60, "steps": 60, "updated_at": NOW_S, "state": "done"})
+    put(state / "log.json", "".join(json.dumps(line) + "\n" for line in lines))
+    begin = {"event": "begin", "started_at": 0.0, "host": "h", "pid": 1, "job": None, "code_version": "x", "version": 1}
+    starts = [{**begin, "attempt": number, "step": at} for number, at in ((1, 0), (2, 20))]
+    put(state / "attempts.jsonl", "".join(json.dumps(start) + "\n" for start in starts))
+    header = "category_id,name,frequency,image_count,instance_count,factor,instances_in_epoch\n"
+    table = "5,kite,r,3,4,2.0,8.0\n2,cup,r,9,9,1.5,18.0\n9,bear,c,50,60,1.0,60.0\n7,tree,f,200,300,1.0,300.0\n"
+    put(results / study.study / "repeat_factors" / "categories.csv", header + table)
+    summary = {"threshold": 0.3, "expected_epoch_length": 99, "images_kept": 80}
+    put(results / study.study / "repeat_factors" / "summary.json", summary)
+    return folder
+
+
+def drawn(results: Path, study: Study, out: Path) -> dict[str, str]:
+    """The texts of all plots of a study, by name."""
+    write_plots(study, Path("study.yaml"), results, out, NOW_S)
+    assert {path.stem for path in out.glob("*.png")} == {path.stem for path in out.glob("*.svg")} == PLOTS
+    return {path.stem: path.read_text() for path in out.glob("*.svg")}
+
+
+def says(svg: str, words: str) -> bool:
+    return f"<!-- {words} -->" in svg
+
+
+@pytest.mark.slow
+def test_a_finished_study_has_every_plot_the_same_every_time_whatever_a_user_has_set(tmp_path):
+    study = study_with()
+    put_everything(tmp_path, study)
+    texts = drawn(tmp_path, study, tmp_path / "once")
+    for name, words in (
+        ("training_curves", "total loss"),
+        ("training_curves", "started again"),
+        ("training_losses", "loss of categories"),
+        ("repeat_factors", "threshold 0.3, an epoch of 99 from 80 images"),
+        ("ap_and_images", "training images with the category"),
+        ("ap_by_group", "mask AP, percent"),
+        ("ap_and_cost", "inference time, milliseconds an image"),
+        ("ap_and_cost", "training memory, GB"),
+        ("precision_recall_box", "Precision of boxes at each recall, mean over categories"),
+        ("precision_recall_mask", "no objects"),
+    ):
+        assert says(texts[name], words), (name, words)
+    assert all(says(texts[name], "R-50-FPN") for name in PLOTS - {"repeat_factors"})
+    with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "svg.fonttype": "none"}):
+        drawn(tmp_path, study, tmp_path / "again")
+    for path in (tmp_path / "once").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_the_bars_of_groups_stand_at_the_mean_of_their_categories(tmp_path):
+    study = study_with()
+    put_everything(tmp_path, study)
+    rows = rows_of(study, tmp_path, {}, NOW_S)
+    counted = read_category_figures(tmp_path / "mini" / "repeat_factors")
+    assert counted is not None
+    write_ap_and_images(rows, counted[1], "segm", tmp_path)
+    text = (tmp_path / "ap_and_images.svg").read_text()
+    assert says(text, "30.0")  # 20 and 40
+    assert says(text, "75.0")
+    assert says(text, "not shown: 1 without validation objects")
+
+
+def test_plots_of_nothing_say_why(tmp_path):
+    texts = drawn(tmp_path, study_with(), tmp_path / "plots")
+    for name, words in (
+        ("training_curves", "no training has logged a step yet"),
+        ("repeat_factors", "no repeat factors were computed"),
+        ("ap_and_images", "no run is scored yet"),
+        ("ap_and_cost", "no run is scored yet"),
+        ("precision_recall_mask", "no run has recorded curves of masks"),
+    ):
+        assert says(texts[name], words), name
+
+
+def test_a_scored_run_without_the_sampler_says_what_is_missing(tmp_path):
+    study = study_with()
+    put_everything(tmp_path, study)
+    (tmp_path / "mini" / "repeat_factors" / "categories.csv").unlink()
+    assert read_category_figures(tmp_path / "mini" / "repeat_factors") is None
+    write_ap_and_images(rows_of(study, tmp_path, {}, NOW_S), {}, "segm", tmp_path)
+    text = (tmp_path / "ap_and_images.svg").read_text()
+    assert says(text, "nothing says how many training images categories have")
+
+
+def test_damaged_tables_of_repeat_factors_are_an_error(tmp_path):
+    study = study_with()
+    put_everything(tmp_path, study)
+    put(tmp_path / "mini" / "repeat_factors" / "categories.csv", "category_id\n1\n")
+    with pytest.raises(InputError, match=r"no readable tables of repeat factors: KeyError.*lvis_rcnn.repeat_factors"):
+        read_category_figures(tmp_path / "mini" / "repeat_factors")
+
+
+def test_restarts_and_lines_of_a_run_under_way_come_from_its_state(tmp_path):
+    study = study_with()
+    folder = put_everything(tmp_path, study)
+    (folder / "train.json").unlink()
+    (history,) = histories_of(study, tmp_path, {}, rows_of(study, tmp_path, {}, NOW_S))
+    assert (history.name, history.restarts, len(history.lines)) == ("R-50-FPN", [20], 60)
+
+
+def test_a_run_whose_state_is_gone_is_drawn_from_its_results(tmp_path):
+    study = study_with()
+    put(put_run(tmp_path, study) / "log.json", '{"step": 7, "loss": 1.0}\n')
+    (history,) = histories_of(study, tmp_path, {}, rows_of(study, tmp_path, {}, NOW_S))
+    assert [values.tolist() for values in history.values("loss")] == [[7.0], [1.0]]
+    assert [len(values) for values in history.values("grad_norm")] == [0, 0]
+
+
+def test_a_gradient_that_was_not_finite_leaves_a_gap(tmp_path):
+    lines = [{"step": 1, "loss": 2.0, "grad_norm": None}, {"step": 2, "loss": 1.0, "grad_norm": 3.0}]
+    history = History("R-50-FPN", lines, [])
+    assert [values.tolist() for values in history.values("grad_norm")] == [[2.0], [3.0]]
+    write_training_curves([history], tmp_path)
+    assert says((tmp_path / "training_curves.svg").read_text(), "learning rate: not logged")
+
+
+def test_intervals_are_drawn_where_they_are_recorded(tmp_path):
+    study = study_with()
+    intervals = {"resamples": 1000, "level": 0.95, "segm": {"AP": [0.1, 0.2]}}
+    segm = {**dict.fromkeys(METRIC_NAMES, 0.15), "APr": None}
+    put_everything(tmp_path, study, segm=segm, intervals=intervals)
+    (row,) = rows_of(study, tmp_path, {}, NOW_S)
+    basis = "95 % bootstrap interval, 1,000 resamples of the images"
+    assert estimate(row, "segm", "AP") == Estimate(15.0, 10.0, 20.0, basis)
+    assert estimate(row, "segm", "APf") == Estimate(15.0, 15.0, 15.0, "")
+    assert estimate(row, "segm", "APr") is None
+    for folder in ("once", "again"):
+        write_ap_by_group([row], tmp_path / folder)
+    assert says((tmp_path / "once" / "ap_by_group.svg").read_text(), f"Bars: {basis}")
+    for name in ("ap_by_group.svg", "ap_by_group.png"):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_seeds_become_mean_and_deviation(tmp_path):
+    study = study_with(seeds=(0, 1, 2))
+    for seed, ap in enumerate((0.10, 0.12, 0.14)):
+        put_everything(tmp_path, study, seed=seed, ap=ap)
+    (row,) = rows_of(study, tmp_path, {}, NOW_S)
+    found = estimate(row, "bbox", "AP")
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((12.0, 10.0, 14.0))
+    assert basis_sentence([found, None]) == "Bars: ± standard deviation over 3 seeds"
+    assert basis_sentence([None]) == "No intervals were recorded"
+
+
+def test_costs_name_their_devices_and_say_where_these_differ(tmp_path):
+    study = study_with()
+    put_everything(tmp_path, study)
+    (row,) = rows_of(study, tmp_path, {}, NOW_S)
+    cost = cost_of(row)
+    assert (cost.memory_gb, cost.fps, cost.memory_device, cost.fps_device) == (0.876, 12.345, "cpu", "cpu")
+    assert devices_sentence(["cpu", None, "cpu"]) == "cpu"
+    assert devices_sentence(["cpu", "H100"]) == "devices differ: cpu, H100"
+    assert devices_sentence([None]) == "not measured"
+
+
+def test_the_ap_of_a_category_is_the_mean_over_the_runs_that_define_it(tmp_path):
+    study = study_with(seeds=(0, 1))
+    put_everything(tmp_path, study)
+    second = [{**CATEGORIES[0], "segm": 0.4}, {**CATEGORIES[1], "segm": None}, *CATEGORIES[2:]]
+    put_everything(tmp_path, study, seed=1, per_category=second)
+    (row,) = rows_of(study, tmp_path, {}, NOW_S)
+    aps = category_aps(row, "segm")
+    assert {key: None if ap is None else round(ap, 6) for key, (_, ap) in aps.items()} == {5: 30, 2: 40, 9: None, 7: 75}
+
+
+def test_differences_are_of_categories_that_both_runs_define(tmp_path):
+    before = {"per_category": CATEGORIES}
+    after = {"per_category": [{**category, "segm": 0.5} for category in CATEGORIES]}
+    pairs = paired_categories(before, after, "segm")
+    assert [(name, group) for name, group, _ in pairs] == [("kite", "r"), ("cup", "r"), ("tree", "f")]
+    assert [change for *_, change in pairs] == pytest.approx([30, 10, -25])
+    write_category_differences(before, after, ("A", "B"), "segm", tmp_path)
+    text = (tmp_path / "category_differences.svg").read_text()
+    assert says(text, "mask AP of each category, B minus A, in points")
+    assert says(text, "rare: mean +20.0, 2 of 2 gain")
+    with pytest.raises(InputError, match="A and B: no category has mask AP in both; to mend: compare runs of one"):
+        write_category_differences(before, {"per_category": []}, ("A", "B"), "segm", tmp_path)
+
+
+POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12)
+
+
+@given(points=POINTS)
+def test_the_frontier_is_what_nothing_beats(points):
+    costs, gains = np.array(points, np.float64).T
+    expected = [not any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in points) for cost, gain in points]
+    assert on_frontier(costs, gains).tolist() == expected
+
+
+@given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200))
+def test_smoothing_is_the_mean_of_the_neighbours(values):
+    half = width_of(len(values)) // 2
+    expected = [np.mean(values[max(at - half, 0) : at + half + 1]) for at in range(len(values))]
+    np.testing.assert_allclose(smoothed(np.array(values)), expected, atol=1e-6)
+
+
+def test_short_logs_are_not_smoothed():
+    assert [width_of(number) for number in (3, 26, 50, 200, 1000)] == [1, 1, 3, 9, 41]
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data(), categories=st.integers(1, 6))
+def test_the_mean_curve_has_the_ap_of_its_categories_as_its_mean(data, categories):
+    values = data.draw(st.lists(st.sampled_from([UNDEFINED, 0.0, 0.25, 1.0]), min_size=categories, max_size=categories))
+    frequencies = data.draw(st.lists(st.sampled_from("rcf"), min_size=categories, max_size=categories))
+    precision = np.empty((10, 101, categories, 4))
+    precision[:] = np.array(values)[:, None]
+    precision[3:, :, np.array(values) > 0] *= 0.5
+    curves = mean_curves(precision, frequencies)
+    aps = ap_of_categories(precision)
+    for group, of_ious in curves.items():
+        members = [ap for ap, of in zip(aps, frequencies, strict=True) if ap is not None and group in ("all", of)]
+        if not members:
+            assert set(of_ious.values()) == {None}
+            continue
+        assert np.mean(of_ious["0.5:0.95"]) == pytest.approx(np.mean(members), abs=1e-5)
+        assert np.mean(of_ious["0.5"]) == pytest.approx(
+            np.mean([v for v, of in zip(values, frequencies, strict=True) if v > UNDEFINED and group in ("all", of)]),
+            abs=1e-5,
+        )
+
+
+def test_a_row_without_curves_does_not_give_its_colour_to_the_next():
+    axes = Figure().subplots()
+    draw_precision(axes, {"first": None, "second": curve()}, "all", "0.5")
+    assert [line.get_color() for line in axes.lines] == [style(1)["color"]]
+    draw_precision(Figure().subplots(), {"first": None}, "all", "0.5")
+
+
+def test_the_command_draws_without_torch(tmp_path):
+    (tmp_path / "results").mkdir()
+    code = "import sys; from lvis_rcnn import plots; plots.main(); sys.exit('torch' in sys.modules)"
+
+    def call(results: str) -> subprocess.CompletedProcess[str]:
+        study = str(REPOSITORY / "configs" / "smoke.yaml")
+        words = ["--study", study, "--results", str(tmp_path / results), "--out", str(tmp_path / "out")]
+        command = [sys.executable, "-c", code, *words]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+    done = call("results")
+    assert (done.returncode, done.stderr.splitlines()[-1].split(": ")[0]) == (0, "wrote the plots of smoke")
+    done = call("nowhere")
+    assert done.returncode == 2
+    assert "nowhere: no such folder; to mend: name the folder the steps wrote into" in done.stderr
