@@ -55,6 +55,7 @@ The files of this package, in data-flow order, are the method; a module imports 
     bootstrap          how far each metric would move with other images
     official           the lvis package beside it
     evaluate           scores a run, or anyone's results
+    compare            whether two runs differ, and where
     runs, table_rows, report    all runs become the table
     run_states, plan, status    how far each run is, and what is left to do
 
