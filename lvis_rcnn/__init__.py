@@ -51,8 +51,11 @@ The files of this package, in data-flow order, are the method; a module imports 
     truth, masks, results_file  what is scored, and anyone's detections, as arrays
     cells, overlaps, match, accumulate    what is judged, what overlaps, who finds what, what that is worth
     score              federated LVIS AP
+    outcomes, matches_file    what is kept of a scored run
+    bootstrap          how far each metric would move with other images
     official           the lvis package beside it
     evaluate           scores a run, or anyone's results
+    compare            whether two runs differ, and where
     runs, table_rows, report    all runs become the table
     run_states, plan, status    how far each run is, and what is left to do
 

@@ -264,6 +264,8 @@ class Evaluation(Section):
 
     detections_per_image: int = Field(default=300, ge=1, le=300)
     """Detections an image that are scored."""
+    bootstrap_resamples: int = Field(default=1000, ge=0)
+    """Resamples of the images for the intervals of all metrics; 0 for no intervals."""
 
 
 class Published(Section):

@@ -13,6 +13,10 @@ fractions; null where no annotation defines the value. Finding nothing is AP 0, 
 {"id", "label", "name", "frequency", "objects", "bbox": AP, "segm": AP}; "curves" holds, of each kind, mean precision at
 each "recall" for "all", "r", "c" and "f" at IoU "0.5", "0.75" and "0.5:0.95"; "official" says whether the lvis package
 was run beside, and agrees: exactly, in these numbers and in all of precision and recall.
+
+With --bootstrap N there is "intervals": {"resamples": N, "seed", "level": 0.95, "method", "bbox": {"AP": [low, high],
+...}, "segm": {...}}, null where the metric is; with --matches FILE what they were made from is kept (see
+lvis_rcnn.matches_file), from which `report compare` says whether two runs differ.
 """
 
 import argparse
@@ -26,10 +30,13 @@ from tabulate import tabulate
 
 from lvis_rcnn import __version__
 from lvis_rcnn.accumulate import METRIC_NAMES, RECALLS, mean_curves
+from lvis_rcnn.bootstrap import LEVEL, METHOD, SEED, intervals, plans_of, resampled_metrics
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.detections import sha256_of_shards
 from lvis_rcnn.files import sha256_of_file, write_json
+from lvis_rcnn.matches_file import MatchesFile, write_matches
 from lvis_rcnn.official import difference, official_scores
+from lvis_rcnn.outcomes import outcomes_of
 from lvis_rcnn.results_file import KINDS, Found, Kind, read_found
 from lvis_rcnn.score import Scores, score
 from lvis_rcnn.truth import Truth, parse_truth, positions, read_annotations
@@ -41,7 +48,12 @@ MOST_IMAGES_CHECKED = 5000
 
 
 def evaluate(
-    annotations: Path, detections: Path, detections_per_image: int, official: Official = "no"
+    annotations: Path,
+    detections: Path,
+    detections_per_image: int,
+    official: Official = "no",
+    resamples: int = 0,
+    matches: Path | None = None,
 ) -> dict[str, Any]:
     """Score detections against an LVIS-format annotation file; the value is that of metrics.json.
 
@@ -50,6 +62,8 @@ def evaluate(
         detections: folder of shards, or results JSON.
         detections_per_image: the best this many of an image count, over all categories together; 1 to 300.
         official: whether the lvis package is run beside; auto: up to 5,000 images.
+        resamples: of the images, for intervals; 0 for none.
+        matches: file that keeps who found what.
 
     Raises:
         InputError: either file is missing or damaged, a record is not as the protocol needs it, the detections were
@@ -68,10 +82,22 @@ def evaluate(
         log.info("scoring %s of %d detections in %d images", kind, len(found), len(truth.image_ids))
         scores[kind] = score(truth, found, kind, detections_per_image)
     checked = check_officially(official, text, found, scores, len(truth.image_ids), detections_per_image)
+    detections_sha256 = sha256_of_shards(detections) if detections.is_dir() else sha256_of_file(detections)
+    kept = MatchesFile(
+        annotations_sha256=annotations_sha256,
+        detections_sha256=detections_sha256,
+        detections_per_image=detections_per_image,
+        category_ids=truth.category_ids,
+        frequencies=truth.frequencies,
+        outcomes={kind: outcomes_of(scores[kind].matches, truth) for kind in scores},
+    )
+    if matches is not None:
+        write_matches(matches, kept)
     return {
         "format": "lvis_rcnn.metrics",
         "version": 1,
         **{kind: scores[kind].metrics for kind in scores},
+        **({"intervals": all_intervals(kept, scores, resamples)} if resamples else {}),
         "protocol": protocol_line(detections_per_image, checked),
         "scorer": f"lvis_rcnn {__version__}",
         "official": checked,
@@ -81,7 +107,7 @@ def evaluate(
         "judged_detections": {kind: len(scores[kind].matches.judged.rows) for kind in scores},
         "detections_per_image": detections_per_image,
         "annotations_sha256": annotations_sha256,
-        "detections_sha256": sha256_of_shards(detections) if detections.is_dir() else sha256_of_file(detections),
+        "detections_sha256": detections_sha256,
         "versions": {name: version(name) for name in ("lvis", "pycocotools", "numpy")},
         "per_category": per_category(truth, scores),
         "curves": {kind: curves_of(truth, scores[kind]) for kind in scores},
@@ -91,6 +117,16 @@ def evaluate(
 def curves_of(truth: Truth, scores: Scores) -> dict[str, Any]:
     """Mean precision at 101 recalls, as :func:`mean_curves`."""
     return {"recall": RECALLS.round(2).tolist(), **mean_curves(scores.precision, truth.frequencies)}
+
+
+def all_intervals(kept: MatchesFile, scores: dict[Kind, Scores], resamples: int) -> dict[str, Any]:
+    """The intervals of metrics.json."""
+    said = {"resamples": resamples, "seed": SEED, "level": LEVEL, "method": METHOD}
+    for kind, outcomes in kept.outcomes.items():
+        log.info("resampling the images %d times for %s", resamples, kind)
+        samples = resampled_metrics(plans_of(outcomes, kept.frequencies), resamples, SEED)
+        said[kind] = intervals(scores[kind].metrics, samples)
+    return said
 
 
 def per_category(truth: Truth, scores: dict[Kind, Scores]) -> list[dict[str, Any]]:
@@ -180,12 +216,21 @@ def protocol_line(detections_per_image: int, official: dict[str, Any]) -> str:
 
 def step(args: argparse.Namespace) -> None:
     """Score, write, summarise."""
-    metrics = evaluate(args.annotations, args.detections, args.detections_per_image, args.official)
+    metrics = evaluate(
+        args.annotations, args.detections, args.detections_per_image, args.official, args.bootstrap, args.matches
+    )
     write_json(args.out, metrics)
     log.info("%s (percent; %d images, %d detections)", metrics["protocol"], metrics["images"], metrics["detections"])
     for line in summary(metrics).splitlines():
         log.info("%s", line)
     log.info("wrote %s", args.out)
+
+
+def at_least_0(text: str) -> int:
+    """A whole number that is not negative."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
 
 
 def main() -> None:
@@ -209,6 +254,14 @@ def main() -> None:
         default="auto",
         help="run the lvis package beside, and fail unless it agrees exactly; auto: up to 5,000 images (default: auto)",
     )
+    parser.add_argument(
+        "--bootstrap",
+        type=at_least_0,
+        default=0,
+        metavar="N",
+        help="resamples of the images for 95 %% intervals of all metrics; 0: none (default: 0)",
+    )
+    parser.add_argument("--matches", type=Path, metavar="FILE", help="matches.npz to write: who found what")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="metrics.json to write")
     run_step(parser, step)
 

@@ -1,20 +1,25 @@
-"""All runs become the table.
+"""All runs become the table; two runs are compared.
 
     python -m lvis_rcnn.report table --study configs/mini.yaml --results results --out results/table.md
+    python -m lvis_rcnn.report compare results/mini/r50/seed0 results/mini/r101/seed0
 
-Writes table.md, table.csv and table.json, and the same three into RESULTS/<study>/, from whatever exists: a cell that
+table writes table.md, table.csv and table.json, and the same three into RESULTS/<study>/, from whatever exists: a cell that
 cannot be filled says why. A number is shown only while the records of the steps before it stand and agree with the
 study file, so that a run that is being repeated never shows its old AP.
 
 table.json: {"format": "lvis_rcnn.table", "version": 1, "study", "title", "rows": [...], "provenance": {...}}; all
 numbers are unrounded, AP and AR as fractions. A published model has two rows, as published and as scored here.
+
+compare prints, of two runs scored with match results on the same annotations, every metric with its difference, the
+95 % interval and p from resamples of the images that both share, the categories that changed most, and what the runs'
+records say differently.
 """
 
 import argparse
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,7 +27,9 @@ from urllib.parse import quote
 import pandas as pd
 
 from lvis_rcnn.backbones import BACKBONES
+from lvis_rcnn.bootstrap import SEED
 from lvis_rcnn.command import InputError, log, run_step, step_parser
+from lvis_rcnn.compare import compare, comparison_text, read_scored
 from lvis_rcnn.config import Study, load_study, zoo_of
 from lvis_rcnn.files import atomic_file, write_json
 from lvis_rcnn.published import scored_models
@@ -290,7 +297,7 @@ def why_late(run: Run) -> str:
     return why if run.seed is None else f"seed {run.seed}: {why}"
 
 
-def step(args: argparse.Namespace) -> None:
+def table_step(args: argparse.Namespace) -> None:
     """Write the table of a study and show it."""
     if args.out.suffix != ".md":
         raise InputError(f"--out {args.out}", "is no Markdown file", allowed="a name that ends in .md")
@@ -306,6 +313,24 @@ def step(args: argparse.Namespace) -> None:
     log.info("wrote %s (also .csv and .json)", args.out)
 
 
+def compare_step(args: argparse.Namespace) -> None:
+    """Show how two runs differ."""
+    first, second = read_scored(args.first), read_scored(args.second)
+    found = compare(first, second, args.resamples, args.seed)
+    print(comparison_text(first, second, found, args.resamples, args.seed))
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """Reads a whole number from ``least`` upwards."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least}")
+        return int(text)
+
+    return read
+
+
 def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
@@ -314,9 +339,19 @@ def main() -> None:
     table.add_argument("--study", type=Path, required=True, metavar="FILE", help="study file (configs/*.yaml)")
     table.add_argument("--results", type=Path, required=True, metavar="DIR", help="folder that all steps write into")
     table.add_argument("--out", type=Path, required=True, metavar="FILE", help="table.md to write")
-    # The parent's option again, so that it may stand after the command as with every other step.
-    table.add_argument("--log", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=argparse.SUPPRESS)
-    run_step(parser, step)
+    table.set_defaults(step=table_step)
+    both = commands.add_parser("compare", help="say how two runs on the same annotations differ", allow_abbrev=False)
+    for name in ("first", "second"):
+        both.add_argument(name, type=Path, metavar=name.upper(), help="folder of a scored run, or its metrics.json")
+    both.add_argument(
+        "--resamples", type=whole_number(1), default=1000, metavar="N", help="of the images (default: 1000)"
+    )
+    both.add_argument("--seed", type=whole_number(0), default=SEED, help=f"of the resamples (default: {SEED})")
+    both.set_defaults(step=compare_step)
+    for command in (table, both):
+        # The parent's option again, so that it may stand after the command as with every other step.
+        command.add_argument("--log", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=argparse.SUPPRESS)
+    run_step(parser, lambda args: args.step(args))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ class Matches:
 
     judged: Judged
     """Detections by category and score, with the image of each."""
+    tied: Bool[np.ndarray, " d"]
+    """Whether a detection has category, score and image of the one before it."""
     counts_alone: Bool[np.ndarray, "d z"]
     """Whether a detection is a false positive where it finds nothing; else it does not count."""
     hits: Hits
@@ -84,7 +86,7 @@ def score(
         pairs = pairs.among(kept[judged.by_cell])
         judged, areas = judged.only(kept), areas[kept]
     hits = match(pairs, judged.cells(len(truth.image_ids)), judged.by_cell, not_counting)
-    return scores_of(truth, matches_of(truth, objects, judged, areas, hits, ~not_counting))
+    return scores_of(truth, matches_of(truth, found, objects, judged, areas, hits, ~not_counting))
 
 
 def box_areas(found: Found, judged: Judged) -> Float64[np.ndarray, " d"]:
@@ -97,6 +99,7 @@ def box_areas(found: Found, judged: Judged) -> Float64[np.ndarray, " d"]:
 
 def matches_of(
     truth: Truth,
+    found: Found,
     objects: Objects,
     judged: Judged,
     areas: Float64[np.ndarray, " d"],
@@ -106,12 +109,22 @@ def matches_of(
     """Who found what, with what it takes to count it."""
     return Matches(
         judged=judged,
+        tied=tied_detections(found, judged),
         counts_alone=~(outside(areas) | judged.not_exhaustive[:, None]),
         hits=hits,
         object_categories=truth.categories[objects.rows],
         object_images=truth.images[objects.rows],
         object_counts=object_counts,
     )
+
+
+def tied_detections(found: Found, judged: Judged) -> Bool[np.ndarray, " d"]:
+    """Whether each has category, score and image of the one before it."""
+    tied = np.zeros(len(judged.rows), bool)
+    tied[1:] = np.diff(found.scores[judged.rows]) == 0
+    for same in (judged.categories, judged.images):
+        tied[1:] &= same[1:] == same[:-1]
+    return tied
 
 
 def scores_of(truth: Truth, matches: Matches) -> Scores:

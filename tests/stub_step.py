@@ -39,7 +39,7 @@ def step(args: argparse.Namespace) -> None:
         files = [args.out, args.out.with_suffix(".txt")]
     else:
         files = [args.out / name for name in FILES[STEP]] if STEP in FILES else [args.out]
-    for file in files:
+    for file in [*files, *([args.matches] if args.matches else [])]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("made by a stub\n")
 
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--report", type=Path)
+    parser.add_argument("--matches", type=Path)
     parser.add_argument("--name")
     parser.add_argument("command", nargs="?")
     known, _ = parser.parse_known_args()

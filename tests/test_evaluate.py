@@ -20,6 +20,7 @@ from lvis_rcnn.command import InputError
 from lvis_rcnn.detections import Detections, pack_rles, shard_path, write_shard
 from lvis_rcnn.evaluate import evaluate, percent, summary
 from lvis_rcnn.masks import Rle
+from lvis_rcnn.matches_file import read_matches
 from lvis_rcnn.official import official_scores
 from lvis_rcnn.results_file import Result, found_of
 from lvis_rcnn.score import score as score_arrays
@@ -497,3 +498,27 @@ def test_percent_of_nothing_is_a_dash():
 def test_scoring_needs_no_torch_and_waits_with_lvis():
     code = "import sys, lvis_rcnn.evaluate; sys.exit(any(name in sys.modules for name in ('torch', 'lvis', 'cv2')))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_intervals_and_match_results_on_request(tmp_path):
+    paths = write(tmp_path / "truth.json", TWO_KINDS), write(tmp_path / "results.json", GOOD)
+    plain = evaluate(*paths, 300)
+    assert "intervals" not in plain
+    kept = [tmp_path / "first.npz", tmp_path / "second.npz"]
+    first, second = (evaluate(*paths, 300, resamples=5, matches=path) for path in kept)
+    assert first == second
+    assert kept[0].read_bytes() == kept[1].read_bytes()
+    found = first.pop("intervals")
+    assert first == plain
+    assert {name: found[name] for name in ("resamples", "seed", "level")} == {"resamples": 5, "seed": 0, "level": 0.95}
+    for kind in ("bbox", "segm"):
+        assert tuple(found[kind]) == METRIC_NAMES
+        assert {name for name, bounds in found[kind].items() if bounds is None} == {"APc", "APl", "ARl@300"}
+        assert found[kind]["AP"] == pytest.approx((1, 1))
+    assert read_matches(kept[0]).detections_sha256 == plain["detections_sha256"]
+
+
+def test_resamples_are_a_number(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, "--annotations", "a", "--detections", "b", "--out", "c", "--bootstrap", "-1")
+    assert "'-1' is no whole number from 0" in capsys.readouterr().err

@@ -40,7 +40,8 @@ rule evaluate:
         detections="results/{study}/{group}/{member}/detections",
         annotations=annotations_of_run,
     output:
-        "results/{study}/{group}/{member}/metrics.json",
+        metrics="results/{study}/{group}/{member}/metrics.json",
+        matches="results/{study}/{group}/{member}/matches.npz",
     log:
         "results/{study}/logs/evaluate_{group}_{member}.log",
     benchmark:
@@ -54,9 +55,11 @@ rule evaluate:
         runtime=120,
     params:
         detections_per_image=study.evaluation.detections_per_image,
+        resamples=study.evaluation.bootstrap_resamples,
         annotations=annotation_file_of_run,
     message:
         "Scoring {wildcards.group}/{wildcards.member} of {wildcards.study}"
     shell:
         'exec "$PYTHON" -m lvis_rcnn.evaluate --annotations {params.annotations:q} --detections {input.detections}'
-        " --detections-per-image {params.detections_per_image} --out {output} --log {log}"
+        " --detections-per-image {params.detections_per_image} --bootstrap {params.resamples}"
+        " --matches {output.matches} --out {output.metrics} --log {log}"

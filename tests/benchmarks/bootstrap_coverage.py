@@ -1,0 +1,72 @@
+"""How often the 95 % intervals of the bootstrap hold what a much larger draw of the same distribution scores.
+
+    python tests/benchmarks/bootstrap_coverage.py [--sets 200] [--resamples 1000] [--images 200]
+
+Each set has 200 images and six categories, two of each frequency, the rarest in about 36 images, none in fewer than 20.
+Images differ in how hard they are, so that their objects and detections are not independent. The value to be held is
+that of one draw of 50 times as many images.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from lvis_rcnn.results_file import Found
+from lvis_rcnn.truth import Truth
+
+# Of each category: how many images show it, and how well it is found.
+SHOWN_IN = np.array([0.18, 0.2, 0.3, 0.35, 0.5, 0.6])
+FOUND = np.array([0.5, 0.6, 0.6, 0.7, 0.7, 0.8])
+FREQUENCIES = tuple("rrccff")
+FEWEST_IMAGES = 20
+LARGER = 50
+SIDE_PX = 640
+
+
+def drawn(random: np.random.Generator, images: int) -> tuple[Truth, Found]:
+    """Images of one distribution, and what a detector of one distribution finds in them."""
+    ease = random.normal(0, 1, images)
+    shown = random.random((images, len(SHOWN_IN))) < SHOWN_IN
+    counts = np.where(shown, random.geometric(0.5, shown.shape), 0)
+    image, category = (np.repeat(at, counts[shown]) for at in np.nonzero(shown))
+    sides = np.exp(random.normal(np.log(50), 0.8, (len(image), 2))).clip(6, 500)
+    boxes = np.concatenate([random.uniform(0, SIDE_PX, (len(image), 2)), sides], axis=1)
+    truth = Truth(
+        where="drawn",
+        image_ids=np.arange(1, images + 1),
+        sizes_hw=np.full((images, 2), 2 * SIDE_PX),
+        category_ids=np.arange(1, len(SHOWN_IN) + 1),
+        labels=np.arange(1, len(SHOWN_IN) + 1),
+        names=FREQUENCIES,
+        frequencies=FREQUENCIES,
+        negatives=np.argwhere(~shown),
+        not_exhaustive=np.zeros((0, 2), np.int64),
+        annotation_ids=np.arange(1, len(image) + 1),
+        images=image,
+        categories=category,
+        boxes_xywh=boxes,
+        areas=boxes[:, 2] * boxes[:, 3],
+        ignored=np.zeros(len(image), bool),
+        outlines=(),
+    )
+    skill = FOUND[category] + 0.15 * ease[image]
+    right = np.flatnonzero(random.random(len(image)) < skill)
+    shift = random.normal(0, 0.08, (len(right), 4)) * np.exp(-0.3 * ease[image[right], None])
+    near = boxes[right] + shift * boxes[right][:, [2, 3, 2, 3]]
+    wrong = random.poisson(1.2 * np.exp(-0.3 * ease)[:, None] * SHOWN_IN * 2)
+    wrong_image, wrong_category = (np.repeat(at, wrong.reshape(-1)) for at in np.divmod(np.arange(wrong.size), 6))
+    far_sides = np.exp(random.normal(np.log(50), 0.8, (len(wrong_image), 2))).clip(6, 500)
+    far = np.concatenate([random.uniform(0, SIDE_PX, (len(wrong_image), 2)), far_sides], axis=1)
+    scores = np.concatenate([random.normal(1, 1, len(right)), random.normal(0, 1, len(wrong_image))])
+    found = Found(
+        where="drawn",
+        image_ids=np.concatenate([image[right], wrong_image]) + 1,
+        category_ids=np.concatenate([category[right], wrong_category]) + 1,
+        scores=scores,
+        boxes_xywh=np.concatenate([near, far]),
+        masks=None,
+    )
+    return truth, found

@@ -1,0 +1,134 @@
+"""Two runs beside each other: by hand, by a second computation, and the errors."""
+
+import copy
+import json
+import sys
+
+import numpy as np
+import pytest
+from test_evaluate import BOAT, CUP, FAR, as_json, found, truth, write
+
+from lvis_rcnn import report
+from lvis_rcnn.accumulate import METRIC_NAMES
+from lvis_rcnn.bootstrap import image_weights, plans_of, weighted_metrics
+from lvis_rcnn.command import InputError
+from lvis_rcnn.compare import compare, comparison_text, p_value, paired, read_scored
+from lvis_rcnn.evaluate import evaluate
+from lvis_rcnn.files import write_json
+
+DATASET = truth((1, 1, CUP), (2, 1, CUP), (1, 3, BOAT), (2, 3, BOAT), negative={1: [2], 2: [2]})
+WORSE = [found(1, 1, 0.5, *CUP), found(1, 1, 0.9, *FAR), found(2, 3, 0.8, *BOAT)]
+BETTER = [found(1, 1, 0.5, *CUP), found(2, 1, 0.4, *CUP), found(2, 3, 0.8, *BOAT), found(1, 3, 0.9, *FAR)]
+
+
+def scored(folder, results, dataset=DATASET, **records):
+    """A run's folder."""
+    folder.mkdir()
+    annotations = write(folder / "truth.json", dataset)
+    metrics = evaluate(
+        annotations, write(folder / "results.json", as_json(results)), 300, matches=folder / "matches.npz"
+    )
+    write_json(folder / "metrics.json", metrics)
+    for name, record in records.items():
+        write_json(folder / f"{name}.json", record)
+    return folder
+
+
+def test_the_difference_is_that_of_the_same_resamples(tmp_path):
+    first, second = read_scored(scored(tmp_path / "a", WORSE)), read_scored(scored(tmp_path / "b", BETTER))
+    compared = compare(first, second, 30, 5)
+    for kind in ("bbox", "segm"):
+        plans = [plans_of(run.matches.outcomes[kind], run.matches.frequencies) for run in (first, second)]
+        weights = [image_weights(2, 5, number) for number in range(30)]
+        apart = [weighted_metrics(plans[1], each) - weighted_metrics(plans[0], each) for each in weights]
+        row = compared[kind]["AP"]
+        assert (row.first, row.second) == (first.metrics[kind]["AP"], second.metrics[kind]["AP"])
+        assert row.difference == row.second - row.first
+        values = np.array(apart)[:, METRIC_NAMES.index("AP")]
+        assert row.interval == pytest.approx(np.percentile(values, [2.5, 97.5]))
+        assert compared[kind]["APc"].difference is None
+        assert compared[kind]["APc"].p is None
+
+
+def test_a_run_does_not_differ_from_itself(tmp_path):
+    run = read_scored(scored(tmp_path / "a", WORSE))
+    row = compare(run, run, 10, 0)["bbox"]["AP"]
+    assert (row.difference, row.interval, row.p) == (0, (0, 0), 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0] * 99, 0.02),
+        ([1.0] * 98 + [0.0], 0.04),
+        ([-1.0] * 40 + [1.0] * 59, 0.82),
+        ([0.0] * 5, 1),
+        ([-1.0] * 999, 0.002),
+    ],
+)
+def test_p_by_hand(values, expected):
+    assert p_value(np.array([*values, np.nan])) == pytest.approx(expected)
+
+
+def test_a_metric_that_only_one_run_defines_has_no_difference():
+    one = dict.fromkeys(METRIC_NAMES, 0.5)
+    rows = paired(one, one | {"APr": None}, np.full((4, len(METRIC_NAMES)), 0.25))
+    assert (rows["APr"].first, rows["APr"].second, rows["APr"].difference, rows["APr"].p) == (0.5, None, None, None)
+    assert rows["AP"].interval == (0.25, 0.25)
+
+
+def test_the_command_prints_metrics_categories_and_settings(tmp_path, monkeypatch, capsys):
+    same = {"study": "tiny", "backbone": "r50", "versions": {"torch": "2.15.0", "numpy": "2.4"}}
+    other = {**same, "backbone": "r101", "versions": {"torch": "2.15.1", "numpy": "2.4"}, "elapsed_s": 4}
+    first = scored(tmp_path / "a", WORSE, train=same)
+    second = scored(tmp_path / "b", BETTER, train=other)
+    monkeypatch.setattr(
+        sys, "argv", ["report", "compare", str(first), str(second / "metrics.json"), "--resamples", "20"]
+    )
+    report.main()
+    text = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines[:2] == [f"A: {first}", f"B: {second / 'metrics.json'}"]
+    rows = [line for line in lines if line.startswith("AP ")]
+    assert len(rows) == 2
+    assert rows[0].startswith("AP 37.87 62.62 +24.75 ")
+    assert "Categories that gained most: thing 1 25.25 to 100.00" in lines
+    assert "Categories that lost most: thing 3 50.50 to 25.25" in lines
+    assert "In percent; B - A with its 95 % interval and p from 20 resamples of the images, seed 0." in lines
+    assert "train: backbone r50 r101" in lines
+    assert "train: versions torch 2.15.0 2.15.1" in lines
+    assert not any("study" in line or "elapsed" in line or "numpy" in line for line in lines)
+
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path):
+    first = scored(tmp_path / "a", WORSE)
+    other = copy.deepcopy(DATASET)
+    other["images"][0]["neg_category_ids"] = []
+    second = scored(tmp_path / "b", WORSE, other)
+    with pytest.raises(InputError, match=r"b: was scored on other annotations than .*a; allowed: runs on the same"):
+        compare(read_scored(first), read_scored(second), 5, 0)
+    (second / "matches.npz").write_bytes((first / "matches.npz").read_bytes())
+    with pytest.raises(
+        InputError, match=r"b/matches.npz: annotations_sha256 is not that of metrics.json; to mend: score"
+    ):
+        read_scored(second)
+    (second / "matches.npz").unlink()
+    with pytest.raises(InputError, match=r"matches.npz: no such file of match results; to mend: .* --matches"):
+        read_scored(second)
+    (second / "metrics.json").write_text(json.dumps({"format": "lvis_rcnn.metrics", "version": 2}))
+    with pytest.raises(InputError, match="is lvis_rcnn.metrics version 2; allowed: lvis_rcnn.metrics version 1"):
+        read_scored(second)
+    (second / "metrics.json").write_text("{")
+    with pytest.raises(InputError, match="metrics.json: not readable as JSON"):
+        read_scored(second)
+    with pytest.raises(InputError, match="metrics.json: no such file; to mend: name the folder of a scored run"):
+        read_scored(tmp_path)
+
+
+def test_boxes_alone_and_masks_alone_are_not_compared(tmp_path):
+    runs = [read_scored(scored(tmp_path / name, WORSE)) for name in "ab"]
+    del runs[0].matches.outcomes["segm"]
+    assert "Boxes" in comparison_text(*runs, compare(*runs, 3, 0), 3, 0)
+    del runs[1].matches.outcomes["bbox"]
+    with pytest.raises(InputError, match="b: has segm, .*a has bbox; allowed: boxes, or masks, of both"):
+        compare(*runs, 3, 0)
