@@ -155,8 +155,9 @@ def paired(
     bounds = intervals(estimates, samples)
     found: dict[str, Any] = {}
     for place, name in enumerate(METRIC_NAMES):
-        p = None if bounds[name] is None else p_value(samples[:, place])
-        found[name] = Difference(first[name], second[name], estimates[name], bounds[name], p)
+        estimate = estimates[name]
+        p = None if estimate is None or bounds[name] is None else p_value(estimate, samples[:, place])
+        found[name] = Difference(first[name], second[name], estimate, bounds[name], p)
     return found
 
 
@@ -165,14 +166,15 @@ def minus(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one - other
 
 
-def p_value(values: Float64[np.ndarray, " s"]) -> float:
-    """Twice the share of resamples on the rarer side of 0, those at 0 on both, at most 1.
+def p_value(difference: float, values: Float64[np.ndarray, " s"]) -> float:
+    """How often chance alone makes as large a difference, either way: twice the rarer side, at most 1.
 
-    It is below 0.05 where the 95 % interval leaves 0 out. One resample more, at 0, keeps it above 0: no number of
-    resamples shows that something never happens (Davison and Hinkley 1997, section 4.2).
+    Resamples move about the difference as it would move about 0 if there were none: those at twice the difference or
+    beyond moved as far. Below 0.05 the basic 95 % interval leaves 0 out. One resample more keeps p above 0, since no
+    number of them shows that something never happens (Davison and Hinkley 1997, section 4.2).
     """
     values = values[~np.isnan(values)]
-    rarer = min(int((values <= 0).sum()), int((values >= 0).sum()))
+    rarer = min(int((values <= 2 * difference).sum()), int((values >= 2 * difference).sum()))
     return min(1.0, 2 * (rarer + 1) / (len(values) + 1))
 
 

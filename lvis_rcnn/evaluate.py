@@ -30,7 +30,7 @@ from tabulate import tabulate
 
 from lvis_rcnn import __version__
 from lvis_rcnn.accumulate import METRIC_NAMES, RECALLS, mean_curves
-from lvis_rcnn.bootstrap import LEVEL, METHOD, SEED, intervals, plans_of, resampled_metrics
+from lvis_rcnn.bootstrap import LEVEL, METHOD, SEED, intervals, plans_of, resampled_metrics, within_0_and_1
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.detections import sha256_of_shards
 from lvis_rcnn.files import sha256_of_file, write_json
@@ -125,7 +125,8 @@ def all_intervals(kept: MatchesFile, scores: dict[Kind, Scores], resamples: int)
     for kind, outcomes in kept.outcomes.items():
         log.info("resampling the images %d times for %s", resamples, kind)
         samples = resampled_metrics(plans_of(outcomes, kept.frequencies), resamples, SEED)
-        said[kind] = intervals(scores[kind].metrics, samples)
+        found = intervals(scores[kind].metrics, samples)
+        said[kind] = {name: within_0_and_1(bounds) for name, bounds in found.items()}
     return said
 
 

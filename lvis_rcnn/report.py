@@ -3,8 +3,8 @@
     python -m lvis_rcnn.report table --study configs/mini.yaml --results results --out results/table.md
     python -m lvis_rcnn.report compare results/mini/r50/seed0 results/mini/r101/seed0
 
-table writes table.md, table.csv and table.json, and the same three into RESULTS/<study>/, from whatever exists: a cell that
-cannot be filled says why. A number is shown only while the records of the steps before it stand and agree with the
+table writes table.md, table.csv and table.json, and the same three into RESULTS/<study>/, from whatever exists: a cell
+that cannot be filled says why. A number is shown only while the records of the steps before it stand and agree with the
 study file, so that a run that is being repeated never shows its old AP.
 
 table.json: {"format": "lvis_rcnn.table", "version": 1, "study", "title", "rows": [...], "provenance": {...}}; all

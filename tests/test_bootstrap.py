@@ -2,6 +2,9 @@
 
 import json
 import random
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +14,13 @@ from hypothesis import strategies as st
 from test_score import by_hand, results_of, small_set
 
 from lvis_rcnn.accumulate import METRIC_NAMES
-from lvis_rcnn.bootstrap import image_weights, intervals, plans_of, weighted_metrics
+from lvis_rcnn.bootstrap import image_weights, intervals, plans_of, weighted_metrics, within_0_and_1
 from lvis_rcnn.outcomes import outcomes_of
 from lvis_rcnn.results_file import found_of
 from lvis_rcnn.score import score
 from lvis_rcnn.truth import parse_truth
 
+BENCHMARKS = Path(__file__).parent / "benchmarks"
 MOST_COPIES = 4
 
 
@@ -119,11 +123,24 @@ def test_resamples_are_those_of_their_seed():
 
 
 def test_a_metric_has_an_interval_where_it_is_defined():
-    estimates = dict.fromkeys(METRIC_NAMES, 0.5) | {"APr": None}
+    estimates = dict.fromkeys(METRIC_NAMES, 0.75) | {"APr": None}
     samples = np.tile(np.linspace(0, 1, 1001)[:, None], (1, len(METRIC_NAMES)))
     samples[::2, METRIC_NAMES.index("AP50")] = np.nan
     samples[:, METRIC_NAMES.index("APs")] = np.nan
     found = intervals(estimates, samples)
-    assert found["AP"] == pytest.approx((0.025, 0.975))
-    assert found["AP50"] == pytest.approx((0.025, 0.975), abs=1e-3)
+    assert found["AP"] == pytest.approx((1.5 - 0.975, 1.5 - 0.025))
+    assert found["AP50"] == pytest.approx(found["AP"], abs=1e-3)
     assert (found["APr"], found["APs"]) == (None, None)
+    assert within_0_and_1(found["AP"]) == pytest.approx((0.525, 1))
+    assert within_0_and_1((-0.5, 0.25)) == (0, 0.25)
+    assert within_0_and_1(None) is None
+
+
+@pytest.mark.slow
+def test_intervals_of_ap_hold_the_truth_as_often_as_they_say():
+    command = [sys.executable, BENCHMARKS / "bootstrap_coverage.py", "--sets", "80", "--resamples", "150"]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
+    held = {words[0]: float(words[2]) for words in map(str.split, done.stdout.splitlines()) if words[0] in METRIC_NAMES}
+    print(done.stdout)
+    # 95 % and three standard errors of 80 sets; without mirroring it is about 80 %.
+    assert 0.875 <= held["AP"] < 1

@@ -45,7 +45,8 @@ def test_the_difference_is_that_of_the_same_resamples(tmp_path):
         assert (row.first, row.second) == (first.metrics[kind]["AP"], second.metrics[kind]["AP"])
         assert row.difference == row.second - row.first
         values = np.array(apart)[:, METRIC_NAMES.index("AP")]
-        assert row.interval == pytest.approx(np.percentile(values, [2.5, 97.5]))
+        low, high = np.percentile(values, [2.5, 97.5])
+        assert row.interval == pytest.approx((2 * row.difference - high, 2 * row.difference - low))
         assert compared[kind]["APc"].difference is None
         assert compared[kind]["APc"].p is None
 
@@ -57,24 +58,24 @@ def test_a_run_does_not_differ_from_itself(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("difference", "values", "expected"),
     [
-        ([1.0] * 99, 0.02),
-        ([1.0] * 98 + [0.0], 0.04),
-        ([-1.0] * 40 + [1.0] * 59, 0.82),
-        ([0.0] * 5, 1),
-        ([-1.0] * 999, 0.002),
+        (1.0, [1.0] * 99, 0.02),
+        (1.0, [1.0] * 98 + [2.5], 0.04),
+        (-1.0, [-1.0] * 999, 0.002),
+        (0.1, [-1.0] * 40 + [1.0] * 59, 0.82),
+        (0.0, [0.0] * 5, 1),
     ],
 )
-def test_p_by_hand(values, expected):
-    assert p_value(np.array([*values, np.nan])) == pytest.approx(expected)
+def test_p_by_hand(difference, values, expected):
+    assert p_value(difference, np.array([*values, np.nan])) == pytest.approx(expected)
 
 
 def test_a_metric_that_only_one_run_defines_has_no_difference():
     one = dict.fromkeys(METRIC_NAMES, 0.5)
     rows = paired(one, one | {"APr": None}, np.full((4, len(METRIC_NAMES)), 0.25))
     assert (rows["APr"].first, rows["APr"].second, rows["APr"].difference, rows["APr"].p) == (0.5, None, None, None)
-    assert rows["AP"].interval == (0.25, 0.25)
+    assert rows["AP"].interval == (-0.25, -0.25)
 
 
 def test_the_command_prints_metrics_categories_and_settings(tmp_path, monkeypatch, capsys):
@@ -116,12 +117,12 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"matches.npz: no such file of match results; to mend: .* --matches"):
         read_scored(second)
     (second / "metrics.json").write_text(json.dumps({"format": "lvis_rcnn.metrics", "version": 2}))
-    with pytest.raises(InputError, match="is lvis_rcnn.metrics version 2; allowed: lvis_rcnn.metrics version 1"):
+    with pytest.raises(InputError, match=r"is lvis_rcnn.metrics version 2; allowed: lvis_rcnn.metrics version 1"):
         read_scored(second)
     (second / "metrics.json").write_text("{")
-    with pytest.raises(InputError, match="metrics.json: not readable as JSON"):
+    with pytest.raises(InputError, match=r"metrics.json: not readable as JSON"):
         read_scored(second)
-    with pytest.raises(InputError, match="metrics.json: no such file; to mend: name the folder of a scored run"):
+    with pytest.raises(InputError, match=r"metrics.json: no such file; to mend: name the folder of a scored run"):
         read_scored(tmp_path)
 
 
@@ -130,5 +131,5 @@ def test_boxes_alone_and_masks_alone_are_not_compared(tmp_path):
     del runs[0].matches.outcomes["segm"]
     assert "Boxes" in comparison_text(*runs, compare(*runs, 3, 0), 3, 0)
     del runs[1].matches.outcomes["bbox"]
-    with pytest.raises(InputError, match="b: has segm, .*a has bbox; allowed: boxes, or masks, of both"):
+    with pytest.raises(InputError, match=r"b: has segm, .*a has bbox; allowed: boxes, or masks, of both"):
         compare(*runs, 3, 0)

@@ -7,14 +7,21 @@ Images differ in how hard they are, so that their objects and detections are not
 that of one draw of 50 times as many images.
 """
 
+import argparse
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from lvis_rcnn.accumulate import METRIC_NAMES
+from lvis_rcnn.bootstrap import Plans, intervals, plans_of, resampled_metrics
+from lvis_rcnn.outcomes import outcomes_of
 from lvis_rcnn.results_file import Found
+from lvis_rcnn.score import score
 from lvis_rcnn.truth import Truth
 
 # Of each category: how many images show it, and how well it is found.
@@ -70,3 +77,50 @@ def drawn(random: np.random.Generator, images: int) -> tuple[Truth, Found]:
         masks=None,
     )
     return truth, found
+
+
+def prepared(random: np.random.Generator, images: int, fewest: int = 0) -> tuple[dict[str, float | None], Plans]:
+    """Metrics of a set and the plans of its resamples; no category is in fewer images than ``fewest``."""
+    while True:
+        truth, found = drawn(random, images)
+        pairs = np.unique(truth.categories * images + truth.images)
+        if np.bincount(pairs // images, minlength=len(SHOWN_IN)).min() >= fewest:
+            scores = score(truth, found, "bbox")
+            return scores.metrics, plans_of(outcomes_of(scores.matches, truth), truth.frequencies)
+
+
+def main() -> None:
+    """Draw, resample, count."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", type=int, default=200)
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=200)
+    args = parser.parse_args()
+    clock = time.process_time()
+    of_large, _ = prepared(np.random.default_rng(2**32), LARGER * args.images)
+    truths = np.array([of_large[name] for name in METRIC_NAMES])
+    rows = []
+    for number in tqdm(range(args.sets), desc="sets", disable=None):
+        estimates, plans = prepared(np.random.default_rng(number), args.images, FEWEST_IMAGES)
+        samples = resampled_metrics(plans, args.resamples, number)
+        mirrored = np.array([bounds or (np.nan, np.nan) for bounds in intervals(estimates, samples).values()])
+        plain = np.nanpercentile(samples, [2.5, 97.5], axis=0).T
+        rows.append([np.array(list(estimates.values()), float)[:, None], mirrored, plain])
+    estimates, mirrored, plain = (np.array(columns) for columns in zip(*rows, strict=True))
+    inside = [(bounds[..., 0] <= truths) & (truths <= bounds[..., 1]) for bounds in (mirrored, plain)]
+    off = (estimates[..., 0] - truths).mean(axis=0) / estimates[..., 0].std(axis=0)
+    spent = f"{time.process_time() - clock:.0f} CPU s"
+    print(
+        f"{args.sets} sets of {args.images} images, {args.resamples} resamples each, {spent}. Intervals that hold the"
+    )
+    print(
+        f"value of {LARGER} times as many images, of which one standard error is {(0.95 * 0.05 / args.sets) ** 0.5:.3f}:"
+    )
+    print(f"{'':8}  value  basic  percentiles  estimates too high by, in their standard deviations")
+    for place, name in enumerate(METRIC_NAMES):
+        held = [each[:, place].mean() for each in inside]
+        print(f"{name:8} {truths[place]:6.3f}  {held[0]:5.3f}  {held[1]:11.3f}  {off[place]:5.2f}")
+
+
+if __name__ == "__main__":
+    main()
