@@ -47,7 +47,10 @@ The files of this package, in data-flow order, are the method; a module imports 
     run_records        what a run keeps while it trains
     train              gradient steps, resumable anywhere
     detections         carries detections from inference to scoring
-    infer              finds objects, streamed to disk
+    paste              masks into their image, as run lengths or bitmaps
+    detector           a trained network, and what it finds in an image
+    infer              finds objects in all, streamed to disk
+    measure            memory and speed of a row
     truth, masks, results_file  what is scored, and anyone's detections, as arrays
     cells, overlaps, match, accumulate    what is judged, what overlaps, who finds what, what that is worth
     score              federated LVIS AP

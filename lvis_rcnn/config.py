@@ -257,6 +257,13 @@ class Inference(Section):
     rounds them by up to 1/8 px: for parity only."""
     detections_per_image: int = Field(ge=1, le=300)
     """Detections kept an image over all categories; the protocol reads at most 300."""
+    masks: Literal["all", "scored"] = "all"
+    """scored makes only masks that the protocol reads, those of categories known to be in an image or not; AP is the
+    same."""
+    batch_size: Count = 1
+    """Images that pass through the network together, all of one padded size; numbers are equal to rounding."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of inference: fp32 (without TF32) is the published rows'; bf16 is torch.autocast."""
 
 
 class Evaluation(Section):
@@ -266,6 +273,15 @@ class Evaluation(Section):
     """Detections an image that are scored."""
     bootstrap_resamples: int = Field(default=1000, ge=0)
     """Resamples of the images for the intervals of all metrics; 0 for no intervals."""
+
+
+class Measure(Section):
+    """The short measurement of memory and speed."""
+
+    training_steps: Count = 3
+    """Steps whose memory is measured; from the second on the optimizer holds all it ever holds."""
+    images: Count = 2000
+    """Images whose inference is timed, or as many as there are."""
 
 
 class Published(Section):
@@ -283,6 +299,9 @@ class Report(Section):
     base_url: str | None = None
     """Prefix of the links of model and log; null links to the files beside the table."""
 
+
+# Where nothing is trained this step measures less.
+WITHOUT_TRAINING = ("measure",)
 
 # Sections of training have no value where nothing is trained. Their types do not say so, since no step that reads them
 # gets such a study: see load_study_for_step.
@@ -317,6 +336,7 @@ class Study(Section):
     """Rows of the table that are only scored, in this order."""
     inference: Inference
     evaluation: Evaluation = Evaluation()
+    measure: Measure = Measure()
     report: Report = Report()
 
     @field_validator("study")
@@ -366,6 +386,7 @@ SECTIONS_OF_STEP: dict[str, tuple[str, ...]] = {
     "preflight": ("sampling", "augmentation", "model", "schedule"),
     "train": ("sampling", "augmentation", "model", "schedule", "compute"),
     "infer": ("model", "inference", "compute"),
+    "measure": ("augmentation", "model", "schedule", "compute", "inference", "measure"),
     "report": ("title", "report", "schedule", "backbones", "seeds", "published"),
 }
 
@@ -401,7 +422,8 @@ def load_study_for_step(path: Path, step: str, expected_digest: str | None) -> S
             trains nothing and the step needs a section of training.
     """
     study = load_study(path)
-    if any(getattr(study, section) is None for section in SECTIONS_OF_STEP[step]):
+    absent = any(getattr(study, section) is None for section in SECTIONS_OF_STEP[step])
+    if absent and step not in WITHOUT_TRAINING:
         raise InputError(str(path), f"trains nothing: step {step!r} has no settings", mend="name another study")
     if expected_digest is not None and settings_digest(study, step) != expected_digest:
         raise InputError(

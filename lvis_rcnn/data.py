@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -236,7 +236,7 @@ def read_image(store: AnnotationStore, files: ImageFiles, image: int) -> UInt8[n
 
 
 class TestImages(Dataset[Batch]):
-    """Item i is image i of the store as a batch of one, without target."""
+    """Item (i, j, ...) is the images i, j, ... of the store as a batch, without targets."""
 
     def __init__(
         self, store_path: Path, images_dir: Path, short_edge_px: int, long_edge_px: int, channels_last: bool = False
@@ -247,13 +247,33 @@ class TestImages(Dataset[Batch]):
         self.long_edge_px = long_edge_px
         self.channels_last = channels_last
 
-    def __getitem__(self, image: int) -> Batch:
-        """Read one image at the test size."""
-        original_hw = original_size_hw(self.store, image)
-        size_hw = rescaled_size_hw(*original_hw, self.short_edge_px, self.long_edge_px)
-        sample = Sample(image, read_image(self.store, self.files, image), size_hw, flip=False)
-        pixels = network_batch([sample], self.channels_last)
-        return Batch(pixels, [size_hw], [original_hw], [int(self.store.image_ids[image])], [])
+    def __getitem__(self, images: Sequence[int]) -> Batch:
+        """Read images at the test size."""
+        samples = [
+            Sample(one, read_image(self.store, self.files, one), self.size_hw(one), flip=False) for one in images
+        ]
+        return Batch(
+            network_batch(samples, self.channels_last),
+            [sample.size_hw for sample in samples],
+            [original_size_hw(self.store, image) for image in images],
+            [int(self.store.image_ids[image]) for image in images],
+            [],
+        )
+
+    def size_hw(self, image: int) -> tuple[int, int]:
+        """Test size of an image, before padding."""
+        return rescaled_size_hw(*original_size_hw(self.store, image), self.short_edge_px, self.long_edge_px)
+
+    def batches(self, images: Sequence[int], most: int) -> list[list[int]]:
+        """``images`` in batches of at most ``most`` that all have one padded size, the first images first.
+
+        So an image has the same padding in a batch as alone: what it finds is the same, to the rounding of sums.
+        """
+        of_size: dict[tuple[int, int], list[int]] = {}
+        for image in images:
+            of_size.setdefault(padded_size_hw(self.size_hw(image)), []).append(image)
+        cut = [alike[at : at + most] for alike in of_size.values() for at in range(0, len(alike), most)]
+        return sorted(cut)
 
 
 @dataclass(frozen=True)
@@ -270,7 +290,7 @@ class Carried(Dataset[Item | Unreadable], Generic[Item]):
     def __init__(self, items: Dataset[Item]) -> None:
         self.items = items
 
-    def __getitem__(self, index: int) -> Item | Unreadable:
+    def __getitem__(self, index: Any) -> Item | Unreadable:
         """Item ``index``, or why there is none."""
         try:
             return self.items[index]
@@ -299,7 +319,7 @@ def report_unless_parent_left(kind: type[BaseException], error: BaseException, t
         sys.__excepthook__(kind, error, trace)
 
 
-def read_in_order(items: Dataset[Item], indices: Sequence[int], workers: int, pinned: bool = False) -> Iterator[Item]:
+def read_in_order(items: Dataset[Item], indices: Sequence[Any], workers: int, pinned: bool = False) -> Iterator[Item]:
     """Items of ``indices`` in that order, read ahead by ``workers`` processes (0: in this one).
 
     With ``pinned``, which needs a GPU, they lie in memory that it copies from by itself.

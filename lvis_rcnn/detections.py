@@ -4,11 +4,16 @@ A folder of detections holds ``shard-00000.npz``, ``shard-00001.npz``, ... witho
 archive (bytes depend on nothing but the arrays; the archive's CRC finds damage) of
 
     format        str    "lvis_rcnn.detections"
-    version       i64    1
+    version       i64    2
     image_ids     i64[d]      category_ids  i64[d]     ids of the annotation file
     scores        f32[d]      boxes_xywh    f32[d,4]   pixels of the original image
     mask_sizes    i32[d,2]    height and width of the image
     rle_offsets   i64[d+1]    rle_counts    u8[...]    COCO compressed counts of detection i: offsets i to i+1
+    has_mask      bool[d]     whether inference made the mask of a detection
+
+A detection without mask has no counts; a mask without a pixel has some. Inference leaves masks out only where it is
+told to (``inference.masks: scored``): those that no score reads, since nobody knows whether the image shows their
+category. Such a detection still counts towards the best of its image.
 
 Order: images as in the annotation file, scores descending inside an image. An image without detections has no rows.
 """
@@ -21,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 from numpy.lib.npyio import NpzFile
 
 from lvis_rcnn.command import InputError
 from lvis_rcnn.files import atomic_file, sha256_of_file
 
 FORMAT = "lvis_rcnn.detections"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -42,20 +47,22 @@ class Detections:
     mask_sizes: Int32[np.ndarray, "d 2"]
     rle_offsets: Int64[np.ndarray, " d+1"]
     rle_counts: UInt8[np.ndarray, " bytes"]
+    has_mask: Bool[np.ndarray, " d"]
 
     def __len__(self) -> int:
         """Number of detections."""
         return len(self.image_ids)
 
     def rle(self, index: int) -> dict[str, Any]:
-        """Mask of one detection as pycocotools takes it: ``{"size": [h, w], "counts": bytes}``."""
+        """Mask of one detection that has one, as pycocotools takes it: ``{"size": [h, w], "counts": bytes}``."""
+        assert self.has_mask[index], "a mask that was left out is not an empty one"
         start, stop = self.rle_offsets[index : index + 2]
         return {"size": self.mask_sizes[index].tolist(), "counts": self.rle_counts[start:stop].tobytes()}
 
 
 def no_detections() -> Detections:
     """The empty set: what inference finds in an empty image."""
-    sizes, offsets, counts = pack_rles([])
+    sizes, offsets, counts, has_mask = pack_rles([])
     return Detections(
         image_ids=np.zeros(0, np.int64),
         category_ids=np.zeros(0, np.int64),
@@ -64,17 +71,19 @@ def no_detections() -> Detections:
         mask_sizes=sizes,
         rle_offsets=offsets,
         rle_counts=counts,
+        has_mask=has_mask,
     )
 
 
 def pack_rles(
     rles: Sequence[dict[str, Any]],
-) -> tuple[Int32[np.ndarray, "d 2"], Int64[np.ndarray, " d+1"], UInt8[np.ndarray, " bytes"]]:
-    """Masks as ``pycocotools.mask.encode`` returns them become ``mask_sizes, rle_offsets, rle_counts``."""
+) -> tuple[Int32[np.ndarray, "d 2"], Int64[np.ndarray, " d+1"], UInt8[np.ndarray, " bytes"], Bool[np.ndarray, " d"]]:
+    """Masks as ``pycocotools.mask.encode`` returns them become the last four fields of :class:`Detections`."""
     sizes = np.array([rle["size"] for rle in rles], np.int32).reshape(-1, 2)
     offsets = np.zeros(len(rles) + 1, np.int64)
     np.cumsum([len(rle["counts"]) for rle in rles], out=offsets[1:])
-    return sizes, offsets, np.frombuffer(b"".join(rle["counts"] for rle in rles), np.uint8)
+    counts = np.frombuffer(b"".join(rle["counts"] for rle in rles), np.uint8)
+    return sizes, offsets, counts, np.ones(len(rles), bool)
 
 
 def concatenate(parts: Sequence[Detections]) -> Detections:
@@ -124,7 +133,7 @@ def read_shard(path: Path, with_masks: bool = True) -> Detections:
     if not with_masks:
         arrays["rle_offsets"] = np.zeros(len(arrays.get("image_ids", ())) + 1, np.int64)
         arrays["rle_counts"] = np.zeros(0, np.uint8)
-    return checked(path, arrays)
+    return checked(path, arrays, with_masks)
 
 
 # Dtype of each array that has one row a detection, and the shape of a row.
@@ -134,10 +143,11 @@ LAYOUT: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "scores": (np.float32, ()),
     "boxes_xywh": (np.float32, (4,)),
     "mask_sizes": (np.int32, (2,)),
+    "has_mask": (np.bool_, ()),
 }
 
 
-def checked(path: Path, arrays: dict[str, np.ndarray]) -> Detections:
+def checked(path: Path, arrays: dict[str, np.ndarray], with_masks: bool) -> Detections:
     """The arrays of a shard as :class:`Detections`, after their types, shapes and offsets were found to agree."""
     names = {field.name for field in fields(Detections)}
     if set(arrays) != names:
@@ -153,6 +163,8 @@ def checked(path: Path, arrays: dict[str, np.ndarray]) -> Detections:
     offsets = arrays["rle_offsets"]
     if offsets[0] != 0 or offsets[-1] != len(arrays["rle_counts"]) or (np.diff(offsets) < 0).any():
         raise InputError(str(path), "rle_offsets do not fit rle_counts", mend="run inference again")
+    if with_masks and ((np.diff(offsets) > 0) != arrays["has_mask"]).any():
+        raise InputError(str(path), "has_mask does not fit rle_offsets", mend="run inference again")
     return Detections(**arrays)
 
 

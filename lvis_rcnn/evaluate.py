@@ -104,6 +104,7 @@ def evaluate(
         "images": len(truth.image_ids),
         "detections": len(found),
         "unknown_category_detections": unknown,
+        "detections_without_mask": 0 if found.has_mask is None else int((~found.has_mask).sum()),
         "judged_detections": {kind: len(scores[kind].matches.judged.rows) for kind in scores},
         "detections_per_image": detections_per_image,
         "annotations_sha256": annotations_sha256,

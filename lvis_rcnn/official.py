@@ -78,6 +78,7 @@ def official_records(found: Found, kind: Kind) -> Iterator[dict[str, Any]]:
             name, shapes = "bbox", found.boxes_xywh[rows].tolist()
         else:
             assert found.masks is not None
+            # Of a mask that was left out lvis sees no pixel. It never looks: the category is none of the image's.
             name, shapes = "segmentation", found.masks.packed(rows)
         for image_id, category_id, value, shape in zip(*columns, shapes, strict=True):
             yield {"image_id": image_id, "category_id": category_id, "score": value, name: shape}

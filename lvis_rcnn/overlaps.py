@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float64, Int64
 from pycocotools import mask as coco_mask
 
 from lvis_rcnn.cells import Judged, Objects, run_starts
+from lvis_rcnn.command import InputError
 from lvis_rcnn.masks import areas_of, damaged, masks_of_truth
 from lvis_rcnn.results_file import Found
 from lvis_rcnn.truth import Truth
@@ -108,10 +109,11 @@ def compare_masks(
     """The same of masks.
 
     Raises:
-        InputError: a mask is damaged.
+        InputError: a mask is damaged, or inference left it out.
     """
     masks = found.masks
     assert masks is not None
+    require_masks(found, judged)
     all_theirs = masks_of_truth(truth)
     theirs = [all_theirs[row] for row in objects.rows.tolist()]
     first, each = objects_in_cell(truth, objects, judged)
@@ -137,6 +139,21 @@ def compare_masks(
     of_judged = np.empty(len(rows))
     of_judged[judged.by_cell] = areas
     return of_judged, joined(parts)
+
+
+def require_masks(found: Found, judged: Judged) -> None:
+    """Refuse detections whose masks inference left out as nothing that a score reads, where one is read.
+
+    Raises:
+        InputError: names the first.
+    """
+    if found.has_mask is not None and not found.has_mask[judged.rows].all():
+        row = int(judged.rows[np.argmin(found.has_mask[judged.rows])])
+        raise InputError(
+            found.record(row),
+            "has no mask, since another annotation file was inferred on with inference.masks: scored",
+            mend="infer with inference.masks: all",
+        )
 
 
 def area_bounds(

@@ -26,6 +26,9 @@ HANG_S = 300.0
 # The first process may wait for another training to hand over.
 FIRST_S = 1800.0
 
+# Shares of inference end up to this long after one another.
+SLOWEST_S = 7 * 86400.0
+
 # Asking the store what the others did last.
 ASK_S = 5.0
 
@@ -93,6 +96,15 @@ class Ranks:
     def wait_for_all(self) -> None:
         """Return when all processes are here, so that none ends while the first still writes."""
         self.largest(0)
+
+    def meet_first(self) -> None:
+        """The first process returns when all have come here, the others at once."""
+        if self.store is None:
+            return
+        self.store.set(f"came{self.rank}", "here")
+        if self.is_first:
+            # Nobody hangs: torchrun ends this process if another one dies.
+            self.store.wait([f"came{rank}" for rank in range(self.count)], timedelta(seconds=SLOWEST_S))
 
     def say(self, step: int) -> None:
         """Tell the others that this process has come to ``step``."""

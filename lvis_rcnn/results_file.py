@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from msgspec import Meta
 
 from lvis_rcnn.annotation_text import Pieces, Text, read_text
@@ -51,6 +51,8 @@ class Found:
     """float32 or float64, as they were written."""
     boxes_xywh: Float[np.ndarray, "d 4"] | None
     masks: Masks | None
+    has_mask: Bool[np.ndarray, " d"] | None = None
+    """Which detections have one, where not all do: see lvis_rcnn.detections."""
 
     def __len__(self) -> int:
         """Number of detections."""
@@ -92,7 +94,8 @@ def found_in_shards(folder: Path, with_masks: bool) -> Found:
     """Detections of a folder of shards."""
     read = read_shards(folder, with_masks)
     masks = Masks(read.mask_sizes.astype(np.int64), read.rle_offsets, read.rle_counts) if with_masks else None
-    return Found(str(folder), read.image_ids, read.category_ids, read.scores, read.boxes_xywh, masks)
+    has_mask = None if read.has_mask.all() else read.has_mask
+    return Found(str(folder), read.image_ids, read.category_ids, read.scores, read.boxes_xywh, masks, has_mask)
 
 
 def found_in_file(path: Path, truth: Truth) -> Found:

@@ -41,6 +41,25 @@ def runs_of_text(counts: bytes) -> Int64[np.ndarray, " runs"]:
     return runs
 
 
+def texts_of_runs(
+    runs: Int64[np.ndarray, " runs"], each: Int64[np.ndarray, " d"]
+) -> tuple[Int64[np.ndarray, " d+1"], UInt8[np.ndarray, " bytes"]]:
+    """Compressed texts of masks of ``each`` so many runs: text i is bytes ``offsets[i]`` to ``offsets[i + 1]``."""
+    place = np.arange(len(runs)) - np.repeat(each.cumsum() - each, each)
+    rest = np.where(place > 2, runs - np.roll(runs, 2), runs)
+    characters, used, more = [], [], np.ones(len(runs), bool)
+    while more.any():
+        value, rest = rest & VALUE, rest >> BITS
+        goes_on = rest != -(value // SIGN)
+        characters.append(BASE + value + MORE * goes_on)
+        used.append(more)
+        more = more & goes_on
+    written = np.zeros((len(runs), len(used)), bool) if not used else np.stack(used, axis=1)
+    text = np.stack(characters, axis=1)[written].astype(np.uint8) if used else np.zeros(0, np.uint8)
+    lengths = written.sum(axis=1).cumsum()
+    return np.concatenate([[0], np.concatenate([[0], lengths])[each.cumsum()]]), text
+
+
 def check_runs(runs: Int64[np.ndarray, " runs"], size_hw: tuple[int, int]) -> None:
     """Raise ValueError unless these runs fill an image of this size."""
     if (runs < 0).any():

@@ -275,7 +275,7 @@ def test_images_are_found_under_the_names_of_v05(tmp_path):
         "coco_url": "http://images.cocodataset.org/val2017/000000000007.png",
     }
     store = make_store(tmp_path, [annotation(1, [10, 5, 20, 15])], **names)
-    assert data.TestImages(store.path, tmp_path, 40, 60)[0].pixels.shape == (1, 3, 64, 64)
+    assert data.TestImages(store.path, tmp_path, 40, 60)[[0]].pixels.shape == (1, 3, 64, 64)
 
 
 # Steps
@@ -327,7 +327,7 @@ def test_workers_read_the_same_batches(drawn):
 def test_an_unreadable_image_is_one_line_from_workers_too(tmp_path, workers):
     store = make_store(tmp_path, [annotation(1, [10, 5, 20, 15])])
     (tmp_path / "image.png").write_bytes(b"")
-    batches = data.read_in_order(data.TestImages(store.path, tmp_path, 40, 60), range(1), workers)
+    batches = data.read_in_order(data.TestImages(store.path, tmp_path, 40, 60), [[0]], workers)
     expected = f"{tmp_path / 'image.png'}: is no complete image; to mend: copy the file again"
     with pytest.raises(InputError) as raised:
         next(batches)
@@ -493,7 +493,7 @@ def test_other_errors_of_a_worker_are_shown(capsys):
 def test_test_images_come_in_file_order(drawn, image):
     images = data.TestImages(drawn.val_store, drawn.images, 48, 96)
     image %= images.store.num_images
-    batch = images[image]
+    batch = images[[image]]
     assert batch.image_ids == [int(images.store.image_ids[image])]
     assert batch.targets == []
     assert images.files.of(images.store, image).path.exists()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools import mask as rle
 
 from lvis_rcnn.command import InputError
 from lvis_rcnn.detections import (
@@ -23,8 +24,8 @@ from lvis_rcnn.detections import (
 
 def some_detections(count: int, seed: int = 0) -> Detections:
     random = np.random.default_rng(seed)
-    rles = [{"size": [10, 12], "counts": random.bytes(random.integers(0, 6))} for _ in range(count)]
-    sizes, offsets, counts = pack_rles(rles)
+    rles = [{"size": [10, 12], "counts": random.bytes(random.integers(1, 6))} for _ in range(count)]
+    sizes, offsets, counts, has_mask = pack_rles(rles)
     return Detections(
         image_ids=np.sort(random.integers(1, 5, count)),
         category_ids=random.integers(1, 9, count),
@@ -33,6 +34,7 @@ def some_detections(count: int, seed: int = 0) -> Detections:
         mask_sizes=sizes,
         rle_offsets=offsets,
         rle_counts=counts,
+        has_mask=has_mask,
     )
 
 
@@ -57,11 +59,24 @@ def test_any_split_into_shards_reads_back_as_one(tmp_path_factory, counts, seed)
 
 
 def test_a_mask_comes_back_as_it_was_encoded():
-    rles = [{"size": [4, 5], "counts": b"abc"}, {"size": [6, 7], "counts": b""}, {"size": [8, 9], "counts": b"d"}]
-    sizes, offsets, counts = pack_rles(rles)
+    rles = [{"size": [4, 5], "counts": b"abc"}, {"size": [6, 7], "counts": b"e"}, {"size": [8, 9], "counts": b"d"}]
     ids = np.arange(3)
-    detections = Detections(ids, ids, np.zeros(3, np.float32), np.zeros((3, 4), np.float32), sizes, offsets, counts)
+    detections = Detections(ids, ids, np.zeros(3, np.float32), np.zeros((3, 4), np.float32), *pack_rles(rles))
     assert [detections.rle(index) for index in range(3)] == rles
+
+
+def test_a_mask_that_was_left_out_is_not_an_empty_one(tmp_path):
+    empty = rle.encode(np.zeros((10, 12), np.uint8, order="F"))
+    sizes, offsets, counts, _ = pack_rles([empty, {"size": [10, 12], "counts": b""}])
+    ids, boxes = np.arange(2), np.zeros((2, 4), np.float32)
+    one = Detections(ids, ids, np.zeros(2, np.float32), boxes, sizes, offsets, counts, np.array([True, False]))
+    write_shard(shard_path(tmp_path, 0), one)
+    for with_masks in (True, False):
+        assert read_shards(tmp_path, with_masks).has_mask.tolist() == [True, False]
+    again = read_shards(tmp_path)
+    assert rle.area(again.rle(0)) == 0
+    with pytest.raises(AssertionError, match="left out"):
+        again.rle(1)
 
 
 def test_no_detections_survive_a_shard(tmp_path):
@@ -113,10 +128,10 @@ def test_a_folder_without_shards_is_refused(tmp_path, folder):
 def test_other_formats_and_versions_are_refused(tmp_path):
     path = tmp_path / "shard-00000.npz"
     np.savez(path, a=np.zeros(1))
-    with pytest.raises(InputError, match=r"is another format version -1; allowed: lvis_rcnn.detections version 1"):
+    with pytest.raises(InputError, match=r"is another format version -1; allowed: lvis_rcnn.detections version 2"):
         read_shard(path)
-    np.savez(path, format=np.array("lvis_rcnn.detections"), version=np.array(2))
-    with pytest.raises(InputError, match=r"version 2; allowed: lvis_rcnn.detections version 1"):
+    np.savez(path, format=np.array("lvis_rcnn.detections"), version=np.array(1))
+    with pytest.raises(InputError, match=r"version 1; allowed: lvis_rcnn.detections version 2"):
         read_shard(path)
 
 
@@ -127,13 +142,14 @@ def test_other_formats_and_versions_are_refused(tmp_path):
         ({"scores": np.zeros(2, np.float32)}, r"array scores is float32\[2\]; allowed: float32\[3\]"),
         ({"image_ids": np.array(7)}, r"array image_ids is int64\[\]"),
         ({"rle_offsets": np.array([0, 2, 1, 3])}, "rle_offsets do not fit rle_counts"),
+        ({"has_mask": np.array([True, False, True])}, "has_mask does not fit rle_offsets"),
         ({"extra": np.zeros(1)}, "holds the arrays boxes_xywh, category_ids, extra"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path, change, message):
     path = tmp_path / "shard-00000.npz"
     arrays = {**vars(some_detections(3)), **change}
-    np.savez(path, format=np.array("lvis_rcnn.detections"), version=np.array(1), **arrays)
+    np.savez(path, format=np.array("lvis_rcnn.detections"), version=np.array(2), **arrays)
     with pytest.raises(InputError, match=message):
         read_shard(path)
 

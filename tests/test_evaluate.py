@@ -283,15 +283,12 @@ def as_shards(folder: Path, results: list[Result]) -> Path:
     """Two shards of ``results``."""
     for number, part in enumerate((results[:2], results[2:])):
         rles = [{"size": r.segmentation.size, "counts": r.segmentation.counts.encode()} for r in part]
-        sizes, offsets, counts = pack_rles(rles)
         detections = Detections(
             np.array([result.image_id for result in part]),
             np.array([result.category_id for result in part]),
             np.array([result.score for result in part], np.float32),
             np.array([result.bbox for result in part], np.float32),
-            sizes,
-            offsets,
-            counts,
+            *pack_rles(rles),
         )
         write_shard(shard_path(folder, number), detections)
     return folder

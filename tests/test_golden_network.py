@@ -9,12 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from bitmaps import paste_mask
 from golden_figures import RECIPE, arrays, golden_batch, mmdet_state, network, table, uniform
 from torch.testing import assert_close
 
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.data import Target
-from lvis_rcnn.infer import boxes_in_original, paste_mask
+from lvis_rcnn.detector import boxes_in_original
 from lvis_rcnn.mask_crops import MaskCrops
 from lvis_rcnn.mmdet_weights import to_mmdet, to_ours
 from lvis_rcnn.model import region_losses, rpn

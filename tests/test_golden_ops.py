@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from bitmaps import paste_mask
 from golden_figures import RECIPE, arrays, network, uniform
 from torch.testing import assert_close
 from torchvision.ops import nms
 
-from lvis_rcnn.infer import paste_mask
 from lvis_rcnn.model.anchors import STRIDES_PX, anchors_in_image, base_anchors, pyramid_anchors
 from lvis_rcnn.model.assign import ROI_THRESHOLDS, RPN_THRESHOLDS, assign
 from lvis_rcnn.model.boxes import ROI_STDS, RPN_STDS, clip, decode, encode, overlaps

@@ -1,35 +1,41 @@
-"""Inference: masks pasted by hand, shards that survive a kill, and models that do not belong to the study."""
+"""Inference: shards that survive a kill, whoever makes them, and models that do not belong to the study."""
 
 import json
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 from tiny_run import SMALLEST, make_data, tiny_study, write_tiny_study
 
-from lvis_rcnn import infer
+from lvis_rcnn import data, detector, infer
 from lvis_rcnn.annotations import open_store
 from lvis_rcnn.checkpoints import save_model
 from lvis_rcnn.command import InputError
 from lvis_rcnn.config import settings_digest
-from lvis_rcnn.detections import read_shard, read_shards, shards_of
+from lvis_rcnn.detections import Detections, pack_rles, read_shard, read_shards, shard_path, shards_of, write_shard
+from lvis_rcnn.evaluate import evaluate
 from lvis_rcnn.files import sha256_of_file
 from lvis_rcnn.model.mask_rcnn import ImageDetections, MaskRcnn
+from lvis_rcnn.pixels import padded_size_hw
+from lvis_rcnn.ranks import Ranks
 from lvis_rcnn.train import network_settings
 
 KEYS = {
-    *("format", "version", "fps", "fps_definition", "images", "warmup_images", "batch_size", "device", "threads"),
-    *("resolution", "precision", "end_to_end_fps", "model_sha256", "annotations_sha256", "detections", "study"),
-    *("settings_digest", "code_version", "versions"),
+    *("format", "version", "images", "masks", "batch_size", "device", "threads", "ranks", "resolution", "precision"),
+    *("end_to_end_fps", "end_to_end_definition", "model_sha256", "annotations_sha256", "detections", "study"),
+    *("detections_with_mask", "settings_digest", "code_version", "versions"),
 }
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -39,7 +45,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def smallest_body(monkeypatch):
-    monkeypatch.setitem(infer.BACKBONES, "r50", SMALLEST)
+    monkeypatch.setitem(detector.BACKBONES, "r50", SMALLEST)
 
 
 @pytest.fixture(scope="module")
@@ -63,70 +69,11 @@ def meta_of(store, **changes):
     return {"backbone": "r50", "seed": 0, "CLASSES": names, **changes}
 
 
-# Masks
-
-
-def paste(probabilities, box, height, width):
-    return infer.paste_mask(torch.as_tensor(probabilities, dtype=torch.float32), torch.tensor(box), height, width)
-
-
-def test_a_full_mask_fills_its_box():
-    expected = np.zeros((20, 30), dtype=bool)
-    expected[4:12, 5:25] = True
-    assert np.array_equal(paste(torch.ones(28, 28), [5.0, 4.0, 25.0, 12.0], 20, 30), expected)
-
-
-def test_a_half_mask_fills_half_its_box():
-    probabilities = torch.zeros(28, 28)
-    probabilities[:, :14] = 1
-    expected = np.zeros((20, 40), dtype=bool)
-    expected[2:18, 4:18] = True
-    assert np.array_equal(paste(probabilities, [4.0, 2.0, 32.0, 18.0], 20, 40), expected)
-
-
-def test_an_empty_mask_pastes_nothing():
-    assert not paste(torch.full((28, 28), 0.49), [0.0, 0.0, 30.0, 20.0], 20, 30).any()
-
-
-def test_what_lies_outside_the_image_is_cut_off():
-    bitmap = paste(torch.ones(28, 28), [-10.0, -5.0, 8.0, 40.0], 20, 30)
-    expected = np.zeros((20, 30), dtype=bool)
-    expected[:, :8] = True
-    assert np.array_equal(bitmap, expected)
-
-
-@pytest.mark.parametrize(
-    "box",
-    [[5.0, 5.0, 5.0, 9.0], [5.0, 5.0, 9.0, 5.0], [5.25, 5.25, 5.25, 5.25], [30.0, 20.0, 30.0, 20.0], [0.0] * 4],
-    ids=str,
-)
-def test_a_box_without_area_is_no_error(box):
-    assert paste(torch.ones(28, 28), box, 20, 30).sum() <= 1
-
-
-def test_a_box_inside_one_pixel_covers_it_if_it_holds_its_centre():
-    assert paste(torch.ones(28, 28), [5.4, 5.4, 5.6, 5.6], 20, 30).nonzero() == (5, 5)
-    assert not paste(torch.ones(28, 28), [5.0, 5.0, 5.1, 5.1], 20, 30).any()
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    st.tuples(st.integers(4, 60), st.integers(4, 60)),
-    st.tuples(*[st.floats(0, 1)] * 4),
-    st.integers(0, 2**32 - 1),
-)
-def test_masks_stay_within_one_pixel_of_their_box(size, fractions, seed):
-    height, width = size
-    x0, x1 = sorted(fraction * width for fraction in fractions[:2])
-    y0, y1 = sorted(fraction * height for fraction in fractions[2:])
-    probabilities = torch.rand(28, 28, generator=torch.Generator().manual_seed(seed))
-    rows, columns = paste(probabilities, [x0, y0, x1, y1], height, width).nonzero()
-    assert ((rows + 1 >= y0 - 1) & (rows <= y1 + 1)).all()
-    assert ((columns + 1 >= x0 - 1) & (columns <= x1 + 1)).all()
+# One image
 
 
 def test_boxes_return_to_the_original_by_each_axis_own_factor():
-    boxes = infer.boxes_in_original(torch.tensor([[10.0, 10, 20, 40]]), (100, 50), (200, 25))
+    boxes = detector.boxes_in_original(torch.tensor([[10.0, 10, 20, 40]]), (100, 50), (200, 25))
     assert boxes.tolist() == [[5, 20, 10, 80]]
 
 
@@ -136,14 +83,14 @@ def found(scores, labels, boxes):
         torch.tensor(boxes).reshape(-1, 4),
         torch.tensor(labels, dtype=torch.int64),
         torch.tensor(scores),
+        torch.arange(count),
         torch.ones(count, 28, 28),
     )
 
 
 def test_labels_become_ids_and_boxes_width_and_height():
     one = found([0.9, 0.4], [3, 1], [[2.0, 4.0, 10.0, 8.0], [0.0, 0.0, 4.0, 4.0]])
-    masks = infer.masks_of(one, one.boxes_xyxy, (16, 20))
-    detections = infer.image_detections(77, one, one.boxes_xyxy, masks, np.array([4, 8, 15]))
+    detections = detector.image_detections(77, one, one.boxes_xyxy, (16, 20), np.array([4, 8, 15]))
     assert detections.image_ids.tolist() == [77, 77]
     assert detections.category_ids.tolist() == [15, 4]
     assert detections.scores.tolist() == pytest.approx([0.9, 0.4])
@@ -154,8 +101,7 @@ def test_labels_become_ids_and_boxes_width_and_height():
 
 def test_an_image_without_detections_has_no_row():
     nothing = found([], [], [])
-    masks = infer.masks_of(nothing, nothing.boxes_xyxy, (16, 20))
-    assert len(infer.image_detections(77, nothing, nothing.boxes_xyxy, masks, np.array([4]))) == 0
+    assert len(detector.image_detections(77, nothing, nothing.boxes_xyxy, (16, 20), np.array([4]))) == 0
 
 
 # Runs
@@ -172,6 +118,7 @@ def run(drawn, model_path, folder, **changes):
         drawn.images,
         folder / "state" / "tiny" / "r50" / "seed0",
         folder / "out",
+        ALONE,
     )
     return study, json.loads((folder / "out" / "inference.json").read_text())
 
@@ -184,9 +131,11 @@ def test_a_small_run_records_what_the_table_and_a_reader_need(drawn, model_path,
     study, record = run(drawn, model_path, tmp_path)
     store = open_store(drawn.val_store)
     assert set(record) == KEYS
-    assert (record["format"], record["version"], record["study"]) == ("lvis_rcnn.inference", 1, "tiny")
-    assert (record["images"], record["warmup_images"], record["batch_size"]) == (7, 5, 1)
-    assert record["fps"] > record["end_to_end_fps"] > 0
+    assert (record["format"], record["version"], record["study"]) == ("lvis_rcnn.inference", 2, "tiny")
+    assert (record["images"], record["batch_size"], record["ranks"], record["masks"]) == (7, 1, 1, "all")
+    assert record["precision"] == "fp32 without TF32"
+    assert record["end_to_end_fps"] > 0
+    assert record["detections_with_mask"] == record["detections"]
     assert record["model_sha256"] == sha256_of_file(model_path)
     assert record["annotations_sha256"] == store.annotations_sha256
     assert record["settings_digest"] == settings_digest(study, "infer")
@@ -211,26 +160,26 @@ def test_killed_between_shards_it_goes_on_to_the_same_bytes(drawn, model_path, t
     whole = run(drawn, model_path, tmp_path / "whole")[1]
     expected = contents(tmp_path / "whole" / "out" / "detections")
     assert list(expected) == ["shard-00000.npz", "shard-00001.npz", "shard-00002.npz"]
-    detected, detect = [], infer.detect
+    detected, detect = [], detector.detect
 
-    def killed(model, batch):
+    def killed(model, batch, wanted):
         if len(detected) == 5:
             raise KeyboardInterrupt
         detected.append(batch.image_ids)
-        return detect(model, batch)
+        return detect(model, batch, wanted)
 
     with monkeypatch.context() as patch:
-        patch.setattr(infer, "detect", killed)
+        patch.setattr(detector, "detect", killed)
         with pytest.raises(KeyboardInterrupt):
             run(drawn, model_path, tmp_path / "killed")
     assert not (tmp_path / "killed" / "out").exists()
     detected.clear()
-    monkeypatch.setattr(infer, "detect", lambda model, batch: detected.append(batch.image_ids) or detect(model, batch))
+    monkeypatch.setattr(detector, "detect", lambda *given: detected.append(given[1].image_ids) or detect(*given))
     record = run(drawn, model_path, tmp_path / "killed")[1]
     assert len(detected) == 4  # shards 1 and 2
     assert contents(tmp_path / "killed" / "out" / "detections") == expected
     assert record["detections"] == whole["detections"]
-    assert record["fps"] > 0
+    assert record["end_to_end_fps"] > 0
 
 
 def test_finished_shards_are_exported_again_and_not_inferred(drawn, model_path, tmp_path, monkeypatch):
@@ -238,7 +187,7 @@ def test_finished_shards_are_exported_again_and_not_inferred(drawn, model_path, 
     first = run(drawn, model_path, tmp_path)[1]
     expected = contents(tmp_path / "out" / "detections")
     (tmp_path / "out" / "inference.json").unlink()
-    monkeypatch.setattr(infer, "detect", None)
+    monkeypatch.setattr(detector, "detect", None)
     again = run(drawn, model_path, tmp_path)[1]
     assert contents(tmp_path / "out" / "detections") == expected
     assert again == first
@@ -256,6 +205,109 @@ def test_nothing_found_is_a_result(drawn, model_path, tmp_path):
     _, record = run(drawn, model_path, tmp_path, inference={"score_threshold": 1.0})
     assert record["detections"] == 0
     assert len(read_shard(tmp_path / "out" / "detections" / "shard-00000.npz")) == 0
+
+
+# Masks that no score reads
+
+
+def test_only_masks_that_are_scored_are_made_and_they_are_the_same(drawn, model_path, tmp_path):
+    run(drawn, model_path, tmp_path / "all")
+    _, record = run(drawn, model_path, tmp_path / "scored", inference={"masks": "scored"})
+    whole, some = (read_shards(tmp_path / name / "out" / "detections") for name in ("all", "scored"))
+    store = open_store(drawn.val_store)
+    position = {image_id: index for index, image_id in enumerate(store.image_ids.tolist())}
+    names = ("image_ids", "category_ids", "scores", "boxes_xywh", "mask_sizes")
+    assert all(np.array_equal(getattr(whole, name), getattr(some, name)) for name in names)
+    ids = np.array([0, *(category.id for category in store.categories)])
+    looked_for = {image: set(ids[detector.scored_labels(store, index)]) for image, index in position.items()}
+    pairs = zip(some.image_ids.tolist(), some.category_ids.tolist(), strict=True)
+    assert some.has_mask.tolist() == [category in looked_for[image] for image, category in pairs]
+    assert 0 < some.has_mask.sum() == record["detections_with_mask"] < record["detections"]
+    assert record["masks"].startswith("scored: ")
+    for row in np.flatnonzero(some.has_mask).tolist():
+        assert some.rle(row) == whole.rle(row)
+
+
+def near_the_truth(store, seed):
+    """Detections about the objects of a set, of their categories or of others, with masks that fill their boxes."""
+    random = np.random.default_rng(seed)
+    ids = np.array([category.id for category in store.categories])
+    images = np.sort(random.integers(0, store.num_images, 60)).tolist()
+    objects = [random.choice(np.arange(len(store.labels))[store.annotations_of(image)]) for image in images]
+    boxes = np.maximum(store.boxes_xywh[objects] + random.normal(0, 1.5, (60, 4)), 1).round()
+    labels = np.where(random.random(60) < 0.6, store.labels[objects], random.integers(1, len(ids) + 1, 60))
+    sizes = [(int(store.heights[image]), int(store.widths[image])) for image in images]
+    polygons = [[[x, y, x + w, y, x + w, y + h, x, y + h]] for x, y, w, h in boxes.tolist()]
+    masks = [rle.merge(rle.frPyObjects(one, *size)) for one, size in zip(polygons, sizes, strict=True)]
+    scores = random.random(60).astype(np.float32)
+    packed = pack_rles(masks)
+    whole = Detections(store.image_ids[images], ids[labels - 1], scores, boxes.astype(np.float32), *packed)
+    known = [label in detector.scored_labels(store, image).tolist() for label, image in zip(labels, images, strict=True)]
+    left = [mask if keep else {**mask, "counts": b""} for mask, keep in zip(masks, known, strict=True)]
+    *fields, _ = pack_rles(left)
+    return whole, replace(
+        whole, **dict(zip(("mask_sizes", "rle_offsets", "rle_counts"), fields, strict=True)), has_mask=np.array(known)
+    )
+
+
+@settings(deadline=None, max_examples=6, phases=[Phase.generate])
+@given(st.integers(0, 10**6), st.sampled_from([3, 300]))
+def test_no_score_depends_on_masks_that_are_left_out(drawn, tmp_path_factory, seed, cap):
+    folder = tmp_path_factory.mktemp("both")
+    found = []
+    for name, detections in zip(("all", "scored"), near_the_truth(open_store(drawn.val_store), seed), strict=True):
+        write_shard(shard_path(folder / name, 0), detections)
+        found.append(evaluate(drawn.folder / "drawn" / "val.json", folder / name, cap, "yes"))
+    whole, some = found
+    assert whole["segm"]["AP"] > 0.01
+    assert some["detections_without_mask"] > 0 == whole["detections_without_mask"]
+    for same in ("bbox", "segm", "per_category", "judged_detections"):
+        assert some[same] == whole[same]
+
+
+def test_a_mask_that_is_needed_and_was_left_out_is_said(drawn, tmp_path):
+    _, some = near_the_truth(open_store(drawn.val_store), 0)
+    write_shard(shard_path(tmp_path / "found", 0), some)
+    truth = json.loads((drawn.folder / "drawn" / "val.json").read_text())
+    for image in truth["images"]:
+        image["neg_category_ids"] = [category["id"] for category in truth["categories"]]
+    (tmp_path / "other.json").write_text(json.dumps(truth))
+    with pytest.raises(InputError, match=r"result \d+ .*has no mask, .*to mend: infer with inference.masks: all"):
+        evaluate(tmp_path / "other.json", tmp_path / "found", 300)
+
+
+# Batches
+
+
+def test_batches_share_a_padded_size_and_change_nothing_but_rounding(drawn, model_path, tmp_path):
+    run(drawn, model_path, tmp_path / "alone")
+    _, record = run(drawn, model_path, tmp_path / "batches", inference={"batch_size": 3})
+    alone, batches = (read_shards(tmp_path / name / "out" / "detections") for name in ("alone", "batches"))
+    assert record["batch_size"] == 3
+    assert np.array_equal(alone.image_ids, batches.image_ids)  # in the order of annotations, whatever the batches
+    assert np.array_equal(alone.category_ids, batches.category_ids)
+    np.testing.assert_allclose(batches.scores, alone.scores, atol=1e-5)
+    np.testing.assert_allclose(batches.boxes_xywh, alone.boxes_xywh, atol=1e-3)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(0, 6), unique=True), st.integers(1, 4))
+def test_every_image_is_in_one_batch_with_its_like(drawn, positions, most):
+    images = data.TestImages(drawn.val_store, drawn.images, 64, 96)
+    batches = images.batches(positions, most)
+    assert sorted(chain.from_iterable(batches)) == sorted(positions)
+    for batch in batches:
+        assert len(batch) <= most
+        assert len({padded_size_hw(images.size_hw(image)) for image in batch}) == 1
+
+
+def test_bf16_is_asked_for_and_said(drawn, model_path, tmp_path):
+    _, full = run(drawn, model_path, tmp_path / "full", compute={"precision": "bf16"})
+    _, half = run(drawn, model_path, tmp_path / "half", inference={"precision": "bf16"})
+    assert full["precision"] == "fp32 without TF32"  # that of training is another setting
+    assert half["precision"].startswith("bf16 autocast")
+    of_full, of_half = (read_shards(tmp_path / name / "out" / "detections") for name in ("full", "half"))
+    assert not np.array_equal(of_full.scores, of_half.scores)
 
 
 # Models that do not belong here
@@ -320,10 +372,10 @@ def test_the_help_is_readable(monkeypatch, capsys):
 
 
 INTERRUPTED = """
-from lvis_rcnn import infer
+from lvis_rcnn import detector, infer
 from lvis_rcnn.backbones import Backbone
 
-infer.BACKBONES["r50"] = Backbone("R-14-FPN", "r14_fpn", (1, 1, 1, 1), groups=1, width_per_group=64)
+detector.BACKBONES["r50"] = Backbone("R-14-FPN", "r14_fpn", (1, 1, 1, 1), groups=1, width_per_group=64)
 infer.IMAGES_PER_SHARD = 1
 infer.main()
 """

@@ -1,5 +1,7 @@
 """Run-length masks are read as pycocotools reads them, and damaged ones refused without it."""
 
+from itertools import chain, pairwise
+
 import numpy as np
 import pycocotools.mask as rle
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from lvis_rcnn.run_lengths import check_runs, pixels_of_runs, runs_of_text
+from lvis_rcnn.run_lengths import check_runs, pixels_of_runs, runs_of_text, texts_of_runs
 
 bitmaps = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 1))
 
@@ -25,6 +27,15 @@ def test_large_runs_come_back(runs):
     # A row of as many pixels as the runs say; nothing is drawn.
     packed = rle.frPyObjects({"size": [1, min(sum(runs), 2**32 - 1)], "counts": runs}, 1, 1)
     assert runs_of_text(packed["counts"]).tolist() == runs
+
+
+@given(st.lists(st.lists(st.integers(0, 2**31) | st.integers(0, 40), max_size=12), max_size=6))
+@settings(deadline=None)
+def test_runs_become_the_text_of_pycocotools(masks):
+    each = np.array([len(runs) for runs in masks], np.int64)
+    offsets, text = texts_of_runs(np.array(list(chain.from_iterable(masks)), np.int64), each)
+    found = [text[start:stop].tobytes() for start, stop in pairwise(offsets)]
+    assert found == [rle.frPyObjects({"size": [1, 1], "counts": runs}, 1, 1)["counts"] for runs in masks]
 
 
 @given(st.binary(max_size=60) | st.text("0123456789OPQRSTPmno`abc", max_size=30).map(str.encode))

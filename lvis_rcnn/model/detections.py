@@ -34,7 +34,9 @@ class ImageDetections:
     labels: Int64[torch.Tensor, " d"]
     """1 to C."""
     scores: Float[torch.Tensor, " d"]
-    mask_logits: Float[torch.Tensor, "d 28 28"]
+    mask_rows: Int64[torch.Tensor, " m"]
+    """Detections that have a mask, ascending; all, unless masks of some labels only were wanted."""
+    mask_logits: Float[torch.Tensor, "m 28 28"]
 
 
 @dataclass(frozen=True)

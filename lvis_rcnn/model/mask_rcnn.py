@@ -4,9 +4,11 @@ Two functions, ``losses`` and ``detect``. Each file of this folder says what it 
 tests/golden holds figures of MMDetection itself that they are held to.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int64
 from torch import nn
 
 from lvis_rcnn.backbones import Backbone
@@ -80,22 +82,40 @@ def losses(model: MaskRcnn, batch: Batch, choose: Choose) -> dict[str, torch.Ten
     return {**rpn, **region_losses(model.roi_heads, features, regions, batch.targets, (height, width))}
 
 
-@torch.no_grad()
-def detect(model: MaskRcnn, batch: Batch) -> list[ImageDetections]:
-    """Detections of each image of a batch, best first; the model is in evaluation mode."""
+@torch.inference_mode()
+def detect(
+    model: MaskRcnn, batch: Batch, mask_labels: Sequence[Int64[torch.Tensor, " _"]] | None = None
+) -> list[ImageDetections]:
+    """Detections of each image of a batch, best first; the model is in evaluation mode.
+
+    Args:
+        model: the network.
+        batch: what it sees.
+        mask_labels: for each image, the labels whose detections get a mask; None for all.
+    """
     settings = model.settings
     features = list(model.backbone(batch.pixels).values())
     proposed = proposals(
         model.rpn(features), batch.sizes_hw, settings.proposals_before_nms[1], settings.proposals_after_nms[1]
     )
     return [
-        detect_in_regions(model, [level[image : image + 1] for level in features], boxes, batch.sizes_hw[image])
+        detect_in_regions(
+            model,
+            [level[image : image + 1] for level in features],
+            boxes,
+            batch.sizes_hw[image],
+            None if mask_labels is None else mask_labels[image],
+        )
         for image, (boxes, _) in enumerate(proposed)
     ]
 
 
 def detect_in_regions(
-    model: MaskRcnn, features: list[torch.Tensor], regions_xyxy: torch.Tensor, size_hw: tuple[int, int]
+    model: MaskRcnn,
+    features: list[torch.Tensor],
+    regions_xyxy: torch.Tensor,
+    size_hw: tuple[int, int],
+    mask_labels: torch.Tensor | None,
 ) -> ImageDetections:
     """Second stage of :func:`detect` for one image."""
     settings = model.settings
@@ -109,5 +129,7 @@ def detect_in_regions(
         settings.nms_form,
         settings.detections_per_image,
     )
-    masks = detect_masks(model.roi_heads, features, found)
-    return ImageDetections(found.boxes_xyxy, found.labels, found.scores, masks)
+    wanted = torch.ones_like(found.labels) if mask_labels is None else torch.isin(found.labels, mask_labels)
+    rows = wanted.nonzero()[:, 0]
+    masks = detect_masks(model.roi_heads, features, found[rows])
+    return ImageDetections(found.boxes_xyxy, found.labels, found.scores, rows, masks)

@@ -1,0 +1,246 @@
+"""Memory and speed of a row of the table, from one short measurement on one device that does nothing else.
+
+    python -m lvis_rcnn.measure --study configs/mini.yaml --backbone r50 --model model.pth --out measure.json …
+
+Mem is the peak of training (MMDetection, ``docs/model_zoo.md``): a few whole steps from the trained weights, all images
+at the largest scale, those steps of the first epoch whose batches are largest once padded. Inf time is the page's
+(``tools/benchmark.py`` of May 2020): one image at a time, the first few not counted; the clock runs from the image on
+the host to the bitmaps of all masks at original size on the host, and stands while images are read.
+
+measure.json: {"format": "lvis_rcnn.measure", "version": 1, "study", "backbone", "settings_digest", "model_sha256",
+"device", "threads", "versions", "code_version", "training", "inference"}. "training": {"memory_gb",
+"memory_definition", "steps", "images", "device", "threads", "ranks", "precision", "resolution"}, null for a model that
+was not trained here. "inference": {"fps", "definition", "end_to_end_fps", "end_to_end_definition", "images",
+"warmup_images", "batch_size", "precision", "resolution"}.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lvis_rcnn.annotations import AnnotationStore
+from lvis_rcnn.backbones import BACKBONES
+from lvis_rcnn.command import log, run_step, step_parser
+from lvis_rcnn.config import Study, load_study_for_step, settings_digest
+from lvis_rcnn.data import Augmentation, Batch, TrainingSteps, original_size_hw, read_in_order
+from lvis_rcnn.detector import Detector, boxes_in_original, conditions, image_detections, load_trained, make_detector
+from lvis_rcnn.files import sha256_of_file, write_json
+from lvis_rcnn.finished_run import Run, hardware
+from lvis_rcnn.gradient_step import OPTIMIZERS, set_full_precision
+from lvis_rcnn.paste import bitmaps, pasted_crops
+from lvis_rcnn.pixels import padded_size_hw, rescaled_size_hw
+from lvis_rcnn.provenance import code_version, library_versions
+from lvis_rcnn.ranks import Ranks, own_device
+from lvis_rcnn.run_records import Training, peak_memory_bytes
+from lvis_rcnn.sample_stream import SampleStream
+from lvis_rcnn.schedule import make_recipe
+from lvis_rcnn.train import require_device, step_within_memory, stream_of
+from lvis_rcnn.training_log import Progress
+
+WARMUP_IMAGES = 5
+
+# Among so many steps are the largest looked for: 8,000 images of LVIS.
+STEPS_LOOKED_AT = 500
+
+FPS = (
+    "images a second, one at a time: forward, NMS, bitmaps of all masks at original size on the host; without reading, "
+    "resizing and run-length encoding"
+)
+END_TO_END = "images a second: reading, resizing, forward, NMS, run-length encoded masks; without bitmaps"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a row is trained on."""
+
+    store: Path
+    images: Path
+    repeat_factors: Path
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a row is tested with."""
+
+    model: Path
+    store: Path
+    images: Path
+
+
+def measure(study: Study, backbone: str, tested: Tested, data: TrainingData | None) -> dict[str, Any]:
+    """The value of measure.json; ``data`` is None for a row that was trained elsewhere.
+
+    Raises:
+        InputError: the model is not of this study, or memory does not suffice.
+    """
+    device = own_device(study.compute.device, 0)
+    # Training comes first: resident memory of a process knows its peak only.
+    training = measured_training(study, backbone, tested.model, data, device) if data else None
+    detector = make_detector(study, backbone, tested.model, tested.store, tested.images, device)
+    where = conditions(study, device)
+    return {
+        "format": "lvis_rcnn.measure",
+        "version": 1,
+        "study": study.study,
+        "backbone": backbone,
+        "settings_digest": settings_digest(study, "measure"),
+        "model_sha256": sha256_of_file(tested.model),
+        "device": where.pop("device"),
+        "threads": where.pop("threads"),
+        "versions": library_versions(),
+        "code_version": code_version(),
+        "training": training,
+        "inference": {**measured_inference(study, detector), **where},
+    }
+
+
+def measured_training(
+    study: Study, backbone: str, model_path: Path, data: TrainingData, device: torch.device
+) -> dict[str, Any]:
+    """Peak memory of a few of the largest steps."""
+    torch.set_num_threads(study.compute.threads)
+    set_full_precision()
+    run = Run(study, backbone, study.seeds[0], data.store, data.images, data.repeat_factors, Path(), {})
+    recipe = make_recipe(study.schedule, stream_of(run))
+    layout = torch.channels_last if study.compute.channels_last else torch.contiguous_format
+    model = load_trained(study, backbone, model_path, run.store)
+    model = model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = OPTIMIZERS[study.schedule.optimizer](trained, study.schedule)
+    training = Training(run, Ranks(0, 1, device), recipe, model, optimizer, Progress())
+    short_edge_px, long_edge_px = max(study.augmentation.short_edges_px), study.augmentation.long_edge_px
+    augmentation = Augmentation(**{**study.augmentation.model_dump(), "short_edges_px": (short_edge_px,)})
+    steps = largest_steps(recipe.stream, run.store, augmentation, recipe.steps)[: study.measure.training_steps]
+    items = TrainingSteps(
+        data.store, data.images, recipe.stream, augmentation, channels_last=study.compute.channels_last
+    )
+    images = 0
+    for step, groups in zip(steps, read_in_order(items, steps, study.resources.loader_workers), strict=True):
+        step_within_memory(training, [group.to(device) for group in groups], step, stop=False).values()
+        images += sum(len(group.image_ids) for group in groups)
+    log.info("trained %d steps of the largest images", len(steps))
+    return {
+        **hardware(study, Progress(peak_memory_bytes=peak_memory_bytes(device))),
+        "steps": len(steps),
+        "images": images,
+        "resolution": f"short edge {short_edge_px} px, long edge at most {long_edge_px} px",
+    }
+
+
+def largest_steps(stream: SampleStream, store: AnnotationStore, augmentation: Augmentation, steps: int) -> list[int]:
+    """Steps in the order of the padded pixels of their largest group, which is what a device holds at a time."""
+
+    def pixels(group: list[int]) -> int:
+        sizes = [
+            padded_size_hw(
+                rescaled_size_hw(
+                    *original_size_hw(store, image), augmentation.short_edges_px[0], augmentation.long_edge_px
+                )
+            )
+            for image in group
+        ]
+        return len(group) * max(height for height, _ in sizes) * max(width for _, width in sizes)
+
+    looked_at = range(min(steps, STEPS_LOOKED_AT))
+    largest = [max(pixels(group) for group in stream.groups_of_step(step) if group) for step in looked_at]
+    return sorted(looked_at, key=lambda step: -largest[step])
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one image."""
+
+    network_s: float
+    bitmaps_s: float
+    run_lengths_s: float
+
+
+def measured_inference(study: Study, detector: Detector) -> dict[str, Any]:
+    """Both speeds, over the first images of the validation split."""
+    images = detector.images
+    count = min(study.measure.images + WARMUP_IMAGES, images.store.num_images)
+    warmup = min(WARMUP_IMAGES, count - 1)
+    on_gpu = detector.device.type == "cuda"
+    batches = read_in_order(images, [[image] for image in range(count)], study.resources.loader_workers, pinned=on_gpu)
+    of_images = [times_of(detector, next(batches), image) for image in range(warmup)]
+    began = time.perf_counter()
+    of_images = [times_of(detector, next(batches), image) for image in range(warmup, count)]
+    whole_s = time.perf_counter() - began
+    return {
+        "fps": len(of_images) / sum(one.network_s + one.bitmaps_s for one in of_images),
+        "definition": FPS,
+        "end_to_end_fps": len(of_images) / (whole_s - sum(one.bitmaps_s for one in of_images)),
+        "end_to_end_definition": END_TO_END,
+        "images": len(of_images),
+        "warmup_images": warmup,
+        "batch_size": 1,
+    }
+
+
+@torch.inference_mode()
+def times_of(detector: Detector, batch: Batch, image: int) -> Times:
+    """Detect in one image, and make its masks in both forms."""
+    (size_hw,), (original_hw,) = batch.sizes_hw, batch.original_sizes_hw
+    category_ids = np.array([category.id for category in detector.images.store.categories], dtype=np.int64)
+    ends = [finished(detector.device)]
+    (found,) = detector.detect(batch, [image])
+    boxes = boxes_in_original(found.boxes_xyxy, size_hw, original_hw)
+    ends.append(finished(detector.device))
+    probabilities = found.mask_logits.float().sigmoid()
+    bitmaps(pasted_crops(probabilities, boxes[found.mask_rows], original_hw), len(probabilities), original_hw)
+    ends.append(finished(detector.device))
+    image_detections(batch.image_ids[0], found, boxes, original_hw, category_ids)
+    ends.append(finished(detector.device))
+    return Times(*(end - start for start, end in itertools.pairwise(ends)))
+
+
+def finished(device: torch.device) -> float:
+    """Time at which all that was given to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def step(args: argparse.Namespace) -> None:
+    """Measure the row that the arguments name."""
+    study = load_study_for_step(args.study, "measure", args.settings_digest)
+    require_device(study, args.study)
+    data = TrainingData(args.train_store, args.train_images, args.repeat_factors) if args.train_store else None
+    record = measure(study, args.backbone, Tested(args.model, args.val_store, args.val_images), data)
+    write_json(args.out, record)
+    log.info("%s on %s: %s", args.backbone, record["device"], sentence(record))
+
+
+def sentence(record: Mapping[str, Any]) -> str:
+    """The result for a person."""
+    training, inference = record["training"], record["inference"]
+    memory = f"Mem {training['memory_gb']:.2f} GB, " if training else ""
+    return f"{memory}{inference['fps']:.1f} images/s ({inference['end_to_end_fps']:.1f} with reading)"
+
+
+def main() -> None:
+    """Command line of this step."""
+    parser = step_parser(__doc__)
+    parser.add_argument("--study", type=Path, required=True, metavar="FILE", help="study file (configs/*.yaml)")
+    parser.add_argument("--settings-digest", metavar="HEX", help="refuse a study whose settings changed")
+    parser.add_argument("--backbone", choices=BACKBONES, required=True, help="row of the table")
+    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="model.pth of a run of this row")
+    parser.add_argument("--val-store", type=Path, required=True, metavar="DIR", help="store of the validation split")
+    parser.add_argument("--val-images", type=Path, required=True, metavar="DIR", help="folder of its images")
+    training = parser.add_argument_group("training, for Mem", "all three; without them only the speed is measured")
+    training.add_argument("--train-store", type=Path, metavar="DIR", help="store of the training split")
+    training.add_argument("--train-images", type=Path, metavar="DIR", help="folder of its images")
+    training.add_argument("--repeat-factors", type=Path, metavar="DIR", help="output of repeat_factors")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="measure.json to write")
+    run_step(parser, step)
+
+
+if __name__ == "__main__":
+    main()
