@@ -18,6 +18,10 @@ published = load_published()
 lacking_dataset, lacking_models = load_lacking()
 
 
+# What jobs ask of the machine, and what stands between Snakemake and SLURM.
+include: "workflow/rules/jobs.smk"
+
+
 # A run is a backbone with a seed, r50/seed0, or a published model, published/lvis_v0.5_r50: group/member.
 wildcard_constraints:
     study=re.escape(study.study),
@@ -61,6 +65,10 @@ rule all:
         runs=of_all_runs("metrics.json"),
         table="results/table.md",
         shown=what_people_see(),
+
+
+onstart:
+    stand_between(workflow, Path(STUDY_FILE))
 
 
 onsuccess:

@@ -11,6 +11,8 @@ The files of this package, in data-flow order, are the method; a module imports 
     sources, fetch     the files of LVIS: where they come from, which a study lacks; brings one of them
     provenance         what produced a number
     holder, lease      one trainer at a time on one state folder
+    allocation         what a process has of a machine or a cluster
+    gpu_lease          GPUs of its own for a command, where no scheduler gives them
     attempts           every start of a run and how it ended
     mini*              draws the embedded dataset
     array_file         a .npy file that grows

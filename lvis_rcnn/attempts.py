@@ -16,6 +16,7 @@ from typing import Literal
 
 import msgspec
 
+from lvis_rcnn.allocation import Allocation
 from lvis_rcnn.command import InputError, log
 from lvis_rcnn.files import sync
 from lvis_rcnn.holder import slurm_job
@@ -39,6 +40,11 @@ class Begin(msgspec.Struct, frozen=True, tag_field="event", tag="begin"):
     job: str | None
     step: int
     code_version: str
+    gpus: int = 0
+    cpus: int = 0
+    allocated_at: float | None = None
+    waited_s: float = 0.0
+    last_seen_at: float | None = None
     version: Literal[1] = 1
 
 
@@ -74,17 +80,55 @@ class Attempt:
     """Stopped means by a signal, or handed over."""
     error: str | None = None
     """What ended it, in one line."""
+    gpus: int = 0
+    """That it had to itself."""
+    cpus: int = 0
+    """CPU cores that it had to itself."""
+    allocated_at: float | None = None
+    """Unix seconds since when it had them; None in a line that is older than this field."""
+    waited_s: float = 0.0
+    """As :class:`lvis_rcnn.allocation.Allocation`."""
+    ended_at: float | None = None
+    """Unix seconds; of a killed one its last sign of life, as the next start found it."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What all starts of a run took, those included that were killed."""
+
+    starts: int
+    gpu_hours: float
+    """GPUs times the time they were held."""
+    cpu_hours: float
+    """CPU cores times the time they were held, used or not."""
+    waited_s: float
+    """In the queue."""
+
+
+def cost_of(attempts: list[Attempt], now: float) -> Cost:
+    """The sum over all starts; the last one may still run, until ``now`` (Unix seconds)."""
+    gpu_s = cpu_s = 0.0
+    for attempt in attempts:
+        began = attempt.started_at if attempt.allocated_at is None else attempt.allocated_at
+        until = now if attempt is attempts[-1] else began
+        held_s = max((attempt.ended_at or until) - began, 0.0)
+        gpu_s, cpu_s = gpu_s + attempt.gpus * held_s, cpu_s + attempt.cpus * held_s
+    return Cost(len(attempts), gpu_s / 3600, cpu_s / 3600, sum(attempt.waited_s for attempt in attempts))
 
 
 def read_attempts(state_dir: Path) -> list[Attempt]:
     """All starts of a run, oldest first; none where there is no file."""
     attempts: dict[int, Attempt] = {}
     for line in read_lines(state_dir / FILE):
+        before = attempts.get(line.attempt - 1 if isinstance(line, Begin) else line.attempt)
         if isinstance(line, Begin):
+            if before is not None and before.ended is None:
+                attempts[before.number] = replace(before, ended_at=line.last_seen_at)
             attempts[line.attempt] = attempt_of(line)
-        elif line.attempt in attempts:
-            ended = replace(attempts[line.attempt], last_step=line.step, ended=line.kind, error=line.error)
-            attempts[line.attempt] = ended
+        elif before is not None:
+            attempts[line.attempt] = replace(
+                before, last_step=line.step, ended=line.kind, error=line.error, ended_at=line.ended_at
+            )
     return list(attempts.values())
 
 
@@ -107,15 +151,20 @@ def attempt_of(line: Begin) -> Attempt:
         job=line.job,
         code_version=line.code_version,
         first_step=line.step,
+        gpus=line.gpus,
+        cpus=line.cpus,
+        allocated_at=line.allocated_at,
+        waited_s=line.waited_s,
     )
 
 
-def begin_attempt(state_dir: Path, step: int) -> int:
+def begin_attempt(state_dir: Path, step: int, has: Allocation | None = None) -> int:
     """Record that a start begins, and return its number; the caller holds the lease.
 
     Args:
         state_dir: the run's; it exists.
         step: optimizer steps done, as in the checkpoint that the start goes on from.
+        has: what the start has of the machine; None where nobody counts.
 
     Raises:
         InputError: going on is pointless. With this version of the code the last two starts ended in the same error at
@@ -128,11 +177,24 @@ def begin_attempt(state_dir: Path, step: int) -> int:
     require_no_silent_ends(path, before[-SILENT_ENDS:], version, step)
     number = before[-1].number + 1 if before else 1
     line = Begin(number, time.time(), socket.gethostname(), os.getpid(), slurm_job(), step, version)
+    if has is not None:
+        counted = {"gpus": has.gpus, "cpus": has.cpus, "allocated_at": has.since, "waited_s": has.waited_s}
+        line = msgspec.structs.replace(line, **counted)
+    if before and before[-1].ended is None:
+        line = msgspec.structs.replace(line, last_seen_at=last_sign_of_life(state_dir))
     try:
         append_line(path, line)
     except OSError as error:
         raise InputError(str(path), f"cannot be written: {error.strerror}", mend="make room and start again") from None
     return number
+
+
+def last_sign_of_life(state_dir: Path) -> float | None:
+    """When the heartbeat of a run was last written, by the clock of its file system; None where there is none."""
+    try:
+        return (state_dir / "progress.json").stat().st_mtime
+    except OSError:
+        return None
 
 
 def end_attempt(state_dir: Path, number: int, kind: Ending, step: int, error: BaseException | None = None) -> None:

@@ -222,15 +222,42 @@ class Compute(Section):
     """Memory layout of training, which GPUs prefer with bf16; numbers are equal to rounding."""
 
 
+class Ask(Section):
+    """What the trainings of one backbone ask of the machine otherwise than the others; null asks what they do."""
+
+    gpus: Count | None = None
+    """GPUs of a node."""
+    nodes: Count | None = None
+    """Nodes."""
+    gpu_model: str | None = None
+    """Model of GPU."""
+    cpus_per_gpu: Count | None = None
+    """CPU cores for each GPU."""
+    memory_mb: Count | None = None
+    """Memory for each GPU."""
+    runtime_minutes: Count | None = None
+    """Time limit."""
+
+
 class Resources(Section):
     """What a job asks of the machine; nothing here changes a number."""
 
     loader_workers: int = Field(ge=0)
     """Processes that read images; 0 reads in the training process."""
     memory_mb: Count
-    """Memory of a training or inference job."""
+    """Memory of a training or inference job, for each of its GPUs."""
     runtime_minutes: Count
     """Time limit of a training job on a cluster."""
+    gpus: int | None = Field(default=None, ge=0)
+    """GPUs of a training on each of its nodes, a process each; null is 1 where compute.device is cuda, else 0."""
+    nodes: Count = 1
+    """Nodes of a training."""
+    gpu_model: str | None = None
+    """Model of GPU as the cluster calls it; null takes any."""
+    cpus_per_gpu: Count | None = None
+    """CPU cores for each GPU; null is compute.threads."""
+    of_backbone: dict[BackboneName, Ask] = Field(default_factory=dict)
+    """What the trainings of a backbone ask otherwise."""
     log_every_steps: Count = 50
     """Steps between two lines of the training log."""
     weights_dir: str = "data/weights"
@@ -367,6 +394,39 @@ class Study(Section):
         if not self.backbones and not self.published:
             raise ValueError("at least one row: of backbones, which are trained, or of published models")
         return self
+
+    @model_validator(mode="after")
+    def every_process_has_work(self) -> Self:
+        """A process takes whole normalisation groups of a step; one without any would only wait."""
+        groups = self.schedule.images_per_step // self.schedule.normalisation_group if self.schedule else 1
+        for backbone in self.backbones:
+            ask = self.asked(backbone)
+            processes = (ask.gpus or 1) * (ask.nodes or 1)
+            if processes > groups:
+                raise ValueError(
+                    f"resources.gpus * resources.nodes at most {groups}, the normalisation groups of a step, not "
+                    f"{processes} ({backbone})"
+                )
+            if (ask.nodes or 1) > 1 and not ask.gpus:
+                raise ValueError(f"resources.nodes above 1 with resources.gpus for each of them ({backbone})")
+        return self
+
+    def asked(self, backbone: str) -> Ask:
+        """What a training of ``backbone`` asks of the machine, nothing left open but the model of its GPUs.
+
+        ``gpus`` is None where it needs none.
+        """
+        common, own = self.resources, self.resources.of_backbone.get(backbone, Ask())  # type: ignore[call-overload]
+        gpus = int(self.compute.device == "cuda") if common.gpus is None else common.gpus
+        everyones = Ask(
+            gpus=gpus or None,
+            nodes=common.nodes,
+            gpu_model=common.gpu_model,
+            cpus_per_gpu=common.cpus_per_gpu or self.compute.threads,
+            memory_mb=common.memory_mb,
+            runtime_minutes=common.runtime_minutes,
+        )
+        return everyones.model_copy(update=own.model_dump(exclude_none=True))
 
     @model_validator(mode="after")
     def published_can_be_scored(self) -> Self:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lvis_rcnn.annotations import AnnotationStore, open_store
+from lvis_rcnn.attempts import cost_of, read_attempts
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.checkpoints import save_model
 from lvis_rcnn.config import Study, settings_digest
@@ -114,6 +115,8 @@ def run_record(run: Run, recipe: Recipe, progress: Progress, finished_at: dateti
         "started_at": datetime.fromtimestamp(progress.started_at, UTC).isoformat(timespec="seconds"),
         "finished_at": finished_at.isoformat(timespec="seconds"),
         "attempts": progress.attempts,
+        "cost": asdict(cost_of(read_attempts(run.state_dir), finished_at.timestamp()))
+        | {"peak_memory_gb": progress.peak_memory_bytes / 2**30},
         "model_file": f"{stem}-{model_sha256[:8]}.pth",
         "log_file": f"{stem}.log.json",
         "model_sha256": model_sha256,

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lvis_rcnn.allocation import allocation
 from lvis_rcnn.attempts import begin_attempt
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.command import InputError, log, run_step, step_parser
@@ -124,7 +125,10 @@ def train_to_the_end(run: Run, ranks: Ranks, lease: Lease | None) -> None:
         take_steps(training, Records(training, None))
         ranks.wait_for_all()
         return
-    progress.begin_attempt(begin_attempt(run.state_dir, progress.step), ranks.count)
+    # Of all processes: SLURM counts those of its job, and without it each has its threads and, on a GPU, a GPU.
+    on_gpus = ranks.count if ranks.device.type == "cuda" else 0
+    has = allocation(ranks.count * run.study.compute.threads, on_gpus)
+    progress.begin_attempt(begin_attempt(run.state_dir, progress.step, has), ranks.count)
     log.info("%s%s", recipe.sentence, f"; {ranks.count} processes" if ranks.count > 1 else "")
     with Records(training, lease) as records:
         take_steps(training, records)

@@ -104,3 +104,12 @@ def conda_stand_in(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     conda.chmod(0o755)
     path = f"{conda.parent}:{folder / 'bin'}:{os.environ['PATH']}"
     return {"PATH": path, "CONDA_SHIM_PYTHON": sys.executable, "CONDA_STAND_IN": str(folder)}
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A SLURM cluster on this machine, with accounting."""
+    from one_machine import running_cluster  # of tests/slurm, on the path once a test there is collected
+
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster

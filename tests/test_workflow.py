@@ -64,7 +64,18 @@ def stub_workflow(folder: Path) -> Path:
         shutil.copytree(REPOSITORY / name, folder / name)
     shutil.copy(REPOSITORY / "Snakefile", folder)
     (folder / "lvis_rcnn").mkdir()
-    for name in ("__init__", "command", "files", "backbones", "download", "config", "zoo", "published", "sources"):
+    for name in (
+        "__init__",
+        "command",
+        "files",
+        "backbones",
+        "download",
+        "config",
+        "zoo",
+        "published",
+        "sources",
+        "gpu_lease",
+    ):
         shutil.copy(REPOSITORY / "lvis_rcnn" / f"{name}.py", folder / "lvis_rcnn")
     steps = (
         "fetch",

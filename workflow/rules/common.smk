@@ -135,11 +135,6 @@ def digest(step: str) -> str:
     return settings_digest(study, step)
 
 
-def gpus() -> int:
-    """GPUs of a training or inference job."""
-    return 1 if study.compute.device == "cuda" else 0
-
-
 def earlier_rows_first(wildcards) -> int:
     """Priority of a training: on one machine the rows of the table appear in their order."""
     return len(study.backbones) - study.backbones.index(wildcards.backbone)

@@ -44,7 +44,7 @@ rule store:
         "../../envs/lvis_rcnn.yaml"
     threads: 1
     resources:
-        mem_mb=study.resources.memory_mb,
+        mem_mb=memory_without_gpu_mb,
         runtime=60,
     params:
         annotations=annotations_of_split,

@@ -16,9 +16,9 @@ rule infer:
         "../../envs/lvis_rcnn.yaml"
     threads: study.compute.threads
     resources:
-        gpu=gpus(),
+        **inference_resources(),
         mem_mb=study.resources.memory_mb,
-        runtime=study.resources.runtime_minutes,
+        runtime=inference_minutes(),
     params:
         settings=settings("infer"),
         digest=digest("infer"),
@@ -51,8 +51,8 @@ rule evaluate:
         "../../envs/lvis_rcnn.yaml"
     threads: 1
     resources:
-        mem_mb=study.resources.memory_mb,
-        runtime=120,
+        mem_mb=memory_without_gpu_mb,
+        runtime=60,
     params:
         detections_per_image=study.evaluation.detections_per_image,
         resamples=study.evaluation.bootstrap_resamples,

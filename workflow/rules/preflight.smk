@@ -16,8 +16,8 @@ rule preflight:
         "../../envs/lvis_rcnn.yaml"
     threads: 1
     resources:
-        mem_mb=study.resources.memory_mb,
-        runtime=120,
+        mem_mb=memory_without_gpu_mb,
+        runtime=60,
     params:
         settings=settings("preflight"),
         study=untracked(STUDY_FILE),

@@ -14,7 +14,7 @@ rule import_published:
         "../../envs/lvis_rcnn.yaml"
     threads: 1
     resources:
-        mem_mb=study.resources.memory_mb,
+        mem_mb=memory_without_gpu_mb,
         runtime=30,
     params:
         backbone=backbone_of_model,

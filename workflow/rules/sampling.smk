@@ -12,7 +12,7 @@ rule repeat_factors:
         "../../envs/lvis_rcnn.yaml"
     threads: 1
     resources:
-        mem_mb=study.resources.memory_mb,
+        mem_mb=memory_without_gpu_mb,
         runtime=30,
     params:
         sampling=sampling_options(),

@@ -19,21 +19,20 @@ rule train:
     priority: earlier_rows_first
     conda:
         "../../envs/lvis_rcnn.yaml"
-    threads: study.compute.threads
+    threads: training_cores
     resources:
-        gpu=gpus(),
-        mem_mb=study.resources.memory_mb,
-        runtime=study.resources.runtime_minutes,
+        **training_resources(),
     params:
         settings=settings("train"),
         digest=digest("train"),
         study=untracked(STUDY_FILE),
         images=untracked(image_folder("train")),
+        launcher=training_launcher,
         folder=subpath(output.model, parent=True),
     message:
         "Training {wildcards.backbone} (seed {wildcards.seed}) on {wildcards.study}"
     shell:
-        'exec "$PYTHON" -m lvis_rcnn.train --study {params.study:q} --settings-digest {params.digest}'
+        "exec {params.launcher} -m lvis_rcnn.train --study {params.study:q} --settings-digest {params.digest}"
         " --backbone {wildcards.backbone} --seed {wildcards.seed}"
         " --store {input.store} --images {params.images:q} --repeat-factors {input.repeat_factors}"
         " --state results/state --out {params.folder} --log {log}"

@@ -1,0 +1,62 @@
+"""Python imports this by itself where it stands on PYTHONPATH: trainings of the cluster's tests last, and cost little.
+
+The four backbones are as small as they can be, a step sleeps for STEP_S so that a training can be interrupted in its
+middle while the machine is free for others, and checkpoints are CHECKPOINT_S apart. Everything else is the real thing.
+"""
+
+import os
+import sys
+
+STEPS = ("lvis_rcnn.train", "lvis_rcnn.infer")
+
+
+def make_network_small() -> None:
+    """The same modules with a thirtieth of the channels in their heads, and one block a stage."""
+    import dataclasses
+
+    from torch import nn
+
+    from lvis_rcnn.backbones import BACKBONES
+    from lvis_rcnn.model import backbone, heads, mask_rcnn
+
+    for name, row in BACKBONES.items():
+        BACKBONES[name] = dataclasses.replace(row, blocks=(1, 1, 1, 1), groups=1, width_per_group=32)
+    backbone.FPN_CHANNELS = mask_rcnn.FPN_CHANNELS = 8
+    heads.HIDDEN = 32
+    mask_head = heads.MaskRCNNHeads
+    heads.MaskRCNNHeads = lambda channels, layers, dilation: mask_head(channels, (8, 8), dilation)
+
+    def narrow(self, num_labels: int) -> None:
+        nn.Module.__init__(self)
+        self.conv5_mask = nn.ConvTranspose2d(8, 8, 2, 2)
+        self.mask_fcn_logits = nn.Conv2d(8, num_labels - 1, 1)
+
+    heads.MaskPredictor.__init__ = narrow
+
+
+def make_training_long() -> None:
+    import time
+    from pathlib import Path
+
+    from lvis_rcnn import gradient_step, run_records
+
+    take_step = gradient_step.take_step
+
+    def slow_step(model, optimizer, groups, step, *more, **settings):
+        time.sleep(float(os.environ["STEP_S"]))
+        if Path("crash_at").exists() and step == int(Path("crash_at").read_text()):
+            raise RuntimeError("no step can be taken here")
+        return take_step(model, optimizer, groups, step, *more, **settings)
+
+    gradient_step.take_step = slow_step
+    run_records.SECONDS_BETWEEN_CHECKPOINTS = float(os.environ["CHECKPOINT_S"])
+
+
+if (
+    any(step in sys.orig_argv for step in STEPS)
+    and "STEP_S" in os.environ
+    and "torch.distributed.run" not in sys.orig_argv
+):
+    make_network_small()
+    if "lvis_rcnn.train" in sys.orig_argv:
+        make_training_long()

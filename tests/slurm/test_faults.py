@@ -1,0 +1,199 @@
+"""Whatever a cluster does to a study, it ends in its table, with the weights of a run that nothing disturbed.
+
+Each fault is a whole `snakemake --profile slurm results/table.md` on the cluster of cluster.sh, whose training is hit
+in its middle. Some run at the same time; each is a test of its own.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from one_machine import Cluster, Study, said, start_cluster, wait_until
+
+pytestmark = pytest.mark.slurm
+
+SIDE_BY_SIDE = 4
+
+
+@pytest.fixture(scope="module")
+def calm(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The study that nothing disturbed, run without SLURM."""
+    study = Study(tmp_path_factory.mktemp("calm") / "toy", environment={"STEP_S": "0"}).write()
+    study.run_here("results/table.md")
+    return study
+
+
+def require_same(study: Study, calm: Study) -> None:
+    """The table is whole, and weights, log and scores are those of the calm run."""
+    ours, theirs = study.weights(), calm.weights()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert study.log_lines() == calm.log_lines()
+    assert study.metrics() == calm.metrics()
+    (row,), (calm_row,) = study.table()["rows"], calm.table()["rows"]
+    measures = [name for name in calm_row["measures"] if name.startswith(("box", "mask"))]
+    assert [row["measures"][name]["mean"] for name in measures] == [
+        calm_row["measures"][name]["mean"] for name in measures
+    ]
+
+
+def hit_by_the_time_limit(study: Study, cluster: Cluster) -> None:
+    study.wait_for_step(1, attempt=2)
+
+
+def cancelled(study: Study, cluster: Cluster) -> None:
+    said("scancel", study.wait_for_step(8))
+
+
+def requeued(study: Study, cluster: Cluster) -> None:
+    said("scontrol", "requeue", study.wait_for_step(8))
+
+
+def killed(study: Study, cluster: Cluster) -> None:
+    study.wait_for_step(8)
+    os.kill(study.heartbeat()["pid"], signal.SIGKILL)
+
+
+def preempted(study: Study, cluster: Cluster) -> None:
+    node = said("squeue", "--noheader", "--format=%N", "--job", study.wait_for_step(8)).strip()
+    words = ["--account=lab", "--partition=urgent", f"--nodelist={node}", "--gres=gpu:2", "--output=/dev/null"]
+    said("sbatch", *words, "--wrap", "sleep 5")
+
+
+def on_a_node_that_fails(study: Study, cluster: Cluster) -> None:
+    job = study.wait_for_step(8)
+    node = said("squeue", "--noheader", "--format=%N", "--job", job).strip()
+    said("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    wait_until(lambda: study.job() != job, "the job has left the node")
+    said("scontrol", "update", f"nodename={node}", "state=resume")
+
+
+def head_killed_and_forgotten(study: Study, cluster: Cluster) -> None:
+    study.wait_for_step(8)
+    head_killed_and_started_again(study, cluster, forget=True)
+
+
+def head_killed_and_started_again(study: Study, cluster: Cluster, forget: bool = False) -> None:
+    study.wait_for_step(8)
+    assert study.head is not None
+    study.head.kill()
+    study.head.wait()
+    if forget:
+        shutil.rmtree(study.folder / ".snakemake" / "slurm_jobs")
+    unlocked = subprocess.run(
+        study.command("--unlock"), cwd=study.folder, env=study.environ(), capture_output=True, text=True, check=False
+    )
+    assert unlocked.returncode == 0, unlocked.stderr
+    study.start("results/table.md")
+
+
+def controller_restarted(study: Study, cluster: Cluster) -> None:
+    study.wait_for_step(8)
+    cluster.stop_daemon("slurmctld")
+    time.sleep(8)
+    start_cluster(cluster.state)
+
+
+def accounting_away(study: Study, cluster: Cluster) -> None:
+    study.wait_for_step(4)
+    cluster.stop_daemon("slurmdbd")
+    study.wait_for_step(20)
+    start_cluster(cluster.state)
+
+
+def refused_for_now(study: Study, cluster: Cluster) -> None:
+    words = ["--account=lab", "--qos=narrow", "--output=/dev/null", "--parsable", "--wrap", "sleep 600"]
+    jobs = [said("sbatch", *words).strip() for _ in range(2)]
+    study.start("results/table.md")
+    wait_until(lambda: "SLURM takes no job for now, trying again" in study.said(), "a submission waits")
+    said("scancel", *jobs)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What hits a training, on which site, and how it is seen afterwards."""
+
+    hit: Callable[[Study, Cluster], None]
+    submitted: int
+    """Jobs of the training that Snakemake submits."""
+    starts: int
+    """Starts of the trainer."""
+    ended: str | None = "stopped"
+    """How the first start ended by its own account; None where it could give none."""
+    site: dict[str, Any] = field(default_factory=dict)
+    study: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    alone: bool = False
+    """Hits the whole cluster."""
+
+
+FAULTS = {
+    "scancel": Fault(cancelled, submitted=2, starts=2),
+    "requeue": Fault(requeued, submitted=1, starts=2),
+    "sigkill": Fault(killed, submitted=2, starts=2, ended=None),
+    "head_killed": Fault(head_killed_and_started_again, submitted=2, starts=1, ended="done"),
+    "head_killed_and_its_notes_lost": Fault(head_killed_and_forgotten, submitted=2, starts=2),
+    "time_limit": Fault(
+        hit_by_the_time_limit,
+        submitted=2,
+        starts=2,
+        study={"resources": {"runtime_minutes": 1}},
+        environment={"STEP_S": "1.5"},
+    ),
+    "preempted_with_grace": Fault(preempted, submitted=2, starts=2, site={"gpu_partition": "spot_grace"}),
+    "preempted_without_grace": Fault(preempted, submitted=1, starts=2, site={"gpu_partition": "spot"}),
+    "preempted_and_not_queued_again": Fault(preempted, submitted=2, starts=2, site={"gpu_partition": "spot_lost"}),
+    "refused_for_now": Fault(refused_for_now, submitted=1, starts=1, ended="done", site={"qos": "narrow"}),
+    "node_down": Fault(on_a_node_that_fails, submitted=1, starts=2, site={"gpu_partition": "fragile"}),
+    "controller_restarted": Fault(controller_restarted, submitted=1, starts=1, ended="done", alone=True),
+    "accounting_away": Fault(accounting_away, submitted=1, starts=1, ended="done", alone=True),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    slurm: Cluster, calm: Study, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[dict[str, "Future[Study]"]]:
+    """Every fault that is tested, under way: some at once, those that hit the whole cluster at the end."""
+    wanted = {
+        item.callspec.params["fault"]
+        for item in request.session.items
+        if "[" in item.name and item.path == request.path
+    }
+    folder = tmp_path_factory.mktemp("faults")
+
+    def disturbed(name: str, fault: Fault) -> Study:
+        study = Study(folder / name, fault.site, fault.environment).write(**fault.study).prepared_as(calm)
+        if fault.hit is not refused_for_now:
+            study.start("results/table.md")
+        try:
+            fault.hit(study, slurm)
+            assert study.wait() == 0, study.said()
+        finally:
+            study.end()
+        return study
+
+    chosen = sorted((fault.alone, name) for name, fault in FAULTS.items() if name in wanted)
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        yield {name: pool.submit(disturbed, name, FAULTS[name]) for _, name in chosen}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_study_ends_in_its_table(outcomes: dict[str, "Future[Study]"], calm: Study, fault: str) -> None:
+    expected, study = FAULTS[fault], outcomes[fault].result()
+    require_same(study, calm)
+    attempts = study.attempts()
+    assert len(study.submissions("train")) == expected.submitted, study.said()
+    assert len(attempts) == expected.starts, attempts
+    assert attempts[0].ended == expected.ended, attempts
+    assert attempts[-1].ended == "done"
+    # It went on from where it was saved, and never did two trainers take the same step.
+    assert all(attempt.first_step > 0 for attempt in attempts[1:]), attempts
