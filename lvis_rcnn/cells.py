@@ -64,14 +64,22 @@ def objects_of(truth: Truth) -> Objects:
     return Objects(rows[order], cells[order])
 
 
-def judged_detections(truth: Truth, objects: Objects, found: Found, detections_per_image: int) -> Judged:
-    """The detections that are judged, before those without area are left out.
+def best_of_images(truth: Truth, found: Found, most: int) -> Bool[np.ndarray, " d"]:
+    """Whether a detection is among the best of its image, over all categories, known or not."""
+    return within_cap(positions(truth.image_ids, found.image_ids), found.scores, most)
 
-    The best of an image are taken over all categories, known or not, and before categories are looked at.
-    """
+
+def best_of_categories(truth: Truth, found: Found, most: int) -> Bool[np.ndarray, " d"]:
+    """Whether a detection is among the best of its category, over all images."""
+    # Unknown categories are never judged, so they may share a cap.
+    return within_cap(positions(truth.category_ids, found.category_ids) + 1, found.scores, most)
+
+
+def judged_detections(truth: Truth, objects: Objects, found: Found, best: Bool[np.ndarray, " d"]) -> Judged:
+    """The detections that are judged, before those without area are left out: of the best those in cells looked at."""
     images = positions(truth.image_ids, found.image_ids)
     rows = np.flatnonzero(looked_for(truth, objects, images, positions(truth.category_ids, found.category_ids)))
-    rows = rows[within_cap(images, found.scores, detections_per_image)[rows]]
+    rows = rows[best[rows]]
     order = np.argsort(images[rows], kind="stable")
     rows = rows[order]
     rows = rows[np.argsort(-found.scores[rows], kind="stable")]
@@ -102,16 +110,14 @@ def grid(truth: Truth, pairs: Int64[np.ndarray, "k 2"]) -> Bool[np.ndarray, "n c
     return cells
 
 
-def within_cap(
-    images: Int64[np.ndarray, " d"], scores: Float[np.ndarray, " d"], detections_per_image: int
-) -> Bool[np.ndarray, " d"]:
-    """Whether a detection is among the best of its image; of equal scores the earlier ones are."""
-    kept = np.ones(len(images), bool)
-    too_many = np.bincount(images) > detections_per_image
+def within_cap(groups: Int64[np.ndarray, " d"], scores: Float[np.ndarray, " d"], most: int) -> Bool[np.ndarray, " d"]:
+    """Whether a detection is among the best of its group; of equal scores the earlier ones are."""
+    kept = np.ones(len(groups), bool)
+    too_many = np.bincount(groups) > most
     if too_many.any():
-        rows = np.flatnonzero(too_many[images])
-        rows = rows[np.lexsort((-scores[rows], images[rows]))]
-        kept[rows[place_in_run(images[rows]) >= detections_per_image]] = False
+        rows = np.flatnonzero(too_many[groups])
+        rows = rows[np.lexsort((-scores[rows], groups[rows]))]
+        kept[rows[place_in_run(groups[rows]) >= most]] = False
     return kept
 
 

@@ -16,7 +16,9 @@ was run beside, and agrees: exactly, in these numbers and in all of precision an
 
 With --bootstrap N there is "intervals": {"resamples": N, "seed", "level": 0.95, "method", "bbox": {"AP": [low, high],
 ...}, "segm": {...}}, null where the metric is; with --matches FILE what they were made from is kept (see
-lvis_rcnn.matches_file), from which `report compare` says whether two runs differ.
+lvis_rcnn.matches_file), from which `report compare` says whether two runs differ. With --fixed there is "fixed":
+{"bbox": {...}, "segm": {...}, "protocol"}, the same metrics by the protocol of Dave et al. 2021: the best 10,000
+detections of a category over all images count, however many of an image.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 from tabulate import tabulate
 
 from lvis_rcnn import __version__
@@ -38,7 +41,7 @@ from lvis_rcnn.matches_file import MatchesFile, write_matches
 from lvis_rcnn.official import difference, official_scores
 from lvis_rcnn.outcomes import outcomes_of
 from lvis_rcnn.results_file import KINDS, Found, Kind, read_found
-from lvis_rcnn.score import Scores, score
+from lvis_rcnn.score import DETECTIONS_PER_CATEGORY, Scores, score, score_fixed
 from lvis_rcnn.truth import Truth, parse_truth, positions, read_annotations
 
 Official = Literal["auto", "yes", "no"]
@@ -54,6 +57,7 @@ def evaluate(
     official: Official = "no",
     resamples: int = 0,
     matches: Path | None = None,
+    fixed: bool = False,
 ) -> dict[str, Any]:
     """Score detections against an LVIS-format annotation file; the value is that of metrics.json.
 
@@ -64,6 +68,7 @@ def evaluate(
         official: whether the lvis package is run beside; auto: up to 5,000 images.
         resamples: of the images, for intervals; 0 for none.
         matches: file that keeps who found what.
+        fixed: whether AP-fixed is scored beside.
 
     Raises:
         InputError: either file is missing or damaged, a record is not as the protocol needs it, the detections were
@@ -98,6 +103,7 @@ def evaluate(
         "version": 1,
         **{kind: scores[kind].metrics for kind in scores},
         **({"intervals": all_intervals(kept, scores, resamples)} if resamples else {}),
+        **({"fixed": all_fixed(truth, found)} if fixed else {}),
         "protocol": protocol_line(detections_per_image, checked),
         "scorer": f"lvis_rcnn {__version__}",
         "official": checked,
@@ -129,6 +135,30 @@ def all_intervals(kept: MatchesFile, scores: dict[Kind, Scores], resamples: int)
         found = intervals(scores[kind].metrics, samples)
         said[kind] = {name: within_0_and_1(bounds) for name, bounds in found.items()}
     return said
+
+
+def all_fixed(truth: Truth, found: Found) -> dict[str, Any]:
+    """AP-fixed, as metrics.json has it; names have no @300, since no cap is on an image."""
+    said: dict[str, Any] = {}
+    for kind in found.kinds:
+        log.info("scoring %s by AP-fixed", kind)
+        metrics = score_fixed(truth, found, kind).metrics
+        said[kind] = {name.removesuffix("@300"): value for name, value in metrics.items()}
+    return {**said, "protocol": fixed_line(truth, found)}
+
+
+def fixed_line(truth: Truth, found: Found) -> str:
+    """What AP-fixed took, and what it lacked: a detector that keeps few of an image has few of a category."""
+    most = int(np.bincount(positions(truth.image_ids, found.image_ids), minlength=1).max())
+    of_categories = np.bincount(
+        positions(truth.category_ids, found.category_ids) + 1, minlength=len(truth.category_ids) + 1
+    )[1:]
+    fewer = int((of_categories < DETECTIONS_PER_CATEGORY).sum())
+    return (
+        f"AP-fixed (Dave et al. 2021): at most {DETECTIONS_PER_CATEGORY:,} detections of a category over all images, no"
+        f" cap on an image; the detections hold {most} of an image at most, and fewer than"
+        f" {DETECTIONS_PER_CATEGORY:,} of {fewer:,} of {len(of_categories):,} categories"
+    )
 
 
 def per_category(truth: Truth, scores: dict[Kind, Scores]) -> list[dict[str, Any]]:
@@ -219,7 +249,13 @@ def protocol_line(detections_per_image: int, official: dict[str, Any]) -> str:
 def step(args: argparse.Namespace) -> None:
     """Score, write, summarise."""
     metrics = evaluate(
-        args.annotations, args.detections, args.detections_per_image, args.official, args.bootstrap, args.matches
+        args.annotations,
+        args.detections,
+        args.detections_per_image,
+        args.official,
+        args.bootstrap,
+        args.matches,
+        args.fixed,
     )
     write_json(args.out, metrics)
     log.info("%s (percent; %d images, %d detections)", metrics["protocol"], metrics["images"], metrics["detections"])
@@ -264,6 +300,7 @@ def main() -> None:
         help="resamples of the images for 95 %% intervals of all metrics; 0: none (default: 0)",
     )
     parser.add_argument("--matches", type=Path, metavar="FILE", help="matches.npz to write: who found what")
+    parser.add_argument("--fixed", action="store_true", help="score AP-fixed beside: 10,000 detections a category")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="metrics.json to write")
     run_step(parser, step)
 

@@ -11,11 +11,14 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from lvis_rcnn.accumulate import ap_of_categories, curves, metrics
-from lvis_rcnn.cells import Judged, Objects, judged_detections, objects_of
+from lvis_rcnn.cells import Judged, Objects, best_of_categories, best_of_images, judged_detections, objects_of
 from lvis_rcnn.match import AREA_RANGES_PX, Hits, match, outside
 from lvis_rcnn.overlaps import compare_boxes, compare_masks
 from lvis_rcnn.results_file import Found, Kind
 from lvis_rcnn.truth import Truth
+
+# Of AP-fixed.
+DETECTIONS_PER_CATEGORY = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +78,26 @@ def score(
     Raises:
         InputError: a mask is damaged.
     """
+    return score_best(truth, found, kind, best_of_images(truth, found, detections_per_image), mask_sizes_from)
+
+
+def score_fixed(
+    truth: Truth, found: Found, kind: Kind, detections_per_category: int = DETECTIONS_PER_CATEGORY
+) -> Scores:
+    """AP-fixed (Dave et al. 2021, arXiv 2102.01066, section 4): as :func:`score`, but for which detections count.
+
+    These are the best of each category over all images, however many of an image: so no category's detections push
+    out those of another.
+    """
+    return score_best(truth, found, kind, best_of_categories(truth, found, detections_per_category), "masks")
+
+
+def score_best(
+    truth: Truth, found: Found, kind: Kind, best: Bool[np.ndarray, " d"], mask_sizes_from: Literal["masks", "boxes"]
+) -> Scores:
+    """Score some of the detections."""
     objects = objects_of(truth)
-    judged = judged_detections(truth, objects, found, detections_per_image)
+    judged = judged_detections(truth, objects, found, best)
     areas, pairs = (compare_boxes if kind == "bbox" else compare_masks)(truth, objects, found, judged)
     if kind == "segm" and mask_sizes_from == "boxes":
         areas = box_areas(found, judged)

@@ -519,3 +519,19 @@ def test_resamples_are_a_number(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run_main(monkeypatch, "--annotations", "a", "--detections", "b", "--out", "c", "--bootstrap", "-1")
     assert "'-1' is no whole number from 0" in capsys.readouterr().err
+
+
+def test_ap_fixed_stands_beside_under_its_own_label(tmp_path):
+    """301 detections of another category push the cup out of its image; its own category has room for it."""
+    results = as_json([found(1, 3, 0.9, *FAR) for _ in range(300)] + [found(1, 1, 0.5, *CUP), found(1, 99, 1.0, *CUP)])
+    paths = write(tmp_path / "truth.json", truth((1, 1, CUP))), write(tmp_path / "results.json", results)
+    metrics = evaluate(*paths, 300, fixed=True)
+    for kind in ("bbox", "segm"):
+        assert metrics[kind]["AP"] == 0
+        assert [metrics["fixed"][kind][name] for name in ("AP", "AR")] == pytest.approx([1, 1])
+        assert list(metrics["fixed"][kind])[-4:] == ["AR", "ARs", "ARm", "ARl"]
+    assert metrics["fixed"]["protocol"] == (
+        "AP-fixed (Dave et al. 2021): at most 10,000 detections of a category over all images, no cap on an image;"
+        " the detections hold 302 of an image at most, and fewer than 10,000 of 3 of 3 categories"
+    )
+    assert "fixed" not in evaluate(*paths, 300)

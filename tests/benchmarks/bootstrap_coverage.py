@@ -109,13 +109,10 @@ def main() -> None:
     estimates, mirrored, plain = (np.array(columns) for columns in zip(*rows, strict=True))
     inside = [(bounds[..., 0] <= truths) & (truths <= bounds[..., 1]) for bounds in (mirrored, plain)]
     off = (estimates[..., 0] - truths).mean(axis=0) / estimates[..., 0].std(axis=0)
-    spent = f"{time.process_time() - clock:.0f} CPU s"
-    print(
-        f"{args.sets} sets of {args.images} images, {args.resamples} resamples each, {spent}. Intervals that hold the"
-    )
-    print(
-        f"value of {LARGER} times as many images, of which one standard error is {(0.95 * 0.05 / args.sets) ** 0.5:.3f}:"
-    )
+    error = (0.95 * 0.05 / args.sets) ** 0.5
+    spent = time.process_time() - clock
+    print(f"{args.sets} sets of {args.images} images, {args.resamples} resamples each: {spent:.0f} CPU s.")
+    print(f"Share of intervals that hold the value of {LARGER} times as many images, give or take {error:.3f}:")
     print(f"{'':8}  value  basic  percentiles  estimates too high by, in their standard deviations")
     for place, name in enumerate(METRIC_NAMES):
         held = [each[:, place].mean() for each in inside]

@@ -1,13 +1,17 @@
 """CPU time and memory of our scorer beside the ``lvis`` package, on a set of the size of LVIS v1 val.
 
-    python tests/benchmarks/score_and_lvis.py [--images 1981] [--kinds bbox segm] [--lvis] [--folder DIR]
+    python tests/benchmarks/score_and_lvis.py [--images 1981] [--kinds bbox segm] [--lvis] [--hotcoco PYTHON]
 
 The set is drawn once and kept in the folder: 19,809 images (or the first of them), 1,203 long-tailed categories, about
 12 objects and 11 categories known to be absent in an image, 300 detections an image: 30 % near objects, some of another
 category, 25 % of categories that are known to be absent or present, the rest of any. Objects and masks are polygons of
 32 corners, as run lengths in the detections; the file for boxes has boxes only. Each figure comes from a process of its
 own: CPU is user and system time of the whole process, imports included, and memory its peak. Ours reads shards, then
-the results file; ``lvis`` reads the results file, as does hotcoco where it is installed.
+the results file; ``lvis`` reads the results file, as does hotcoco, a scorer in Rust. It is measured where --hotcoco
+names a Python that has it, since it is no dependency of this project:
+
+    python3 -m venv /tmp/hotcoco && /tmp/hotcoco/bin/pip install "hotcoco==1.3.*"
+    python tests/benchmarks/score_and_lvis.py --hotcoco /tmp/hotcoco/bin/python
 """
 
 import argparse
@@ -176,9 +180,9 @@ ENGINES: dict[str, tuple[Callable[[Path, str, str], dict[str, Any]], str]] = {
 }
 
 
-def measure(folder: Path, kind: str, engine: str) -> dict[str, Any]:
+def measure(folder: Path, kind: str, engine: str, python: str) -> dict[str, Any]:
     """One engine in a process of its own."""
-    command = [sys.executable, __file__, "--folder", str(folder), "--kinds", kind, "--engine", engine]
+    command = [python, __file__, "--folder", str(folder), "--kinds", kind, "--engine", engine]
     environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -202,6 +206,7 @@ def main() -> None:
     )
     parser.add_argument("--kinds", nargs="+", default=["bbox", "segm"], choices=("bbox", "segm"))
     parser.add_argument("--lvis", action="store_true", help="measure lvis too: 1 CPU minute and 3 GB at a tenth")
+    parser.add_argument("--hotcoco", metavar="PYTHON", help="a Python that has hotcoco (default: it is skipped)")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "score_and_lvis")
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -213,8 +218,10 @@ def main() -> None:
         if not (folder / "truth.json").exists():
             (folder / "shards").mkdir(parents=True, exist_ok=True)
             draw(folder, args.images, kind == "segm")
-        skipped = set() if args.lvis else {"lvis, JSON"}
-        measured = {engine: measure(folder, kind, engine) for engine in ENGINES if engine not in skipped}
+        pythons = dict.fromkeys(ENGINES, sys.executable) | {"hotcoco, JSON": args.hotcoco}
+        if not args.lvis:
+            del pythons["lvis, JSON"]
+        measured = {engine: measure(folder, kind, engine, python) for engine, python in pythons.items() if python}
         reference = measured.get("lvis, JSON", measured["ours, shards"])
         for engine, found in measured.items():
             if "failed" in found:

@@ -1,0 +1,71 @@
+"""CPU time and memory of the bootstrap over images, on a set of the size of LVIS v1 val.
+
+    python tests/benchmarks/bootstrap_at_full_size.py [--images 19809] [--resamples 1000] [--kind bbox] [--folder DIR]
+
+The set is that of score_and_lvis.py, drawn where it is not there. Match results are written and read again, as
+``evaluate --matches`` and ``report compare`` do; CPU is user and system time of one thread.
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from score_and_lvis import IMAGES, draw  # puts the package on the path
+
+from lvis_rcnn.bootstrap import intervals, plans_of, resampled_metrics, weighted_metrics
+from lvis_rcnn.matches_file import MatchesFile, read_matches, write_matches
+from lvis_rcnn.outcomes import outcomes_of
+from lvis_rcnn.results_file import read_found
+from lvis_rcnn.score import score
+from lvis_rcnn.truth import parse_truth, read_annotations
+
+
+def matched(folder: Path, kind: str, path: Path) -> dict[str, float | None]:
+    """Score the set and write the match results; the metrics."""
+    truth = parse_truth(read_annotations(folder / "truth.json"), "truth.json")
+    scores = score(truth, read_found(folder / "shards", truth, with_masks=kind == "segm"), kind)
+    outcomes = {kind: outcomes_of(scores.matches, truth)}
+    write_matches(path, MatchesFile("", "", 300, truth.category_ids, truth.frequencies, outcomes))
+    return scores.metrics
+
+
+def main() -> None:
+    """Score, resample, say what it took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--kind", choices=("bbox", "segm"), default="bbox")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "score_and_lvis")
+    args = parser.parse_args()
+    folder = args.folder / f"{args.kind}_{args.images}"
+    if not (folder / "truth.json").exists():
+        (folder / "shards").mkdir(parents=True, exist_ok=True)
+        draw(folder, args.images, args.kind == "segm")
+    path = folder / "matches.npz"
+    clocks = [time.process_time()]
+    metrics = matched(folder, args.kind, path)
+    clocks.append(time.process_time())
+    kept = read_matches(path)
+    plans = plans_of(kept.outcomes[args.kind], kept.frequencies)
+    clocks.append(time.process_time())
+    samples = resampled_metrics(plans, args.resamples, seed=0)
+    clocks.append(time.process_time())
+    spent = np.diff(clocks)
+    ones = weighted_metrics(plans, np.ones(plans.num_images, np.int64))
+    off = max(abs(value - (metrics[name] or 0)) for name, value in zip(metrics, ones, strict=True))
+    size = path.stat().st_size / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    print(
+        f"{args.kind}, {args.images} images: scored and written in {spent[0]:.1f} CPU s, {size:.1f} MB of match results"
+    )
+    print(f"prepared in {spent[1]:.1f} CPU s, {args.resamples} resamples in {spent[2]:.1f} CPU s, peak {peak:.2f} GB")
+    print(f"with weights of 1 the metrics differ from the scorer's by {off:.1e} at most")
+    bounds = intervals(metrics, samples)
+    print({name: bounds[name] for name in ("AP", "APr")})
+
+
+if __name__ == "__main__":
+    main()
