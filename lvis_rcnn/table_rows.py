@@ -11,7 +11,7 @@ from typing import Any
 
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.config import Schedule, Study
-from lvis_rcnn.runs import MEASURES, Measure, Run, read_published, read_run
+from lvis_rcnn.runs import MEASURES, Measure, Run, read_measured, read_published, read_run
 from lvis_rcnn.zoo import ZooModel
 
 TRAINED = "trained here"
@@ -33,7 +33,18 @@ class Row:
     """Name of the validation data."""
     runs: tuple[Run, ...]
     """One for each seed of TRAINED, one of RESCORED, none of PUBLISHED."""
+    measured: Run | None = None
+    """Memory and speed, measured with the first of them; None of PUBLISHED."""
     model: ZooModel | None = None
+
+    def runs_of(self, name: str) -> tuple["Run", ...]:
+        """The runs that a measure is taken of."""
+        return (self.measured,) if self.measured and MEASURES[name].step == "measure" else self.runs
+
+    @property
+    def measured_on(self) -> str | None:
+        """The device that memory and speed are of; None where nothing is measured."""
+        return self.measured.records["measure"]["device"] if self.measured and self.measured.records else None
 
     @property
     def title(self) -> str:
@@ -46,13 +57,15 @@ def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel], now_s: 
     rows = []
     for backbone in study.backbones:
         runs = tuple(read_run(study, results, backbone, seed, now_s) for seed in study.seeds)
-        rows.append(Row(TRAINED, backbone, schedule_name(study.schedule), study.dataset.name, runs))
+        measured = read_measured(study, results, runs[0])
+        rows.append(Row(TRAINED, backbone, schedule_name(study.schedule), study.dataset.name, runs, measured))
     for published in study.published:
         model = models[published.model]
         scored_on = study.dataset.name if published.split == "val" else published.split
         run = read_published(study, results, published, model, now_s)
-        rows.append(Row(PUBLISHED, model.backbone, model.schedule, scored_on, (), model))
-        rows.append(Row(RESCORED, model.backbone, model.schedule, scored_on, (run,), model))
+        rows.append(Row(PUBLISHED, model.backbone, model.schedule, scored_on, (), None, model))
+        measured = read_measured(study, results, run)
+        rows.append(Row(RESCORED, model.backbone, model.schedule, scored_on, (run,), measured, model))
     return rows
 
 
@@ -79,7 +92,7 @@ def difference(row: Row, name: str) -> float | None:
     """What was measured here minus what was published; None where either is missing."""
     if row.source != RESCORED:
         return None
-    published, measured = published_value(row, name), row.runs[0].value(MEASURES[name])
+    published, measured = published_value(row, name), row.runs_of(name)[0].value(MEASURES[name])
     return None if published is None or measured is None else measured - published
 
 
@@ -90,7 +103,7 @@ def cell(row: Row, name: str) -> str:
         return "not published" if value is None else f"{MEASURES[name].scale * value:.1f}"
     if row.source == RESCORED and name == "memory_gb":
         return "- (not trained here)"
-    text, change = measured_cell(row.runs, MEASURES[name]), difference(row, name)
+    text, change = measured_cell(row.runs_of(name), MEASURES[name]), difference(row, name)
     return text if change is None else f"{text} ({MEASURES[name].scale * change:+z.1f})"
 
 
@@ -103,7 +116,7 @@ def measured_cell(runs: tuple[Run, ...], measure: Measure) -> str:
     if not values:
         return "undefined: nothing annotated"
     mean, spread = moments(values)
-    decimals = 2 if measure.keys == ("memory_gb",) and mean < 1 else 1
+    decimals = 2 if measure.keys[-1] == "memory_gb" and mean < 1 else 1
     text = f"{measure.scale * mean:.{decimals}f}"
     if spread is not None:
         text += f" ± {measure.scale * spread:.{decimals}f}"
@@ -147,7 +160,7 @@ def row_record(row: Row, link: Link) -> dict[str, Any]:
 
     A run is named by its seed, or ``published``. Rows of published models also have ``published`` and ``difference``.
     """
-    record = {
+    record: dict[str, Any] = {
         "source": row.source,
         "backbone": row.backbone,
         "title": row.title,
@@ -155,7 +168,8 @@ def row_record(row: Row, link: Link) -> dict[str, Any]:
         "lr_schd": row.lr_schd,
         "scored_on": row.scored_on,
         "measures": {name: moments_of(row, name) for name in MEASURES},
-        "missing": {run_key(run): run.missing for run in row.runs if run.missing},
+        "measured_on": row.measured_on,
+        "missing": {run_key(run): missing for run in row.runs if (missing := missing_of(row, run))},
     }
     if row.model is None:
         return record | {kind: links_of_runs(row, kind, link) for kind in ("model", "log")}
@@ -169,12 +183,18 @@ def row_record(row: Row, link: Link) -> dict[str, Any]:
 
 def moments_of(row: Row, name: str) -> dict[str, Any]:
     """Mean, deviation and each run's value of a measure; published numbers have no runs."""
-    values = {run_key(run): run.value(MEASURES[name]) for run in row.runs}
+    values = {run_key(run): run.value(MEASURES[name]) for run in row.runs_of(name)}
     present = [value for value in values.values() if value is not None]
     if row.source == PUBLISHED:
         return {"mean": published_value(row, name), "sd": None, "seeds": {}}
     mean, spread = moments(present) if present else (None, None)
     return {"mean": mean, "sd": spread, "seeds": values}
+
+
+def missing_of(row: Row, run: Run) -> dict[str, str]:
+    """What a run lacks, and what its row lacks where that is measured with it."""
+    of_row = row.measured.missing if row.measured and run is row.runs[0] else {}
+    return {**run.missing, **of_row}
 
 
 def run_key(run: Run) -> str:

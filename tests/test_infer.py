@@ -242,7 +242,9 @@ def near_the_truth(store, seed):
     scores = random.random(60).astype(np.float32)
     packed = pack_rles(masks)
     whole = Detections(store.image_ids[images], ids[labels - 1], scores, boxes.astype(np.float32), *packed)
-    known = [label in detector.scored_labels(store, image).tolist() for label, image in zip(labels, images, strict=True)]
+    known = [
+        label in detector.scored_labels(store, image).tolist() for label, image in zip(labels, images, strict=True)
+    ]
     left = [mask if keep else {**mask, "counts": b""} for mask, keep in zip(masks, known, strict=True)]
     *fields, _ = pack_rles(left)
     return whole, replace(
