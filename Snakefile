@@ -49,11 +49,13 @@ if study.backbones:
     include: "workflow/rules/preflight.smk"
     include: "workflow/rules/sampling.smk"
     include: "workflow/rules/train.smk"
+    include: "workflow/rules/measure.smk"
 
 
 if published:
 
     include: "workflow/rules/published.smk"
+    include: "workflow/rules/measure_published.smk"
 
 
 include: "workflow/rules/evaluate.smk"

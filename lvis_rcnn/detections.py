@@ -16,20 +16,26 @@ told to (``inference.masks: scored``): those that no score reads, since nobody k
 category. Such a detection still counts towards the best of its image.
 
 Order: images as in the annotation file, scores descending inside an image. An image without detections has no rows.
+
+    python -m lvis_rcnn.detections --export DIR --out results.json
+
+writes a folder as the one JSON list that the LVIS server and ``lvis_rcnn.evaluate`` take.
 """
 
+import argparse
 import hashlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 from numpy.lib.npyio import NpzFile
 
-from lvis_rcnn.command import InputError
+from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.files import atomic_file, sha256_of_file
 
 FORMAT = "lvis_rcnn.detections"
@@ -201,3 +207,61 @@ def sha256_of_shards(folder: Path) -> str:
     for path in shards_of(folder):
         whole.update(bytes.fromhex(sha256_of_file(path)))
     return whole.hexdigest()
+
+
+def export_results(folder: Path, out: Path) -> int:
+    """Write the detections of a folder as an LVIS results file, a shard at a time; returns how many there are.
+
+    Scores and boxes are written so that they are read as the same numbers.
+
+    Raises:
+        InputError: as :func:`read_shards`, or inference left masks out: the form has no word for that.
+    """
+    count = 0
+    with atomic_file(out) as temporary, temporary.open("wb") as file:
+        file.write(b"[")
+        for path in shards_of(folder):
+            shard = read_shard(path)
+            if not shard.has_mask.all():
+                what = f"{(~shard.has_mask).sum()} detections have no mask, since no score reads it"
+                raise InputError(str(path), what, mend="infer with inference.masks: all")
+            for record in results_of(shard):
+                file.write(b",\n" if count else b"\n")
+                file.write(msgspec.json.encode(record))
+                count += 1
+        file.write(b"\n]\n")
+    return count
+
+
+def results_of(detections: Detections) -> Iterator[dict[str, Any]]:
+    """Records of a results file."""
+    ids = zip(detections.image_ids.tolist(), detections.category_ids.tolist(), strict=True)
+    values = zip(detections.scores.tolist(), detections.boxes_xywh.tolist(), strict=True)
+    for row, ((image_id, category_id), (score, box)) in enumerate(zip(ids, values, strict=True)):
+        mask = detections.rle(row)
+        segmentation = {**mask, "counts": mask["counts"].decode()}
+        yield {
+            "image_id": image_id,
+            "category_id": category_id,
+            "score": score,
+            "bbox": box,
+            "segmentation": segmentation,
+        }
+
+
+def step(args: argparse.Namespace) -> None:
+    """Export a folder."""
+    count = export_results(args.export, args.out)
+    log.info("wrote %d detections: %s", count, args.out)
+
+
+def main() -> None:
+    """Command line."""
+    parser = step_parser(__doc__)
+    parser.add_argument("--export", type=Path, required=True, metavar="DIR", help="folder of shards")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="results file to write")
+    run_step(parser, step)
+
+
+if __name__ == "__main__":
+    main()

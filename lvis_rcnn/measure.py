@@ -9,7 +9,7 @@ the host to the bitmaps of all masks at original size on the host, and stands wh
 
 measure.json: {"format": "lvis_rcnn.measure", "version": 1, "study", "backbone", "settings_digest", "model_sha256",
 "device", "threads", "versions", "code_version", "training", "inference"}. "training": {"memory_gb",
-"memory_definition", "steps", "images", "device", "threads", "ranks", "precision", "resolution"}, null for a model that
+"definition", "steps", "images", "device", "threads", "ranks", "precision", "resolution"}, null for a model that
 was not trained here. "inference": {"fps", "definition", "end_to_end_fps", "end_to_end_definition", "images",
 "warmup_images", "batch_size", "precision", "resolution"}.
 """
@@ -126,8 +126,10 @@ def measured_training(
         step_within_memory(training, [group.to(device) for group in groups], step, stop=False).values()
         images += sum(len(group.image_ids) for group in groups)
     log.info("trained %d steps of the largest images", len(steps))
+    of_training = hardware(study, Progress(peak_memory_bytes=peak_memory_bytes(device)))
     return {
-        **hardware(study, Progress(peak_memory_bytes=peak_memory_bytes(device))),
+        "definition": of_training.pop("memory_definition"),
+        **of_training,
         "steps": len(steps),
         "images": images,
         "resolution": f"short edge {short_edge_px} px, long edge at most {long_edge_px} px",

@@ -33,9 +33,10 @@ from lvis_rcnn.compare import compare, comparison_text, read_scored
 from lvis_rcnn.config import Study, load_study, zoo_of
 from lvis_rcnn.files import atomic_file, write_json
 from lvis_rcnn.published import scored_models
-from lvis_rcnn.runs import Run
+from lvis_rcnn.runs import MEASURES, Run
 from lvis_rcnn.table_rows import (
     COMPARED,
+    PUBLISHED,
     RESCORED,
     TRAINED,
     Link,
@@ -44,11 +45,17 @@ from lvis_rcnn.table_rows import (
     difference,
     download,
     is_best,
+    published_value,
     reasons,
     row_record,
     rows_of,
 )
 from lvis_rcnn.zoo import ZooModel, load_zoo
+
+# What stands behind numbers that were measured elsewhere than the first of their column.
+MARKS = ("", "†", "‡", "§")
+OF_DEVICE = ("memory_gb", "fps")
+PUBLISHERS = "the publisher's GPUs"
 
 # The page's columns in its order; Download stands between the two.
 PAGE_COLUMNS = {"memory_gb": "Mem (GB)", "fps": "Inf time (fps)", "box_AP": "box AP", "mask_AP": "mask AP"}
@@ -112,8 +119,35 @@ def cells(rows: list[Row], link: Link | None = None) -> pd.DataFrame:
 
 def printed(row: Row, rows: list[Row], name: str, marked: bool) -> str:
     """A cell; ``marked``: the best AP among rows of the same data stands in bold."""
-    text = cell(row, name)
+    text = cell(row, name) + mark(rows, row, name)
     return f"**{text}**" if marked and "AP" in name and is_best(row, rows, name) else text
+
+
+def place_of(row: Row, name: str) -> str | None:
+    """Where memory or speed of a row was measured; None where there is no number."""
+    if row.source == PUBLISHED:
+        return PUBLISHERS if published_value(row, name) is not None else None
+    return row.measured_on if row.runs_of(name)[0].value(MEASURES[name]) is not None else None
+
+
+def places(rows: list[Row]) -> list[str]:
+    """Every place where memory or speed was measured; the first needs no mark."""
+    return list(dict.fromkeys(place for row in rows for name in OF_DEVICE if (place := place_of(row, name))))
+
+
+def mark(rows: list[Row], row: Row, name: str) -> str:
+    """What tells a number of another device from the others of its column."""
+    place = place_of(row, name) if name in OF_DEVICE else None
+    return MARKS[min(places(rows).index(place), len(MARKS) - 1)] if place else ""
+
+
+def devices_line(rows: list[Row]) -> str:
+    """What the marks mean; empty where all was measured on one device."""
+    first, *others = places(rows) or [""]
+    if not others:
+        return ""
+    marked = [f"{MARKS[min(at, len(MARKS) - 1)]} {place}" for at, place in enumerate(others, start=1)]
+    return f"Mem and Inf time compare only on one device: no mark {first}; {'; '.join(marked)}."
 
 
 def titled(study: Study) -> str:
@@ -126,7 +160,8 @@ def markdown(study: Study, rows: list[Row], link: Link) -> str:
     """The page: title, table, one line of provenance, how to read the numbers, the published files."""
     frame = cells(rows, link)
     table = frame.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=["left"] * frame.shape[1])
-    parts = [f"# {titled(study)}", table, provenance_line(study, rows), reading_line(rows), files_line(rows)]
+    parts = [f"# {titled(study)}", table, provenance_line(study, rows), devices_line(rows)]
+    parts += [reading_line(rows), files_line(rows)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -185,7 +220,7 @@ def published_files(rows: list[Row]) -> list[dict[str, str]]:
 def provenance(study: Study, rows: list[Row]) -> dict[str, Any]:
     """What all numbers of the table were made with; lists hold every value that occurs."""
     # A published model was trained elsewhere: what its numbers were made with here is what detected with it.
-    found_by_run = [run.records for row in rows for run in row.runs]
+    found_by_run = [run.records for row in rows for run in (*row.runs, *filter(None, [row.measured]))]
     records = [{**found, "made": found.get("train", found.get("infer", {}))} for found in found_by_run]
 
     def all_of(step: str, *keys: str) -> list[Any]:
@@ -193,7 +228,7 @@ def provenance(study: Study, rows: list[Row]) -> dict[str, Any]:
         for record in records:
             value: Any = record.get(step, {})
             for key in keys:
-                value = value.get(key, {})
+                value = (value or {}).get(key, {})
             if value != {} and value not in found:
                 found.append(value)
         return found
@@ -211,12 +246,9 @@ def provenance(study: Study, rows: list[Row]) -> dict[str, Any]:
         "images_seen": all_of("train", "images_seen"),
         "finished": max((str(at)[:10] for at in all_of("train", "finished_at")), default=None),
         "protocol": all_of("evaluate", "protocol"),
-        "memory_definition": all_of("train", "memory_definition"),
-        "train_resolution": all_of("train", "resolution"),
-        "fps_definition": all_of("infer", "fps_definition"),
-        "fps_device": all_of("infer", "device"),
-        "fps_batch_size": all_of("infer", "batch_size"),
-        "fps_resolution": all_of("infer", "resolution"),
+        "measured_on": all_of("measure", "device"),
+        "memory": list(filter(None, all_of("measure", "training"))),
+        "fps": all_of("measure", "inference"),
         "published_files": published_files(rows),
     }
 
@@ -239,15 +271,17 @@ def provenance_line(study: Study, rows: list[Row]) -> str:
     ]
     definitions = [
         listed("AP:", facts["protocol"]),
-        listed("Mem:", with_places(facts["memory_definition"], facts["device"], facts["train_resolution"])),
-        listed("Inf time:", with_places(facts["fps_definition"], facts["fps_device"], facts["fps_resolution"])),
+        measurement_line("Mem", facts["measured_on"], facts["memory"], "{steps} steps of {images} images"),
+        measurement_line("Inf time", facts["measured_on"], facts["fps"], "{images} images after {warmup_images}"),
     ]
     return ". ".join(["; ".join(filter(None, parts)), *filter(None, definitions)]) + "."
 
 
-def with_places(definitions: list[str], devices: list[str], resolutions: list[str]) -> list[str]:
-    """Definitions of a measurement with the devices and resolutions it was made on."""
-    return [f"{definition} ({', '.join([*devices, *resolutions])})" for definition in definitions]
+def measurement_line(label: str, devices: list[str], found: list[dict[str, Any]], extent: str) -> str:
+    """What was measured, on what, how precisely and over how much; ``extent`` names keys of a measurement."""
+    conditions = dict.fromkeys(f"{one['resolution']}, {one['precision']}, {extent.format_map(one)}" for one in found)
+    definitions = ", ".join(dict.fromkeys(one["definition"] for one in found))
+    return f"{label}: {definitions} ({'; '.join([', '.join(devices), *conditions])})" if found else ""
 
 
 def listed(label: str, values: Iterable[Any]) -> str:
@@ -273,7 +307,7 @@ def spreadsheet(study: Study, rows: list[Row], link: Link) -> pd.DataFrame:
     lines = []
     for row in rows:
         record = row_record(row, link)
-        named = ("source", "backbone", "title", "style", "lr_schd", "scored_on")
+        named = ("source", "backbone", "title", "style", "lr_schd", "scored_on", "measured_on")
         line = {"study": study.study} | {key: record[key] for key in named}
         for name, measure in record["measures"].items():
             line[name] = measure["mean"]

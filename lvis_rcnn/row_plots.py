@@ -110,8 +110,8 @@ def write_ap_and_cost(rows: Sequence[Row], out: Path) -> None:
         costs = [cost_of(row) for row in rows]
         times = [None if cost.fps is None else 1000 / cost.fps for cost in costs]
         columns = [
-            (times, "inference time, milliseconds an image", [cost.fps_device for cost in costs]),
-            ([cost.memory_gb for cost in costs], "training memory, GB", [cost.memory_device for cost in costs]),
+            (times, "inference time, milliseconds an image", [cost.device for cost in costs]),
+            ([cost.memory_gb for cost in costs], "training memory, GB", [cost.device for cost in costs]),
         ]
         estimates = []
         for line, (kind, word) in zip(panels, KINDS.items(), strict=True):

@@ -20,8 +20,9 @@ from lvis_rcnn.zoo import ZooModel
 RECORDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "train": ("train.json", ("memory_gb", "model_file", "log_file"), "not started"),
     "import": ("import.json", ("file", "sha256", "model_sha256"), "not started"),
-    "infer": ("inference.json", ("fps",), "waiting for inference"),
+    "infer": ("inference.json", ("detections",), "waiting for inference"),
     "evaluate": ("metrics.json", ("bbox", "segm"), "waiting for scoring"),
+    "measure": ("measure.json", ("device", "inference"), "waiting for the measurement"),
 }
 STEPS_OF_TRAINED = ("train", "infer", "evaluate")
 STEPS_OF_PUBLISHED = ("import", "infer", "evaluate")
@@ -43,8 +44,8 @@ class Measure:
 
 
 MEASURES = {
-    "memory_gb": Measure("train", ("memory_gb",)),
-    "fps": Measure("infer", ("fps",)),
+    "memory_gb": Measure("measure", ("training", "memory_gb")),
+    "fps": Measure("measure", ("inference", "fps")),
     "images_seen": Measure("train", ("images_seen",)),
     **{f"box_{name}": Measure("evaluate", ("bbox", name), scale=100) for name in METRIC_NAMES},
     **{f"mask_{name}": Measure("evaluate", ("segm", name), scale=100) for name in METRIC_NAMES},
@@ -106,6 +107,34 @@ def read_published(study: Study, results: Path, row: Published, model: ZooModel,
     return with_records(study, results, Run(folder, None, STEPS_OF_PUBLISHED, earlier, records={}, missing={}), now_s)
 
 
+def read_measured(study: Study, results: Path, run: Run) -> Run:
+    """The measurement of the row whose first run is ``run``, in the form of a run."""
+    step = "measure"
+    folder = run.folder if run.seed is None else run.folder.parent
+    measured = Run(folder, run.seed, (step,), {}, {}, {})
+    record, reason = measurement(study, results, run, folder / RECORDS[step][0])
+    if reason:
+        measured.missing[step] = reason
+    else:
+        measured.records[step] = record
+    return measured
+
+
+def measurement(study: Study, results: Path, run: Run, path: Path) -> tuple[dict[str, Any], str]:
+    """The record at ``path``, and why it must not be shown (empty if it may); that of ``run`` where it has no model."""
+    step, of_model = "measure", run.steps[0]
+    if of_model in run.missing:
+        return {}, run.missing[of_model]
+    if not path.exists():
+        name = run.name if run.seed is None else run.folder.parent.name
+        error = last_error(results / study.study / "logs" / f"{step}_{name}.log")
+        return {}, shortened(f"failed: {error}") if error else RECORDS[step][2]
+    found = read_json_object(path)
+    if any(key not in found for key in RECORDS[step][1]):
+        return {}, f"unreadable: {path.name}"
+    return found, outdated(study, step, found, run.records)
+
+
 def with_records(study: Study, results: Path, run: Run, now_s: float) -> Run:
     """``run``, filled step by step."""
     reason = ""
@@ -146,7 +175,7 @@ def outdated(study: Study, step: str, found: dict[str, Any], earlier: dict[str, 
         return "outdated: the settings changed since"
     first, done = ("import", "imported") if "import" in earlier else ("train", "trained")
     model = earlier.get(first, {}).get("model_sha256")
-    if step == "infer" and found.get("model_sha256", model) != model:
+    if step in ("infer", "measure") and found.get("model_sha256", model) != model:
         return f"outdated: {done} again since"
     return ""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.config import Schedule, Study
-from lvis_rcnn.runs import MEASURES, Measure, Run, read_published, read_run
+from lvis_rcnn.runs import MEASURES, Measure, Run, read_measured, read_published, read_run
 from lvis_rcnn.zoo import ZooModel
 
 TRAINED = "trained here"
@@ -36,9 +36,20 @@ class Row:
     """Name of the validation data."""
     runs: tuple[Run, ...]
     """One for each seed of TRAINED, one of RESCORED, none of PUBLISHED."""
+    measured: Run | None = None
+    """Memory and speed, measured with the first of them; None of PUBLISHED."""
     model: ZooModel | None = None
     reference: ZooModel | None = None
     """Whose published numbers the row is compared with: the same backbone, data and schedule."""
+
+    def runs_of(self, name: str) -> tuple["Run", ...]:
+        """The runs that a measure is taken of."""
+        return (self.measured,) if self.measured and MEASURES[name].step == "measure" else self.runs
+
+    @property
+    def measured_on(self) -> str | None:
+        """The device that memory and speed are of; None where nothing is measured."""
+        return self.measured.records["measure"]["device"] if self.measured and self.measured.records else None
 
     @property
     def title(self) -> str:
@@ -58,19 +69,21 @@ def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel], now_s: 
     rows = []
     for backbone in study.backbones:
         runs = tuple(read_run(study, results, backbone, seed, now_s) for seed in study.seeds)
+        measured = read_measured(study, results, runs[0])
         schedule, data = schedule_name(study.schedule), study.dataset.name
         same = [
             other
             for other in models.values()
             if (other.kind, other.backbone, other.schedule) == (data, backbone, schedule)
         ]
-        rows.append(Row(TRAINED, backbone, schedule, data, runs, reference=next(iter(same), None)))
+        rows.append(Row(TRAINED, backbone, schedule, data, runs, measured, reference=next(iter(same), None)))
     for published in study.published:
         model = models[published.model]
         scored_on = study.dataset.name if published.split == "val" else published.split
         run = read_published(study, results, published, model, now_s)
-        rows.append(Row(PUBLISHED, model.backbone, model.schedule, scored_on, (), model, model))
-        rows.append(Row(RESCORED, model.backbone, model.schedule, scored_on, (run,), model, model))
+        rows.append(Row(PUBLISHED, model.backbone, model.schedule, scored_on, (), None, model, model))
+        measured = read_measured(study, results, run)
+        rows.append(Row(RESCORED, model.backbone, model.schedule, scored_on, (run,), measured, model, model))
     return rows
 
 
@@ -126,7 +139,7 @@ def cell(row: Row, name: str) -> str:
         return "not published" if value is None else f"{MEASURES[name].scale * value:.1f}"
     if row.source == RESCORED and MEASURES[name].step == "train":
         return "- (not trained here)"
-    text, change = measured_cell(row.runs, MEASURES[name]), difference(row, name)
+    text, change = measured_cell(row.runs_of(name), MEASURES[name]), difference(row, name)
     mark = " !" if is_outside_noise(row, name) else ""
     return text if change is None else f"{text} ({MEASURES[name].scale * change:+z.1f}{mark})"
 
@@ -153,7 +166,7 @@ def measured_cell(runs: tuple[Run, ...], measure: Measure) -> str:
     mean, spread = moments(values)
     if measure == MEASURES["images_seen"]:
         return count_text(mean)
-    decimals = 2 if measure.keys == ("memory_gb",) and mean < 1 else 1
+    decimals = 2 if measure.keys[-1] == "memory_gb" and mean < 1 else 1
     text = f"{measure.scale * mean:.{decimals}f}"
     if spread is not None:
         text += f" ± {measure.scale * spread:.{decimals}f}"
@@ -206,19 +219,14 @@ class Cost:
     """What a row costs, as the table says it; None where it was not measured here."""
 
     memory_gb: float | None
-    memory_device: str | None
     fps: float | None
-    fps_device: str | None
+    device: str | None
 
 
 def cost_of(row: Row) -> Cost:
     """Memory and speed of a row, means over its seeds: the one place where plots and pages take them from."""
     memory, fps = (None if row.source == PUBLISHED else moments_of(row, name)["mean"] for name in ("memory_gb", "fps"))
-    devices = {
-        step: next((str(run.records[step].get("device")) for run in row.runs if step in run.records), None)
-        for step in ("train", "infer")
-    }
-    return Cost(memory, devices["train"], fps, devices["infer"])
+    return Cost(memory, fps, row.measured_on)
 
 
 def row_record(row: Row, link: Link) -> dict[str, Any]:
@@ -227,7 +235,7 @@ def row_record(row: Row, link: Link) -> dict[str, Any]:
     A run is named by its seed, or ``published``. Rows that are compared with a published model also have ``published``,
     ``difference`` and ``outside_noise``.
     """
-    record = {
+    record: dict[str, Any] = {
         "source": row.source,
         "backbone": row.backbone,
         "title": row.title,
@@ -235,7 +243,8 @@ def row_record(row: Row, link: Link) -> dict[str, Any]:
         "lr_schd": row.lr_schd,
         "scored_on": row.scored_on,
         "measures": {name: moments_of(row, name) for name in MEASURES},
-        "missing": {run_key(run): run.missing for run in row.runs if run.missing},
+        "measured_on": row.measured_on,
+        "missing": {run_key(run): missing for run in row.runs if (missing := missing_of(row, run))},
     }
     if row.reference is not None and row.source != PUBLISHED:
         record["published"] = {name: published_value(row, name) for name in ("memory_gb", *COMPARED)}
@@ -248,7 +257,7 @@ def row_record(row: Row, link: Link) -> dict[str, Any]:
 
 def moments_of(row: Row, name: str) -> dict[str, Any]:
     """Mean, deviation and each run's value of a measure; published numbers have no runs."""
-    values = {run_key(run): run.value(MEASURES[name]) for run in row.runs}
+    values = {run_key(run): run.value(MEASURES[name]) for run in row.runs_of(name)}
     present = [value for value in values.values() if value is not None]
     if row.source == PUBLISHED:
         return {"mean": published_value(row, name), "sd": None, "seeds": {}}
@@ -256,6 +265,12 @@ def moments_of(row: Row, name: str) -> dict[str, Any]:
     intervals = {run_key(run): run.interval(MEASURES[name]) for run in row.runs}
     found = {key: bounds for key, bounds in intervals.items() if bounds}
     return {"mean": mean, "sd": spread, "seeds": values} | ({"intervals": found} if found else {})
+
+
+def missing_of(row: Row, run: Run) -> dict[str, str]:
+    """What a run lacks, and what its row lacks where that is measured with it."""
+    of_row = row.measured.missing if row.measured and run is row.runs[0] else {}
+    return {**run.missing, **of_row}
 
 
 def run_key(run: Run) -> str:

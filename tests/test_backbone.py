@@ -72,3 +72,15 @@ def test_group_normalisation_has_32_groups():
     norms = [part for part in body.modules() if isinstance(part, nn.GroupNorm)]
     assert {norm.num_groups for norm in norms} == {32}
     assert not any(isinstance(part, nn.BatchNorm2d) for part in body.modules())
+
+
+@pytest.mark.parametrize("size_hw", [(64, 96), (128, 64), (32, 32)])
+@torch.no_grad()
+def test_the_pyramid_of_inference_is_the_same_to_the_last_bit(size_hw):
+    torch.manual_seed(0)
+    whole = build_backbone(SMALLEST, "batch", 0).eval()
+    pixels = torch.rand(2, 3, *size_hw)
+    expected = list(whole(pixels).values())
+    found = module.pyramid(whole, pixels)
+    assert len(found) == len(expected) == 5
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))

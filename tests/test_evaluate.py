@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from pycocotools import mask as coco_mask
 from lvis_rcnn import evaluate as step
 from lvis_rcnn.accumulate import METRIC_NAMES
 from lvis_rcnn.command import InputError
-from lvis_rcnn.detections import Detections, pack_rles, shard_path, write_shard
+from lvis_rcnn.detections import (
+    Detections,
+    export_results,
+    no_detections,
+    pack_rles,
+    read_shard,
+    shard_path,
+    write_shard,
+)
 from lvis_rcnn.evaluate import evaluate, percent, summary
 from lvis_rcnn.masks import Rle
 from lvis_rcnn.matches_file import read_matches
@@ -292,6 +301,36 @@ def as_shards(folder: Path, results: list[Result]) -> Path:
         )
         write_shard(shard_path(folder, number), detections)
     return folder
+
+
+def test_exported_shards_give_the_same_metrics(tmp_path):
+    annotations = write(tmp_path / "truth.json", truth((1, 1, CUP), (2, 3, BOAT), negative={2: [1]}))
+    results = [found(1, 1, 0.1, *CUP), found(1, 1, 1 / 3, *FAR), found(2, 3, 0.3, 40.1, 40.2, 39.9, 38.7)]
+    shards = as_shards(tmp_path / "shards", results)
+    assert export_results(shards, tmp_path / "results.json") == 3
+    of_shards, of_file = (evaluate(annotations, path, 300, "yes") for path in (shards, tmp_path / "results.json"))
+    assert 0 < of_shards["segm"]["AP"] < 1
+    digests = {"detections_sha256"}
+    assert {k: v for k, v in of_file.items() if k not in digests} == {
+        k: v for k, v in of_shards.items() if k not in digests
+    }
+
+
+def test_nothing_found_is_exported_as_an_empty_list(tmp_path):
+    write_shard(shard_path(tmp_path / "shards", 0), no_detections())
+    assert export_results(tmp_path / "shards", tmp_path / "results.json") == 0
+    assert json.loads((tmp_path / "results.json").read_text()) == []
+
+
+def test_masks_that_were_left_out_cannot_be_exported(tmp_path):
+    shards = as_shards(tmp_path / "shards", [found(1, 1, 0.1, *CUP), found(1, 3, 0.2, *CUP)])
+    whole = read_shard(shard_path(shards, 0))
+    ends = np.array([0, whole.rle_offsets[1], whole.rle_offsets[1]])
+    some = replace(whole, rle_offsets=ends, rle_counts=whole.rle_counts[: ends[1]], has_mask=np.array([True, False]))
+    write_shard(shard_path(shards, 0), some)
+    with pytest.raises(InputError, match=r"shard-00000.npz: 1 detections have no mask, .*inference.masks: all"):
+        export_results(shards, tmp_path / "results.json")
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_shards_and_results_file_give_the_same_metrics(tmp_path):

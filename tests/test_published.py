@@ -11,7 +11,19 @@ import pytest
 import torch
 import yaml
 from test_end_to_end import RUN, run, tiny_study
-from test_report import PAGE, ZOO, put, put_infer, put_log, put_metrics, put_run, study_with, table_of, written
+from test_report import (
+    PAGE,
+    ZOO,
+    put,
+    put_infer,
+    put_log,
+    put_measured,
+    put_metrics,
+    put_run,
+    study_with,
+    table_of,
+    written,
+)
 
 from lvis_rcnn.command import InputError
 from lvis_rcnn.config import Study, check_study, read_yaml
@@ -44,6 +56,7 @@ def put_scored(results: Path, study: Study, box_ap: float = 0.2261) -> Path:
     versions = {"python": "3.11.9", "torch": "2.15.0", "torchvision": "0.29.2"}
     put_infer(folder, study, code_version="0.1.0-bbbb2222", versions=versions, threads=8, precision="fp32")
     put_metrics(folder, ap=box_ap)
+    put_measured(folder, study, training=False)
     return folder
 
 
@@ -86,7 +99,7 @@ def test_a_published_model_has_a_row_as_published_and_one_as_scored_here(tmp_pat
     ]
     assert list(here.values()) == [
         *("R-50-FPN", "pytorch", "1x", "far", "published, re-scored here"),
-        *("- (not trained here)", "12.3", "22.6 (+0.1 !)", "11.3 (-10.4 !)", links, "1.0", "2.0", "3.0"),
+        *("- (not trained here)", "12.3†", "22.6 (+0.1 !)", "11.3 (-10.4 !)", links, "1.0", "2.0", "3.0"),
         "- (not trained here)",
     ]
 
@@ -134,7 +147,7 @@ def test_json_and_csv_carry_both_and_the_difference(tmp_path: Path) -> None:
     assert here["difference"] == {"box_AP": pytest.approx(0.00113), "mask_AP": pytest.approx(0.113065 - 0.217)}
     assert here["model"] == {"published": MODEL.url}
     assert waiting["difference"] == {"box_AP": None, "mask_AP": None}
-    assert waiting["missing"] == {"published": dict.fromkeys(("import", "infer", "evaluate"), "not started")}
+    assert waiting["missing"] == {"published": dict.fromkeys(("import", "infer", "evaluate", "measure"), "not started")}
     assert table["provenance"]["published_files"] == [{"file": MODEL.file_name, "sha256": "aa78ac3d" + 56 * "0"}]
 
     lines = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
@@ -169,7 +182,8 @@ def test_what_comes_before_the_import_fails_for_its_row(tmp_path: Path, log: str
 def test_a_row_waits_fails_and_grows_old_step_by_step(tmp_path: Path) -> None:
     study = scoring()
     folder = put_import(tmp_path)
-    assert reason_of(tmp_path, study, "Inf time (fps)") == "waiting for inference"
+    assert reason_of(tmp_path, study) == "waiting for inference"
+    assert reason_of(tmp_path, study, "Inf time (fps)") == "waiting for the measurement"
     put_log(tmp_path, study, "infer_published_lvis_v1_r50", "2026-11-23 12:00:01 error: no memory\n")
     assert reason_of(tmp_path, study) == "failed: no memory"
     put_infer(folder, study)
@@ -177,7 +191,7 @@ def test_a_row_waits_fails_and_grows_old_step_by_step(tmp_path: Path) -> None:
     put_metrics(folder, detections_per_image=100)
     assert reason_of(tmp_path, study) == "outdated: the settings changed since"
     put_infer(folder, study, model_sha256="beef")
-    assert reason_of(tmp_path, study, "Inf time (fps)") == "outdated: imported again since"
+    assert reason_of(tmp_path, study) == "outdated: imported again since"
     put(folder / "import.json", "{")
     assert reason_of(tmp_path, study) == "unreadable: import.json"
 
@@ -191,7 +205,7 @@ def test_published_rows_stand_below_the_trained_ones(tmp_path: Path) -> None:
     assert (as_published["Backbone"], as_published["Scored on"], as_published["Mem (GB)"]) == (
         "R-101-FPN",
         "mini",
-        "10.8",
+        "10.8†",
     )
     assert here["box AP"] == "not started"
     assert "Published files" not in (tmp_path / "table.md").read_text()

@@ -66,14 +66,36 @@ def put_train(results: Path, study: Study, backbone: str = "r50", seed: int = 0,
 def put_infer(folder: Path, study: Study, **changes: Any) -> None:
     record = {
         "settings_digest": settings_digest(study, "infer"),
-        "fps": 12.345,
-        "fps_definition": "images a second at batch 1",
+        "detections": 7,
         "device": "cpu",
         "resolution": "short edge 96 px",
         "batch_size": 1,
         "model_sha256": "feed",
     }
     put(folder / "inference.json", {**record, **changes})
+
+
+def put_measured(folder: Path, study: Study, training: bool = True, **changes: Any) -> None:
+    """The measurement of a row; ``folder`` is the row's."""
+    of_training = {
+        "memory_gb": 0.876,
+        "definition": "peak resident memory of the training process",
+        "resolution": "short edge 104 px",
+        "precision": "fp32 without TF32",
+        "steps": 2,
+        "images": 8,
+    }
+    inference = {
+        "fps": 12.345,
+        "definition": "images a second, one at a time",
+        "resolution": "short edge 96 px",
+        "precision": "fp32 without TF32",
+        "images": 20,
+        "warmup_images": 5,
+    }
+    record = {"settings_digest": settings_digest(study, "measure"), "device": "cpu", "model_sha256": "feed"}
+    record |= {"training": of_training if training else None, "inference": inference}
+    put(folder / "measure.json", {**record, **changes})
 
 
 def put_metrics(folder: Path, ap: float = 0.12345, **changes: Any) -> None:
@@ -92,6 +114,7 @@ def put_run(results: Path, study: Study, backbone: str = "r50", seed: int = 0, a
     folder = put_train(results, study, backbone, seed)
     put_infer(folder, study)
     put_metrics(folder, ap)
+    put_measured(folder.parent, study)
     return folder
 
 
@@ -145,8 +168,8 @@ def test_title_and_provenance_say_what_the_numbers_are(tmp_path):
         *("seed 0", "code 0.1.0-aaaa1111", "data 01234567 (train), 89abcdef (val)", "torch 2.15.0"),
         *("torchvision 0.29.2", "trained on cpu", "threads 2", "fp32", "images seen by a run: 1200", "2026-11-23"),
         "AP: LVIS, lvis 0.5.3, 300 detections an image",
-        "Mem: peak resident memory of the training process (cpu, short edge 88, 96, 104 px)",
-        "Inf time: images a second at batch 1 (cpu, short edge 96 px)",
+        "Mem: peak resident memory of the training process (cpu; short edge 104 px, fp32 without TF32, 2 steps of 8",
+        "Inf time: images a second, one at a time (cpu; short edge 96 px, fp32 without TF32, 20 images after 5)",
     ):
         assert fact in line
     assert "APr, APc, APf: mask AP of rare, common and frequent categories" in lines[-1]
@@ -272,15 +295,33 @@ def test_the_failure_of_a_shared_step_explains_all_rows(tmp_path, step):
 def test_steps_after_training_wait_or_fail_by_themselves(tmp_path):
     study = study_with()
     folder = put_train(tmp_path, study)
-    assert reason_of(tmp_path, study, "Mem (GB)") == "0.88"
-    assert reason_of(tmp_path, study, "Inf time (fps)") == reason_of(tmp_path, study) == "waiting for inference"
+    assert reason_of(tmp_path, study) == "waiting for inference"
+    columns = ("Mem (GB)", "Inf time (fps)")
+    assert {reason_of(tmp_path, study, column) for column in columns} == {"waiting for the measurement"}
+    put_log(tmp_path, study, "measure_r50", "2026-11-23 12:00:01 error: a step is too large\n")
+    assert {reason_of(tmp_path, study, column) for column in columns} == {"failed: a step is too large"}
+    put_measured(folder.parent, study)
+    assert [reason_of(tmp_path, study, column) for column in columns] == ["0.88", "12.3"]
     put_log(tmp_path, study, "infer_r50_seed0", "2026-11-23 12:00:01 error: no memory\n")
     assert reason_of(tmp_path, study) == "failed: no memory"
     put_infer(folder, study)
-    assert reason_of(tmp_path, study, "Inf time (fps)") == "12.3"
     assert reason_of(tmp_path, study) == "waiting for scoring"
     put_log(tmp_path, study, "evaluate_r50_seed0", "2026-11-23 12:00:01 error: damaged shard\n")
     assert reason_of(tmp_path, study) == "failed: damaged shard"
+
+
+def test_numbers_of_different_devices_are_marked(tmp_path):
+    study = study_with(("r50", "r101", "x101_32x4d"))
+    for backbone in study.backbones:
+        folder = put_run(tmp_path, study, backbone)
+        put_measured(folder.parent, study, device={"r101": "NVIDIA H100"}.get(backbone, "cpu"))
+    rows = table_of(written(tmp_path, study))
+    assert [row["Mem (GB)"] for row in rows] == ["0.88", "0.88†", "0.88"]
+    assert [row["Inf time (fps)"] for row in rows] == ["12.3", "12.3†", "12.3"]
+    text = (tmp_path / "table.md").read_text()
+    assert "Mem and Inf time compare only on one device: no mark cpu; † NVIDIA H100." in text
+    put_run(tmp_path, study, "r101")
+    assert "†" not in written(tmp_path, study).read_text()
 
 
 def test_a_run_that_is_being_repeated_does_not_show_its_old_ap(tmp_path):
@@ -307,9 +348,15 @@ def test_numbers_of_other_settings_or_of_an_older_model_are_not_shown(tmp_path):
     put_metrics(folder, detections_per_image=100)
     assert reason_of(tmp_path, study) == "outdated: the settings changed since"
     put_infer(folder, study, model_sha256="beef")
-    assert reason_of(tmp_path, study, "Inf time (fps)") == "outdated: trained again since"
+    assert reason_of(tmp_path, study) == "outdated: trained again since"
     put_infer(folder, study, settings_digest="beef")
-    assert reason_of(tmp_path, study, "Inf time (fps)") == "outdated: the settings changed since"
+    assert reason_of(tmp_path, study) == "outdated: the settings changed since"
+    put_measured(folder.parent, study, model_sha256="beef")
+    assert reason_of(tmp_path, study, "Inf time (fps)") == "outdated: trained again since"
+    put_measured(folder.parent, study, settings_digest="beef")
+    assert reason_of(tmp_path, study, "Mem (GB)") == "outdated: the settings changed since"
+    put(folder.parent / "measure.json", "{}")
+    assert reason_of(tmp_path, study, "Mem (GB)") == "unreadable: measure.json"
     longer = study_with(schedule={**read_yaml(MINI)["schedule"], "steps": 301})
     assert reason_of(tmp_path, longer, "Mem (GB)") == "outdated: the settings changed since"
 
@@ -328,7 +375,7 @@ def test_several_seeds_become_mean_and_sample_deviation(tmp_path):
     for seed, ap in enumerate((0.10, 0.12, 0.17)):
         put_run(tmp_path, study, seed=seed, ap=ap)
     (row,) = table_of(written(tmp_path, study))
-    assert (row["box AP"], row["Mem (GB)"]) == ("13.0 ± 3.6", "0.88 ± 0.00")
+    assert (row["box AP"], row["Mem (GB)"]) == ("13.0 ± 3.6", "0.88")
     assert "seed0/" in row["Download"]
     assert "Mean ± sample standard deviation over 3 seeds" in (tmp_path / "table.md").read_text()
 
@@ -434,6 +481,8 @@ def test_json_and_csv_hold_unrounded_numbers_of_every_seed(tmp_path):
     assert first["measures"]["fps"]["mean"] == 12.345
     assert {f"{kind}_{name}" for kind in ("box", "mask") for name in METRIC_NAMES} < set(first["measures"])
     assert second["missing"]["1"] == dict.fromkeys(("train", "infer", "evaluate"), "not started")
+    assert second["missing"]["0"] == second["missing"]["1"] | {"measure": "not started"}
+    assert (first["measured_on"], second["measured_on"]) == ("cpu", None)
     assert second["model"] == {"0": None, "1": None}
     assert (tmp_path / first["log"]["1"]).is_file()
     assert table["provenance"]["code_version"] == ["0.1.0-aaaa1111"]

@@ -68,7 +68,7 @@ def put_records(results: Path, study, run: str = "r50/seed0", until: str = "eval
     metrics = dict.fromkeys(METRIC_NAMES, 0.1)
     records = {
         "train": ("train.json", {**train, "steps": 260, "attempts": 3, "model_sha256": "feed"}),
-        "infer": ("inference.json", {"settings_digest": settings_digest(study, "infer"), "fps": 2.0}),
+        "infer": ("inference.json", {"settings_digest": settings_digest(study, "infer"), "detections": 2}),
         "evaluate": ("metrics.json", {"bbox": metrics, "segm": metrics, "detections_per_image": 300}),
     }
     for step, (name, record) in records.items():

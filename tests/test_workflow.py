@@ -24,7 +24,7 @@ EVERY_STEP = {"store": 2, "preflight": 1, "repeat_factors": 1, "table": 1}
 
 
 def runs(number: int) -> dict[str, int]:
-    return dict.fromkeys(("train", "infer", "evaluate"), number)
+    return dict.fromkeys(("train", "measure", "infer", "evaluate"), number)
 
 
 def fetched(*names: str) -> dict[str, int]:
@@ -32,7 +32,8 @@ def fetched(*names: str) -> dict[str, int]:
 
 
 def published(number: int) -> dict[str, int]:
-    return dict.fromkeys(("fetch_published", "import_published", "infer", "evaluate"), number)
+    steps = ("fetch_published", "import_published", "measure_published", "infer", "evaluate")
+    return dict.fromkeys(steps, number)
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def stub_workflow(folder: Path) -> Path:
     ):
         shutil.copy(REPOSITORY / "lvis_rcnn" / f"{name}.py", folder / "lvis_rcnn")
     steps = (
+        "measure",
         "fetch",
         "mini",
         "annotations",
@@ -121,6 +123,7 @@ def test_steps_run_in_snakemakes_own_python_and_find_the_package_of_the_checkout
 def test_logs_and_benchmarks_are_named_after_steps(finished: Stubbed) -> None:
     steps = ["draw", "store_train", "store_val", "preflight", "repeat_factors", "table"]
     steps += [f"{step}_{backbone}_seed0" for step in ("train", "infer", "evaluate") for backbone in ("r50", "r101")]
+    steps += ["measure_r50", "measure_r101"]
     results = finished.folder / "results" / "tiny"
     assert {path.stem for path in (results / "logs").iterdir()} == set(steps)
     assert {path.stem for path in (results / "benchmarks").iterdir()} == set(steps)
@@ -131,7 +134,9 @@ def test_logs_and_benchmarks_are_named_after_steps(finished: Stubbed) -> None:
     [
         pytest.param({"title": "other"}, {"table": 1}, id="title"),
         pytest.param({"evaluation": {"detections_per_image": 9}}, {"evaluate": 2, "table": 1}, id="evaluation"),
-        pytest.param({"inference": {"nms_iou": 0.4}}, {"infer": 2, "evaluate": 2, "table": 1}, id="inference"),
+        pytest.param(
+            {"inference": {"nms_iou": 0.4}}, {"infer": 2, "evaluate": 2, "measure": 2, "table": 1}, id="inference"
+        ),
         pytest.param({"schedule": {"steps": 9}}, {"preflight": 1, **runs(2), "table": 1}, id="schedule"),
         pytest.param(
             {"sampling": {"oversample_threshold": None}},

@@ -14,7 +14,7 @@ from torch import nn
 from lvis_rcnn.backbones import Backbone
 from lvis_rcnn.data import Batch
 from lvis_rcnn.model.assign import Choose
-from lvis_rcnn.model.backbone import FPN_CHANNELS, build_backbone, fix_batch_statistics
+from lvis_rcnn.model.backbone import FPN_CHANNELS, build_backbone, fix_batch_statistics, pyramid
 from lvis_rcnn.model.detections import ImageDetections, detect_boxes, detect_masks
 from lvis_rcnn.model.heads import RegionHeads
 from lvis_rcnn.model.region_losses import region_losses, sampled_regions
@@ -94,7 +94,7 @@ def detect(
         mask_labels: for each image, the labels whose detections get a mask; None for all.
     """
     settings = model.settings
-    features = list(model.backbone(batch.pixels).values())
+    features = pyramid(model.backbone, batch.pixels)
     proposed = proposals(
         model.rpn(features), batch.sizes_hw, settings.proposals_before_nms[1], settings.proposals_after_nms[1]
     )

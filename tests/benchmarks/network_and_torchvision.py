@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.data import Batch, Target
-from lvis_rcnn.infer import masks_of
+from lvis_rcnn.detector import image_detections
 from lvis_rcnn.mask_crops import mask_crops
 from lvis_rcnn.model.assign import random_choice
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, Settings, detect, losses
@@ -186,7 +186,7 @@ def our_work(mode: str, state: dict[str, torch.Tensor], backbone: str) -> Callab
 
     def infer() -> None:
         (found,) = detect(model, batch)
-        masks_of(found, found.boxes_xyxy, size_hw)
+        image_detections(0, found, found.boxes_xyxy, size_hw, np.arange(1, CATEGORIES + 1))
 
     return infer
 

@@ -135,6 +135,18 @@ def digest(step: str) -> str:
     return settings_digest(study, step)
 
 
+def all_cores() -> int:
+    """Threads of a job beside which no other runs on this machine; on a cluster its node is asked for exclusively."""
+    return workflow.cores or study.compute.threads
+
+
+def model_of_first_seed(wildcards) -> str:
+    """The model that stands for its row."""
+    return (
+        f"results/{wildcards.study}/{wildcards.backbone}/seed{study.seeds[0]}/model.pth"
+    )
+
+
 def earlier_rows_first(wildcards) -> int:
     """Priority of a training: on one machine the rows of the table appear in their order."""
     return len(study.backbones) - study.backbones.index(wildcards.backbone)
@@ -194,6 +206,16 @@ def split_of_model(model: str) -> str:
 def store_of_model(wildcards) -> str:
     """Annotation store of the split that a published model is scored on."""
     return f"results/{study.study}/data/{split_of_model(wildcards.model)}.store"
+
+
+def images_of_model(wildcards) -> list[str]:
+    """Images of the split that a published model is scored on, as an input: newer ones measure nothing again."""
+    return ancient(if_made_or_present(image_folder(split_of_model(wildcards.model))))
+
+
+def image_folder_of_model(wildcards, output) -> str:
+    """:func:`images_of_model` as a parameter; untracked."""
+    return image_folder(split_of_model(wildcards.model))
 
 
 def published_file(model: str) -> str:
@@ -283,6 +305,16 @@ def of_published_runs(name: str) -> list[str]:
         model=published,
         name=name,
     )
+
+
+def measurements() -> list[str]:
+    """measure.json of every row."""
+    of_trained = collect(
+        "results/{study}/{backbone}/measure.json",
+        study=study.study,
+        backbone=study.backbones,
+    )
+    return of_trained + of_published_runs("measure.json")
 
 
 def of_all_runs(name: str) -> list[str]:

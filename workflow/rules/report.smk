@@ -9,6 +9,7 @@ rule table:
         trainings=of_trained_runs("train.json"),
         imports=of_published_runs("import.json"),
         inferences=of_all_runs("inference.json"),
+        measurements=measurements(),
         zoo=str(zoo_of(study, Path(STUDY_FILE))),
     output:
         page=report(
