@@ -13,6 +13,10 @@ min_version("9.19")
 include: "workflow/rules/common.smk"
 
 
+# What the report opens with.
+report: "workflow/report/workflow.rst"
+
+
 study = load_the_study()
 published = load_published()
 lacking_dataset, lacking_models = load_lacking()

@@ -26,6 +26,7 @@ The files of this package, in data-flow order, are the method; a module imports 
     annotations        LVIS JSON becomes a memory-mapped store
     lvis_versions      which version a file is, by its content
     image_files        images in folders, or in zips as they were downloaded
+    figures            how every plot looks and is written
     sampling_figure    what oversampling does, as a picture
     repeat_factors     how often each image is drawn
     sample_stream      which images each step sees, a pure function of (seed, step)
@@ -63,6 +64,10 @@ The files of this package, in data-flow order, are the method; a module imports 
     compare            whether two runs differ, and where
     runs, table_rows, report    all runs become the table
     run_states, plan, status    how far each run is, and what is left to do
+    curves, row_plots, category_plots, plots    what was measured, as plots
+    drawing, scenes, missed_objects, pictures   what a run finds and misses, as pictures
+    training_pictures  a training step as the network sees it
+    html_pages, pages  table, categories, cost, provenance as pages
 
 Axes, the same letters in every annotation:
 

@@ -85,7 +85,7 @@ def write_training_curves(histories: Sequence[History], out: Path) -> None:
         for axis_format in (norm.yaxis.set_major_formatter, norm.yaxis.set_minor_formatter):
             axis_format(StrMethodFormatter("{x:g}"))
         rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-        speed.set_ylim(bottom=0)
+        begin_at_zero(speed)
         legend_below(figure, [loss])
         figure.suptitle(smoothing_sentence(histories))
 
@@ -98,7 +98,7 @@ def write_training_losses(histories: Sequence[History], out: Path) -> None:
         panels = figure.subplots(2, 3).ravel()
         for axes, (key, title) in zip(panels, LOSSES.items(), strict=False):
             draw_history(axes, histories, key, f"loss of {title}" if ":" not in title else f"loss, {title}")
-            axes.set_ylim(bottom=0)
+            begin_at_zero(axes)
         handles, labels = panels[0].get_legend_handles_labels()
         panels[-1].set_axis_off()
         panels[-1].legend(handles, labels, loc="center")
@@ -121,6 +121,11 @@ def draw_history(axes: Axes, histories: Sequence[History], key: str, label: str,
     axes.set(xlabel="optimizer steps", ylabel=label)
     if not any(len(history.values(key)[0]) for history in histories):
         say_why(axes, f"{label}: not logged")
+
+
+def begin_at_zero(axes: Axes) -> None:
+    """Show the whole height of a quantity, with room for markers above it."""
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
 
 
 def draw_restarts(axes: Axes, histories: Sequence[History]) -> None:

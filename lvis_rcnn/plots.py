@@ -24,17 +24,17 @@ import numpy as np
 from lvis_rcnn.attempts import read_attempts
 from lvis_rcnn.category_plots import write_ap_and_images
 from lvis_rcnn.command import InputError, log, run_step, step_parser
-from lvis_rcnn.config import Study, load_study, zoo_of
+from lvis_rcnn.config import Study, load_study
 from lvis_rcnn.curves import History, write_precision_recall, write_training_curves, write_training_losses
 from lvis_rcnn.figures import write_reason
 from lvis_rcnn.files import read_json_lines
-from lvis_rcnn.published import scored_models
+from lvis_rcnn.published import known_models
 from lvis_rcnn.row_plots import KINDS, metrics_of, row_name, write_ap_and_cost, write_ap_by_group
 from lvis_rcnn.run_states import state_dirs
 from lvis_rcnn.runs import read_json_object
 from lvis_rcnn.sampling_figure import CategoryFigures, write_sampling_figure
 from lvis_rcnn.table_rows import TRAINED, Row, rows_of
-from lvis_rcnn.zoo import ZooModel, load_zoo
+from lvis_rcnn.zoo import ZooModel
 
 
 def histories_of(study: Study, results: Path, zoo: Mapping[str, ZooModel], rows: Sequence[Row]) -> list[History]:
@@ -84,8 +84,8 @@ def write_plots(study: Study, study_file: Path, results: Path, out: Path, now_s:
     Raises:
         InputError: tables of repeat factors are damaged.
     """
-    rows = [row for row in rows_of(study, results, scored_models(study, study_file), now_s) if row.runs]
-    zoo = load_zoo(zoo_of(study, study_file)) if study.backbones and study.model.weights != "none" else {}
+    zoo = known_models(study, study_file)
+    rows = [row for row in rows_of(study, results, zoo, now_s) if row.runs]
     histories = histories_of(study, results, zoo, rows)
     write_training_curves(histories, out)
     write_training_losses(histories, out)

@@ -10,6 +10,16 @@ from lvis_rcnn.zoo import ZooModel, load_zoo
 SCORED_KINDS = ("lvis_v0.5", "lvis_v1")
 
 
+def known_models(study: Study, study_file: Path) -> dict[str, ZooModel]:
+    """All rows of the study's zoo: those that it scores, and those that its trainings are compared with.
+
+    Raises:
+        InputError: as :func:`scored_models`, or the zoo is wrong.
+    """
+    scored_models(study, study_file)
+    return load_zoo(zoo_of(study, study_file))
+
+
 def scored_models(study: Study, study_file: Path) -> dict[str, ZooModel]:
     """The zoo's row of each published row of ``study``, in the study's order; the zoo is not read where there is none.
 

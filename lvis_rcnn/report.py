@@ -30,9 +30,9 @@ from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.bootstrap import SEED
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.compare import compare, comparison_text, read_scored
-from lvis_rcnn.config import Study, load_study, zoo_of
+from lvis_rcnn.config import Study, load_study
 from lvis_rcnn.files import atomic_file, write_json
-from lvis_rcnn.published import scored_models
+from lvis_rcnn.published import known_models
 from lvis_rcnn.runs import MEASURES, Run
 from lvis_rcnn.table_rows import (
     COMPARED,
@@ -50,7 +50,7 @@ from lvis_rcnn.table_rows import (
     row_record,
     rows_of,
 )
-from lvis_rcnn.zoo import ZooModel, load_zoo
+from lvis_rcnn.zoo import ZooModel
 
 # What stands behind numbers that were measured elsewhere than the first of their column.
 MARKS = ("", "†", "‡", "§")
@@ -338,8 +338,7 @@ def table_step(args: argparse.Namespace) -> None:
     if not args.results.is_dir():
         raise InputError(f"--results {args.results}", "no such folder", mend="name the folder the steps wrote into")
     study = load_study(args.study)
-    scored_models(study, args.study)
-    models = load_zoo(zoo_of(study, args.study))
+    models = known_models(study, args.study)
     table = write_tables(study, models, args.results, args.out, time.time())
     log.info("%s", titled(study))
     for line in table.splitlines():

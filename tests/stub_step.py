@@ -9,11 +9,18 @@ from pathlib import Path
 from lvis_rcnn.command import InputError, run_step
 
 STEP = Path(__file__).stem
+PLOTS = (
+    *("training_curves", "training_losses", "repeat_factors", "ap_and_images", "ap_by_group", "ap_and_cost"),
+    *("precision_recall_box", "precision_recall_mask"),
+)
 FILES = {
     "mini": ["train.json", "val.json", "images/train/000001.png", "manifest.json"],
     "annotations": ["store.json"],
     "repeat_factors": ["images.csv"],
     "train": ["model.pth", "train.json", "log.json"],
+    "plots": [f"{name}.{suffix}" for name in PLOTS for suffix in ("png", "svg")],
+    "pictures": [f"{name}.png" for name in ("chosen", "random", "missed_rare", "missed_common", "missed_frequent")],
+    "pages": [f"{name}.html" for name in ("table", "per_category", "cost", "provenance", "preflight")],
     "infer": ["detections/shard-00000.npz", "inference.json"],
 }
 

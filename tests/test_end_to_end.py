@@ -54,7 +54,7 @@ def test_one_command_draws_trains_scores_and_writes_the_table(tmp_path: Path) ->
     model = (tmp_path / RUN / "model.pth").stat()
     ended = run(tiny_study(tmp_path, evaluation={"detections_per_image": 5}))
     assert ended.code == 0, ended.text
-    assert ended.jobs() == {"evaluate": 1, "table": 1}
+    assert ended.jobs() == {"evaluate": 1, "table": 1, "plots": 1, "pages": 1}
     assert (tmp_path / RUN / "model.pth").stat() == model
 
 

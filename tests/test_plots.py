@@ -202,7 +202,7 @@ def test_costs_name_their_devices_and_say_where_these_differ(tmp_path):
     put_everything(tmp_path, study)
     (row,) = rows_of(study, tmp_path, {}, NOW_S)
     cost = cost_of(row)
-    assert (cost.memory_gb, cost.fps, cost.memory_device, cost.fps_device) == (0.876, 12.345, "cpu", "cpu")
+    assert (cost.memory_gb, cost.fps, cost.device) == (0.876, 12.345, "cpu")
     assert devices_sentence(["cpu", None, "cpu"]) == "cpu"
     assert devices_sentence(["cpu", "H100"]) == "devices differ: cpu, H100"
     assert devices_sentence([None]) == "not measured"

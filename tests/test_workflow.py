@@ -21,10 +21,16 @@ from lvis_rcnn.zoo import load_zoo
 ZOO = load_zoo(DEFAULT_ZOO)
 PUBLISHED = ZOO["lvis_v0.5_r50"]
 EVERY_STEP = {"store": 2, "preflight": 1, "repeat_factors": 1, "table": 1}
+# What people see: all of it follows from the metrics, but for the pictures of runs and of the first training step.
+RENEWED = {"table": 1, "plots": 1, "pages": 1}
 
 
 def runs(number: int) -> dict[str, int]:
     return dict.fromkeys(("train", "measure", "infer", "evaluate"), number)
+
+
+def shown(number: int) -> dict[str, int]:
+    return {**runs(number), "pictures": number, **RENEWED}
 
 
 def fetched(*names: str) -> dict[str, int]:
@@ -32,8 +38,8 @@ def fetched(*names: str) -> dict[str, int]:
 
 
 def published(number: int) -> dict[str, int]:
-    steps = ("fetch_published", "import_published", "measure_published", "infer", "evaluate")
-    return dict.fromkeys(steps, number)
+    steps = ("fetch_published", "import_published", "measure_published", "infer", "evaluate", "pictures")
+    return dict.fromkeys(steps, number) | RENEWED
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,10 @@ def stub_workflow(folder: Path) -> Path:
         "infer",
         "evaluate",
         "report",
+        "plots",
+        "pictures",
+        "training_pictures",
+        "pages",
     )
     for name in steps:
         shutil.copy(REPOSITORY / "tests" / "stub_step.py", folder / "lvis_rcnn" / f"{name}.py")
@@ -121,9 +131,11 @@ def test_steps_run_in_snakemakes_own_python_and_find_the_package_of_the_checkout
 
 
 def test_logs_and_benchmarks_are_named_after_steps(finished: Stubbed) -> None:
-    steps = ["draw", "store_train", "store_val", "preflight", "repeat_factors", "table"]
-    steps += [f"{step}_{backbone}_seed0" for step in ("train", "infer", "evaluate") for backbone in ("r50", "r101")]
+    steps = ["draw", "store_train", "store_val", "preflight", "repeat_factors", "table", "plots", "pages"]
+    steps += ["training_pictures"]
     steps += ["measure_r50", "measure_r101"]
+    of_runs = ("train", "infer", "evaluate", "pictures")
+    steps += [f"{step}_{backbone}_seed0" for step in of_runs for backbone in ("r50", "r101")]
     results = finished.folder / "results" / "tiny"
     assert {path.stem for path in (results / "logs").iterdir()} == set(steps)
     assert {path.stem for path in (results / "benchmarks").iterdir()} == set(steps)
@@ -132,18 +144,20 @@ def test_logs_and_benchmarks_are_named_after_steps(finished: Stubbed) -> None:
 @pytest.mark.parametrize(
     ("changes", "jobs"),
     [
-        pytest.param({"title": "other"}, {"table": 1}, id="title"),
-        pytest.param({"evaluation": {"detections_per_image": 9}}, {"evaluate": 2, "table": 1}, id="evaluation"),
+        pytest.param({"title": "other"}, RENEWED, id="title"),
+        pytest.param({"evaluation": {"detections_per_image": 9}}, {"evaluate": 2, **RENEWED}, id="evaluation"),
         pytest.param(
-            {"inference": {"nms_iou": 0.4}}, {"infer": 2, "evaluate": 2, "measure": 2, "table": 1}, id="inference"
+            {"inference": {"nms_iou": 0.4}},
+            {"infer": 2, "measure": 2, "evaluate": 2, "pictures": 2, **RENEWED},
+            id="inference",
         ),
-        pytest.param({"schedule": {"steps": 9}}, {"preflight": 1, **runs(2), "table": 1}, id="schedule"),
+        pytest.param({"schedule": {"steps": 9}}, {"preflight": 1, **shown(2), "training_pictures": 1}, id="schedule"),
         pytest.param(
             {"sampling": {"oversample_threshold": None}},
-            {"preflight": 1, "repeat_factors": 1, **runs(2), "table": 1},
+            {"preflight": 1, "repeat_factors": 1, **shown(2), "training_pictures": 1},
             id="sampling",
         ),
-        pytest.param({"backbones": ["r50", "r101", "x101_32x4d"]}, {**runs(1), "table": 1}, id="one more backbone"),
+        pytest.param({"backbones": ["r50", "r101", "x101_32x4d"]}, shown(1), id="one more backbone"),
     ],
 )
 def test_a_change_reruns_what_it_touches(finished: Stubbed, changes: dict[str, Any], jobs: dict[str, int]) -> None:
@@ -173,7 +187,7 @@ def test_one_backbone_alone_can_be_run_again(finished: Stubbed, tmp_path: Path) 
     assert "Training r50" in ended.text
     shutil.move(finished.folder / "results" / "tiny" / "r50", tmp_path / "r50")
     try:
-        assert finished.plan() == only_r50
+        assert finished.plan() == shown(1)
         assert finished.plan("results/tiny/r50/seed0/metrics.json") == runs(1)
     finally:
         shutil.move(tmp_path / "r50", finished.folder / "results" / "tiny" / "r50")
@@ -183,7 +197,7 @@ def test_studies_share_the_drawn_data_and_take_turns_in_the_table(finished: Stub
     other = write_study(finished.folder / "other.yaml", study="other")
     ended = finished.snakemake("--cores", "2", study=other)
     assert ended.code == 0, ended.text
-    assert ended.jobs() == {**EVERY_STEP, **runs(1)}
+    assert ended.jobs() == {**EVERY_STEP, **shown(1), "training_pictures": 1}
     assert (finished.folder / "results" / "tiny" / "table.md").exists()
     assert finished.snakemake("--cores", "2").jobs() == {"table": 1}
     assert finished.plan() == {}
@@ -247,24 +261,32 @@ def test_a_job_that_is_its_own_process_loads_the_same_study(finished: Stubbed) -
 @pytest.mark.parametrize(
     ("arguments", "study", "jobs"),
     [
-        ([], "mini", {"draw": 1, **EVERY_STEP, **runs(4)}),
-        (["--configfile", "configs/smoke.yaml"], "smoke", {"draw": 1, **EVERY_STEP, **runs(1)}),
+        ([], "mini", {"draw": 1, "training_pictures": 1, **EVERY_STEP, **shown(4)}),
+        (
+            ["--configfile", "configs/smoke.yaml"],
+            "smoke",
+            {"draw": 1, "training_pictures": 1, **EVERY_STEP, **shown(1)},
+        ),
         (
             ["--configfile", "configs/lvis_v1.yaml"],
             "lvis_v1",
-            {**fetched("lvis_v1_train", "lvis_v1_val"), **EVERY_STEP, **runs(4)},
+            {**fetched("lvis_v1_train", "lvis_v1_val"), "training_pictures": 1, **EVERY_STEP, **shown(4)},
         ),
         (
             ["--cores", "8", "--configfile", "configs/published.yaml"],
             "published",
-            {**fetched("lvis_v0.5_val", "lvis_v1_val"), "store": 2, **published(8), "table": 1},
+            {**fetched("lvis_v0.5_val", "lvis_v1_val"), "store": 2, **published(8)},
         ),
         (
             ["--profile", "slurm", "results/table.md"],
             "lvis_v0.5",
             {**fetched("lvis_v0.5_train", "lvis_v0.5_val"), **EVERY_STEP, **runs(4)},
         ),
-        (["--profile", "slurm", "--configfile", "configs/smoke.yaml"], "smoke", {"draw": 1, **EVERY_STEP, **runs(1)}),
+        (
+            ["--profile", "slurm", "--configfile", "configs/smoke.yaml"],
+            "smoke",
+            {"draw": 1, "training_pictures": 1, **EVERY_STEP, **shown(1)},
+        ),
     ],
     ids=["default", "smoke", "lvis_v1", "published", "slurm", "slurm with another study"],
 )
@@ -295,7 +317,7 @@ def with_published(finished: Stubbed) -> Path:
     (finished.folder / "my weights" / PUBLISHED.file_name).write_text("weights")
     ended = finished.snakemake("--cores", "2", study=study)
     assert ended.code == 0, ended.text
-    scored = {"import_published": 1, **runs(2), "train": 1}
+    scored = {"import_published": 1, **shown(2), "train": 1, "training_pictures": 1}
     assert ended.jobs() == {**EVERY_STEP, "store": 3, **scored}
     return study
 
@@ -329,12 +351,12 @@ def test_a_published_model_is_imported_detected_with_and_scored_on_its_split(
 
 @pytest.mark.slow
 def test_a_published_row_reruns_where_it_changes(finished: Stubbed, with_published: Path) -> None:
-    again = {"import_published": 1, "infer": 1, "evaluate": 1, "table": 1}
+    again = {"import_published": 1, "infer": 1, "evaluate": 1, "pictures": 1, **RENEWED}
     file, zoo = finished.folder / "my weights" / PUBLISHED.file_name, finished.folder / "zoo.yaml"
     kept = zoo.read_text()
     assert finished.plan(study=with_published) == {}
     zoo.write_text(kept.replace("26.1", "26.2"))
-    assert finished.plan(study=with_published) == {"table": 1}
+    assert finished.plan(study=with_published) == {"table": 1, "pages": 1}
     zoo.write_text(kept)
     file.write_text("other weights")
     try:
@@ -508,7 +530,7 @@ def test_the_package_is_found_in_the_processes_of_torchrun(tmp_path: Path) -> No
 def test_the_environments_of_conda_are_understood(tmp_path: Path, conda_stand_in: dict[str, str]) -> None:
     ended = run_snakemake("--cores", "2", "--use-conda", "-n", cwd=tmp_path, env=conda_stand_in)
     assert ended.code == 0, ended.text
-    assert ended.jobs() == {"draw": 1, **EVERY_STEP, **runs(4)}
+    assert ended.jobs() == {"draw": 1, "training_pictures": 1, **EVERY_STEP, **shown(4)}
 
 
 @pytest.mark.conda

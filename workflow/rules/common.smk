@@ -47,6 +47,14 @@ PICTURES = {
     "missed_common": "missed objects of common categories",
     "missed_frequent": "missed objects of frequent categories",
 }
+# The same of the pages of a study.
+PAGES = {
+    "table": ("1 Results", "the results table"),
+    "per_category": ("1 Results", "AP of each category"),
+    "preflight": ("5 Data", "preflight"),
+    "provenance": ("6 Provenance and cost", "what the numbers were made with"),
+    "cost": ("6 Provenance and cost", "time and memory of trainings and jobs"),
+}
 # A job that is its own process (run: directives, SLURM) is given the same --configfile again.
 STUDY_FILE = (workflow.overwrite_configfiles or [DEFAULT_STUDY])[0]
 
@@ -336,6 +344,14 @@ def plots_shown() -> list:
     ]
 
 
+def pages_shown() -> list:
+    """The pages of a study, as the report shows them."""
+    return [
+        shown(f"results/{study.study}/{name}.html", name, category, shows=title)
+        for name, (category, title) in PAGES.items()
+    ]
+
+
 def pictures_shown() -> list:
     """The pictures of a run, as the report shows them."""
     folder, run = "results/{study}/{group}/{member}/pictures", "{group}/{member}"
@@ -364,7 +380,8 @@ def what_people_see() -> list[str]:
         "{folder}/{run}/pictures/chosen.png", folder=folder, run=runs_with_pictures()
     )
     batch = [f"{folder}/training_batch.png"] if study.backbones else []
-    return [f"{folder}/plots/ap_by_group.png", *pictures, *batch]
+    plots = f"{folder}/plots/ap_by_group.png"
+    return [f"{folder}/table.html", plots, *pictures, *batch]
 
 
 def say_where_the_table_is() -> None:

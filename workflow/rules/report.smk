@@ -1,5 +1,6 @@
 localrules:
     table,
+    pages,
 
 
 rule table:
@@ -12,8 +13,11 @@ rule table:
         measurements=measurements(),
         zoo=str(zoo_of(study, Path(STUDY_FILE))),
     output:
-        page=report(
-            "results/table.md", caption="../report/table.rst", category="1 Results"
+        page=shown(
+            "results/table.md",
+            "table",
+            "1 Results",
+            shows="the results table, as Markdown with links",
         ),
         others=multiext("results/table", ".csv", ".json"),
         kept=multiext(f"results/{study.study}/table", ".md", ".csv", ".json"),
@@ -38,11 +42,48 @@ rule table:
         " --out {output.page} --log {log}"
 
 
+rule pages:
+    """Write the pages of a study: the table, every category, cost, provenance, preflight."""
+    input:
+        metrics=of_all_runs("metrics.json"),
+        trainings=of_trained_runs("train.json"),
+        imports=of_published_runs("import.json"),
+        inferences=of_all_runs("inference.json"),
+        measurements=measurements(),
+        zoo=str(zoo_of(study, Path(STUDY_FILE))),
+        preflight=(f"results/{study.study}/preflight.txt" if study.backbones else []),
+        repeat_factors=(
+            f"results/{study.study}/repeat_factors" if study.backbones else []
+        ),
+    output:
+        pages_shown(),
+    log:
+        f"results/{study.study}/logs/pages.log",
+    benchmark:
+        f"results/{study.study}/benchmarks/pages.tsv"
+    conda:
+        "../../envs/lvis_rcnn.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        name=study.study,
+        settings=settings("report"),
+        study=untracked(STUDY_FILE),
+        folder=subpath(output[0], parent=True),
+    message:
+        f"Writing the pages of {study.study}"
+    shell:
+        'exec "$PYTHON" -m lvis_rcnn.pages --study {params.study:q} --results results --out {params.folder} --log {log}'
+
+
 rule plots:
     """Draw the plots of a study."""
     input:
         metrics=of_all_runs("metrics.json"),
         inferences=of_all_runs("inference.json"),
+        measurements=measurements(),
         histories=of_trained_runs("log.json"),
         repeat_factors=(
             f"results/{study.study}/repeat_factors" if study.backbones else []

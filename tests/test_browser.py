@@ -1,0 +1,168 @@
+"""Pages and the report as a reader meets them, in a headless browser that may reach nothing but the file."""
+
+import base64
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import run_snakemake
+from test_end_to_end import tiny_study
+from test_pages import PAGES
+from test_plots import put_everything
+from test_report import NOW_S, put, study_with
+
+from lvis_rcnn.pages import write_pages
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+# Put before everything else: errors of the page, and whatever it tries to load.
+WATCH = """<script>
+const noted = {errors: [], loads: []};
+addEventListener('error', event => noted.errors.push(event.message || event.target.outerHTML.slice(0, 200)), true);
+addEventListener('unhandledrejection', event => noted.errors.push(String(event.reason)));
+const say = console.error; console.error = (...words) => { noted.errors.push(words.join(' ')); say(...words); };
+new PerformanceObserver(list => list.getEntries().forEach(entry => noted.loads.push(entry.name)))
+  .observe({type: 'resource', buffered: true});
+</script>"""
+WAITED = """<script>
+const wait = milliseconds => new Promise(done => setTimeout(done, milliseconds));
+const tell = found => {
+  const place = document.createElement('pre');
+  place.id = 'told';
+  place.textContent = btoa(unescape(encodeURIComponent(JSON.stringify({...noted, ...found}))));
+  document.body.append(place);
+};
+addEventListener('load', async () => { await wait(300); tell(await (async () => { %s })()); });
+</script>"""
+
+# What no page may do: reach out of its window, so that a reader has to push it left and right.
+WIDTHS = """
+  const widest = Math.max(...[...document.querySelectorAll('body *')].filter(one => !one.closest('.wide, pre'))
+    .map(one => one.getBoundingClientRect().right));
+  const sizes = [...document.querySelectorAll('td, p')].map(one => parseFloat(getComputedStyle(one).fontSize));
+  return {inside: widest <= innerWidth + 1 && document.documentElement.scrollWidth <= innerWidth,
+          smallest: Math.min(...sizes), narrowest: Math.min(...[...document.querySelectorAll('td')].map(
+            one => one.getBoundingClientRect().width))};
+"""
+
+
+def visited(page: Path, script: str, width: int = 1280) -> dict[str, Any]:
+    """What ``script`` returns on a copy of ``page``, with ``errors`` and ``loads``; the browser has no network."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on PATH: apt-get install chromium")
+    text = page.read_text(encoding="utf-8")
+    head, foot = text.index("<head>") + len("<head>"), text.rindex("</body>")
+    copy = page.with_name(f"visited_{page.name}")
+    copy.write_text(text[:head] + WATCH + text[head:foot] + WAITED % script + text[foot:], encoding="utf-8")
+    # A window of the browser has a least width, a frame has not.
+    frame = page.with_name(f"frame_{page.name}")
+    size = f"border:0;width:{width}px;height:900px"
+    frame.write_text(
+        f'<!doctype html><body style="margin:0"><iframe src="{copy.name}" style="{size}">'
+        "</iframe><script>setTimeout(() => { document.body.append(document.querySelector('iframe').contentDocument"
+        ".querySelector('#told').cloneNode(true)); }, 6000);</script></body>"
+    )
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    options += ["--proxy-server=127.0.0.1:9", "--window-size=1400,1000", "--virtual-time-budget=8000", "--dump-dom"]
+    command = [CHROMIUM, *options, f"--user-data-dir={page.parent / 'profile'}", frame.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    told = re.search(r'<pre id="told">([^<]*)</pre>', done.stdout)
+    assert told is not None, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(base64.b64decode(html.unescape(told[1])))
+    return found
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, study = tmp_path_factory.mktemp("pages"), study_with()
+    put_everything(folder, study)
+    put(folder / "mini" / "preflight.txt", "Preflight of study mini: ok\n")
+    put(folder / "mini" / "benchmarks" / "draw.tsv", "s\tmax_rss\tcpu_time\n90.0\t2048.0\t60.0\n")
+    write_pages(study, Path("study.yaml"), folder, folder / "pages", NOW_S)
+    return folder / "pages"
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_a_page_loads_nothing_complains_of_nothing_and_fits_its_window(pages, name, width):
+    found = visited(pages / f"{name}.html", WIDTHS, width)
+    assert (found["errors"], found["loads"]) == ([], [])
+    assert found["inside"]
+    # Null is the least of nothing.
+    assert found["smallest"] is None or found["smallest"] >= 13
+    assert found["narrowest"] is None or found["narrowest"] >= 60
+
+
+def test_the_table_of_categories_sorts_searches_and_narrows(pages):
+    script = """
+      const names = () => [...document.querySelectorAll('tbody tr:not([hidden])')].map(row => row.cells[0].textContent);
+      const heads = [...document.querySelectorAll('th')], click = at => heads[at].querySelector('button').click();
+      const type = (place, value, kind) => { place.value = value; place.dispatchEvent(new Event(kind)); };
+      const found = {begins: names()};
+      click(4); found.best = names(); found.says = heads[4].getAttribute('aria-sort');
+      click(4); found.worst = names();
+      click(0); found.by_name = names();
+      const [search, choice] = document.querySelectorAll('input, select');
+      type(search, 'KI', 'input'); found.searched = names();
+      type(search, '', 'input'); type(choice, 'rare', 'change'); found.rare = names();
+      found.count = document.querySelector('.count').textContent;
+      return found;
+    """
+    found = visited(pages / "per_category.html", script)
+    assert found["errors"] == []
+    assert found["begins"] == ["kite", "cup", "bear", "tree"]
+    assert (found["best"], found["says"]) == (["tree", "cup", "kite", "bear"], "descending")
+    assert found["worst"] == ["kite", "cup", "tree", "bear"]
+    assert found["by_name"] == ["bear", "cup", "kite", "tree"]
+    assert found["searched"] == ["kite"]
+    assert (found["rare"], found["count"]) == (["cup", "kite"], "2 of 4")
+
+
+def test_the_report_of_snakemake_shows_everything_without_a_network(tmp_path):
+    study = tiny_study(tmp_path)
+    ended = run_snakemake("--cores", "1", "--configfile", study, cwd=tmp_path)
+    assert ended.code == 0, ended.text
+    style = Path(__file__).parents[1] / "workflow" / "report" / "report.css"
+    words = ["--report", "report.html", "--report-stylesheet", style, "--configfile", study]
+    ended = run_snakemake(*words, cwd=tmp_path)
+    assert ended.code == 0, ended.text
+    assert "WARNING" not in ended.text
+    script = """
+      const found = {categories: Object.keys(categories).sort(), shown: {}, kinds: {}};
+      const last = text => [...document.querySelectorAll('a, li, span, div')].filter(
+        one => one.textContent.trim() === text).pop();
+      for (const category of found.categories) {
+        last(category).click();
+        await wait(100);
+        for (const path of Object.values(categories[category]).flat()) {
+          const label = results[path].labels.shows;
+          const row = [...document.querySelectorAll('td')].find(one => one.textContent.trim() === label).closest('tr');
+          if (results[path].mime_type.startsWith('image')) {
+            row.querySelector('a, button').click();
+            await wait(100);
+            const picture = [...document.querySelectorAll('img')].find(one => one.src === results[path].data_uri);
+            found.shown[path] = picture ? [picture.naturalWidth, picture.getBoundingClientRect().top >= 0] : null;
+          }
+        }
+        last('Results').click();
+        await wait(50);
+      }
+      found.captions = Object.values(results).map(one => one.caption.length);
+      return found;
+    """
+    found = visited(tmp_path / "report.html", script)
+    assert found["errors"] == []
+    assert not [load for load in found["loads"] if not load.startswith(("data:", "blob:"))]
+    assert found["categories"] == [
+        *("1 Results", "2 Plots", "3 Pictures", "4 Training", "5 Data", "6 Provenance and cost"),
+    ]
+    assert len(found["shown"]) == 14
+    assert all(one and one[0] > 300 and one[1] for one in found["shown"].values()), found["shown"]
+    assert min(found["captions"]) > 80
