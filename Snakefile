@@ -66,11 +66,30 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
+if on_a_cluster:
+    say_resources()
+
+
 rule all:
     input:
         runs=of_all_runs("metrics.json"),
         table="results/table.md",
         shown=what_people_see(),
+
+
+# `snakemake r50`: that backbone alone, with all its seeds, up to its scores.
+for backbone in study.backbones:
+
+    rule:
+        name:
+            backbone
+        input:
+            [
+                metrics
+                for metrics in of_trained_runs("metrics.json")
+                if f"/{backbone}/" in metrics
+            ],
+        localrule: True
 
 
 onstart:

@@ -83,6 +83,15 @@ def lease(wanted: int, folder: Path) -> list[str]:
         time.sleep(POLL_S)
 
 
+def hold_one_gpu() -> None:
+    """Let this process see one GPU, which no other run of this user has; to be called before torch looks for one.
+
+    Nothing happens inside a SLURM job, in the processes of torchrun, whose GPUs are given already, and without a GPU.
+    """
+    if {"SLURM_JOB_ID", "WORLD_SIZE"}.isdisjoint(os.environ) and gpus_of_this_machine():
+        os.environ["CUDA_VISIBLE_DEVICES"] = lease(1, lock_folder())[0]
+
+
 def step(args: argparse.Namespace) -> None:
     """Become the command, with its GPUs."""
     if "SLURM_JOB_ID" not in os.environ:

@@ -28,6 +28,7 @@ from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.config import Study, load_study_for_step, zoo_of
 from lvis_rcnn.data import Augmentation, Batch, TrainingSteps, read_in_order
 from lvis_rcnn.finished_run import Run, export, finish, is_finished
+from lvis_rcnn.gpu_lease import hold_one_gpu
 from lvis_rcnn.gradient_step import OPTIMIZERS, Taken, set_full_precision, take_step
 from lvis_rcnn.initial_weights import load_initial_weights
 from lvis_rcnn.lease import Lease, held_lease
@@ -358,18 +359,24 @@ def leave(training: Training, records: Records) -> None:
 
 
 def require_device(study: Study, study_file: Path) -> None:
-    """Refuse a study that needs a GPU where there is none.
+    """Hold a GPU where the study computes on one, and refuse where there is none.
 
     Raises:
         InputError: names the study file.
     """
-    if study.compute.device == "cuda" and not torch.cuda.is_available():
+    if study.compute.device != "cuda":
+        return
+    hold_one_gpu()
+    built = f"torch {torch.__version__}"
+    built += " was built without CUDA" if torch.version.cuda is None else f" (CUDA {torch.version.cuda}) sees no GPU"
+    if not torch.cuda.is_available():
         raise InputError(
             f"{study_file}: compute.device",
-            "is cuda, but this torch sees no GPU",
+            f"is cuda, but {built}",
             allowed="cpu, or cuda where torch.cuda.is_available()",
             mend="run on a GPU node with a CUDA build of torch",
         )
+    log.info("torch %s, CUDA %s, %s", torch.__version__, torch.version.cuda, torch.cuda.get_device_name())
 
 
 def step(args: argparse.Namespace) -> None:

@@ -247,3 +247,44 @@ def test_every_key_of_the_schema_is_described_or_a_section() -> None:
     for section in schema["$defs"].values():
         for key, value in section["properties"].items():
             assert value.get("description"), key
+
+
+def asking(**resources: Any) -> Study:
+    """The study of mini, of 4 images a step, each a group, with these resources."""
+    values = copy.deepcopy(MINI)
+    values["schedule"]["normalisation_group"] = 1
+    values["resources"] |= resources
+    return check_study(values, "study.yaml")
+
+
+def test_a_backbone_asks_what_all_do_but_for_what_it_says_itself() -> None:
+    own = {"x101_64x4d": {"gpus": 2, "gpu_model": "h100", "runtime_minutes": 90}}
+    study = asking(gpus=1, cpus_per_gpu=8, of_backbone=own)
+    common, special = study.asked("r50"), study.asked("x101_64x4d")
+    assert (common.gpus, common.nodes, common.gpu_model, common.cpus_per_gpu) == (1, 1, None, 8)
+    assert (special.gpus, special.gpu_model, special.runtime_minutes) == (2, "h100", 90)
+    assert (special.nodes, special.cpus_per_gpu, special.memory_mb) == (1, 8, common.memory_mb)
+
+
+def test_what_is_not_said_follows_from_the_device() -> None:
+    assert asking().asked("r50").gpus is None
+    assert asking().asked("r50").cpus_per_gpu == MINI["compute"]["threads"]
+    on_gpu = load_study(REPOSITORY / "configs" / "lvis_v0.5.yaml")
+    assert (on_gpu.asked("r50").gpus, on_gpu.asked("r50").cpus_per_gpu) == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("resources", "allowed"),
+    [
+        (
+            {"gpus": 5},
+            "resources.gpus \\* resources.nodes at most 4, the normalisation groups of a step, not 5 \\(r50\\)",
+        ),
+        ({"gpus": 2, "nodes": 3}, "resources.gpus \\* resources.nodes at most 4, .* not 6"),
+        ({"of_backbone": {"r101": {"gpus": 8}}}, "not 8 \\(r101\\)"),
+        ({"nodes": 2}, "resources.nodes above 1 with resources.gpus for each of them"),
+    ],
+)
+def test_processes_without_work_are_refused(resources: dict[str, Any], allowed: str) -> None:
+    with pytest.raises(InputError, match=f"^study.yaml: study file: does not fit together; allowed: .*{allowed}"):
+        asking(**resources)

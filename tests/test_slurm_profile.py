@@ -163,13 +163,24 @@ def commands(tmp_path: Path) -> Commands:
 
 def test_squeue_fails_what_is_over_and_what_was_forgotten(commands: Commands) -> None:
     words = ("--format=%i|%T", "--name", "lvis_1")
-    commands.own("squeue", "printf '%s\\n' '1|RUNNING' '2|PREEMPTED' '3|NODE_FAIL' '4|COMPLETED' '5|REQUEUED'")
+    states = {1: "RUNNING", 2: "PREEMPTED", 3: "NODE_FAIL", 4: "COMPLETED", 5: "REQUEUED"}
+    commands.own("squeue", "; ".join(f"echo '{number}|{state}|None'" for number, state in states.items()))
     assert commands.run("squeue", *words).stdout == "1|RUNNING\n2|FAILED\n3|FAILED\n4|COMPLETED\n5|REQUEUED\n"
-    commands.own("squeue", "echo '1|COMPLETED'")
+    commands.own("squeue", "echo '1|COMPLETED|None'")
     assert commands.run("squeue", *words).stdout == "1|COMPLETED\n2|FAILED\n3|FAILED\n4|FAILED\n5|FAILED\n"
+    assert "6|" not in commands.run("squeue", "--name", "lvis_2").stdout
     commands.own("squeue", "echo 'controller away' >&2; exit 1")
     silent = commands.run("squeue", *words)
     assert (silent.returncode, silent.stdout) == (1, "")
+
+
+def test_squeue_gives_up_a_job_that_no_node_could_start(commands: Commands) -> None:
+    reasons = {7: "launch failed requeued held", 8: "Resources", 9: "launch_failed_requeued_held", 77: "JobHeldUser"}
+    commands.own("squeue", "; ".join(f"echo '{number}|PENDING|{reason}'" for number, reason in reasons.items()))
+    commands.own("scancel", 'echo scancel "$@" >> calls')
+    answer = commands.run("squeue", "--name", "lvis_1")
+    assert answer.stdout == "7|FAILED\n8|PENDING\n9|FAILED\n77|PENDING\n", answer.stderr
+    assert (commands.folder / "calls").read_text() == "scancel 7 9\n"
 
 
 def test_sacct_says_what_the_executor_understands(commands: Commands) -> None:

@@ -322,7 +322,17 @@ def test_a_gpu_that_is_not_there_is_said(drawn, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     study = write_tiny_study(tmp_path, compute={"device": "cuda"})
     line = error_of(monkeypatch, capsys, arguments(drawn, study, tmp_path))
-    assert line.startswith(f"error: {study}: compute.device: is cuda, but this torch sees no GPU; allowed: cpu, or")
+    built = f"torch {torch.__version__} (CUDA {torch.version.cuda}) sees no GPU"
+    if torch.version.cuda is None:
+        built = f"torch {torch.__version__} was built without CUDA"
+    assert line.startswith(f"error: {study}: compute.device: is cuda, but {built}; allowed: cpu, or")
+
+
+def test_a_torch_without_cuda_is_named_where_a_gpu_is_asked_for(drawn, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    study = write_tiny_study(tmp_path, compute={"device": "cuda"})
+    line = error_of(monkeypatch, capsys, arguments(drawn, study, tmp_path))
+    assert f"is cuda, but torch {torch.__version__} was built without CUDA; allowed: cpu, or" in line
 
 
 def test_a_study_that_changed_after_planning_is_refused(drawn, tmp_path, monkeypatch, capsys):

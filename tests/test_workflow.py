@@ -526,6 +526,57 @@ def test_the_package_is_found_in_the_processes_of_torchrun(tmp_path: Path) -> No
     assert done.stderr.count("mini.yaml: ok") == 2
 
 
+def test_a_backbone_is_a_target(finished: Stubbed, tmp_path: Path) -> None:
+    assert finished.plan("r50") == {}
+    shutil.move(finished.folder / "results" / "tiny" / "r50", tmp_path / "r50")
+    try:
+        assert finished.plan("r101") == {}
+        assert finished.plan("r50") == {**runs(1), "r50": 1}
+    finally:
+        shutil.move(tmp_path / "r50", finished.folder / "results" / "tiny" / "r50")
+
+
+def test_scoring_alone_is_run_again(finished: Stubbed) -> None:
+    assert finished.plan("results/table.md", "-R", "evaluate") == {"evaluate": 2, "table": 1}
+    one = finished.plan("results/table.md", "-R", "results/tiny/r50/seed0/metrics.json")
+    assert one == {"evaluate": 1, "table": 1}
+
+
+def test_a_further_seed_of_a_finished_study_is_all_that_is_run(finished: Stubbed) -> None:
+    finished.study(seeds=[0, 1])
+    try:
+        assert finished.plan("results/tiny/r50/seed1/metrics.json") == runs(1)
+        assert finished.plan() == {**runs(2), "table": 1}
+    finally:
+        finished.study()
+
+
+def test_training_from_scratch_begins_with_nothing(finished: Stubbed, tmp_path: Path) -> None:
+    # As the README says: the results alone would be linked again from the finished state.
+    for folder in ("results/tiny/r101", "results/state/tiny/r101"):
+        if (finished.folder / folder).exists():
+            shutil.move(finished.folder / folder, tmp_path / folder.replace("/", "_"))
+    try:
+        assert finished.plan("results/table.md") == {**runs(1), "table": 1}
+    finally:
+        shutil.move(tmp_path / "results_tiny_r101", finished.folder / "results/tiny/r101")
+
+
+@pytest.mark.conda
+def test_conda_on_or_off_and_a_comment_in_its_environment_rerun_nothing(
+    finished: Stubbed, conda_stand_in: dict[str, str]
+) -> None:
+    assert finished.plan("--use-conda", env=conda_stand_in) == {}
+    environment = finished.workflow / "envs" / "lvis_rcnn.yaml"
+    kept = environment.read_text()
+    environment.write_text(f"# a comment\n{kept}")
+    try:
+        assert finished.plan() == {}
+        assert finished.plan("--use-conda", env=conda_stand_in) == {}
+    finally:
+        environment.write_text(kept)
+
+
 @pytest.mark.conda
 def test_the_environments_of_conda_are_understood(tmp_path: Path, conda_stand_in: dict[str, str]) -> None:
     ended = run_snakemake("--cores", "2", "--use-conda", "-n", cwd=tmp_path, env=conda_stand_in)

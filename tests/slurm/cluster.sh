@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A SLURM cluster on this machine, for the tests: one CPU node and four nodes of two GPUs that are copies of /dev/null.
+# A SLURM cluster on this machine, for the tests: one CPU node and five nodes of two GPUs that are copies of /dev/null.
 #
 #   cluster.sh start STATE [--no-accounting]   start what does not run yet; prints the environment to use it with
 #   cluster.sh stop STATE                      end what was started there, and nothing else
@@ -11,7 +11,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 action=$1 state=$2 accounting=${3:-}
 host=$(hostname -s)
 port=${LVIS_RCNN_TEST_SLURM_PORT:-16900}
-nodes="cpu1 gpu1 gpu2 gpu3 gpu4"
+nodes="cpu1 gpu1 gpu2 gpu3 gpu4 gpu5"
 export SLURM_CONF=$state/etc/slurm.conf
 
 runs() { # PIDFILE NAME: whether the process of a pid file is the program it should be
@@ -49,9 +49,9 @@ write_configuration() {
         accounts+="\nAccountingStorageTRES=gres/gpu\nAccountingStorageEnforce=associations,limits,qos"
     fi
     local words=(-e "s|@STATE@|$state|g; s|@HOST@|$host|g; s|@CTLD@|$((port + 17))|; s|@ACCOUNTING@|$accounts|")
-    for number in 1 2 3 4 5; do words+=(-e "s|@P$number@|$((port + 20 + number))|"); done
+    for number in 1 2 3 4 5 6; do words+=(-e "s|@P$number@|$((port + 20 + number))|"); done
     sed "${words[@]}" "$here/slurm.conf.in" > "$SLURM_CONF"
-    printf 'AutoDetect=off\nNodeName=gpu[1-4] Name=gpu Type=toy File=%s\n' "$state/dev/nvidia[0-1]" > "$state/etc/gres.conf"
+    printf 'AutoDetect=off\nNodeName=gpu[1-5] Name=gpu Type=toy File=%s\n' "$state/dev/nvidia[0-1]" > "$state/etc/gres.conf"
     # A step of a job is started without SLURM_CONF (the executor drops SLURM_*), so it looks where SLURM does by itself.
     mkdir -p /etc/slurm
     if [ -e /etc/slurm/slurm.conf ] && [ ! -L /etc/slurm/slurm.conf ]; then

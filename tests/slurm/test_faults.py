@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,7 +73,8 @@ def on_a_node_that_fails(study: Study, cluster: Cluster) -> None:
     job = study.wait_for_step(8)
     node = said("squeue", "--noheader", "--format=%N", "--job", job).strip()
     said("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    wait_until(lambda: study.job() != job, "the job has left the node")
+    pid = study.heartbeat()["pid"]
+    wait_until(lambda: study.job() != job and not Path(f"/proc/{pid}").exists(), "the job has left the node")
     said("scontrol", "update", f"nodename={node}", "state=resume")
 
 

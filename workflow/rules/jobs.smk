@@ -12,10 +12,12 @@ from submission import stand_between
 
 site = load_site()
 
-# Without a cluster (--jobs), jobs queue for the GPUs that exist, unless --resources gpu=… says otherwise.
-if study.compute.device == "cuda" and workflow.is_main_process:
-    here = workflow.global_resources
-    if here["_nodes"].value is None and "gpu" not in here:
+# Snakemake knows it by --jobs, which a profile for a cluster gives.
+on_a_cluster = workflow.global_resources["_nodes"].value is not None
+
+# Without a cluster, jobs queue for the GPUs that exist, unless --resources gpu=… says otherwise.
+if study.compute.device == "cuda" and workflow.is_main_process and not on_a_cluster:
+    if "gpu" not in workflow.global_resources:
         workflow.register_resource("gpu", len(gpus_of_this_machine()))
 
 # Reading LVIS takes 0.6 GB, scoring its validation images beside the lvis package itself about 7.
@@ -39,9 +41,9 @@ def memory_without_gpu_mb(wildcards, attempt) -> int:
 def of_one_gpu(ask) -> dict:
     """Resources of a job with one GPU of the kind that ``ask`` names; of one without where it asks for none."""
     if not ask.gpus:
-        return {}
+        return {"all_gpus": 0}
     model = {"gpu_model": ask.gpu_model} if ask.gpu_model else {}
-    return {"gpu": 1, "nodes": 1, **site.of_gpu_jobs(), **model}
+    return {"gpu": 1, "all_gpus": 1, "nodes": 1, **site.of_gpu_jobs(), **model}
 
 
 def of_training(ask) -> dict:
@@ -52,12 +54,13 @@ def of_training(ask) -> dict:
     """
     found = of_one_gpu(ask)
     if ask.nodes == 1:
-        return found | ({"gpu": ask.gpus} if ask.gpus else {})
+        return found | ({"gpu": ask.gpus, "all_gpus": ask.gpus} if ask.gpus else {})
     model = found.pop("gpu_model", None)
     found.pop("gpu")
     gres = ":".join(["gpu", *([model] if model else []), str(ask.gpus)])
     return found | {
         "nodes": ask.nodes,
+        "all_gpus": ask.nodes * ask.gpus,
         "gres": gres,
         "mpi": "srun",
         "tasks": ask.nodes,
@@ -66,7 +69,7 @@ def of_training(ask) -> dict:
 
 
 NAMES_OF_GPU_JOBS = (
-    *("gpu", "gpu_model", "gres", "nodes", "mpi", "tasks", "tasks_per_gpu"),
+    *("all_gpus", "gpu", "gpu_model", "gres", "nodes", "mpi", "tasks", "tasks_per_gpu"),
     *("slurm_partition", "qos", "constraint"),
 )
 
@@ -85,6 +88,7 @@ def training_resources() -> dict:
         return study.asked(wildcards.backbone).runtime_minutes
 
     return {name: named(name) for name in NAMES_OF_GPU_JOBS} | {
+        "cpus_per_task": training_cores,
         "mem_mb": memory_mb,
         "runtime": runtime,
     }
@@ -102,7 +106,9 @@ def inference_resources() -> dict:
     def named(name):
         return lambda wildcards: of_one_gpu(study.asked("")).get(name)
 
-    return {name: named(name) for name in NAMES_OF_GPU_JOBS}
+    return {name: named(name) for name in NAMES_OF_GPU_JOBS} | {
+        "cpus_per_task": study.asked("").cpus_per_gpu
+    }
 
 
 def training_launcher(wildcards, output) -> str:
@@ -117,15 +123,19 @@ def training_launcher(wildcards, output) -> str:
             ' --rdzv-endpoint "$(hostname):$((20000 + SLURM_JOB_ID % 10000))"'
         )
     if (ask.gpus or 1) > 1:
-        return f"{leased(ask.gpus)}{torchrun} --standalone"
-    return f'{leased(ask.gpus)}"$PYTHON"'
+        # Outside SLURM, whose jobs have their GPUs already, the lease gives some; one GPU is leased by the trainer itself.
+        return f'"$PYTHON" -m lvis_rcnn.gpu_lease --gpus {ask.gpus} -- {torchrun} --standalone'
+    return '"$PYTHON"'
 
 
-def inference_launcher(wildcards, output) -> str:
-    """Words that start an inference; untracked, as those of a training."""
-    return f'{leased(1 if study.asked("").gpus else 0)}"$PYTHON"'
-
-
-def leased(gpus: int | None) -> str:
-    """Words that give a job GPUs of its own; SLURM does that itself, and the lease then does nothing."""
-    return f'"$PYTHON" -m lvis_rcnn.gpu_lease --gpus {gpus} -- ' if gpus else ""
+def say_resources() -> None:
+    """Let the message of each job end with what it asks for; ``all_gpus`` is there for this alone."""
+    for one in workflow.rules:
+        if one.message and one.name not in workflow._localrules:
+            # A dry run counts the threads of this machine.
+            processors = "{resources.all_gpus} GPUs, {resources.cpus_per_task} CPUs"
+            if "all_gpus" not in one.resources:
+                processors = "{threads} CPU"
+            one.message += (
+                f" [{processors}, {{resources.mem_mb}} MB, {{resources.runtime}} min]"
+            )

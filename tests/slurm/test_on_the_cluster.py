@@ -1,0 +1,263 @@
+"""Studies as a user runs them on a cluster: what they ask for and cost, what is refused, who looks after them."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from one_machine import LONG_S, Cluster, Study, running_cluster, said, start_cluster, wait_until
+
+pytestmark = pytest.mark.slurm
+
+BACKBONES = ["r50", "r101", "x101_32x4d", "x101_64x4d"]
+
+
+@pytest.fixture(scope="module")
+def prepared(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Images, stores and checks, up to what a training needs."""
+    study = Study(tmp_path_factory.mktemp("prepared") / "toy").write()
+    study.run_here("results/toy/preflight.json", "results/toy/repeat_factors")
+    return study
+
+
+def gpus_held() -> dict[str, str]:
+    """Node and number of the GPUs of each job that runs."""
+    shown = said("scontrol", "show", "job", "-o", "-d", check=False)
+    found = re.findall(r"JobId=(\d+) .*? Nodes=(\S+) CPU_IDs=\S+ Mem=\S+ GRES=gpu:toy:\d+\(IDX:([^)]+)\)", shown)
+    return {job: f"{node}:{number}" for job, node, number in found}
+
+
+@pytest.fixture(scope="module")
+def side_by_side(
+    slurm: Cluster, prepared: Study, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Study, dict[str, str]]:
+    """Four backbones that trained at the same time, and the GPUs they held."""
+    study = Study(tmp_path_factory.mktemp("four") / "toy", environment={"STEP_S": "1"}).write(backbones=BACKBONES)
+    study.prepared_as(prepared).start("results/table.md")
+    try:
+        held = wait_until(lambda: gpus if len(gpus := gpus_held()) == len(BACKBONES) else None, "all four train")
+        assert study.wait() == 0, study.said()
+    finally:
+        study.end()
+    return study, held
+
+
+def test_four_backbones_train_side_by_side_each_on_a_gpu_of_its_own(side_by_side: tuple[Study, dict[str, str]]) -> None:
+    study, held = side_by_side
+    assert len(set(held.values())) == len(BACKBONES), held
+    assert [row["backbone"] for row in study.table()["rows"]] == BACKBONES
+    assert all(not row["missing"] for row in study.table()["rows"])
+    assert sorted(study.submissions("train")) == sorted(held)
+
+
+def test_steps_without_a_gpu_hold_none(side_by_side: tuple[Study, dict[str, str]]) -> None:
+    study, _ = side_by_side
+    for rule, asked in (("evaluate", False), ("train", True), ("infer", True)):
+        for job in study.submissions(rule):
+            (line,) = said("sacct", "-X", "-n", "-P", "-j", job, "-o", "Partition,ReqTRES").splitlines()
+            assert ("gres/gpu" in line) is asked, line
+            assert line.startswith("gpu|" if asked else "cpu|")
+
+
+def test_a_run_knows_what_it_cost(side_by_side: tuple[Study, dict[str, str]]) -> None:
+    study, _ = side_by_side
+    for backbone in BACKBONES:
+        record = json.loads((study.folder / "results" / "toy" / backbone / "seed0" / "train.json").read_text())
+        (attempt,) = study.attempts(backbone)
+        (line,) = said(
+            *("sacct", "-X", "-n", "-P", "-j", attempt.job or ""),
+            *("-o", "ElapsedRaw,AllocTRES,NCPUS,Eligible,Start"),
+        ).splitlines()
+        elapsed_s, resources, cpus, eligible, started = line.split("|")
+        assert "gres/gpu=1" in resources
+        waited_s = time.mktime(time.strptime(started, "%Y-%m-%dT%H:%M:%S"))
+        waited_s -= time.mktime(time.strptime(eligible, "%Y-%m-%dT%H:%M:%S"))
+        cost = record["cost"]
+        # SLURM counts until Snakemake has ended in the job, some seconds after the trainer.
+        assert int(elapsed_s) - 30 <= cost["gpu_hours"] * 3600 <= int(elapsed_s) + 1
+        assert cost["cpu_hours"] == pytest.approx(cost["gpu_hours"] * int(cpus))
+        assert cost["waited_s"] == pytest.approx(waited_s, abs=1)
+        assert cost["starts"] == 1
+        assert cost["peak_memory_gb"] == record["memory_gb"]
+
+
+@pytest.mark.parametrize(
+    ("site", "changes", "message"),
+    [
+        ({"gpu_partition": "nope"}, {}, "rule train: SLURM refuses its jobs: .*invalid partition specified: nope"),
+        ({}, {"gpus": 3}, "rule train: SLURM refuses its jobs: Requested node configuration is not available"),
+        (
+            {},
+            {"gpu_model": "h100"},
+            "rule train: SLURM refuses its jobs: Requested node configuration is not available",
+        ),
+        (
+            {},
+            {"memory_mb": 100000},
+            "rule train: SLURM refuses its jobs: Requested node configuration is not available",
+        ),
+        (
+            {},
+            {"runtime_minutes": 99},
+            "rule train: asks for 99 minutes, and partition gpu allows 60; a training of more",
+        ),
+        ({"account": "nobody"}, {}, "SLURM refuses its jobs: Invalid account or account/partition combination"),
+        ({"partition": "nope"}, {}, "rule evaluate: SLURM refuses its jobs: .*invalid partition specified: nope"),
+    ],
+)
+def test_what_slurm_would_refuse_for_good_ends_before_any_job(
+    slurm: Cluster, prepared: Study, tmp_path: Path, site: dict[str, str], changes: dict[str, Any], message: str
+) -> None:
+    study = (
+        Study(tmp_path / "toy", site).write(resources=changes, schedule={"images_per_step": 8}).prepared_as(prepared)
+    )
+    study.start("results/table.md")
+    assert study.wait() != 0
+    assert re.search(rf"^error: {message}", study.said(), re.MULTILINE), study.said()
+    assert "to mend: change resources: of the study, slurm/site.yaml" in study.said()
+    assert "Traceback" not in study.said()
+    assert "submitted" not in study.said()
+    # No lock is left.
+    assert not list((study.folder / ".snakemake" / "locks").iterdir())
+
+
+def test_an_error_that_comes_again_stops_after_the_second_try_and_no_other_run_with_it(
+    slurm: Cluster, prepared: Study, tmp_path: Path
+) -> None:
+    study = Study(tmp_path / "toy", environment={"STEP_S": "0"}).write(backbones=["r50", "r101"]).prepared_as(prepared)
+    (study.folder / "crash_at").write_text("12 r101")
+    study.start("results/table.md")
+    assert study.wait() != 0
+    assert len(study.submissions("train")) == 3, study.said()
+    assert [attempt.ended for attempt in study.attempts("r101")] == ["error", "error"]
+    r50, r101 = study.table()["rows"]
+    assert not r50["missing"]
+    assert "no step can be taken here" in json.dumps(r101["missing"])
+
+
+def test_snakemake_as_a_job_is_queued_again_before_its_time_limit_and_takes_over(
+    slurm: Cluster, prepared: Study, tmp_path: Path
+) -> None:
+    study = Study(tmp_path / "toy", environment={"STEP_S": "4"}).write().prepared_as(prepared)
+    for name in ("Snakefile", "slurm", "workflow", "profiles", "lvis_rcnn", "envs", "configs", ".venv"):
+        (study.folder / name).symlink_to(REPOSITORY / name)
+    words = [
+        "--account=lab",
+        "--time=2",
+        "--parsable",
+        "slurm/head.sbatch",
+        "results/table.md",
+        "--configfile",
+        "toy.yaml",
+    ]
+    done = subprocess.run(["sbatch", *words], cwd=study.folder, env=study.environ(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    head = done.stdout.strip()
+    log = study.folder / f"head-{head}.log"
+
+    def state() -> str:
+        return said("squeue", "--noheader", "--states=all", "--format=%T", "--job", head).strip()
+
+    wait_until(lambda: state() in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"), "the head has ended", 2 * LONG_S)
+    assert state() == "COMPLETED", log.read_text()
+    assert "queued again, the jobs go on" in log.read_text()
+    assert "goes on, which an earlier Snakemake has left" in log.read_text()
+    assert [attempt.ended for attempt in study.attempts()] == ["done"]
+    assert not study.table()["rows"][0]["missing"]
+
+
+@pytest.mark.parametrize(("nodes", "gpus"), [(2, 2), (1, 2)])
+def test_several_nodes_train_what_one_process_does(
+    slurm: Cluster, prepared: Study, tmp_path: Path, nodes: int, gpus: int
+) -> None:
+    changes = {"images_per_step": 4, "normalisation_group": 1, "steps": 8}
+    alone = Study(tmp_path / "alone", environment={"STEP_S": "0"}).write(schedule=changes).prepared_as(prepared)
+    alone.run_here("results/toy/r50/seed0/model.pth")
+    study = Study(tmp_path / "toy", environment={"STEP_S": "0", "GLOO_SOCKET_IFNAME": "lo"})
+    study.write(schedule=changes, resources={"nodes": nodes, "gpus": gpus}).prepared_as(prepared)
+    study.start("results/toy/r50/seed0/model.pth")
+    try:
+        assert study.wait() == 0, study.said()
+    finally:
+        study.end()
+    record = json.loads((study.folder / "results" / "toy" / "r50" / "seed0" / "train.json").read_text())
+    assert record["ranks"] == nodes * gpus
+    (job,) = study.submissions("train")
+    (line,) = said("sacct", "-X", "-n", "-P", "-j", job, "-o", "AllocTRES").splitlines()
+    assert f"gres/gpu={nodes * gpus}" in line
+    assert f"node={nodes}" in line
+    ours, theirs = study.weights(), alone.weights()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_cluster_without_accounting(
+    slurm: Cluster, prepared: Study, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = str(slurm.state / "etc" / "slurm.conf")
+    folder = tmp_path_factory.mktemp("without")
+    monkeypatch.setenv("LVIS_RCNN_TEST_SLURM_PORT", "17100")
+    try:
+        with running_cluster(folder, "--no-accounting"):
+            study = Study(folder / "toy", {"account": ""}, {"STEP_S": "0"}).write().prepared_as(prepared)
+            study.start("results/table.md")
+            assert study.wait() == 0, study.said()
+    finally:
+        monkeypatch.undo()
+        monkeypatch.setenv("SLURM_CONF", conf)
+        start_cluster(slurm.state)
+    assert not study.table()["rows"][0]["missing"]
+
+
+def test_another_user_than_root(slurm: Cluster, prepared: Study) -> None:
+    user, folder = "lvis_rcnn_test", Path("/tmp/lvis_rcnn_test_user")
+    if shutil.which("useradd") is None:
+        pytest.skip("no useradd here")
+    subprocess.run(["useradd", "--create-home", user], check=False)
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        study = Study(folder / "toy", environment={"STEP_S": "0", "HOME": f"/home/{user}", "USER": user}).write()
+        study.prepared_as(prepared)
+        subprocess.run(["chown", "-R", user, folder], check=True)
+        as_user = ["runuser", "--user", user, "--"]
+        readable = subprocess.run([*as_user, *study.command("--version")], env=study.environ(), capture_output=True)
+        if readable.returncode != 0:
+            pytest.skip("another user cannot read this checkout or its Python")
+        said("sacctmgr", "-i", "add", "user", user, "Account=lab")
+        command = [*as_user, *study.command("--profile", REPOSITORY / "slurm", "results/table.md")]
+        done = subprocess.run(
+            command, cwd=study.folder, env=study.environ(), capture_output=True, text=True, timeout=LONG_S
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not study.table()["rows"][0]["missing"]
+        assert (study.folder / "results" / "table.md").owner() == user
+    finally:
+        subprocess.run(["userdel", "--remove", user], check=False, capture_output=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_as_typed_in_a_fresh_clone(slurm: Cluster, tmp_path: Path) -> None:
+    cloned = subprocess.run(["git", "clone", "--quiet", REPOSITORY, tmp_path / "clone"], capture_output=True, text=True)
+    assert cloned.returncode == 0, cloned.stderr
+    study = Study(tmp_path / "clone", environment={"SBATCH_ACCOUNT": "lab", "STEP_S": "0"})
+    environment = {key: value for key, value in study.environ().items() if key != "LVIS_RCNN_SITE"}
+    environment |= {"LVIS_RCNN_SECONDS_BETWEEN_CHECKS": "4", "PATH": f"{REPOSITORY}/.venv/bin:{environment['PATH']}"}
+
+    def typed(words: str) -> str:
+        done = subprocess.run(
+            f"snakemake {words}", shell=True, cwd=study.folder, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    plan = typed("--profile slurm results/table.md -n")
+    assert "Training x101_64x4d (seed 0) on lvis_v0.5 [1 GPUs, 8 CPUs, 48000 MB, 2880 min]" in plan
+    assert "Scoring r50/seed0 of lvis_v0.5 [1 CPU, 12000 MB, 60 min]" in plan
+    assert "The table: results/table.md" in typed("--profile slurm results/table.md --configfile configs/smoke.yaml")
+    assert json.loads((study.folder / "results" / "table.json").read_text())["study"] == "smoke"
