@@ -77,7 +77,7 @@ rule all:
         shown=what_people_see(),
 
 
-# `snakemake r50`: that backbone alone, with all its seeds, up to its scores.
+# `snakemake r50`: that backbone alone, with all its seeds, up to its scores and its measurement.
 for backbone in study.backbones:
 
     rule:
@@ -85,9 +85,9 @@ for backbone in study.backbones:
             backbone
         input:
             [
-                metrics
-                for metrics in of_trained_runs("metrics.json")
-                if f"/{backbone}/" in metrics
+                made
+                for made in of_trained_runs("metrics.json") + measurements()
+                if f"/{backbone}/" in made
             ],
         localrule: True
 

@@ -25,8 +25,12 @@ EVERY_STEP = {"store": 2, "preflight": 1, "repeat_factors": 1, "table": 1}
 RENEWED = {"table": 1, "plots": 1, "pages": 1}
 
 
+def scored(number: int) -> dict[str, int]:
+    return dict.fromkeys(("train", "infer", "evaluate"), number)
+
+
 def runs(number: int) -> dict[str, int]:
-    return dict.fromkeys(("train", "measure", "infer", "evaluate"), number)
+    return {**scored(number), "measure": number}
 
 
 def shown(number: int) -> dict[str, int]:
@@ -188,7 +192,7 @@ def test_one_backbone_alone_can_be_run_again(finished: Stubbed, tmp_path: Path) 
     shutil.move(finished.folder / "results" / "tiny" / "r50", tmp_path / "r50")
     try:
         assert finished.plan() == shown(1)
-        assert finished.plan("results/tiny/r50/seed0/metrics.json") == runs(1)
+        assert finished.plan("results/tiny/r50/seed0/metrics.json") == scored(1)
     finally:
         shutil.move(tmp_path / "r50", finished.folder / "results" / "tiny" / "r50")
 
@@ -317,8 +321,8 @@ def with_published(finished: Stubbed) -> Path:
     (finished.folder / "my weights" / PUBLISHED.file_name).write_text("weights")
     ended = finished.snakemake("--cores", "2", study=study)
     assert ended.code == 0, ended.text
-    scored = {"import_published": 1, **shown(2), "train": 1, "training_pictures": 1}
-    assert ended.jobs() == {**EVERY_STEP, "store": 3, **scored}
+    of_both = {"import_published": 1, **shown(2), "train": 1, "measure": 1, "measure_published": 1}
+    assert ended.jobs() == {**EVERY_STEP, "store": 3, "training_pictures": 1, **of_both}
     return study
 
 
@@ -545,8 +549,8 @@ def test_scoring_alone_is_run_again(finished: Stubbed) -> None:
 def test_a_further_seed_of_a_finished_study_is_all_that_is_run(finished: Stubbed) -> None:
     finished.study(seeds=[0, 1])
     try:
-        assert finished.plan("results/tiny/r50/seed1/metrics.json") == runs(1)
-        assert finished.plan() == {**runs(2), "table": 1}
+        assert finished.plan("results/tiny/r50/seed1/metrics.json") == scored(1)
+        assert finished.plan() == {**scored(2), **RENEWED}
     finally:
         finished.study()
 

@@ -19,7 +19,7 @@ from lvis_rcnn.config import (
     settings_of_step,
     zoo_of,
 )
-from lvis_rcnn.published import scored_models
+from lvis_rcnn.published import SCORED_KINDS, scored_models
 from lvis_rcnn.sources import (
     DEFAULT_SOURCES,
     lacking_files,
@@ -313,6 +313,12 @@ def of_published_runs(name: str) -> list[str]:
         model=published,
         name=name,
     )
+
+
+def zoo_compared_with() -> list[str]:
+    """The published numbers, where rows have any to be compared with."""
+    has_any = published or study.dataset.name in SCORED_KINDS
+    return [str(zoo_of(study, Path(STUDY_FILE)))] if has_any else []
 
 
 def measurements() -> list[str]:

@@ -25,13 +25,12 @@ rule measure:
         settings=settings("measure"),
         digest=digest("measure"),
         study=untracked(STUDY_FILE),
-        launcher=inference_launcher,
         val_images=untracked(image_folder("val")),
         train_images=untracked(image_folder("train")),
     message:
         "Measuring memory and speed of {wildcards.backbone} of {wildcards.study}"
     shell:
-        "exec {params.launcher} -m lvis_rcnn.measure --study {params.study:q} --settings-digest {params.digest}"
+        'exec "$PYTHON" -m lvis_rcnn.measure --study {params.study:q} --settings-digest {params.digest}'
         " --backbone {wildcards.backbone} --model {input.model}"
         " --val-store {input.val_store} --val-images {params.val_images:q}"
         " --train-store {input.train_store} --train-images {params.train_images:q}"

@@ -22,12 +22,11 @@ rule measure_published:
         settings=settings("measure"),
         digest=digest("measure"),
         study=untracked(STUDY_FILE),
-        launcher=inference_launcher,
         val_images=image_folder_of_model,
         backbone=backbone_of_model,
     message:
         "Measuring the speed of {wildcards.model}"
     shell:
-        "exec {params.launcher} -m lvis_rcnn.measure --study {params.study:q} --settings-digest {params.digest}"
+        'exec "$PYTHON" -m lvis_rcnn.measure --study {params.study:q} --settings-digest {params.digest}'
         " --backbone {params.backbone} --model {input.model}"
         " --val-store {input.val_store} --val-images {params.val_images:q} --out {output} --log {log}"

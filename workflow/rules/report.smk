@@ -11,7 +11,7 @@ rule table:
         imports=of_published_runs("import.json"),
         inferences=of_all_runs("inference.json"),
         measurements=measurements(),
-        zoo=str(zoo_of(study, Path(STUDY_FILE))),
+        zoo=zoo_compared_with(),
     output:
         page=shown(
             "results/table.md",
@@ -50,7 +50,7 @@ rule pages:
         imports=of_published_runs("import.json"),
         inferences=of_all_runs("inference.json"),
         measurements=measurements(),
-        zoo=str(zoo_of(study, Path(STUDY_FILE))),
+        zoo=zoo_compared_with(),
         preflight=(f"results/{study.study}/preflight.txt" if study.backbones else []),
         repeat_factors=(
             f"results/{study.study}/repeat_factors" if study.backbones else []
