@@ -271,7 +271,7 @@ def provenance_line(study: Study, rows: list[Row]) -> str:
     ]
     definitions = [
         listed("AP:", facts["protocol"]),
-        measurement_line("Mem", facts["measured_on"], facts["memory"], "{steps} steps of {images} images"),
+        measurement_line("Mem", facts["measured_on"], facts["memory"], "{images} images in {steps} steps"),
         measurement_line("Inf time", facts["measured_on"], facts["fps"], "{images} images after {warmup_images}"),
     ]
     return ". ".join(["; ".join(filter(None, parts)), *filter(None, definitions)]) + "."
