@@ -28,7 +28,7 @@ def start(drawn, folder, out="out", ranks=1, **environment):
     """Begin inference in a session of its own, so that a kill reaches all its processes."""
     folder.mkdir(exist_ok=True)
     (folder / "model.pth").write_text("stands for a model")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks] if ranks > 1 else []
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, "--"] if ranks > 1 else []
     words = ["--study", write_tiny_study(folder), "--backbone", "r50", "--run", "r50/seed0", "--model"]
     words += [folder / "model.pth", "--store", drawn.val_store, "--images", drawn.images]
     words += ["--state", folder / "state", "--out", folder / out]
