@@ -39,7 +39,8 @@ const tell = found => {
   place.textContent = btoa(unescape(encodeURIComponent(JSON.stringify({...noted, ...found}))));
   document.body.append(place);
 };
-addEventListener('load', async () => { await wait(300); tell(await (async () => { %s })()); });
+addEventListener('load', async () => { await wait(300); tell(await (async () => { %s })().catch(
+  error => { noted.errors.push(error.stack); })); });
 </script>"""
 
 # What no page may do: reach out of its window, so that a reader has to push it left and right.
@@ -66,11 +67,12 @@ def visited(page: Path, script: str, width: int = 1280) -> dict[str, Any]:
     size = f"border:0;width:{width}px;height:900px"
     frame.write_text(
         f'<!doctype html><body style="margin:0"><iframe src="{copy.name}" style="{size}">'
-        "</iframe><script>setTimeout(() => { document.body.append(document.querySelector('iframe').contentDocument"
-        ".querySelector('#told').cloneNode(true)); }, 6000);</script></body>"
+        "</iframe><script>const look = setInterval(() => {"
+        " const told = document.querySelector('iframe').contentDocument?.querySelector('#told');"
+        " if (told) { clearInterval(look); document.body.append(told.cloneNode(true)); } }, 100);</script></body>"
     )
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
-    options += ["--proxy-server=127.0.0.1:9", "--window-size=1400,1000", "--virtual-time-budget=8000", "--dump-dom"]
+    options += ["--proxy-server=127.0.0.1:9", "--window-size=1400,1000", "--virtual-time-budget=20000", "--dump-dom"]
     command = [CHROMIUM, *options, f"--user-data-dir={page.parent / 'profile'}", frame.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     told = re.search(r'<pre id="told">([^<]*)</pre>', done.stdout)
@@ -135,24 +137,25 @@ def test_the_report_of_snakemake_shows_everything_without_a_network(tmp_path):
     assert ended.code == 0, ended.text
     assert "WARNING" not in ended.text
     script = """
-      const found = {categories: Object.keys(categories).sort(), shown: {}, kinds: {}};
-      const last = text => [...document.querySelectorAll('a, li, span, div')].filter(
+      const found = {categories: Object.keys(categories).sort(), shown: {}};
+      // What is asked for appears a little after the click before.
+      const there = async look => {
+        for (let tries = 0; tries < 40; tries += 1) { const one = look(); if (one) return one; await wait(25); }
+        throw new Error(look + ' found nothing in ' + document.body.innerText.slice(0, 500));
+      };
+      const of_text = (kind, text) => () => [...document.querySelectorAll(kind)].filter(
         one => one.textContent.trim() === text).pop();
       for (const category of found.categories) {
-        last(category).click();
-        await wait(100);
+        (await there(of_text('a, li, span, div', category))).click();
         for (const path of Object.values(categories[category]).flat()) {
-          const label = results[path].labels.shows;
-          const row = [...document.querySelectorAll('td')].find(one => one.textContent.trim() === label).closest('tr');
-          if (results[path].mime_type.startsWith('image')) {
-            row.querySelector('a, button').click();
-            await wait(100);
-            const picture = [...document.querySelectorAll('img')].find(one => one.src === results[path].data_uri);
-            found.shown[path] = picture ? [picture.naturalWidth, picture.getBoundingClientRect().top >= 0] : null;
-          }
+          const row = (await there(of_text('td', results[path].labels.shows))).closest('tr');
+          if (!results[path].mime_type.startsWith('image')) continue;
+          row.querySelector('a, button').click();
+          const picture = await there(() => [...document.querySelectorAll('img')].find(
+            one => one.src === results[path].data_uri && one.complete));
+          found.shown[path] = [picture.naturalWidth, picture.getBoundingClientRect().top];
         }
-        last('Results').click();
-        await wait(50);
+        (await there(() => document.querySelector('nav ol a'))).click();
       }
       found.captions = Object.values(results).map(one => one.caption.length);
       return found;
@@ -164,5 +167,5 @@ def test_the_report_of_snakemake_shows_everything_without_a_network(tmp_path):
         *("1 Results", "2 Plots", "3 Pictures", "4 Training", "5 Data", "6 Provenance and cost"),
     ]
     assert len(found["shown"]) == 14
-    assert all(one and one[0] > 300 and one[1] for one in found["shown"].values()), found["shown"]
+    assert all(width > 300 and top >= 0 for width, top in found["shown"].values()), found["shown"]
     assert min(found["captions"]) > 80
