@@ -530,7 +530,8 @@ def test_training_from_scratch_begins_with_nothing(finished: Stubbed, tmp_path: 
         if (finished.folder / folder).exists():
             shutil.move(finished.folder / folder, tmp_path / folder.replace("/", "_"))
     try:
-        assert finished.plan("results/table.md") == {**runs(1), "table": 1}
+        # No target: to a table that is there nothing that came before is missing.
+        assert finished.plan() == {**runs(1), "table": 1}
     finally:
         shutil.move(tmp_path / "results_tiny_r101", finished.folder / "results/tiny/r101")
 

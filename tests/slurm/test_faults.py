@@ -21,7 +21,7 @@ from one_machine import Cluster, Study, said, start_cluster, wait_until
 
 pytestmark = pytest.mark.slurm
 
-SIDE_BY_SIDE = 4
+SIDE_BY_SIDE = 6  # they mostly wait
 
 
 @pytest.fixture(scope="module")
