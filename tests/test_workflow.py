@@ -585,12 +585,11 @@ def test_a_step_runs_in_its_conda_environment_and_finds_the_package(
 def test_jobs_queue_for_the_gpus_of_this_machine(finished: Stubbed, tmp_path: Path) -> None:
     study = write_study(tmp_path / "gpus.yaml", study="gpus", compute={"device": "cuda"})
     words = ["results/gpus/r50/seed0/model.pth", "--cores", "2"]
-    ended = finished.snakemake(*words, study=study, env={"CUDA_VISIBLE_DEVICES": "3,5"})
+    here = {"CUDA_VISIBLE_DEVICES": "3,5"}
+    ended = finished.snakemake(*words, study=study, env=here)
     assert ended.code == 0, ended.text
-    assert "Provided resources: gpu=2" in ended.text
-    ended = finished.snakemake(
-        *words, "--forceall", "--resources", "gpu=1", study=study, env={"CUDA_VISIBLE_DEVICES": "3"}
-    )
+    assert re.search(r"Provided resources: gpu=\D*2\b", ended.text)
+    ended = finished.snakemake(*words, "--forceall", "--resources", "gpu=1", study=study, env=here)
     assert "Provided resources: gpu=1" in ended.text
 
 
