@@ -66,6 +66,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
+use_environment_of_the_site()
 if on_a_cluster:
     say_resources()
 

@@ -30,6 +30,7 @@ class Site:
     mail_type: str = "FAIL"
     directory: str = ""
     conda_prefix: str = ""
+    cuda: int = 13
     max_jobs: int = 100
     seconds_to_save: int = 180
     seconds_between_checks: int = 40

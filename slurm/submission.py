@@ -18,8 +18,9 @@ FOR_NOW = re.compile(
     "SubmitJob|contact slurm controller|Socket timed out|not responding|Zero Bytes|temporarily|standby mode"
     "|Connection (refused|timed out)"
 )
-# Failures in a row that left no word and no progress; one more than a trainer itself allows.
-SILENT_FAILURES = 4
+# Failures in a row that left no word and no progress; twice what a trainer itself allows, since a job that is cancelled
+# or loses its node before the trainer begins is as silent.
+SILENT_FAILURES = 6
 MEND = (
     "change resources: of the study, slurm/site.yaml (see slurm/site.example.yaml), or --set-resources RULE:NAME=VALUE"
 )

@@ -49,6 +49,30 @@ def test_the_conda_environment_installs_this_very_lock() -> None:
     assert digest in script, f"put the digest of requirements.lock into the script: {digest}"
 
 
+OF_TORCH = ("torch", "nvidia-", "triton", "cuda-")
+
+
+def test_the_lock_for_cuda_12_differs_in_torch_alone() -> None:
+    text = (REPOSITORY / "requirements.cuda12.lock").read_text()
+    pins = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", text, flags=re.MULTILINE))
+    assert (pins["torch"], pins["nvidia-cuda-runtime-cu12"].split(".")[0]) == ("2.10.0", "12")
+    ours = {name: pin for name, pin in PINNED.items() if not name.startswith(OF_TORCH)}
+    theirs = {name: pin for name, pin in pins.items() if not name.startswith(OF_TORCH)}
+    assert theirs == ours
+
+
+def test_the_conda_environment_for_cuda_12_installs_its_lock() -> None:
+    script = (REPOSITORY / "envs" / "lvis_rcnn_cuda12.post-deploy.sh").read_text()
+    lock = (REPOSITORY / "requirements.cuda12.lock").read_bytes()
+    assert hashlib.sha256(lock).hexdigest() in script
+    assert "requirements.cuda12.lock" in script
+    # Python and pip alone come from conda, from the channel that needs no licence.
+    both = [
+        (REPOSITORY / "envs" / f"lvis_rcnn{kind}.yaml").read_text().split("channels:")[1] for kind in ("", "_cuda12")
+    ]
+    assert both[0] == both[1]
+
+
 def test_the_opencv_that_is_installed_needs_no_display() -> None:
     with pytest.raises(importlib.metadata.PackageNotFoundError):
         importlib.metadata.version("opencv-python")

@@ -120,8 +120,8 @@ def test_time_limits_are_read_as_slurm_writes_them(time: str, minutes: float) ->
         ([("boom", "3"), ("boom", "3")], True),
         ([("boom", "3"), ("boom", "7")], False),
         ([("boom", "3"), ("", "3"), ("boom", "3")], False),
-        ([("", "3")] * 3, False),
-        ([("", "3")] * 4, True),
+        ([("", "3")] * 5, False),
+        ([("", "3")] * 6, True),
         ([("", "3"), ("", "4")] * 4, False),
     ],
 )

@@ -24,7 +24,7 @@ from lvis_rcnn.checkpoints import load_model
 
 HERE = Path(__file__).parent
 NEEDED = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
-LONG_S = 600.0  # far more than anything here takes on busy cores
+LONG_S = 900.0  # far more than anything here takes on busy cores
 
 # A training of some 15 seconds on a few drawn images; see small/sitecustomize.py.
 TOY: dict[str, Any] = {

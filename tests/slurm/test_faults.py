@@ -21,7 +21,7 @@ from one_machine import Cluster, Study, said, start_cluster, wait_until
 
 pytestmark = pytest.mark.slurm
 
-SIDE_BY_SIDE = 4
+SIDE_BY_SIDE = 6  # they mostly wait
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,8 @@ class Fault:
     site: dict[str, Any] = field(default_factory=dict)
     study: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    or_more: bool = False
+    """There may be more jobs and starts than these."""
     alone: bool = False
     """Hits the whole cluster."""
 
@@ -141,20 +143,27 @@ FAULTS = {
     "scancel": Fault(cancelled, submitted=2, starts=2),
     "requeue": Fault(requeued, submitted=1, starts=2),
     "sigkill": Fault(killed, submitted=2, starts=2, ended=None),
-    "head_killed": Fault(head_killed_and_started_again, submitted=2, starts=1, ended="done"),
-    "head_killed_and_its_notes_lost": Fault(head_killed_and_forgotten, submitted=2, starts=2),
+    "head_killed": Fault(
+        head_killed_and_started_again, submitted=2, starts=1, ended="done", environment={"STEP_S": "3"}
+    ),
+    "head_killed_and_its_notes_lost": Fault(
+        head_killed_and_forgotten, submitted=2, starts=2, environment={"STEP_S": "3"}
+    ),
     "time_limit": Fault(
         hit_by_the_time_limit,
         submitted=2,
         starts=2,
-        study={"resources": {"runtime_minutes": 1}},
-        environment={"STEP_S": "1.5"},
+        # SLURM counts minutes and signals up to one early: the first job is stopped after 40 to 100 s.
+        study={"resources": {"runtime_minutes": 2}},
+        environment={"STEP_S": "4.5"},
+        or_more=True,
     ),
     "preempted_with_grace": Fault(preempted, submitted=2, starts=2, site={"gpu_partition": "spot_grace"}),
     "preempted_without_grace": Fault(preempted, submitted=1, starts=2, site={"gpu_partition": "spot"}),
     "preempted_and_not_queued_again": Fault(preempted, submitted=2, starts=2, site={"gpu_partition": "spot_lost"}),
     "refused_for_now": Fault(refused_for_now, submitted=1, starts=1, ended="done", site={"qos": "narrow"}),
-    "node_down": Fault(on_a_node_that_fails, submitted=1, starts=2, site={"gpu_partition": "fragile"}),
+    # Where the node comes back before it has cleared up, it cannot start the job again, and SLURM holds it.
+    "node_down": Fault(on_a_node_that_fails, submitted=1, starts=2, site={"gpu_partition": "fragile"}, or_more=True),
     "controller_restarted": Fault(controller_restarted, submitted=1, starts=1, ended="done", alone=True),
     "accounting_away": Fault(accounting_away, submitted=1, starts=1, ended="done", alone=True),
 }
@@ -193,8 +202,12 @@ def test_a_study_ends_in_its_table(outcomes: dict[str, "Future[Study]"], calm: S
     expected, study = FAULTS[fault], outcomes[fault].result()
     require_same(study, calm)
     attempts = study.attempts()
-    assert len(study.submissions("train")) == expected.submitted, study.said()
-    assert len(attempts) == expected.starts, attempts
+    submitted = study.submissions("train")
+    if expected.or_more:
+        assert len(submitted) >= expected.submitted, study.said()
+        assert len(attempts) >= expected.starts, attempts
+    else:
+        assert (len(submitted), len(attempts)) == (expected.submitted, expected.starts), (study.said(), attempts)
     assert attempts[0].ended == expected.ended, attempts
     assert attempts[-1].ended == "done"
     # It went on from where it was saved, and never did two trainers take the same step.

@@ -139,3 +139,12 @@ def say_resources() -> None:
             one.message += (
                 f" [{processors}, {{resources.mem_mb}} MB, {{resources.runtime}} min]"
             )
+
+
+def use_environment_of_the_site() -> None:
+    """Conda environments with the torch that the site's GPU drivers know."""
+    for one in workflow.rules:
+        if site.cuda == 12 and one.conda_env:
+            one.conda_env = str(one.conda_env).replace(
+                "lvis_rcnn.yaml", "lvis_rcnn_cuda12.yaml"
+            )
