@@ -45,6 +45,7 @@ from lvis_rcnn.table_rows import (
     difference,
     download,
     is_best,
+    moments_of,
     published_value,
     reasons,
     row_record,
@@ -112,9 +113,17 @@ def cells(rows: list[Row], link: Link | None = None) -> pd.DataFrame:
         line |= {title: printed(row, rows, name, marked=link is not None) for name, title in PAGE_COLUMNS.items()}
         if link:
             line["Download"] = download(row, link)
-        line |= {title: printed(row, rows, name, marked=link is not None) for name, title in FURTHER_COLUMNS.items()}
+        further = FURTHER_COLUMNS | hours_column(rows)
+        line |= {title: printed(row, rows, name, marked=link is not None) for name, title in further.items()}
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def hours_column(rows: list[Row]) -> dict[str, str]:
+    """What a training took, with all its starts: CPU-hours where no GPU took part."""
+    took = {name: [moments_of(row, name)["mean"] for row in rows] for name in ("gpu_hours", "cpu_hours")}
+    by_cpu = any(took["cpu_hours"]) and not any(took["gpu_hours"])
+    return {"cpu_hours": "CPU-hours"} if by_cpu else {"gpu_hours": "GPU-hours"}
 
 
 def printed(row: Row, rows: list[Row], name: str, marked: bool) -> str:

@@ -47,6 +47,8 @@ MEASURES = {
     "memory_gb": Measure("measure", ("training", "memory_gb")),
     "fps": Measure("measure", ("inference", "fps")),
     "images_seen": Measure("train", ("images_seen",)),
+    "gpu_hours": Measure("train", ("cost", "gpu_hours")),
+    "cpu_hours": Measure("train", ("cost", "cpu_hours")),
     **{f"box_{name}": Measure("evaluate", ("bbox", name), scale=100) for name in METRIC_NAMES},
     **{f"mask_{name}": Measure("evaluate", ("segm", name), scale=100) for name in METRIC_NAMES},
 }

@@ -19,7 +19,7 @@ PUBLISHED = "published"
 RESCORED = "published, re-scored here"
 
 COMPARED = ("box_AP", "mask_AP")
-OF_TRAINING = ("memory_gb", "images_seen")
+OF_TRAINING = ("memory_gb", "images_seen", "gpu_hours", "cpu_hours")
 ROUNDING = 0.0005 + 1e-9  # published numbers are percent with one decimal
 
 Link = Callable[[Path], str]
@@ -167,7 +167,7 @@ def measured_cell(runs: tuple[Run, ...], measure: Measure) -> str:
     mean, spread = moments(values)
     if measure == MEASURES["images_seen"]:
         return count_text(mean)
-    decimals = 2 if measure.keys[-1] == "memory_gb" and mean < 1 else 1
+    decimals = 2 if measure.keys[-1] in OF_TRAINING and mean < 1 else 1
     text = f"{measure.scale * mean:.{decimals}f}"
     if spread is not None:
         text += f" ± {measure.scale * spread:.{decimals}f}"

@@ -90,17 +90,17 @@ def test_a_published_model_has_a_row_as_published_and_one_as_scored_here(tmp_pat
     study = scoring()
     put_scored(tmp_path, study)
     as_published, here = table_of(written(tmp_path, study))
-    columns = [*PAGE[:3], "Scored on", "Source", *PAGE[3:], "APr", "APc", "APf", "Images seen"]
+    columns = [*PAGE[:3], "Scored on", "Source", *PAGE[3:], "APr", "APc", "APf", "Images seen", "GPU-hours"]
     assert list(as_published) == list(here) == columns
     links = f"[model]({MODEL.url}) &#124; [log]({MODEL.log_url})"
     assert list(as_published.values()) == [
         *("R-50-FPN", "pytorch", "1x", "far", "published"),
-        *("9.1", "not published", "22.5", "21.7", links, *["not published"] * 4),
+        *("9.1", "not published", "22.5", "21.7", links, *["not published"] * 5),
     ]
     assert list(here.values()) == [
         *("R-50-FPN", "pytorch", "1x", "far", "published, re-scored here"),
         *("- (not trained here)", "12.3†", "22.6 (+0.1 !)", "11.3 (-10.4 !)", links, "1.0", "2.0", "3.0"),
-        "- (not trained here)",
+        *["- (not trained here)"] * 2,
     ]
 
 

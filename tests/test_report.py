@@ -48,6 +48,7 @@ def put_train(results: Path, study: Study, backbone: str = "r50", seed: int = 0,
         "precision": "fp32",
         "resolution": "short edge 88, 96, 104 px",
         "images_seen": 1200,
+        "cost": {"starts": 1, "gpu_hours": 0.0, "cpu_hours": 0.25, "waited_s": 0.0},
         "finished_at": "2026-11-23T12:00:00+00:00",
         "annotations_sha256": "0123456789abcdef",
         "code_version": "0.1.0-aaaa1111",
@@ -149,11 +150,11 @@ def test_a_finished_study_fills_the_columns_of_the_page(tmp_path):
     for backbone in study.backbones:
         put_run(tmp_path, study, backbone)
     rows = table_of(written(tmp_path, study))
-    assert list(rows[0]) == [*PAGE, "APr", "APc", "APf", "Images seen"]
+    assert list(rows[0]) == [*PAGE, "APr", "APc", "APf", "Images seen", "CPU-hours"]
     assert [row["Backbone"] for row in rows] == ["R-50-FPN", "X-101-64x4d-FPN"]
     shown = [text.strip("*") for text in rows[0].values()]
     assert shown[1:7] == ["pytorch", "300 it", "0.88", "12.3", "12.3", "6.2"]
-    assert shown[8:] == ["1.0", "2.0", "3.0", "1200"]
+    assert shown[8:] == ["1.0", "2.0", "3.0", "1200", "0.25"]
     stem = "mini/r50/seed0/mask_rcnn_r50_mini_seed0_20261123_120000"
     assert rows[0]["Download"] == f"[model]({stem}-1a2b3c4d.pth) &#124; [log]({stem}.log.json)"
 
