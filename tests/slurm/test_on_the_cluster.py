@@ -1,9 +1,11 @@
 """Studies as a user runs them on a cluster: what they ask for and cost, what is refused, who looks after them."""
 
+import hashlib
 import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -261,3 +263,29 @@ def test_as_typed_in_a_fresh_clone(slurm: Cluster, tmp_path: Path) -> None:
     assert "Scoring r50/seed0 of lvis_v0.5 [1 CPU, 12000 MB, 60 min]" in plan
     assert "The table: results/table.md" in typed("--profile slurm results/table.md --configfile configs/smoke.yaml")
     assert json.loads((study.folder / "results" / "table.json").read_text())["study"] == "smoke"
+
+
+def test_steps_run_in_their_conda_environment_on_the_nodes(
+    slurm: Cluster, tmp_path: Path, conda_stand_in: dict[str, str]
+) -> None:
+    from test_workflow import Stubbed, stub_workflow
+
+    maker, channel = Path(conda_stand_in["CONDA_STAND_IN"]) / "mkchannel.py", tmp_path / "channel"
+    subprocess.run([Path(sys.base_prefix) / "bin" / "python3", maker, channel, sys.base_prefix], check=True)
+    (tmp_path / "run").mkdir()
+    stubbed = Stubbed(stub_workflow(tmp_path / "checkout"), tmp_path / "run")
+    stubbed.study()
+    # An empty lock file in place of gigabytes.
+    (stubbed.workflow / "requirements.lock").write_text("")
+    script = stubbed.workflow / "envs" / "lvis_rcnn.post-deploy.sh"
+    script.write_text(re.sub(r"\b[0-9a-f]{64}\b", hashlib.sha256(b"").hexdigest(), script.read_text()))
+    environment = {
+        **{"CONDA_SHIM_CHANNEL": channel.as_uri(), "CONDA_SHIM_CACHE": str(tmp_path / "cache"), **conda_stand_in},
+        **{"SBATCH_ACCOUNT": "lab", "LVIS_RCNN_SECONDS_BETWEEN_CHECKS": "4"},
+    }
+    words = ["results/data/drawn_seed0_480_100/manifest.json", "--profile", stubbed.workflow / "slurm", "--use-conda"]
+    ended = stubbed.snakemake(*words, env=environment)
+    assert ended.code == 0, ended.text
+    assert "has been submitted with SLURM jobid" in ended.text
+    (call,) = stubbed.calls()
+    assert Path(call["python"]).is_relative_to(stubbed.folder / ".snakemake" / "conda")
