@@ -58,6 +58,7 @@ def evaluate(
     resamples: int = 0,
     matches: Path | None = None,
     fixed: bool = False,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Score detections against an LVIS-format annotation file; the value is that of metrics.json.
 
@@ -69,6 +70,7 @@ def evaluate(
         resamples: of the images, for intervals; 0 for none.
         matches: file that keeps who found what.
         fixed: whether AP-fixed is scored beside.
+        processes: that compare masks, at least 1; the value does not depend on it.
 
     Raises:
         InputError: either file is missing or damaged, a record is not as the protocol needs it, the detections were
@@ -85,7 +87,7 @@ def evaluate(
     scores: dict[Kind, Scores] = {}
     for kind in found.kinds:
         log.info("scoring %s of %d detections in %d images", kind, len(found), len(truth.image_ids))
-        scores[kind] = score(truth, found, kind, detections_per_image)
+        scores[kind] = score(truth, found, kind, detections_per_image, processes=processes)
     checked = check_officially(official, text, found, scores, len(truth.image_ids), detections_per_image)
     detections_sha256 = sha256_of_shards(detections) if detections.is_dir() else sha256_of_file(detections)
     kept = MatchesFile(
@@ -256,6 +258,7 @@ def step(args: argparse.Namespace) -> None:
         args.bootstrap,
         args.matches,
         args.fixed,
+        args.processes,
     )
     write_json(args.out, metrics)
     log.info("%s (percent; %d images, %d detections)", metrics["protocol"], metrics["images"], metrics["detections"])
@@ -301,6 +304,14 @@ def main() -> None:
     )
     parser.add_argument("--matches", type=Path, metavar="FILE", help="matches.npz to write: who found what")
     parser.add_argument("--fixed", action="store_true", help="score AP-fixed beside: 10,000 detections a category")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        choices=range(1, 257),
+        metavar="N",
+        help="processes that compare masks, from some ten thousand of them on; 1 to 256 (default: 1)",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="metrics.json to write")
     run_step(parser, step)
 

@@ -1,8 +1,10 @@
 """Which detections and objects of a cell overlap, by boxes in NumPy, by masks with pycocotools."""
 
+import multiprocessing
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -10,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from lvis_rcnn.cells import Judged, Objects, run_starts
 from lvis_rcnn.command import InputError
-from lvis_rcnn.masks import areas_of, damaged, masks_of_truth
+from lvis_rcnn.masks import Packed, areas_of, damaged, masks_of_truth
 from lvis_rcnn.results_file import Found
 from lvis_rcnn.truth import Truth
 
@@ -22,6 +24,9 @@ BOXES_AT_ONCE = 1 << 17
 
 # Masks at a time: 20 MB of Python objects.
 MASKS_AT_ONCE = 1 << 15
+
+# Parts that are made for each process at a time: one is worked on while others wait, and memory stays bounded.
+PARTS_AHEAD = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +108,30 @@ def overlapping(
     return Pairs(at[kept], at_objects[kept], overlaps[kept])
 
 
-def compare_masks(
-    truth: Truth, objects: Objects, found: Found, judged: Judged
-) -> tuple[Float64[np.ndarray, " d"], Pairs]:
-    """The same of masks.
+@dataclass(frozen=True, eq=False)
+class MaskPart:
+    """``d`` detections of whole cells, with all that it takes to compare their masks."""
+
+    start: int
+    """Place of the first in ``Judged.by_cell``."""
+    masks: list[Packed]
+    nearness: Float64[np.ndarray, "2 d"]
+    """Smallest and largest area of the objects in each detection's cell."""
+    first: Int64[np.ndarray, " d"]
+    """First object of each detection's cell, among ``objects``; each cell with one has another."""
+    each: Int64[np.ndarray, " d"]
+    """Objects of each detection's cell."""
+    first_object: int
+    """Place of the first of ``objects`` in ``Objects``."""
+    objects: list[Packed]
+
+
+Compared = tuple[Float64[np.ndarray, " d"], Pairs]
+"""Areas of detections, and those pairs that overlap enough."""
+
+
+def compare_masks(truth: Truth, objects: Objects, found: Found, judged: Judged, processes: int = 1) -> Compared:
+    """The same of masks; the result does not depend on ``processes``.
 
     Raises:
         InputError: a mask is damaged, or inference left it out.
@@ -114,31 +139,49 @@ def compare_masks(
     masks = found.masks
     assert masks is not None
     require_masks(found, judged)
-    all_theirs = masks_of_truth(truth)
-    theirs = [all_theirs[row] for row in objects.rows.tolist()]
-    first, each = objects_in_cell(truth, objects, judged)
-    smallest, largest = area_bounds(objects, areas_of(theirs), first, each)
     rows = judged.rows[judged.by_cell]
-    areas = np.zeros(len(rows))
-    parts = [no_pairs()]
-    for start, stop in mask_parts(judged.cells(len(truth.image_ids))):
-        mine = masks.packed(rows[start:stop])
-        areas[start:stop] = areas_of(mine)
-        too_large = areas[start:stop] > masks.sizes_hw[rows[start:stop]].prod(axis=1)
+    areas, compared = np.zeros(len(rows)), [no_pairs()]
+    start = 0
+    for of_part, pairs in in_processes(mask_parts(truth, objects, found, judged), processes):
+        stop = start + len(of_part)
+        too_large = of_part > masks.sizes_hw[rows[start:stop]].prod(axis=1)
         if too_large.any():
             raise damaged(found.record(int(rows[start + np.argmax(too_large)])))
-        # A mask of less than half of another's pixels, or more than twice as many, overlaps it by less than 0.5.
-        part = slice(start, stop)
-        near = start + np.flatnonzero((2 * areas[part] >= smallest[part]) & (areas[part] <= 2 * largest[part]))
-        for a, b in pairwise([*run_starts(first[near]).tolist(), len(near)]):
-            at_object = int(first[near[a]])
-            of_cell = theirs[at_object : at_object + int(each[near[a]])]
-            overlaps = coco_mask.iou([mine[at] for at in (near[a:b] - start).tolist()], of_cell, [0] * len(of_cell))
-            at, at_objects = np.nonzero(overlaps >= LEAST_OVERLAP)
-            parts.append(Pairs(near[a + at], at_objects + at_object, overlaps[at, at_objects]))
+        areas[start:stop] = of_part
+        compared.append(pairs)
+        start = stop
     of_judged = np.empty(len(rows))
     of_judged[judged.by_cell] = areas
-    return of_judged, joined(parts)
+    return of_judged, joined(compared)
+
+
+def in_processes(parts: Iterator[MaskPart], processes: int) -> Iterator[Compared]:
+    """:func:`compare_part` of each in their order; of few parts without new processes, whose start takes a second."""
+    some = list(islice(parts, PARTS_AHEAD * processes))
+    if processes == 1 or len(some) < 2:
+        yield from map(compare_part, chain(some, parts))
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        while some:
+            yield from pool.map(compare_part, some)
+            some = list(islice(parts, PARTS_AHEAD * processes))
+
+
+def compare_part(part: MaskPart) -> Compared:
+    """Areas of the masks, and the pairs that overlap enough."""
+    areas = areas_of(part.masks)
+    # A mask of less than half of another's pixels, or more than twice as many, overlaps it by less than 0.5.
+    smallest, largest = part.nearness
+    near = np.flatnonzero((2 * areas >= smallest) & (areas <= 2 * largest))
+    found = [no_pairs()]
+    for a, b in pairwise([*run_starts(part.first[near]).tolist(), len(near)]):
+        at_object = int(part.first[near[a]])
+        of_cell = part.objects[at_object : at_object + int(part.each[near[a]])]
+        overlaps = coco_mask.iou([part.masks[at] for at in near[a:b].tolist()], of_cell, [0] * len(of_cell))
+        at, at_objects = np.nonzero(overlaps >= LEAST_OVERLAP)
+        places = part.start + near[a + at], part.first_object + at_object + at_objects
+        found.append(Pairs(*places, overlaps[at, at_objects]))
+    return areas, joined(found)
 
 
 def require_masks(found: Found, judged: Judged) -> None:
@@ -168,8 +211,31 @@ def area_bounds(
     return smallest[where], largest[where]
 
 
-def mask_parts(cells: Int64[np.ndarray, " d"]) -> Iterator[tuple[int, int]]:
-    """Cut the detections, cell by cell, into parts of whole cells."""
+def mask_parts(truth: Truth, objects: Objects, found: Found, judged: Judged) -> Iterator[MaskPart]:
+    """The detections in parts of whole cells, in the order of ``judged.by_cell``."""
+    assert found.masks is not None
+    all_theirs = masks_of_truth(truth)
+    theirs = [all_theirs[row] for row in objects.rows.tolist()]
+    first, each = objects_in_cell(truth, objects, judged)
+    nearness = np.stack(area_bounds(objects, areas_of(theirs), first, each))
+    rows = judged.rows[judged.by_cell]
+    for start, stop in whole_cells(judged.cells(len(truth.image_ids))):
+        part, has_any = slice(start, stop), each[start:stop] > 0
+        lowest = int(first[part][has_any].min(initial=len(theirs)))
+        highest = int((first[part] + each[part])[has_any].max(initial=lowest))
+        yield MaskPart(
+            start=start,
+            masks=found.masks.packed(rows[part]),
+            nearness=nearness[:, part],
+            first=first[part] - lowest,
+            each=each[part],
+            first_object=lowest,
+            objects=theirs[lowest:highest],
+        )
+
+
+def whole_cells(cells: Int64[np.ndarray, " d"]) -> Iterator[tuple[int, int]]:
+    """Bounds of parts of some ``MASKS_AT_ONCE`` detections, no cell of which is cut."""
     ends = [*run_starts(cells)[1:].tolist(), len(cells)] if len(cells) else []
     start = 0
     for end in ends:

@@ -63,6 +63,7 @@ def score(
     kind: Kind,
     detections_per_image: int = 300,
     mask_sizes_from: Literal["masks", "boxes"] = "masks",
+    processes: int = 1,
 ) -> Scores:
     """Score boxes or masks.
 
@@ -74,11 +75,13 @@ def score(
         detections_per_image: the best this many of an image count, over all categories together.
         mask_sizes_from: whether masks are small or large by their own area, or by that of their boxes, as ``lvis``
             has it where its results have both.
+        processes: that compare masks, at least 1; no result depends on it.
 
     Raises:
         InputError: a mask is damaged.
     """
-    return score_best(truth, found, kind, best_of_images(truth, found, detections_per_image), mask_sizes_from)
+    best = best_of_images(truth, found, detections_per_image)
+    return score_best(truth, found, kind, best, mask_sizes_from, processes)
 
 
 def score_fixed(
@@ -89,16 +92,24 @@ def score_fixed(
     These are the best of each category over all images, however many of an image: so no category's detections push
     out those of another.
     """
-    return score_best(truth, found, kind, best_of_categories(truth, found, detections_per_category), "masks")
+    return score_best(truth, found, kind, best_of_categories(truth, found, detections_per_category))
 
 
 def score_best(
-    truth: Truth, found: Found, kind: Kind, best: Bool[np.ndarray, " d"], mask_sizes_from: Literal["masks", "boxes"]
+    truth: Truth,
+    found: Found,
+    kind: Kind,
+    best: Bool[np.ndarray, " d"],
+    mask_sizes_from: Literal["masks", "boxes"] = "masks",
+    processes: int = 1,
 ) -> Scores:
     """Score some of the detections."""
     objects = objects_of(truth)
     judged = judged_detections(truth, objects, found, best)
-    areas, pairs = (compare_boxes if kind == "bbox" else compare_masks)(truth, objects, found, judged)
+    if kind == "bbox":
+        areas, pairs = compare_boxes(truth, objects, found, judged)
+    else:
+        areas, pairs = compare_masks(truth, objects, found, judged, processes)
     if kind == "segm" and mask_sizes_from == "boxes":
         areas = box_areas(found, judged)
     not_counting = truth.ignored[objects.rows, None] | outside(truth.areas[objects.rows])

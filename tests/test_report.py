@@ -169,7 +169,7 @@ def test_title_and_provenance_say_what_the_numbers_are(tmp_path):
         *("seed 0", "code 0.1.0-aaaa1111", "data 01234567 (train), 89abcdef (val)", "torch 2.15.0"),
         *("torchvision 0.29.2", "trained on cpu", "threads 2", "fp32", "images seen by a run: 1200", "2026-11-23"),
         "AP: LVIS, lvis 0.5.3, 300 detections an image",
-        "Mem: peak resident memory of the training process (cpu; short edge 104 px, fp32 without TF32, 8 images in 2 steps",
+        "Mem: peak resident memory of the training process (cpu; short edge 104 px, fp32 without TF32, 8 images in",
         "Inf time: images a second, one at a time (cpu; short edge 96 px, fp32 without TF32, 20 images after 5)",
     ):
         assert fact in line

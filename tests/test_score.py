@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from lvis_rcnn import annotation_text
+from lvis_rcnn import annotation_text, overlaps
 from lvis_rcnn.command import InputError
 from lvis_rcnn.detections import Detections, pack_rles, shard_path, write_shard
 from lvis_rcnn.official import difference, official_scores
@@ -258,6 +258,43 @@ def test_by_hand(kind):
     assert [scores.metrics[name] for name in ("APs", "APl", "APc", "APf")] == [None] * 4
     assert scores.category_ap == [pytest.approx(scores.metrics["AP"]), None]
     assert scores.num_objects.tolist() == [[2, 0, 2, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_masks_compared_in_parts_and_processes_score_the_same(monkeypatch, processes):
+    several = 0
+    for seed in range(100):
+        dataset, records, cap = small_set(seed)
+        truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
+        found = found_of(results_of(records), truth)
+        whole = score(truth, found, "segm", cap)
+        with monkeypatch.context() as patch:
+            patch.setattr(overlaps, "MASKS_AT_ONCE", 3)
+            of_parts = score(truth, found, "segm", cap, processes=processes)
+        assert np.array_equal(whole.precision, of_parts.precision)
+        assert np.array_equal(whole.recall, of_parts.recall)
+        assert whole.metrics == of_parts.metrics
+        several += len(whole.matches.judged.rows) > 12
+        if several == (10 if processes == 1 else 2):  # new processes take seconds
+            return
+    pytest.fail("too few sets of several parts")
+
+
+def test_a_damaged_mask_is_named_whatever_the_part(monkeypatch):
+    image = {"id": 1, "height": SIDE_PX, "width": SIDE_PX, "neg_category_ids": [], "not_exhaustive_category_ids": []}
+    box = [3, 3, 20, 20]
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": box, "area": 400, "segmentation": rectangle(*box)}
+    category = {"id": 1, "name": "a", "frequency": "f"}
+    dataset = {"images": [image], "annotations": [annotation], "categories": [category]}
+    record = {"image_id": 1, "category_id": 1, "bbox": box, "segmentation": packed(box)}
+    records = [{**record, "score": 0.9 - number / 100} for number in range(9)]
+    truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
+    found = found_of(results_of(records), truth)
+    assert found.masks is not None
+    found.masks.sizes_hw[7] = 2, 2
+    monkeypatch.setattr(overlaps, "MASKS_AT_ONCE", 3)
+    with pytest.raises(InputError, match="mask is damaged: its runs do not fit its size"):
+        score(truth, found, "segm")
 
 
 def test_who_found_what_is_kept():

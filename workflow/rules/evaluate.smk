@@ -49,7 +49,7 @@ rule evaluate:
     priority: 100
     conda:
         "../../envs/lvis_rcnn.yaml"
-    threads: 1
+    threads: study.compute.threads
     resources:
         mem_mb=memory_without_gpu_mb,
         runtime=60,
@@ -61,5 +61,5 @@ rule evaluate:
         "Scoring {wildcards.group}/{wildcards.member} of {wildcards.study}"
     shell:
         'exec "$PYTHON" -m lvis_rcnn.evaluate --annotations {params.annotations:q} --detections {input.detections}'
-        " --detections-per-image {params.detections_per_image} --bootstrap {params.resamples}"
+        " --detections-per-image {params.detections_per_image} --bootstrap {params.resamples} --processes {threads}"
         " --matches {output.matches} --out {output.metrics} --log {log}"
