@@ -78,7 +78,7 @@ start_accounting() {
             --port=$((port + 6)) --bind-address=127.0.0.1 --pid-file="$state/run/mariadb.pid" \
             --innodb-buffer-pool-size=64M --innodb-log-file-size=64M --innodb-lock-wait-timeout=900 \
             --log-error="$state/log/mariadb.err" >/dev/null 2>&1 </dev/null &
-        wait_for 30 "${sql[@]}" -e 'select 1'
+        wait_for 120 "${sql[@]}" -e 'select 1'
     fi
     "${sql[@]}" -e "create database if not exists slurm_acct_db;
         create user if not exists slurm@localhost identified by 'slurm'; grant all on slurm_acct_db.* to slurm@localhost;
@@ -101,7 +101,7 @@ StoragePass=slurm
 END
     )
     runs "$state/run/slurmdbd.pid" slurmdbd || slurmdbd
-    wait_for 30 sacctmgr -n list cluster
+    wait_for 120 sacctmgr -n list cluster
     # An account with a QOS of at most two jobs at once.
     sacctmgr -i add cluster tests >/dev/null || true
     sacctmgr -i add qos narrow MaxSubmitJobsPerUser=2 >/dev/null || true
@@ -121,9 +121,9 @@ start)
     start_munge
     [ "$accounting" = --no-accounting ] || start_accounting
     runs "$state/run/slurmctld.pid" slurmctld || slurmctld
-    wait_for 20 scontrol ping
+    wait_for 60 scontrol ping
     for node in $nodes; do runs "$state/run/slurmd-$node.pid" slurmd || slurmd -N "$node"; done
-    wait_for 30 are_up
+    wait_for 120 are_up
     echo "SLURM_CONF=$SLURM_CONF"
     ;;
 stop)

@@ -126,7 +126,7 @@ def test_what_slurm_would_refuse_for_good_ends_before_any_job(
     assert "Traceback" not in study.said()
     assert "submitted" not in study.said()
     # No lock is left.
-    assert not list((study.folder / ".snakemake" / "locks").iterdir())
+    assert not list((study.folder / ".snakemake" / "locks").glob("*"))
 
 
 def test_an_error_that_comes_again_stops_after_the_second_try_and_no_other_run_with_it(
