@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import write_study
+from conftest import REPOSITORY
 from tiny_run import SMALLEST, make_data, tiny_study, write_tiny_study
 
 from lvis_rcnn import data, detector, measure
@@ -81,25 +81,19 @@ def test_a_row_that_was_trained_elsewhere_has_a_speed_only(drawn, model_path, tm
     assert record["inference"]["fps"] > 0
 
 
-def test_a_study_that_trains_nothing_can_be_measured(tmp_path):
-    path = write_study(
-        tmp_path / "study.yaml",
-        **dict.fromkeys(("sampling", "augmentation", "schedule")),
-        backbones=[],
-        seeds=[],
-        model={"weights": "imagenet", "normalization": "fixed_batch", "frozen_stages": 1, "anchor_scale": 8},
-        published=[{"model": "lvis_v1_r50"}],
-    )
-    assert load_study_for_step(path, "measure", None).schedule is None
+def test_a_study_that_trains_nothing_can_be_measured():
+    study = load_study_for_step(REPOSITORY / "configs" / "published.yaml", "measure", None)
+    assert study.schedule is None
+    assert len(settings_digest(study, "measure")) == 64
 
 
 def test_the_largest_padded_groups_come_first(drawn):
     store = open_store(drawn.train_store)
     count = store.num_images
     stream = SampleStream(np.ones(count), "ceil", np.asarray(store.widths < store.heights), 0, 1, 1)
-    steps = measure.largest_steps(stream, store, data.Augmentation((64,), 96, 0.5), 100)
+    steps = measure.largest_steps(stream, store, data.Augmentation((256,), 512, 0.5), 100)
     assert sorted(steps) == list(range(100))
-    images = data.TestImages(drawn.train_store, drawn.images, 64, 96)
+    images = data.TestImages(drawn.train_store, drawn.images, 256, 512)
     pixels = [np.prod(data.padded_size_hw(images.size_hw(stream.groups_of_step(step)[0][0]))) for step in steps]
     assert pixels == sorted(pixels, reverse=True)
     assert pixels[0] > pixels[-1]
