@@ -4,7 +4,7 @@ A step's normalisation groups are shared out; the processes' gradients add up to
 a sum (tests/test_groups.py). One collective a step, of numbers alone, carries the gradients, the losses and what else
 all have to agree on. A process that dies or stands still ends all others within ``HANG_S``, and they name it.
 
-    torchrun --standalone --nproc-per-node 4 -m lvis_rcnn.train --study … (as with one process)
+    torchrun --standalone --nproc-per-node 4 -m -- lvis_rcnn.train --study … (as with one process)
 """
 
 import os

@@ -5,7 +5,7 @@ checkpoint holds weights, optimizer and the number of steps done, nothing else, 
 from it. State lives in ``STATE/<study>/<backbone>/seed<k>/<digest>``, outside the outputs that Snakemake deletes when a
 job fails; one training at a time holds it.
 
-    torchrun --standalone --nproc-per-node 4 -m lvis_rcnn.train --study …     the same run on four GPUs
+    torchrun --standalone --nproc-per-node 4 -m -- lvis_rcnn.train --study …     the same run on four GPUs
 """
 
 import argparse
