@@ -36,7 +36,7 @@ KEYS = {
         "device",
         "ranks",
     ),
-    *("threads", "precision", "resolution", "elapsed_s", "started_at", "finished_at", "attempts", "model_file"),
+    *("threads", "precision", "resolution", "elapsed_s", "started_at", "finished_at", "attempts", "cost", "model_file"),
     *(
         "log_file",
         "model_sha256",

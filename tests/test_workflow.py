@@ -631,7 +631,7 @@ def test_jobs_queue_for_the_gpus_of_this_machine(finished: Stubbed, tmp_path: Pa
         (
             {"gpus": 4},
             'exec "$PYTHON" -m lvis_rcnn.gpu_lease --gpus 4 -- "$PYTHON" -m torch.distributed.run --nproc-per-node 4 '
-            "--standalone -m lvis_rcnn.train ",
+            "--standalone -m -- lvis_rcnn.train ",
         ),
         (
             {"gpus": 2, "nodes": 2, "cpus_per_gpu": 3},

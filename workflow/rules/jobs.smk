@@ -112,20 +112,21 @@ def inference_resources() -> dict:
 
 
 def training_launcher(wildcards, output) -> str:
-    """Words that start the processes of a training, before ``-m lvis_rcnn.train``; untracked, since it changes nothing."""
+    """Words that start the processes of a training, before ``lvis_rcnn.train``; untracked, since it changes nothing."""
     ask = study.asked(wildcards.backbone)
+    # After `--`, since torchrun takes the trainer's --log for one of its own that begin so.
     torchrun = f'"$PYTHON" -m torch.distributed.run --nproc-per-node {ask.gpus}'
     if ask.nodes > 1:
         # The job's script runs on its first node, which the launchers of all nodes meet at; a job has its own port.
         return (
             f"srun --nodes={ask.nodes} --ntasks-per-node=1 --gpus-per-node={ask.gpus} --cpus-per-task="
             f"{training_cores(wildcards)} {torchrun} --nnodes {ask.nodes} --rdzv-backend c10d --rdzv-id $SLURM_JOB_ID"
-            ' --rdzv-endpoint "$(hostname):$((20000 + SLURM_JOB_ID % 10000))"'
+            ' --rdzv-endpoint "$(hostname):$((20000 + SLURM_JOB_ID % 10000))" -m --'
         )
     if (ask.gpus or 1) > 1:
         # Outside SLURM, whose jobs have their GPUs already, the lease gives some; one GPU is leased by the trainer itself.
-        return f'"$PYTHON" -m lvis_rcnn.gpu_lease --gpus {ask.gpus} -- {torchrun} --standalone'
-    return '"$PYTHON"'
+        return f'"$PYTHON" -m lvis_rcnn.gpu_lease --gpus {ask.gpus} -- {torchrun} --standalone -m --'
+    return '"$PYTHON" -m'
 
 
 def say_resources() -> None:

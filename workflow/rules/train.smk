@@ -32,7 +32,7 @@ rule train:
     message:
         "Training {wildcards.backbone} (seed {wildcards.seed}) on {wildcards.study}"
     shell:
-        "exec {params.launcher} -m lvis_rcnn.train --study {params.study:q} --settings-digest {params.digest}"
+        "exec {params.launcher} lvis_rcnn.train --study {params.study:q} --settings-digest {params.digest}"
         " --backbone {wildcards.backbone} --seed {wildcards.seed}"
         " --store {input.store} --images {params.images:q} --repeat-factors {input.repeat_factors}"
         " --state results/state --out {params.folder} --log {log}"
