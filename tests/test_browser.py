@@ -167,5 +167,5 @@ def test_the_report_of_snakemake_shows_everything_without_a_network(tmp_path):
         *("1 Results", "2 Plots", "3 Pictures", "4 Training", "5 Data", "6 Provenance and cost"),
     ]
     assert len(found["shown"]) == 14
-    assert all(width > 300 and top >= 0 for width, top in found["shown"].values()), found["shown"]
+    assert all(width > 100 and top >= 0 for width, top in found["shown"].values()), found["shown"]
     assert min(found["captions"]) > 80
