@@ -62,9 +62,11 @@ The files of this package, in data-flow order, are the method; a module imports 
     official           the lvis package beside it
     evaluate           scores a run, or anyone's results
     compare            whether two runs differ, and where
-    runs, table_rows, report    all runs become the table
+    runs, table_rows   what all runs have recorded, as rows
+    row_plots, category_plots   plots with a point for each row, or for each category
+    report             the table; two runs side by side
     run_states, plan, status    how far each run is, and what is left to do
-    curves, row_plots, category_plots, plots    what was measured, as plots
+    curves, plots      what was measured, as plots
     drawing, scenes, missed_objects, pictures   what a run finds and misses, as pictures
     training_pictures  a training step as the network sees it
     html_pages, pages  table, categories, cost, provenance as pages

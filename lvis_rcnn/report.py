@@ -28,6 +28,7 @@ import pandas as pd
 
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.bootstrap import SEED
+from lvis_rcnn.category_plots import write_category_differences
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.compare import compare, comparison_text, read_scored
 from lvis_rcnn.config import Study, load_study
@@ -360,6 +361,10 @@ def compare_step(args: argparse.Namespace) -> None:
     first, second = read_scored(args.first), read_scored(args.second)
     found = compare(first, second, args.resamples, args.seed)
     print(comparison_text(first, second, found, args.resamples, args.seed))
+    if args.plot:
+        kind = "segm" if "segm" in first.metrics and "segm" in second.metrics else "bbox"
+        write_category_differences(first.metrics, second.metrics, (first.name, second.name), kind, args.plot)
+        log.info("wrote %s", args.plot / "category_differences.png")
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -389,6 +394,7 @@ def main() -> None:
         "--resamples", type=whole_number(1), default=1000, metavar="N", help="of the images (default: 1000)"
     )
     both.add_argument("--seed", type=whole_number(0), default=SEED, help=f"of the resamples (default: {SEED})")
+    both.add_argument("--plot", type=Path, metavar="DIR", help="folder for category_differences.png and .svg")
     both.set_defaults(step=compare_step)
     for command in (table, both):
         # The parent's option again, so that it may stand after the command as with every other step.

@@ -84,7 +84,9 @@ def test_the_command_prints_metrics_categories_and_settings(tmp_path, monkeypatc
     first = scored(tmp_path / "a", WORSE, train=same)
     second = scored(tmp_path / "b", BETTER, train=other)
     monkeypatch.setattr(
-        sys, "argv", ["report", "compare", str(first), str(second / "metrics.json"), "--resamples", "20"]
+        sys,
+        "argv",
+        ["report", "compare", str(first), str(second / "metrics.json"), "--resamples", "20", "--plot", str(tmp_path)],
     )
     report.main()
     text = capsys.readouterr().out
@@ -99,6 +101,8 @@ def test_the_command_prints_metrics_categories_and_settings(tmp_path, monkeypatc
     assert "train: backbone r50 r101" in lines
     assert "train: versions torch 2.15.0 2.15.1" in lines
     assert not any("study" in line or "elapsed" in line or "numpy" in line for line in lines)
+    assert "thing 1" in (tmp_path / "category_differences.svg").read_text()
+    assert (tmp_path / "category_differences.png").stat().st_size > 10_000
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path):
