@@ -163,7 +163,7 @@ def test_one_backbone_alone_can_be_run_again(finished: Stubbed, tmp_path: Path) 
     shutil.move(finished.folder / "results" / "tiny" / "r50", tmp_path / "r50")
     try:
         assert finished.plan() == only_r50
-        assert finished.plan("results/tiny/r50/seed0/metrics.json") == runs(1)
+        assert finished.plan("results/tiny/r50/seed0/metrics.json") == dict.fromkeys(("train", "infer", "evaluate"), 1)
     finally:
         shutil.move(tmp_path / "r50", finished.folder / "results" / "tiny" / "r50")
 
@@ -284,7 +284,7 @@ def with_published(finished: Stubbed) -> Path:
     (finished.folder / "my weights" / PUBLISHED.file_name).write_text("weights")
     ended = finished.snakemake("--cores", "2", study=study)
     assert ended.code == 0, ended.text
-    scored = {"import_published": 1, **runs(2), "train": 1}
+    scored = {"import_published": 1, **runs(2), "train": 1, "measure": 1, "measure_published": 1}
     assert ended.jobs() == {**EVERY_STEP, "store": 3, **scored}
     return study
 
@@ -318,7 +318,7 @@ def test_a_published_model_is_imported_detected_with_and_scored_on_its_split(
 
 @pytest.mark.slow
 def test_a_published_row_reruns_where_it_changes(finished: Stubbed, with_published: Path) -> None:
-    again = {"import_published": 1, "infer": 1, "evaluate": 1, "table": 1}
+    again = {"import_published": 1, "measure_published": 1, "infer": 1, "evaluate": 1, "table": 1}
     file, zoo = finished.folder / "my weights" / PUBLISHED.file_name, finished.folder / "zoo.yaml"
     kept = zoo.read_text()
     assert finished.plan(study=with_published) == {}
