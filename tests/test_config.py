@@ -145,10 +145,10 @@ def test_settings_ignore_defaults_written_out() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "steps"),
     [
-        ("schedule.steps", 7, {"preflight", "train", "report"}),
-        ("compute.threads", 77, {"train", "infer"}),
-        ("inference.score_threshold", 0.123, {"infer"}),
-        ("model.rois_per_image", 77, {"preflight", "train", "infer"}),
+        ("schedule.steps", 7, {"preflight", "train", "measure", "report"}),
+        ("compute.threads", 77, {"train", "infer", "measure"}),
+        ("inference.score_threshold", 0.123, {"infer", "measure"}),
+        ("model.rois_per_image", 77, {"preflight", "train", "infer", "measure"}),
         ("title", "other", {"report"}),
         ("backbones", ["r50"], {"report"}),
         ("evaluation", {"detections_per_image": 200}, set()),

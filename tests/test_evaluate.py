@@ -323,7 +323,7 @@ def test_nothing_found_is_exported_as_an_empty_list(tmp_path):
 
 
 def test_masks_that_were_left_out_cannot_be_exported(tmp_path):
-    shards = as_shards(tmp_path / "shards", [found(1, 1, 0.1, *CUP), found(1, 3, 0.2, *CUP)])
+    shards = as_shards(tmp_path / "shards", [found(1, category, 0.1, *CUP) for category in (1, 3, 2)])
     whole = read_shard(shard_path(shards, 0))
     ends = np.array([0, whole.rle_offsets[1], whole.rle_offsets[1]])
     some = replace(whole, rle_offsets=ends, rle_counts=whole.rle_counts[: ends[1]], has_mask=np.array([True, False]))

@@ -355,7 +355,7 @@ def test_a_published_model_is_imported_detected_with_and_scored_on_its_split(
 
 @pytest.mark.slow
 def test_a_published_row_reruns_where_it_changes(finished: Stubbed, with_published: Path) -> None:
-    again = {"import_published": 1, "infer": 1, "evaluate": 1, "pictures": 1, **RENEWED}
+    again = {"import_published": 1, "measure_published": 1, "infer": 1, "evaluate": 1, "pictures": 1, **RENEWED}
     file, zoo = finished.folder / "my weights" / PUBLISHED.file_name, finished.folder / "zoo.yaml"
     kept = zoo.read_text()
     assert finished.plan(study=with_published) == {}
