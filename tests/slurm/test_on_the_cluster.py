@@ -109,7 +109,11 @@ def test_a_run_knows_what_it_cost(side_by_side: tuple[Study, dict[str, str]]) ->
             {"runtime_minutes": 99},
             "rule train: asks for 99 minutes, and partition gpu allows 60; a training of more",
         ),
-        ({"account": "nobody"}, {}, "SLURM refuses its jobs: Invalid account or account/partition combination"),
+        (
+            {"account": "nobody"},
+            {},
+            r"rule \w+: SLURM refuses its jobs: Invalid account or account/partition combination",
+        ),
         ({"partition": "nope"}, {}, "rule evaluate: SLURM refuses its jobs: .*invalid partition specified: nope"),
     ],
 )
