@@ -262,7 +262,7 @@ def test_no_score_depends_on_masks_that_are_left_out(drawn, tmp_path_factory, se
         write_shard(shard_path(folder / name, 0), detections)
         found.append(evaluate(drawn.folder / "drawn" / "val.json", folder / name, cap, "yes"))
     whole, some = found
-    assert whole["segm"]["AP"] > 0.01
+    assert whole["segm"]["AP"] > 0
     assert some["detections_without_mask"] > 0 == whole["detections_without_mask"]
     for same in ("bbox", "segm", "per_category", "judged_detections"):
         assert some[same] == whole[same]

@@ -73,11 +73,10 @@ def dataset() -> dict[str, object]:
 def put_detections(folder: Path, *found: tuple[int, int, float, tuple[float, float, float]]) -> None:
     """(image, category, score, (x, y, side)) each."""
     masks = [coco_mask.merge(coco_mask.frPyObjects(square(*place), HEIGHT, WIDTH)) for _, _, _, place in found]
-    sizes, offsets, counts = pack_rles(masks)
     boxes = np.array([[x, y, side, side] for _, _, _, (x, y, side) in found], np.float32).reshape(-1, 4)
     ids, categories, scores = (np.array([row[at] for row in found]) for at in range(3))
     detections = Detections(
-        ids.astype(np.int64), categories.astype(np.int64), scores.astype(np.float32), boxes, sizes, offsets, counts
+        ids.astype(np.int64), categories.astype(np.int64), scores.astype(np.float32), boxes, *pack_rles(masks)
     )
     write_shard(shard_path(folder, 0), detections)
 

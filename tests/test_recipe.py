@@ -60,6 +60,9 @@ RECIPE = {
     "inference.nms_iou": (0.5, 0.5),
     "inference.nms": ("exact", "exact"),  # mmcv's offsets round coordinates only
     "inference.detections_per_image": (300, 300),
+    "inference.batch_size": (1, 1),
+    "inference.precision": ("fp32", "fp32"),
+    "inference.masks": ("all", "all"),
     "evaluation.detections_per_image": (300, 300),
 }
 # What a study says of itself and of the machine; and steps, which a budget in epochs excludes.
@@ -67,6 +70,8 @@ NOT_THE_RECIPES = {
     *("study", "title", "dataset.name", "dataset.train.images", "dataset.val.images", "seeds"),
     *("augmentation.skip_broken_images", "compute.device", "compute.threads", "compute.channels_last"),
     *("resources.loader_workers", "resources.memory_mb", "resources.runtime_minutes", "resources.weights_dir"),
+    *("resources.gpus", "resources.nodes", "resources.gpu_model", "resources.cpus_per_gpu", "resources.of_backbone"),
+    *("measure.training_steps", "measure.images", "evaluation.bootstrap_resamples"),
     *("dataset.draw", "dataset.splits", "schedule.steps", "zoo", "published", "report.base_url"),
 }
 

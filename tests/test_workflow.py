@@ -562,7 +562,7 @@ def test_training_from_scratch_begins_with_nothing(finished: Stubbed, tmp_path: 
             shutil.move(finished.folder / folder, tmp_path / folder.replace("/", "_"))
     try:
         # No target: to a table that is there nothing that came before is missing.
-        assert finished.plan() == {**runs(1), "table": 1}
+        assert finished.plan() == shown(1)
     finally:
         shutil.move(tmp_path / "results_tiny_r101", finished.folder / "results/tiny/r101")
 
@@ -621,7 +621,7 @@ def test_jobs_queue_for_the_gpus_of_this_machine(finished: Stubbed, tmp_path: Pa
     assert ended.code == 0, ended.text
     assert re.search(r"Provided resources: gpu=\D*2\b", ended.text)
     ended = finished.snakemake(*words, "--forceall", "--resources", "gpu=1", study=study, env=here)
-    assert "Provided resources: gpu=1" in ended.text
+    assert re.search(r"Provided resources: gpu=\D*1\b", ended.text)
 
 
 @pytest.mark.parametrize(
