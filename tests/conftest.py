@@ -107,9 +107,9 @@ def conda_stand_in(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def slurm() -> Iterator[Any]:
     """A SLURM cluster on this machine, with accounting."""
     from one_machine import running_cluster  # of tests/slurm, on the path once a test there is collected
 
-    with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+    with running_cluster() as cluster:
         yield cluster

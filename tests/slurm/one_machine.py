@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ def start_cluster(state: Path, *options: str) -> None:
 
 
 @contextmanager
-def running_cluster(folder: Path, *options: str) -> Iterator[Cluster]:
+def running_cluster(*options: str) -> Iterator[Cluster]:
     """A cluster until the end of the block; skips the test where there can be none."""
     missing = [name for name in NEEDED if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
     if missing:
@@ -101,10 +102,10 @@ def running_cluster(folder: Path, *options: str) -> Iterator[Cluster]:
         pytest.skip("only root can start a SLURM cluster")
     if Path("/etc/slurm/slurm.conf").exists() and not Path("/etc/slurm/slurm.conf").is_symlink():
         pytest.skip("this machine belongs to a SLURM cluster")
-    state = folder / "slurm"
+    # Other users must reach it, which they do not below pytest's own folders.
+    state = Path(tempfile.mkdtemp(prefix="lvis_rcnn_slurm_")) / "cluster"
+    state.parent.chmod(0o755)
     state.mkdir()
-    for parent in state.parents:
-        parent.chmod(parent.stat().st_mode | 0o055) if parent.is_relative_to("/tmp/pytest-of-root") else None
     os.environ["SLURM_CONF"] = str(state / "etc" / "slurm.conf")
     try:
         start_cluster(state, *options)
@@ -112,6 +113,7 @@ def running_cluster(folder: Path, *options: str) -> Iterator[Cluster]:
     finally:
         subprocess.run([HERE / "cluster.sh", "stop", state], check=True)
         del os.environ["SLURM_CONF"]
+        shutil.rmtree(state.parent)
 
 
 @dataclass

@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +212,7 @@ def test_a_cluster_without_accounting(
     folder = tmp_path_factory.mktemp("without")
     monkeypatch.setenv("LVIS_RCNN_TEST_SLURM_PORT", "17100")
     try:
-        with running_cluster(folder, "--no-accounting"):
+        with running_cluster("--no-accounting"):
             study = Study(folder / "toy", {"account": ""}, {"STEP_S": "0"}).write().prepared_as(prepared)
             study.start("results/table.md")
             assert study.wait() == 0, study.said()
@@ -221,31 +223,65 @@ def test_a_cluster_without_accounting(
     assert not study.table()["rows"][0]["missing"]
 
 
-def test_another_user_than_root(slurm: Cluster, prepared: Study) -> None:
-    user, folder = "lvis_rcnn_test", Path("/tmp/lvis_rcnn_test_user")
+BY_ANOTHER_USER = """
+set -eu
+cd "$(dirname "$0")"
+export PATH="$PWD/bin:$PATH" LVIS_RCNN_STUDY_SHA256=abc LVIS_RCNN_TERMINAL="$PWD/terminal"
+words=(--account lab --partition gpu --gpus 1 --output /dev/null --comment rule_train -D "$PWD" --wrap "sleep 60")
+first=$(sbatch --parsable --job-name lvis_1 "${words[@]}")
+second=$(sbatch --parsable --job-name lvis_2 "${words[@]}")
+[ "$first" = "$second" ]
+squeue --format='%i|%T' --name lvis_2 | grep "^$first|"
+scancel "$first"
+squeue --format='%i|%T' --name lvis_2 | grep "^$first|CANCELLED"
+"""
+
+
+@pytest.fixture
+def another_user(slurm: Cluster) -> Iterator[tuple[str, Path]]:
+    """A user of the cluster who is not root, and a folder of theirs."""
+    user, folder = "lvis_rcnn_test", Path(tempfile.mkdtemp(prefix="lvis_rcnn_user_"))
     if shutil.which("useradd") is None:
         pytest.skip("no useradd here")
-    subprocess.run(["useradd", "--create-home", user], check=False)
+    subprocess.run(["useradd", "--create-home", user], check=True, capture_output=True)
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        study = Study(folder / "toy", environment={"STEP_S": "0", "HOME": f"/home/{user}", "USER": user}).write()
-        study.prepared_as(prepared)
-        subprocess.run(["chown", "-R", user, folder], check=True)
-        as_user = ["runuser", "--user", user, "--"]
-        readable = subprocess.run([*as_user, *study.command("--version")], env=study.environ(), capture_output=True)
-        if readable.returncode != 0:
-            pytest.skip("another user cannot read this checkout or its Python")
         said("sacctmgr", "-i", "add", "user", user, "Account=lab")
-        command = [*as_user, *study.command("--profile", REPOSITORY / "slurm", "results/table.md")]
-        done = subprocess.run(
-            command, cwd=study.folder, env=study.environ(), capture_output=True, text=True, timeout=LONG_S
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert not study.table()["rows"][0]["missing"]
-        assert (study.folder / "results" / "table.md").owner() == user
+        yield user, folder
     finally:
         subprocess.run(["userdel", "--remove", user], check=False, capture_output=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder)
+
+
+def test_the_commands_beside_those_of_slurm_serve_another_user(another_user: tuple[str, Path]) -> None:
+    user, folder = another_user
+    shutil.copytree(REPOSITORY / "slurm" / "bin", folder / "bin")
+    (folder / "script").write_text(BY_ANOTHER_USER)
+    subprocess.run(["chown", "-R", user, folder], check=True)
+    done = subprocess.run(
+        ["runuser", "--user", user, "--", "bash", folder / "script"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "goes on, which an earlier Snakemake has left" in (folder / "terminal").read_text()
+
+
+def test_another_user_than_root(prepared: Study, another_user: tuple[str, Path]) -> None:
+    user, folder = another_user
+    study = Study(folder / "toy", environment={"STEP_S": "0", "HOME": f"/home/{user}", "USER": user}).write()
+    study.prepared_as(prepared)
+    subprocess.run(["chown", "-R", user, folder], check=True)
+
+    def run(*words: str | Path) -> "subprocess.CompletedProcess[str]":
+        command = ["runuser", "--user", user, "--", *study.command(*words)]
+        return subprocess.run(
+            command, cwd=study.folder, env=study.environ(), capture_output=True, text=True, timeout=LONG_S, check=False
+        )
+
+    if run("--version").returncode != 0:
+        pytest.skip("another user cannot read this checkout or its Python")
+    done = run("--profile", REPOSITORY / "slurm", "results/table.md")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not study.table()["rows"][0]["missing"]
+    assert (study.folder / "results" / "table.md").owner() == user
 
 
 def test_as_typed_in_a_fresh_clone(slurm: Cluster, tmp_path: Path) -> None:
