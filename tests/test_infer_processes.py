@@ -11,6 +11,7 @@ import time
 
 import pytest
 from conftest import REPOSITORY
+from test_ranks import children_of
 from tiny_run import make_data, write_tiny_study
 
 from lvis_rcnn.detections import shards_of
@@ -25,7 +26,7 @@ def drawn(tmp_path_factory):
 
 
 def start(drawn, folder, out="out", ranks=1, **environment):
-    """Begin inference in a session of its own, so that a kill reaches all its processes."""
+    """Begin inference."""
     folder.mkdir(exist_ok=True)
     (folder / "model.pth").write_text("stands for a model")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, "--"] if ranks > 1 else []
@@ -38,7 +39,6 @@ def start(drawn, folder, out="out", ranks=1, **environment):
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     )
 
 
@@ -48,6 +48,16 @@ def run(*given, **more):
     said = process.communicate(timeout=240)[1]
     assert process.returncode == 0, said
     return said
+
+
+def kill(process):
+    """SIGKILL to the process and to those it has started, which are in sessions of their own."""
+    pids = [process.pid]
+    with contextlib.suppress(OSError):
+        pids += children_of(process)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def contents(folder):
@@ -86,8 +96,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(drawn, of_one, tmp_p
             time.sleep(0.01)
         time.sleep(pick.uniform(0, 0.3))
         killed += process.poll() is None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        kill(process)
         process.communicate(timeout=60)
     assert killed > 3
     run(drawn, tmp_path / "run", ranks=ranks)

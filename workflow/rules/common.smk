@@ -145,7 +145,7 @@ def digest(step: str) -> str:
 
 def all_cores() -> int:
     """Threads of a job beside which no other runs on this machine; on a cluster its node is asked for exclusively."""
-    return workflow.cores or study.compute.threads
+    return workflow.resource_settings.cores or study.compute.threads
 
 
 def model_of_first_seed(wildcards) -> str:
