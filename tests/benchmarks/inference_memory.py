@@ -91,8 +91,9 @@ def draw(folder: Path, images: int) -> Path:
 
 
 def small_study(folder: Path) -> Study:
-    """The smoke study with five detections an image, since masks take most of the time."""
-    values = {"study": "flat", "inference": {"detections_per_image": 5, "score_threshold": 0.0}}
+    """The smoke study with two detections of ten regions an image, since these take most of the time."""
+    test = {"detections_per_image": 2, "score_threshold": 0.0, "proposals_after_nms": 10, "short_edge_px": 32}
+    values = {"study": "flat", "inference": test}
     return load_study(write_study(folder / "flat.yaml", **values))
 
 
