@@ -261,7 +261,8 @@ def test_a_published_file_is_scored_as_the_model_it_was_made_from(tmp_path: Path
     settings |= {"zoo": "zoo.yaml", "published": [{"model": "lvis_v0.5_r50"}]}
     ended = run(tiny_study(tmp_path, **settings))
     assert ended.code == 0, ended.text
-    assert ended.jobs() == dict.fromkeys(("import_published", "infer", "evaluate", "table"), 1)
+    once = ("import_published", "measure", "measure_published", "infer", "evaluate", "training_pictures")
+    assert ended.jobs() == {**dict.fromkeys((*once, "table", "plots", "pages"), 1), "pictures": 2}
     folders = [tmp_path / RUN, tmp_path / "results" / "tiny" / "published" / "lvis_v0.5_r50"]
     trained, here = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
     assert here == trained
