@@ -188,6 +188,12 @@ def test_sacct_says_what_the_executor_understands(commands: Commands) -> None:
     assert commands.run("sacct").stdout == "1|CANCELLED\n2|COMPLETED\n3|FAILED\n"
 
 
+def test_sacct_lets_squeue_answer_where_it_cannot(commands: Commands) -> None:
+    commands.own("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    commands.own("squeue", "echo '3|PREEMPTED|None'")
+    assert commands.run("sacct", "--format=JobIdRaw,State", "--name", "lvis_1").stdout == "3|FAILED\n"
+
+
 def test_sbatch_waits_where_it_is_refused_for_now(commands: Commands) -> None:
     commands.own(
         "sbatch",

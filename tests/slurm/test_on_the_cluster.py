@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -218,7 +219,7 @@ def test_a_cluster_without_accounting(
             assert study.wait() == 0, study.said()
     finally:
         monkeypatch.undo()
-        monkeypatch.setenv("SLURM_CONF", conf)
+        os.environ["SLURM_CONF"] = conf
         start_cluster(slurm.state)
     assert not study.table()["rows"][0]["missing"]
 
