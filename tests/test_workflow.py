@@ -571,13 +571,15 @@ def test_training_from_scratch_begins_with_nothing(finished: Stubbed, tmp_path: 
 def test_conda_on_or_off_and_a_comment_in_its_environment_rerun_nothing(
     finished: Stubbed, conda_stand_in: dict[str, str]
 ) -> None:
-    assert finished.plan("--use-conda", env=conda_stand_in) == {}
+    without = finished.plan()
+    assert without in ({}, {"table": 1})  # another study may have written the shared table last
+    assert finished.plan("--use-conda", env=conda_stand_in) == without
     environment = finished.workflow / "envs" / "lvis_rcnn.yaml"
     kept = environment.read_text()
     environment.write_text(f"# a comment\n{kept}")
     try:
-        assert finished.plan() == {}
-        assert finished.plan("--use-conda", env=conda_stand_in) == {}
+        assert finished.plan() == without
+        assert finished.plan("--use-conda", env=conda_stand_in) == without
     finally:
         environment.write_text(kept)
 
