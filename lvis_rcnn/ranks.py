@@ -112,8 +112,11 @@ class Ranks:
         self.store.set(f"rank{self.rank}", f"{step} {socket.gethostname()} {os.getpid()}")
 
     def lost(self, step: int, error: Exception) -> RankLost:
-        """The error that names the processes that did not come to ``step``, as far as the store can tell."""
+        """The error that names the processes that did not come to ``step``, or came and stand in it."""
+        assert self.store is not None
+        self.store.set(f"left{self.rank}", str(step))
         behind = [f"rank {rank} {what}" for rank in range(self.count) if (what := self.behind(rank, step))]
+        behind = behind or [f"rank {rank} {what}" for rank in range(self.count) if (what := self.silent(rank))]
         return RankLost(
             f"rank {self.rank} of {self.count}, step {step}",
             f"lost touch with {', '.join(behind) or 'the others'} ({' '.join(str(error).split())[:120]})",
@@ -130,6 +133,16 @@ class Ranks:
         if int(at) < step:
             return f"(host {host}, pid {pid}), last heard of at step {at}"
         return f"(host {host}, pid {pid}), which has died" if host == socket.gethostname() and is_dead(pid) else ""
+
+    def silent(self, rank: int) -> str:
+        """Who another process is, if it has not noticed within ``ASK_S`` that the step failed: it stands still in it."""
+        assert self.store is not None
+        try:
+            self.store.get(f"left{rank}")
+        except RuntimeError:
+            _, host, pid = self.store.get(f"rank{rank}").decode().split()
+            return f"(host {host}, pid {pid}), which came to the step and stands still in it"
+        return ""
 
 
 def is_dead(pid: str) -> bool:

@@ -3,18 +3,22 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY
 from tiny_run import make_data, write_tiny_study
+from torch.distributed import HashStore
 
 from lvis_rcnn.checkpoints import load_model
+from lvis_rcnn.ranks import Ranks
 
 PROGRAM = REPOSITORY / "tests" / "few_numbers.py"
 STEPS = 20
@@ -146,6 +150,21 @@ def test_a_lost_process_ends_all_and_is_named(drawn, tmp_path, number, lost):
     wait_for_step(program, again, 5, attempt=2)
     again.terminate()
     assert "going on from step" in again.communicate(timeout=60)[1]
+
+
+@pytest.mark.parametrize(
+    ("noticed", "named"),
+    [({0}, r"rank 1 \(host .*, pid \d+\), which came to the step and stands still in it"), ({0, 1}, "the others")],
+)
+def test_a_process_that_stands_still_inside_the_exchange_is_named(noticed, named):
+    store = HashStore()
+    store.set_timeout(timedelta(seconds=0.05))
+    ranks = [Ranks(rank, 2, torch.device("cpu"), store) for rank in range(2)]
+    for rank in ranks:
+        rank.say(7)
+    for rank in noticed:
+        store.set(f"left{rank}", "7")
+    assert re.search(f"lost touch with {named} ", str(ranks[0].lost(7, RuntimeError("timed out"))))
 
 
 def interrupted(program: Program, number: int, pick: random.Random) -> None:
