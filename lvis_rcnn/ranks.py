@@ -135,7 +135,7 @@ class Ranks:
         return f"(host {host}, pid {pid}), which has died" if host == socket.gethostname() and is_dead(pid) else ""
 
     def silent(self, rank: int) -> str:
-        """Who another process is, if it has not noticed within ``ASK_S`` that the step failed: it stands still in it."""
+        """Who another process is, if it stands still in the step: within ``ASK_S`` it has not noticed the failure."""
         assert self.store is not None
         try:
             self.store.get(f"left{rank}")
