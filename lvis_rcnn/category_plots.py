@@ -1,4 +1,4 @@
-"""Plots with a point for each category: AP against training images, and what differs between two runs."""
+"""A plot with a point for each category: AP against training images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from lvis_rcnn.command import InputError
 from lvis_rcnn.figures import GROUPS, figure_file, legend_below, write_reason
 from lvis_rcnn.row_plots import KINDS, metrics_of, row_name
 from lvis_rcnn.table_rows import Row
@@ -73,70 +72,3 @@ def draw_categories(axes: Axes, aps: Mapping[int, tuple[str, float | None]], ima
     axes.set(xscale="log")
     axes.set_ylim(bottom=-3, top=max(5, axes.get_ylim()[1]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-
-
-def write_category_differences(
-    before: Mapping[str, Any], after: Mapping[str, Any], names: tuple[str, str], kind: str, out: Path
-) -> None:
-    """Write category_differences.{png,svg}: by how much each category's AP differs between two runs.
-
-    Left all categories in the order of the difference, right those that differ most, by name.
-
-    Args:
-        before: ``metrics.json`` of one run.
-        after: of another, scored on the same categories.
-        names: what they are called.
-        kind: bbox or segm.
-        out: folder.
-
-    Raises:
-        InputError: they have no category in common that both define.
-    """
-    pairs = paired_categories(before, after, kind)
-    if not pairs:
-        raise InputError(
-            " and ".join(names), f"no category has {KINDS[kind]} AP in both", mend="compare runs of one dataset"
-        )
-    with figure_file(out / "category_differences", height_in=4.8) as figure:
-        left, right = figure.subplots(1, 2)
-        draw_all_differences(left, pairs)
-        draw_largest_differences(right, pairs)
-        figure.suptitle(f"{KINDS[kind]} AP of each category, {names[1]} minus {names[0]}, in points")
-
-
-def paired_categories(before: Mapping[str, Any], after: Mapping[str, Any], kind: str) -> list[tuple[str, str, float]]:
-    """(name, frequency, difference of AP in points) of the categories that both define, largest gain first."""
-    old = {category["id"]: category.get(kind) for category in before["per_category"]}
-    found = [
-        (category["name"], category["frequency"], 100 * (category[kind] - old[category["id"]]))
-        for category in after["per_category"]
-        if category.get(kind) is not None and old.get(category["id"]) is not None
-    ]
-    return sorted(found, key=lambda pair: (-pair[2], pair[0]))
-
-
-def draw_all_differences(axes: Axes, pairs: Sequence[tuple[str, str, float]]) -> None:
-    """Every category, in the order of its difference, with what each group gains on average."""
-    for group, (name, colour, marker) in GROUPS.items():
-        of_group = [(place, change) for place, (_, frequency, change) in enumerate(pairs) if frequency == group]
-        if of_group:
-            x, y = zip(*of_group, strict=True)
-            label = f"{name}: mean {sum(y) / len(y):+.1f}, {sum(v > 0 for v in y)} of {len(y)} gain"
-            axes.scatter(x, y, s=14, c=colour, marker=marker, alpha=0.7, linewidths=0, label=label)
-    axes.axhline(0, color="0.4", linewidth=0.8)
-    axes.set(xlabel="categories, largest gain first", ylabel="difference of AP, points")
-    axes.margins(y=0.25)
-    axes.legend(loc="upper right")
-
-
-def draw_largest_differences(axes: Axes, pairs: Sequence[tuple[str, str, float]], most: int = 10) -> None:
-    """The largest gains and losses, by name."""
-    ends = list(pairs) if len(pairs) <= 2 * most else [*pairs[:most], *pairs[-most:]]
-    places = range(len(ends))
-    colours = [GROUPS[group][1] for _, group, _ in ends]
-    axes.barh(places, [change for _, _, change in ends], color=colours, height=0.7)
-    axes.set_yticks(places, [f"{name[:28]} ({group})" for name, group, _ in ends])
-    axes.invert_yaxis()
-    axes.axvline(0, color="0.4", linewidth=0.8)
-    axes.set(xlabel="difference of AP, points")
-    axes.grid(axis="y", visible=False)

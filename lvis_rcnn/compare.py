@@ -1,13 +1,12 @@
-"""Whether two runs on the same annotations differ, and where: a paired bootstrap over images.
+"""Whether two rows on the same annotations differ, and where: a paired bootstrap over images, and the spread of seeds.
 
-Every resample draws the same images for both, so that what makes images hard or easy cancels out.
+Every resample draws the same images for both, so that what makes images hard or easy cancels out. Where a row has
+several seeds, its number is their mean, and what another choice of seeds would have changed is part of the interval.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from jaxtyping import Float64
 from tabulate import tabulate
@@ -15,42 +14,15 @@ from tabulate import tabulate
 from lvis_rcnn.accumulate import METRIC_NAMES
 from lvis_rcnn.bootstrap import Interval, intervals, plans_of, resampled_metrics
 from lvis_rcnn.command import InputError
-from lvis_rcnn.matches_file import MatchesFile, read_matches
 from lvis_rcnn.results_file import KINDS, Kind
-
-# What a run is, as opposed to what came out of it and when, of each of its records.
-SETTINGS = {
-    "train.json": (
-        *("study", "backbone", "seed", "settings_digest", "annotations_sha256", "steps", "images_per_step", "epochs"),
-        *("initial_weights", "normalisation_group", "device", "threads", "precision", "resolution", "code_version"),
-        "versions",
-    ),
-    "import.json": ("file", "sha256"),
-    "inference.json": (
-        *("study", "settings_digest", "device", "threads", "batch_size", "precision", "resolution"),
-        *("code_version", "versions"),
-    ),
-    "metrics.json": ("detections_per_image", "scorer", "versions"),
-}
+from lvis_rcnn.scored_runs import Row
 
 MOST_CATEGORIES = 5
 
 
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """A scored run."""
-
-    name: str
-    metrics: dict[str, Any]
-    """The value of metrics.json."""
-    matches: MatchesFile
-    settings: dict[str, Any]
-    """What its records say of it, as record: key."""
-
-
 @dataclass(frozen=True)
 class Difference:
-    """A metric of two runs, in fractions; None where it is undefined."""
+    """A metric of two rows, in fractions: means over their seeds; None where it is undefined in a run."""
 
     first: float | None
     second: float | None
@@ -60,105 +32,101 @@ class Difference:
     """95 %, of the difference."""
     p: float | None
     """Of as large a difference where there is none, both ways."""
+    first_sd: float | None
+    second_sd: float | None
+    """Sample standard deviation over seeds; None of one."""
 
 
-def read_scored(path: Path) -> Scored:
-    """A run by its folder or its metrics.json; matches.npz and the other records lie beside it.
-
-    Raises:
-        InputError: no metrics.json or matches.npz, one that is damaged, or they are of different detections.
-    """
-    file = path / "metrics.json" if path.is_dir() else path
-    metrics = read_metrics(file)
-    matches = read_matches(file.with_name("matches.npz"))
-    for digest in ("annotations_sha256", "detections_sha256"):
-        if getattr(matches, digest) != metrics.get(digest):
-            what = f"{digest} is not that of {file.name}"
-            mend = "score the detections again, with --matches"
-            raise InputError(str(file.with_name("matches.npz")), what, mend=mend)
-    return Scored(str(path), metrics, matches, settings_beside(file))
-
-
-def read_metrics(file: Path) -> dict[str, Any]:
-    """The value of a metrics.json; InputError where there is none or it is something else."""
-    try:
-        metrics = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
-    except FileNotFoundError:
-        mend = "name the folder of a scored run, or a metrics.json"
-        raise InputError(str(file), "no such file", mend=mend) from None
-    except (OSError, ValueError) as error:
-        raise InputError(str(file), f"not readable as JSON: {error}", mend="score the run again") from None
-    found = (metrics.get("format"), metrics.get("version"))
-    if found != ("lvis_rcnn.metrics", 1):
-        what = f"is {found[0]} version {found[1]}"
-        raise InputError(str(file), what, allowed="lvis_rcnn.metrics version 1", mend="score the run again")
-    return metrics
-
-
-def settings_beside(file: Path) -> dict[str, Any]:
-    """What the records beside a metrics.json say of their run; a record that is not there says nothing."""
-    found: dict[str, Any] = {}
-    for name, keys in SETTINGS.items():
-        try:
-            record = msgspec.json.decode(file.with_name(name).read_bytes(), type=dict[str, Any])
-        except (OSError, ValueError):
-            continue
-        for key in keys:
-            value = record.get(key)
-            parts = {f" {part}": number for part, number in value.items()} if isinstance(value, dict) else {"": value}
-            found |= {f"{Path(name).stem}: {key}{part}": number for part, number in parts.items()}
-    return found
-
-
-def compare(first: Scored, second: Scored, resamples: int, seed: int) -> dict[Kind, dict[str, Difference]]:
-    """Every metric of the kinds that both runs have.
+def compare(first: Row, second: Row, resamples: int, seed: int) -> dict[Kind, dict[str, Difference]]:
+    """Every metric of the kinds that all runs have.
 
     Args:
-        first: a run.
-        second: another one on the same annotations.
-        resamples: of the images, the same for both.
+        first: the runs of a row.
+        second: those of another one, on the same annotations.
+        resamples: of the images, the same for all runs.
         seed: of the resamples.
 
     Raises:
-        InputError: the annotations are not the same, or there is no kind that both have.
+        InputError: the annotations are not the same, or there is no kind that all have.
     """
-    if first.matches.annotations_sha256 != second.matches.annotations_sha256:
-        what = f"was scored on other annotations than {first.name}"
-        raise InputError(second.name, what, allowed="runs on the same annotations")
-    kinds = [kind for kind in KINDS if kind in first.matches.outcomes and kind in second.matches.outcomes]
+    for run in (*first, *second):
+        if run.matches.annotations_sha256 != first[0].matches.annotations_sha256:
+            what = f"was scored on other annotations than {first[0].name}"
+            raise InputError(run.name, what, allowed="runs on the same annotations")
+    kinds = [kind for kind in KINDS if all(kind in run.matches.outcomes for run in (*first, *second))]
     if not kinds:
-        what = f"has {' and '.join(second.matches.outcomes)}, {first.name} has {' and '.join(first.matches.outcomes)}"
-        raise InputError(second.name, what, allowed="boxes, or masks, of both")
+        has = [" and ".join(row[0].matches.outcomes) for row in (first, second)]
+        what = f"has {has[1]}, {first[0].name} has {has[0]}"
+        raise InputError(second[0].name, what, allowed="boxes, or masks, of all runs")
     return {kind: differences(first, second, kind, resamples, seed) for kind in kinds}
 
 
-def differences(first: Scored, second: Scored, kind: Kind, resamples: int, seed: int) -> dict[str, Difference]:
+def differences(first: Row, second: Row, kind: Kind, resamples: int, seed: int) -> dict[str, Difference]:
     """Every metric of one kind."""
-    both = [
-        resampled_metrics(plans_of(run.matches.outcomes[kind], run.matches.frequencies), resamples, seed)
-        for run in (first, second)
+    samples = mean_samples(second, kind, resamples, seed) - mean_samples(first, kind, resamples, seed)
+    for place, row in enumerate((first, second)):
+        # The images are drawn from (seed, number of the resample).
+        generator = np.random.default_rng([seed, resamples, place])
+        samples = samples + seed_noise(metrics_of(row, kind), resamples, generator)
+    return paired(metrics_of(first, kind), metrics_of(second, kind), samples)
+
+
+def mean_samples(row: Row, kind: Kind, resamples: int, seed: int) -> Float64[np.ndarray, "s m"]:
+    """Metrics of every resample, means over the seeds; NaN where one is undefined."""
+    of_runs = [
+        resampled_metrics(plans_of(run.matches.outcomes[kind], run.matches.frequencies), resamples, seed) for run in row
     ]
-    return paired(first.metrics[kind], second.metrics[kind], both[1] - both[0])
+    means: np.ndarray = np.mean(of_runs, axis=0)
+    return means
+
+
+def metrics_of(row: Row, kind: Kind) -> Float64[np.ndarray, "n m"]:
+    """The metrics of each run; NaN where undefined."""
+    values = [[run.metrics[kind][name] for name in METRIC_NAMES] for run in row]
+    return np.array(values, dtype=np.float64)
+
+
+def seed_noise(
+    metrics: Float64[np.ndarray, "n m"], resamples: int, generator: np.random.Generator
+) -> Float64[np.ndarray, "s m"]:
+    """By how much a mean over ``n`` other seeds may be off, for each resample; nothing is known of it from one.
+
+    Student's t with n - 1 degrees of freedom times the standard error: the standard deviation is itself estimated. The
+    difference of two such means is Behrens and Fisher's. That images and seeds vary independently is an assumption,
+    and a careful one: part of the spread of seeds is that of the images that they find hard.
+    """
+    n, shape = len(metrics), (resamples, metrics.shape[1])
+    if n == 1:
+        return np.zeros(shape)
+    noise: np.ndarray = generator.standard_t(n - 1, shape) * metrics.std(axis=0, ddof=1) / np.sqrt(n)
+    return noise
 
 
 def paired(
-    first: dict[str, float | None], second: dict[str, float | None], samples: Float64[np.ndarray, "s m"]
+    first: Float64[np.ndarray, "n m"], second: Float64[np.ndarray, "k m"], samples: Float64[np.ndarray, "s m"]
 ) -> dict[str, Difference]:
     """Every metric.
 
     Args:
-        first: metrics of a run.
+        first: metrics of the runs of a row.
         second: of the other one.
         samples: the second minus the first in each resample; NaN where undefined.
     """
-    estimates = {name: minus(second[name], first[name]) for name in METRIC_NAMES}
+    means = [dict(zip(METRIC_NAMES, map(defined, row.mean(axis=0).tolist()), strict=True)) for row in (first, second)]
+    spreads = [row.std(axis=0, ddof=1).tolist() if len(row) > 1 else [None] * row.shape[1] for row in (first, second)]
+    estimates = {name: minus(means[1][name], means[0][name]) for name in METRIC_NAMES}
     bounds = intervals(estimates, samples)
     found: dict[str, Any] = {}
     for place, name in enumerate(METRIC_NAMES):
-        estimate = estimates[name]
+        estimate, both = estimates[name], [defined(spread[place]) for spread in spreads]
         p = None if estimate is None or bounds[name] is None else p_value(estimate, samples[:, place])
-        found[name] = Difference(first[name], second[name], estimate, bounds[name], p)
+        found[name] = Difference(means[0][name], means[1][name], estimate, bounds[name], p, *both)
     return found
+
+
+def defined(value: float | None) -> float | None:
+    """None for what is undefined."""
+    return None if value is None or np.isnan(value) else value
 
 
 def minus(one: float | None, other: float | None) -> float | None:
@@ -178,23 +146,48 @@ def p_value(difference: float, values: Float64[np.ndarray, " s"]) -> float:
     return min(1.0, 2 * (rarer + 1) / (len(values) + 1))
 
 
-def category_changes(first: Scored, second: Scored, kind: Kind) -> list[tuple[str, float, float]]:
+def mean_categories(row: Row, kind: Kind) -> list[dict[str, Any]]:
+    """As ``per_category`` of metrics.json, means over the seeds; None where a run does not define one."""
+    rows = []
+    for of_runs in zip(*(run.metrics["per_category"] for run in row), strict=True):
+        values = [one.get(kind) for one in of_runs]
+        rows.append({**of_runs[0], kind: None if None in values else sum(values) / len(values)})
+    return rows
+
+
+def category_changes(first: Row, second: Row, kind: Kind) -> list[tuple[str, float, float]]:
     """Name and both AP of every category that both define, by what it gained."""
-    rows = zip(first.metrics["per_category"], second.metrics["per_category"], strict=True)
-    both = [(row["name"] or str(row["id"]), row.get(kind), other.get(kind)) for row, other in rows]
+    rows = zip(mean_categories(first, kind), mean_categories(second, kind), strict=True)
+    both = [(row["name"] or str(row["id"]), row[kind], other[kind]) for row, other in rows]
     defined = [(name, one, other) for name, one, other in both if one is not None and other is not None]
     return sorted(defined, key=lambda row: row[2] - row[1])
 
 
 def comparison_text(
-    first: Scored, second: Scored, found: dict[Kind, dict[str, Difference]], resamples: int, seed: int
+    first: Row, second: Row, found: dict[Kind, dict[str, Difference]], resamples: int, seed: int
 ) -> str:
     """All of it for a person: metrics, categories, settings."""
-    parts = [f"A: {first.name}\nB: {second.name}"]
+    parts = [f"A: {named(first)}\nB: {named(second)}"]
     for kind, metrics in found.items():
         parts += [f"{TITLES[kind]}\n{metrics_text(metrics)}", categories_text(first, second, kind)]
-    said = f"In percent; B - A with its 95 % interval and p from {resamples} resamples of the images, seed {seed}."
-    return "\n\n".join(filter(None, [*parts, said, settings_text(first.settings, second.settings)]))
+    drawn = f"{resamples} resamples of the images, seed {seed}"
+    said = f"In percent; B - A with its 95 % interval and p from {drawn}; {of_seeds(first, second)}."
+    return "\n\n".join([*parts, said, settings_text(first, second)])
+
+
+def named(row: Row) -> str:
+    """The runs of a row."""
+    return ", ".join(run.name for run in row)
+
+
+def of_seeds(first: Row, second: Row) -> str:
+    """What the intervals hold of the noise of training."""
+    if len(first) == len(second) == 1:
+        return "one run of each: other seeds would move it, too"
+    counted = [f"{len(row)} of {name}" for name, row in zip("AB", (first, second), strict=True) if len(row) > 1]
+    ours = f"and from the spread of seeds ({', '.join(counted)}; ± is their standard deviation)"
+    alone = [name for name, row in zip("AB", (first, second), strict=True) if len(row) == 1]
+    return ours + (f"; {alone[0]} is one run: other seeds would move it, too" if alone else "")
 
 
 TITLES: dict[Kind, str] = {"bbox": "Boxes", "segm": "Masks"}
@@ -206,9 +199,15 @@ def metrics_text(found: dict[str, Difference]) -> str:
     for name, row in found.items():
         bounds = "-" if row.interval is None else f"{percent(row.interval[0], '+')} to {percent(row.interval[1], '+')}"
         p = "-" if row.p is None else f"{row.p:.3f}"
-        rows.append([name, percent(row.first), percent(row.second), percent(row.difference, "+"), bounds, p])
+        values = [with_spread(row.first, row.first_sd), with_spread(row.second, row.second_sd)]
+        rows.append([name, *values, percent(row.difference, "+"), bounds, p])
     headers = ["", "A", "B", "B - A", "95 % interval", "p"]
     return tabulate(rows, headers=headers, colalign=["left", *["right"] * 5], disable_numparse=True)
+
+
+def with_spread(value: float | None, spread: float | None) -> str:
+    """A mean with its standard deviation where there is one."""
+    return percent(value) + ("" if spread is None else f" ± {percent(spread)}")
 
 
 def percent(value: float | None, sign: str = "") -> str:
@@ -216,7 +215,7 @@ def percent(value: float | None, sign: str = "") -> str:
     return "-" if value is None else f"{100 * value:{sign}.2f}"
 
 
-def categories_text(first: Scored, second: Scored, kind: Kind) -> str:
+def categories_text(first: Row, second: Row, kind: Kind) -> str:
     """The categories that gained and lost most; no interval is given, since most have few objects."""
     changes = category_changes(first, second, kind)
     gained = [row for row in reversed(changes) if row[2] > row[1]][:MOST_CATEGORIES]
@@ -228,10 +227,19 @@ def categories_text(first: Scored, second: Scored, kind: Kind) -> str:
     return "\n".join(lines)
 
 
-def settings_text(first: dict[str, Any], second: dict[str, Any]) -> str:
-    """What the records say differently."""
-    differing = [key for key in first | second if first.get(key) != second.get(key)]
-    rows = [[key, *(str(run.get(key, "-")) for run in (first, second))] for key in differing]
+def settings_text(first: Row, second: Row) -> str:
+    """What the records say differently; of several seeds every value that occurs."""
+    told = [
+        {key: list(dict.fromkeys(str(run.settings.get(key, "-")) for run in row)) for key in keys_of(row)}
+        for row in (first, second)
+    ]
+    differing = [key for key in told[0] | told[1] if told[0].get(key) != told[1].get(key)]
+    rows = [[key, *(", ".join(values.get(key, ["-"])) for values in told)] for key in differing]
     if not rows:
         return "Settings: the same in all records."
     return tabulate(rows, headers=["Settings that differ", "A", "B"], disable_numparse=True)
+
+
+def keys_of(row: Row) -> list[str]:
+    """Everything that the records of a row say something of."""
+    return list(dict.fromkeys(key for run in row for key in run.settings))

@@ -451,12 +451,12 @@ SECTIONS_OF_STEP: dict[str, tuple[str, ...]] = {
 }
 
 
-def settings_of_step(study: Study, step: str) -> dict[str, Any]:
-    """The part of a study that ``step`` depends on, without values left at their default.
+def settings_of_step(study: Study, step: str, with_defaults: bool = False) -> dict[str, Any]:
+    """The part of a study that ``step`` depends on.
 
-    Dropping defaults keeps a run's identity when a later version adds a key.
+    Defaults are dropped unless asked for: so a run's identity stays when a later version adds a key.
     """
-    everything = study.model_dump(mode="json", exclude_defaults=True)
+    everything = study.model_dump(mode="json", exclude_defaults=not with_defaults)
     return {section: everything[section] for section in SECTIONS_OF_STEP[step] if section in everything}
 
 

@@ -16,7 +16,7 @@ from lvis_rcnn.annotations import AnnotationStore, open_store
 from lvis_rcnn.attempts import cost_of, read_attempts
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.checkpoints import save_model
-from lvis_rcnn.config import Study, settings_digest
+from lvis_rcnn.config import Study, settings_digest, settings_of_step
 from lvis_rcnn.files import sha256_of_file, write_json
 from lvis_rcnn.provenance import code_version, library_versions
 from lvis_rcnn.run_identity import run_digest, state_folder_name
@@ -98,6 +98,7 @@ def run_record(run: Run, recipe: Recipe, progress: Progress, finished_at: dateti
         "backbone": run.backbone,
         "seed": run.seed,
         "settings_digest": settings_digest(run.study, "train"),
+        "settings": settings_of_step(run.study, "train", with_defaults=True),
         "run_digest": run.digest,
         "annotations_sha256": run.store.annotations_sha256,
         "num_categories": len(run.store.categories),

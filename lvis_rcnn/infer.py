@@ -24,7 +24,7 @@ from tqdm import tqdm
 from lvis_rcnn.annotations import AnnotationStore
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.command import log, run_step, step_parser
-from lvis_rcnn.config import Study, load_study_for_step, settings_digest
+from lvis_rcnn.config import Study, load_study_for_step, settings_digest, settings_of_step
 from lvis_rcnn.data import Batch, read_in_order
 from lvis_rcnn.detections import Detections, concatenate, read_shard, shard_path, shards_of, write_shard
 from lvis_rcnn.detector import MASKS, Detector, conditions, make_detector
@@ -131,6 +131,7 @@ def inference_record(study: Study, store: AnnotationStore, model_sha256: str, ra
         "version": 2,
         "study": study.study,
         "settings_digest": settings_digest(study, "infer"),
+        "settings": settings_of_step(study, "infer", with_defaults=True),
         "model_sha256": model_sha256,
         "annotations_sha256": store.annotations_sha256,
         "images": store.num_images,

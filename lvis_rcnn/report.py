@@ -1,7 +1,8 @@
-"""All runs become the table; two runs are compared.
+"""All runs become the table; runs, rows or studies are compared.
 
     python -m lvis_rcnn.report table --study configs/mini.yaml --results results --out results/table.md
     python -m lvis_rcnn.report compare results/mini/r50/seed0 results/mini/r101/seed0
+    python -m lvis_rcnn.report compare results/mini_no_sampling results/mini_sampling --plot results/sampling
 
 table writes table.md, table.csv and table.json, and the same three into RESULTS/<study>/, from whatever exists: a cell
 that cannot be filled says why. A number is shown only while the records of the steps before it stand and agree with the
@@ -10,9 +11,10 @@ study file, so that a run that is being repeated never shows its old AP.
 table.json: {"format": "lvis_rcnn.table", "version": 1, "study", "title", "rows": [...], "provenance": {...}}; all
 numbers are unrounded, AP and AR as fractions. A published model has two rows, as published and as scored here.
 
-compare prints, of two runs scored with match results on the same annotations, every metric with its difference, the
-95 % interval and p from resamples of the images that both share, the categories that changed most, and what the runs'
-records say differently.
+compare prints, of what was scored with match results on the same annotations, every metric with its difference, the
+95 % interval and p from resamples of the images that both share, the categories that changed most, and what the
+records say differently. FIRST and SECOND are a run each, a row (the mean of its seeds, whose spread widens the
+intervals), or a study each: rows of one name are then compared, and single rows whatever their names.
 """
 
 import argparse
@@ -28,13 +30,14 @@ import pandas as pd
 
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.bootstrap import SEED
-from lvis_rcnn.category_plots import write_category_differences
 from lvis_rcnn.command import InputError, log, run_step, step_parser
-from lvis_rcnn.compare import compare, comparison_text, read_scored
+from lvis_rcnn.compare import compare, comparison_text
 from lvis_rcnn.config import Study, load_study
+from lvis_rcnn.difference_plots import write_difference_plots
 from lvis_rcnn.files import atomic_file, write_json
 from lvis_rcnn.published import known_models
 from lvis_rcnn.runs import MEASURES, Run
+from lvis_rcnn.scored_runs import pairs_of
 from lvis_rcnn.table_rows import (
     COMPARED,
     PUBLISHED,
@@ -357,14 +360,13 @@ def table_step(args: argparse.Namespace) -> None:
 
 
 def compare_step(args: argparse.Namespace) -> None:
-    """Show how two runs differ."""
-    first, second = read_scored(args.first), read_scored(args.second)
-    found = compare(first, second, args.resamples, args.seed)
-    print(comparison_text(first, second, found, args.resamples, args.seed))
-    if args.plot:
-        kind = "segm" if "segm" in first.metrics and "segm" in second.metrics else "bbox"
-        write_category_differences(first.metrics, second.metrics, (first.name, second.name), kind, args.plot)
-        log.info("wrote %s", args.plot / "category_differences.png")
+    """Show how two runs, rows or studies differ."""
+    for name, (first, second) in pairs_of(args.first, args.second).items():
+        found = compare(first, second, args.resamples, args.seed)
+        print("\n\n".join(filter(None, [name, comparison_text(first, second, found, args.resamples, args.seed)])))
+        if args.plot:
+            write_difference_plots(first, second, found, (str(args.first), str(args.second)), args.plot / name)
+            log.info("wrote %s and category_differences.png beside it", args.plot / name / "differences.png")
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -387,14 +389,16 @@ def main() -> None:
     table.add_argument("--results", type=Path, required=True, metavar="DIR", help="folder that all steps write into")
     table.add_argument("--out", type=Path, required=True, metavar="FILE", help="table.md to write")
     table.set_defaults(step=table_step)
-    both = commands.add_parser("compare", help="say how two runs on the same annotations differ", allow_abbrev=False)
+    both = commands.add_parser("compare", help="say how two runs, rows or studies differ", allow_abbrev=False)
     for name in ("first", "second"):
-        both.add_argument(name, type=Path, metavar=name.upper(), help="folder of a scored run, or its metrics.json")
+        both.add_argument(name, type=Path, metavar=name.upper(), help="folder of a run, a row or a study")
     both.add_argument(
         "--resamples", type=whole_number(1), default=1000, metavar="N", help="of the images (default: 1000)"
     )
     both.add_argument("--seed", type=whole_number(0), default=SEED, help=f"of the resamples (default: {SEED})")
-    both.add_argument("--plot", type=Path, metavar="DIR", help="folder for category_differences.png and .svg")
+    both.add_argument(
+        "--plot", type=Path, metavar="DIR", help="folder for differences.png, category_differences.png and .svg"
+    )
     both.set_defaults(step=compare_step)
     for command in (table, both):
         # The parent's option again, so that it may stand after the command as with every other step.

@@ -1,4 +1,4 @@
-"""Two runs beside each other: by hand, by a second computation, and the errors."""
+"""Runs, rows and studies beside each other: by hand, by a second computation, and the errors."""
 
 import copy
 import json
@@ -12,9 +12,10 @@ from lvis_rcnn import report
 from lvis_rcnn.accumulate import METRIC_NAMES
 from lvis_rcnn.bootstrap import image_weights, plans_of, weighted_metrics
 from lvis_rcnn.command import InputError
-from lvis_rcnn.compare import compare, comparison_text, p_value, paired, read_scored
+from lvis_rcnn.compare import compare, comparison_text, p_value, paired, seed_noise
 from lvis_rcnn.evaluate import evaluate
 from lvis_rcnn.files import write_json
+from lvis_rcnn.scored_runs import pairs_of, read_rows, read_scored
 
 DATASET = truth((1, 1, CUP), (2, 1, CUP), (1, 3, BOAT), (2, 3, BOAT), negative={1: [2], 2: [2]})
 WORSE = [found(1, 1, 0.5, *CUP), found(1, 1, 0.9, *FAR), found(2, 3, 0.8, *BOAT)]
@@ -23,7 +24,7 @@ BETTER = [found(1, 1, 0.5, *CUP), found(2, 1, 0.4, *CUP), found(2, 3, 0.8, *BOAT
 
 def scored(folder, results, dataset=DATASET, **records):
     """A run's folder."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     annotations = write(folder / "truth.json", dataset)
     metrics = evaluate(
         annotations, write(folder / "results.json", as_json(results)), 300, matches=folder / "matches.npz"
@@ -36,7 +37,7 @@ def scored(folder, results, dataset=DATASET, **records):
 
 def test_the_difference_is_that_of_the_same_resamples(tmp_path):
     first, second = read_scored(scored(tmp_path / "a", WORSE)), read_scored(scored(tmp_path / "b", BETTER))
-    compared = compare(first, second, 30, 5)
+    compared = compare((first,), (second,), 30, 5)
     for kind in ("bbox", "segm"):
         plans = [plans_of(run.matches.outcomes[kind], run.matches.frequencies) for run in (first, second)]
         weights = [image_weights(2, 5, number) for number in range(30)]
@@ -53,7 +54,7 @@ def test_the_difference_is_that_of_the_same_resamples(tmp_path):
 
 def test_a_run_does_not_differ_from_itself(tmp_path):
     run = read_scored(scored(tmp_path / "a", WORSE))
-    row = compare(run, run, 10, 0)["bbox"]["AP"]
+    row = compare((run,), (run,), 10, 0)["bbox"]["AP"]
     assert (row.difference, row.interval, row.p) == (0, (0, 0), 1)
 
 
@@ -72,8 +73,9 @@ def test_p_by_hand(difference, values, expected):
 
 
 def test_a_metric_that_only_one_run_defines_has_no_difference():
-    one = dict.fromkeys(METRIC_NAMES, 0.5)
-    rows = paired(one, one | {"APr": None}, np.full((4, len(METRIC_NAMES)), 0.25))
+    one, other = np.full((2, 1, len(METRIC_NAMES)), 0.5)
+    other[0, METRIC_NAMES.index("APr")] = np.nan
+    rows = paired(one, other, np.full((4, len(METRIC_NAMES)), 0.25))
     assert (rows["APr"].first, rows["APr"].second, rows["APr"].difference, rows["APr"].p) == (0.5, None, None, None)
     assert rows["AP"].interval == (-0.25, -0.25)
 
@@ -97,7 +99,10 @@ def test_the_command_prints_metrics_categories_and_settings(tmp_path, monkeypatc
     assert rows[0].startswith("AP 37.87 62.62 +24.75 ")
     assert "Categories that gained most: thing 1 25.25 to 100.00" in lines
     assert "Categories that lost most: thing 3 50.50 to 25.25" in lines
-    assert "In percent; B - A with its 95 % interval and p from 20 resamples of the images, seed 0." in lines
+    assert (
+        "In percent; B - A with its 95 % interval and p from 20 resamples of the images, seed 0; one run of each: "
+        "other seeds would move it, too." in lines
+    )
     assert "train: backbone r50 r101" in lines
     assert "train: versions torch 2.15.0 2.15.1" in lines
     assert not any("study" in line or "elapsed" in line or "numpy" in line for line in lines)
@@ -111,7 +116,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     other["images"][0]["neg_category_ids"] = []
     second = scored(tmp_path / "b", WORSE, other)
     with pytest.raises(InputError, match=r"b: was scored on other annotations than .*a; allowed: runs on the same"):
-        compare(read_scored(first), read_scored(second), 5, 0)
+        compare((read_scored(first),), (read_scored(second),), 5, 0)
     (second / "matches.npz").write_bytes((first / "matches.npz").read_bytes())
     with pytest.raises(
         InputError, match=r"b/matches.npz: annotations_sha256 is not that of metrics.json; to mend: score"
@@ -127,13 +132,69 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"metrics.json: not readable as JSON"):
         read_scored(second)
     with pytest.raises(InputError, match=r"metrics.json: no such file; to mend: name the folder of a scored run"):
-        read_scored(tmp_path)
+        read_scored(tmp_path / "metrics.json")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        InputError, match=r"empty: nothing in it is scored; allowed: the folder of a run, of a backbone"
+    ):
+        read_rows(tmp_path / "empty")
 
 
 def test_boxes_alone_and_masks_alone_are_not_compared(tmp_path):
-    runs = [read_scored(scored(tmp_path / name, WORSE)) for name in "ab"]
-    del runs[0].matches.outcomes["segm"]
-    assert "Boxes" in comparison_text(*runs, compare(*runs, 3, 0), 3, 0)
-    del runs[1].matches.outcomes["bbox"]
-    with pytest.raises(InputError, match=r"b: has segm, .*a has bbox; allowed: boxes, or masks, of both"):
-        compare(*runs, 3, 0)
+    first, second = ((read_scored(scored(tmp_path / name, WORSE)),) for name in "ab")
+    del first[0].matches.outcomes["segm"]
+    assert "Boxes" in comparison_text(first, second, compare(first, second, 3, 0), 3, 0)
+    del second[0].matches.outcomes["bbox"]
+    with pytest.raises(InputError, match=r"b: has segm, .*a has bbox; allowed: boxes, or masks, of all runs"):
+        compare(first, second, 3, 0)
+
+
+def test_the_noise_of_seeds_is_students_t():
+    # 97.5 % of t with 2 degrees of freedom is 4.3027, of t with 1 is 12.706.
+    metrics = np.array([[0.1, 0.3], [0.2, 0.3], [0.3, 0.3]])
+    noise = seed_noise(metrics, 100_000, np.random.default_rng(0))
+    assert np.percentile(noise[:, 0], 97.5) == pytest.approx(4.3027 * 0.1 / np.sqrt(3), rel=0.03)
+    assert not noise[:, 1].any()
+    two = seed_noise(metrics[:2], 100_000, np.random.default_rng(0))
+    assert np.percentile(two[:, 0], 97.5) == pytest.approx(12.706 * np.sqrt(0.005) / np.sqrt(2), rel=0.05)
+    assert not seed_noise(metrics[:1], 5, np.random.default_rng(0)).any()
+
+
+def test_a_row_of_seeds_is_their_mean_and_their_spread_widens_the_interval(tmp_path):
+    for seed, results in enumerate([WORSE, BETTER]):
+        scored(tmp_path / "a" / f"seed{seed}", results, train={"seed": seed, "settings": {"sampling": {"rounding": 1}}})
+        scored(tmp_path / "b" / f"seed{seed}", BETTER, train={"seed": seed, "settings": {"sampling": {"rounding": 2}}})
+    ((first, second),) = pairs_of(tmp_path / "a", tmp_path / "b").values()
+    row = compare(first, second, 2000, 0)["segm"]["AP"]
+    values = [run.metrics["segm"]["AP"] for run in first]
+    assert row.first == pytest.approx(sum(values) / 2)
+    assert row.first_sd == pytest.approx(abs(values[0] - values[1]) / np.sqrt(2))
+    assert row.second_sd == 0
+    alone = compare(first[:1], second[:1], 2000, 0)["segm"]["AP"].interval
+    assert row.interval[1] - row.interval[0] > 2 * (alone[1] - alone[0])
+    text = comparison_text(first, second, compare(first, second, 20, 0), 20, 0)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "AP 50.25 ± 17.50 62.62 ± 0.00 +12.38" in "\n".join(lines)
+    assert "and from the spread of seeds (2 of A, 2 of B; ± is their standard deviation)." in text
+    assert "train: settings sampling rounding 1 2" in lines
+    assert not any("train: seed" in line for line in lines)
+    assert "A is one run: other seeds would move it, too" in comparison_text(first[:1], second, {}, 20, 0)
+
+
+def test_studies_are_compared_row_by_row(tmp_path):
+    for name in (
+        "one/r50/seed0",
+        "one/r101/seed0",
+        "one/published/m",
+        "two/r50/seed0",
+        "two/r50/seed10",
+        "two/x/seed0",
+    ):
+        scored(tmp_path / name, WORSE)
+    for name in ("one", "two"):
+        (tmp_path / name / "plots").mkdir()
+    assert list(read_rows(tmp_path / "one")) == ["r101", "r50", "published/m"]
+    pairs = pairs_of(tmp_path / "one", tmp_path / "two")
+    assert {name: (len(first), len(second)) for name, (first, second) in pairs.items()} == {"r50": (1, 2)}
+    with pytest.raises(InputError, match=r"two: has no row in common with .*r101: r50, x; there one row; allowed"):
+        pairs_of(tmp_path / "one" / "r101", tmp_path / "two")

@@ -48,6 +48,17 @@ def test_every_study_of_the_repository_is_valid(path: Path) -> None:
     assert path.read_text().startswith("# yaml-language-server: $schema=../workflow/schemas/study.schema.json\n")
 
 
+def test_the_studies_of_the_sampler_differ_in_nothing_else() -> None:
+    both = [read_yaml(REPOSITORY / "configs" / f"{name}.yaml") for name in ("mini_sampling", "mini_no_sampling")]
+    for values in both:
+        del values["study"], values["title"]
+    assert both[0].pop("sampling") == MINI["sampling"]
+    assert both[1].pop("sampling") == {"oversample_threshold": None}
+    assert both[0] == both[1]
+    changed = {key for key, value in both[0].items() if value != MINI[key]}
+    assert changed == {"backbones", "seeds"}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [

@@ -16,10 +16,12 @@ from matplotlib.figure import Figure
 from test_report import NOW_S, put, put_metrics, put_run, study_with
 
 from lvis_rcnn.accumulate import METRIC_NAMES, RECALLS, UNDEFINED, ap_of_categories, mean_curves
-from lvis_rcnn.category_plots import category_aps, paired_categories, write_ap_and_images, write_category_differences
+from lvis_rcnn.category_plots import category_aps, write_ap_and_images
 from lvis_rcnn.command import InputError
+from lvis_rcnn.compare import Difference
 from lvis_rcnn.config import Study
 from lvis_rcnn.curves import History, draw_precision, smoothed, width_of, write_training_curves
+from lvis_rcnn.difference_plots import paired_categories, write_category_differences, write_metric_differences
 from lvis_rcnn.figures import style
 from lvis_rcnn.plots import histories_of, read_category_figures, write_plots
 from lvis_rcnn.row_plots import Estimate, basis_sentence, devices_sentence, estimate, on_frontier, write_ap_by_group
@@ -219,8 +221,8 @@ def test_the_ap_of_a_category_is_the_mean_over_the_runs_that_define_it(tmp_path)
 
 
 def test_differences_are_of_categories_that_both_runs_define(tmp_path):
-    before = {"per_category": CATEGORIES}
-    after = {"per_category": [{**category, "segm": 0.5} for category in CATEGORIES]}
+    before = CATEGORIES
+    after = [{**category, "segm": 0.5} for category in CATEGORIES]
     pairs = paired_categories(before, after, "segm")
     assert [(name, group) for name, group, _ in pairs] == [("kite", "r"), ("cup", "r"), ("tree", "f")]
     assert [change for *_, change in pairs] == pytest.approx([30, 10, -25])
@@ -228,8 +230,20 @@ def test_differences_are_of_categories_that_both_runs_define(tmp_path):
     text = (tmp_path / "category_differences.svg").read_text()
     assert says(text, "mask AP of each category, B minus A, in points")
     assert says(text, "rare: mean +20.0, 2 of 2 gain")
-    with pytest.raises(InputError, match="A and B: no category has mask AP in both; to mend: compare runs of one"):
-        write_category_differences(before, {"per_category": []}, ("A", "B"), "segm", tmp_path)
+    write_category_differences(before, [], ("A", "B"), "segm", tmp_path)
+    assert says((tmp_path / "category_differences.svg").read_text(), "no category has mask AP in both")
+
+
+def test_differences_of_metrics_are_shown_with_their_intervals(tmp_path):
+    sure = Difference(0.1, 0.2, 0.1, (0.05, 0.15), 0.01, None, None)
+    unsure = Difference(0.1, 0.2, 0.1, (-0.05, 0.25), 0.2, None, None)
+    undefined = Difference(None, 0.2, None, None, None, None, None)
+    metrics = {"AP": sure, "APr": unsure, "APc": undefined, "APf": sure}
+    write_metric_differences({"bbox": metrics, "segm": metrics}, ("A", "B"), tmp_path)
+    text = (tmp_path / "differences.svg").read_text()
+    assert says(text, "B minus A, with 95 % intervals")
+    assert says(text, "difference of mask AP, points")
+    assert text.count("<!-- +10.0 -->") == 6
 
 
 POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12)

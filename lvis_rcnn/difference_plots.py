@@ -1,0 +1,129 @@
+"""Plots of what differs between two rows: metrics with their intervals, and every category."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from lvis_rcnn.compare import Difference, mean_categories
+from lvis_rcnn.figures import GROUPS, figure_file, write_reason
+from lvis_rcnn.results_file import Kind
+from lvis_rcnn.row_plots import GROUP_METRICS, KINDS
+from lvis_rcnn.scored_runs import Row
+
+
+def write_difference_plots(
+    first: Row,
+    second: Row,
+    found: Mapping[Kind, Mapping[str, Difference]],
+    names: tuple[str, str],
+    out: Path,
+) -> None:
+    """Write differences.{png,svg} and category_differences.{png,svg}.
+
+    Args:
+        first: the runs of a row.
+        second: those of another one.
+        found: how they differ.
+        names: what they are called.
+        out: folder.
+    """
+    write_metric_differences(found, names, out)
+    kind: Kind = "segm" if "segm" in found else "bbox"
+    write_category_differences(mean_categories(first, kind), mean_categories(second, kind), names, kind, out)
+
+
+def write_metric_differences(found: Mapping[Kind, Mapping[str, Difference]], names: tuple[str, str], out: Path) -> None:
+    """Write differences.{png,svg}: AP of all, rare, common and frequent categories, a panel a kind, with intervals."""
+    with figure_file(out / "differences", height_in=2.4) as figure:
+        panels = figure.subplots(1, len(found), sharex=True, squeeze=False)[0]
+        for axes, (kind, metrics) in zip(panels, found.items(), strict=True):
+            draw_intervals(axes, {word: metrics[name] for name, word in GROUP_METRICS.items()})
+            axes.set(xlabel=f"difference of {KINDS[kind]} AP, points")
+        figure.suptitle(f"{names[1]} minus {names[0]}, with 95 % intervals")
+
+
+def draw_intervals(axes: Axes, found: Mapping[str, Difference]) -> None:
+    """A line for each difference; filled where its interval leaves 0 out."""
+    colours = {name: colour for name, colour, _ in GROUPS.values()}
+    for place, (word, one) in enumerate(found.items()):
+        if one.difference is None or one.interval is None:
+            continue
+        low, high = (100 * bound for bound in one.interval)
+        colour, value = colours.get(word, "black"), 100 * one.difference
+        axes.plot([low, high], [place, place], color=colour, linewidth=2)
+        axes.plot(value, place, "o", color=colour, markerfacecolor=colour if low > 0 or high < 0 else "white")
+        axes.annotate(f"{value:+.1f}", (value, place), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.set_ylim(len(found) - 0.5, -0.7)
+    axes.grid(axis="y", visible=False)
+
+
+def write_category_differences(
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+    names: tuple[str, str],
+    kind: str,
+    out: Path,
+) -> None:
+    """Write category_differences.{png,svg}: by how much each category's AP differs; the reason where none has any.
+
+    Left all categories in the order of the difference, right those that differ most, by name.
+
+    Args:
+        before: ``per_category`` of one metrics.json, or means of several.
+        after: of another, scored on the same categories.
+        names: what they are called.
+        kind: bbox or segm.
+        out: folder.
+    """
+    pairs = paired_categories(before, after, kind)
+    if not pairs:
+        return write_reason(out / "category_differences", f"no category has {KINDS[kind]} AP in both")
+    with figure_file(out / "category_differences", height_in=4.8) as figure:
+        left, right = figure.subplots(1, 2)
+        draw_all_differences(left, pairs)
+        draw_largest_differences(right, pairs)
+        figure.suptitle(f"{KINDS[kind]} AP of each category, {names[1]} minus {names[0]}, in points")
+
+
+def paired_categories(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], kind: str
+) -> list[tuple[str, str, float]]:
+    """(name, frequency, difference of AP in points) of the categories that both define, largest gain first."""
+    old = {category["id"]: category.get(kind) for category in before}
+    found = [
+        (category["name"], category["frequency"], 100 * (category[kind] - old[category["id"]]))
+        for category in after
+        if category.get(kind) is not None and old.get(category["id"]) is not None
+    ]
+    return sorted(found, key=lambda pair: (-pair[2], pair[0]))
+
+
+def draw_all_differences(axes: Axes, pairs: Sequence[tuple[str, str, float]]) -> None:
+    """Every category, in the order of its difference, with what each group gains on average."""
+    for group, (name, colour, marker) in GROUPS.items():
+        of_group = [(place, change) for place, (_, frequency, change) in enumerate(pairs) if frequency == group]
+        if of_group:
+            x, y = zip(*of_group, strict=True)
+            label = f"{name}: mean {sum(y) / len(y):+.1f}, {sum(v > 0 for v in y)} of {len(y)} gain"
+            axes.scatter(x, y, s=14, c=colour, marker=marker, alpha=0.7, linewidths=0, label=label)
+    axes.axhline(0, color="0.4", linewidth=0.8)
+    axes.set(xlabel="categories, largest gain first", ylabel="difference of AP, points")
+    axes.margins(y=0.25)
+    axes.legend(loc="upper right")
+
+
+def draw_largest_differences(axes: Axes, pairs: Sequence[tuple[str, str, float]], most: int = 10) -> None:
+    """The largest gains and losses, by name."""
+    ends = list(pairs) if len(pairs) <= 2 * most else [*pairs[:most], *pairs[-most:]]
+    places = range(len(ends))
+    colours = [GROUPS[group][1] for _, group, _ in ends]
+    axes.barh(places, [change for _, _, change in ends], color=colours, height=0.7)
+    axes.set_yticks(places, [f"{name[:28]} ({group})" for name, group, _ in ends])
+    axes.invert_yaxis()
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    axes.set(xlabel="difference of AP, points")
+    axes.grid(axis="y", visible=False)
