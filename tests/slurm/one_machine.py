@@ -258,3 +258,4 @@ class Study:
         """End what a failed test has left."""
         if self.head is not None and self.head.poll() is None:
             self.head.kill()
+            self.head.wait()
