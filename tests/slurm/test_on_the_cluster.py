@@ -189,7 +189,8 @@ def test_snakemake_as_a_job_is_queued_again_before_its_time_limit_and_takes_over
 def test_several_nodes_train_what_one_process_does(
     slurm: Cluster, prepared: Study, tmp_path: Path, nodes: int, gpus: int
 ) -> None:
-    changes = {"images_per_step": 4, "normalisation_group": 1, "steps": 8}
+    # Few steps: once rounding moves a box across a threshold, the two are different trainings.
+    changes = {"images_per_step": 4, "normalisation_group": 1, "steps": 5}
     alone = Study(tmp_path / "alone", environment={"STEP_S": "0"}).write(schedule=changes).prepared_as(prepared)
     alone.run_here("results/toy/r50/seed0/model.pth")
     study = Study(tmp_path / "toy", environment={"STEP_S": "0", "GLOO_SOCKET_IFNAME": "lo"})
