@@ -27,11 +27,15 @@ wait_for() { # SECONDS COMMAND…
     done
 }
 
+has_ended() { # PID: it is gone, or waits for a parent that does not ask for it
+    [ ! -e "/proc/$1" ] || grep -q '^State:.*Z' "/proc/$1/status"
+}
+
 stop() { # PIDFILE NAME
     runs "$1" "$2" || return 0
     local pid; pid=$(cat "$1")
     kill "$pid"
-    wait_for 15 test ! -e "/proc/$pid" || kill -9 "$pid"
+    wait_for 15 has_ended "$pid" || kill -9 "$pid"
 }
 
 write_configuration() {

@@ -239,7 +239,8 @@ second=$(sbatch --parsable --job-name lvis_2 "${words[@]}")
 [ "$first" = "$second" ]
 squeue --format='%i|%T' --name lvis_2 | grep "^$first|"
 scancel "$first"
-squeue --format='%i|%T' --name lvis_2 | grep "^$first|CANCELLED"
+for _ in 1 2 3 4 5 6 7 8 9; do squeue --format='%i|%T' --name lvis_2 | grep "^$first|CANCELLED" && exit; sleep 1; done
+squeue --format='%i|%T' --name lvis_2; exit 1
 """
 
 
@@ -251,7 +252,7 @@ def another_user(slurm: Cluster) -> Iterator[tuple[str, Path]]:
         pytest.skip("no useradd here")
     subprocess.run(["useradd", "--create-home", user], check=True, capture_output=True)
     try:
-        said("sacctmgr", "-i", "add", "user", user, "Account=lab")
+        said("sacctmgr", "-i", "add", "user", user, "Account=lab", check=False)  # a second test finds it there
         yield user, folder
     finally:
         subprocess.run(["userdel", "--remove", user], check=False, capture_output=True)
