@@ -4,6 +4,8 @@ Shards are written to a state folder as they are finished and keep what a kill w
 with those that are missing. Several processes share the shards out; a shard depends on nothing but its images, so that
 who makes it, and how often, changes no byte. How fast a row is, lvis_rcnn.measure says.
 
+    python -m lvis_rcnn.infer --study configs/mini.yaml --backbone r50 --run r50/seed0 --model model.pth
+        --store val.store --images IMAGES --state results/state --out results/mini/r50/seed0
     torchrun --standalone --nproc-per-node 4 -m -- lvis_rcnn.infer --study …     the same on four GPUs
 
 (torchrun takes ``--log`` and ``--run`` for its own words unless ``--`` stands before the module.)

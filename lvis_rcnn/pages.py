@@ -36,9 +36,7 @@ MIB_A_GB = 1024
 def table_page(study: Study, rows: Sequence[Row]) -> str:
     """The results table."""
     frame = cells(list(rows))
-    lines = [
-        [str(value).replace("&lt;", "<").replace("\\|", "|") for value in row] for row in frame.to_numpy().tolist()
-    ]
+    lines = [[unescaped(str(value)) for value in row] for row in frame.to_numpy().tolist()]
     columns = [Column(str(title)) for title in frame.columns]
     said = [paragraph(reading_line(list(rows))), paragraph(provenance_line(study, list(rows)), pale=True)]
     return page(titled(study), [table(columns, lines), *said])

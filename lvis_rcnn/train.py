@@ -5,6 +5,8 @@ checkpoint holds weights, optimizer and the number of steps done, nothing else, 
 from it. State lives in ``STATE/<study>/<backbone>/seed<k>/<digest>``, outside the outputs that Snakemake deletes when a
 job fails; one training at a time holds it.
 
+    python -m lvis_rcnn.train --study configs/mini.yaml --backbone r50 --seed 0 --store train.store --images IMAGES
+        --repeat-factors repeat_factors --state results/state --out results/mini/r50/seed0
     torchrun --standalone --nproc-per-node 4 -m -- lvis_rcnn.train --study …     the same run on four GPUs
 """
 

@@ -1,10 +1,13 @@
 import argparse
+import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 
@@ -73,6 +76,18 @@ def test_the_module_of_a_step_shows_its_docstring_as_help() -> None:
     )
     assert "A study file becomes frozen, checked values" in shown.stdout
     assert "--log FILE" in shown.stdout
+
+
+COMMANDS = [
+    path for path in sorted((REPOSITORY / "lvis_rcnn").glob("*.py")) if "step_parser(__doc__)" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_the_help_of_every_command_has_an_example_of_it(path: Path) -> None:
+    shown = ast.get_docstring(ast.parse(path.read_text()))
+    assert shown is not None
+    assert re.search(rf"^( {{4}})?python -m lvis_rcnn\.{path.stem} \S", shown, re.MULTILINE)
 
 
 PRINTS = """
