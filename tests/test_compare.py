@@ -165,20 +165,20 @@ def test_a_row_of_seeds_is_their_mean_and_their_spread_widens_the_interval(tmp_p
         scored(tmp_path / "a" / f"seed{seed}", results, train={"seed": seed, "settings": {"sampling": {"rounding": 1}}})
         scored(tmp_path / "b" / f"seed{seed}", BETTER, train={"seed": seed, "settings": {"sampling": {"rounding": 2}}})
     ((first, second),) = pairs_of(tmp_path / "a", tmp_path / "b").values()
-    row = compare(first, second, 2000, 0)["segm"]["AP"]
+    row = compare(first, second, 60, 0)["segm"]["AP"]
     values = [run.metrics["segm"]["AP"] for run in first]
     assert row.first == pytest.approx(sum(values) / 2)
     assert row.first_sd == pytest.approx(abs(values[0] - values[1]) / np.sqrt(2))
     assert row.second_sd == 0
-    alone = compare(first[:1], second[:1], 2000, 0)["segm"]["AP"].interval
+    alone = compare(first[:1], second[:1], 60, 0)["segm"]["AP"].interval
     assert row.interval[1] - row.interval[0] > 2 * (alone[1] - alone[0])
-    text = comparison_text(first, second, compare(first, second, 20, 0), 20, 0)
+    text = comparison_text(first, second, compare(first, second, 5, 0), 5, 0)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "AP 50.25 ± 17.50 62.62 ± 0.00 +12.38" in "\n".join(lines)
     assert "and from the spread of seeds (2 of A, 2 of B; ± is their standard deviation)." in text
     assert "train: settings sampling rounding 1 2" in lines
     assert not any("train: seed" in line for line in lines)
-    assert "A is one run: other seeds would move it, too" in comparison_text(first[:1], second, {}, 20, 0)
+    assert "A is one run: other seeds would move it, too" in comparison_text(first[:1], second, {}, 5, 0)
 
 
 def test_studies_are_compared_row_by_row(tmp_path):

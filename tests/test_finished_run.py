@@ -24,7 +24,17 @@ from lvis_rcnn.zoo import load_zoo
 ZOO = load_zoo(DEFAULT_ZOO)
 
 KEYS = {
-    *("format", "version", "study", "backbone", "seed", "settings_digest", "run_digest", "annotations_sha256"),
+    *(
+        "format",
+        "version",
+        "study",
+        "backbone",
+        "seed",
+        "settings",
+        "settings_digest",
+        "run_digest",
+        "annotations_sha256",
+    ),
     *(
         "steps",
         "images_seen",
@@ -95,6 +105,9 @@ def test_the_record_has_the_keys_the_table_and_a_reader_need(finished):
     assert (record["format"], record["version"]) == ("lvis_rcnn.run", 1)
     assert (record["study"], record["backbone"], record["seed"]) == ("tiny", "r50", 3)
     assert record["settings_digest"] == settings_digest(finished.study, "train")
+    assert record["settings"]["schedule"]["images_per_step"] == finished.study.schedule.images_per_step
+    assert record["settings"]["sampling"]["rounding"] == "ceil"  # a default
+    assert "inference" not in record["settings"]
     assert record["annotations_sha256"] == finished.store.annotations_sha256
     assert (record["steps"], record["images_seen"], record["epoch_length"], record["epochs"]) == (6, 12, 8, 1.5)
     assert (record["memory_gb"], record["elapsed_s"], record["attempts"]) == (2.0, 12.5, 2)

@@ -34,7 +34,7 @@ from lvis_rcnn.train import network_settings
 KEYS = {
     *("format", "version", "images", "masks", "batch_size", "device", "threads", "ranks", "resolution", "precision"),
     *("end_to_end_fps", "end_to_end_definition", "model_sha256", "annotations_sha256", "detections", "study"),
-    *("detections_with_mask", "settings_digest", "code_version", "versions"),
+    *("detections_with_mask", "settings", "settings_digest", "code_version", "versions"),
 }
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
