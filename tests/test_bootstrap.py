@@ -81,7 +81,7 @@ def test_weights_are_copies_of_images(made, seed, kind):
     check(made, seed, kind)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=150, deadline=None)
 @given(sets, seeds, st.sampled_from(["bbox", "segm"]))
 def test_weights_are_copies_of_images_in_many_sets(made, seed, kind):

@@ -111,7 +111,7 @@ def test_every_pixel_and_every_byte_is_that_of_the_plain_form(image, pixels_at_o
     same_as_the_plain_form(image, pixels_at_once)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(deadline=None, max_examples=300)
 @given(images(), st.sampled_from([7, 100, 1 << 20]))
 def test_so_it_is_in_many_more_images(image, pixels_at_once):

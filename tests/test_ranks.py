@@ -106,10 +106,10 @@ def test_several_processes_train_what_one_does(drawn, tmp_path, of_one, ranks):
 
 
 def wait_for_step(program: Program, process: "subprocess.Popen[str]", step: int, attempt: int = 1) -> None:
-    """Return when a start of the run has come there."""
+    """Return when a start of the run has come there, and something is saved."""
     while process.poll() is None:
         beat = program.heartbeat()
-        if beat and beat["attempt"] == attempt and beat["step"] >= step:
+        if beat and beat["attempt"] == attempt and beat["step"] >= step and beat["saved_step"] > 0:
             break
         time.sleep(0.02)
     assert process.poll() is None, process.communicate()[1]
@@ -139,9 +139,10 @@ def test_a_lost_process_ends_all_and_is_named(drawn, tmp_path, number, lost):
     pid = children_of(process)[lost]
     began = time.monotonic()
     os.kill(pid, number)
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=120)[1]
     assert process.returncode != 0
-    assert time.monotonic() - began < 60
+    # torchrun gives one that stands still half a minute to end.
+    assert time.monotonic() - began < (60 if number == signal.SIGKILL else 120)
     # torchrun names a dead process itself; a standing one only its neighbours can tell.
     assert f"pid {pid}" in error or f"(pid: {pid})" in error or f"process {pid}" in error, error
     if number == signal.SIGSTOP:
@@ -185,15 +186,21 @@ def interrupted(program: Program, number: int, pick: random.Random) -> None:
     process.communicate(timeout=90)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("ranks", "times"),
+    [
+        pytest.param(2, 3, marks=pytest.mark.slow),
+        pytest.param(1, 8, marks=pytest.mark.long),
+        pytest.param(2, 7, marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_interrupted_at_random_moments_it_ends_in_the_same_bytes(drawn, tmp_path, ranks, number):
+def test_interrupted_at_random_moments_it_ends_in_the_same_bytes(drawn, tmp_path, ranks, times, number):
     whole = Program(drawn, tmp_path / "whole", ranks, steps=400)
     whole.run()
     program = Program(drawn, tmp_path / "run", ranks, steps=400, CHECKPOINT_S="0.05")
     pick = random.Random(f"{ranks} {number}")
-    for _ in range(8 if ranks == 1 else 7):
+    for _ in range(times):
         interrupted(program, number, pick)
         for attempts in (tmp_path / "run" / "state").rglob("attempts.jsonl"):
             attempts.unlink()  # so many kills in a row, some before a first step, are refused for good reason

@@ -58,7 +58,6 @@ TYPED = [
 # Gigabytes, a cluster, conda or hours: a dry run; what runs them whole stands beside it.
 DRY = {
     "snakemake --cores 2 --configfile configs/smoke.yaml": "test_end_to_end.py, on fewer images",
-    "snakemake --cores 8 --use-conda": "the tests marked conda",
     "snakemake --cores 2 --configfile configs/mini_no_sampling.yaml": "test_end_to_end.py, on fewer images",
     "snakemake --cores 2 --configfile configs/mini_sampling.yaml": "test_end_to_end.py, on fewer images",
     "snakemake --cores 2 --configfile configs/photos.yaml": "test_workflow.py",
@@ -74,6 +73,7 @@ DRY = {
 
 LOCKED = "python3 -m venv .venv && .venv/bin/python -m pip install --no-deps --require-hashes -r requirements.lock && "
 ELSEWHERE = {
+    "snakemake --cores 8 --use-conda": "the tests marked conda",
     f"{LOCKED}.venv/bin/snakemake --cores 2": "installs gigabytes; its last command is typed above",
     f"{LOCKED}.venv/bin/python -m pytest -n 2": "the run that this test is part of",
     f"{LOCKED}. .venv/bin/activate": "installs gigabytes",
@@ -91,6 +91,7 @@ ELSEWHERE = {
     "scontrol requeue": "tests/slurm",
     "bash .ci/run": "runs this test",
     "pytest -m slow": ".ci/run",
+    "pytest -n 2 -m long": "by hand",
     "pytest -m slurm tests/slurm": ".ci/run",
 }  # fmt: skip
 

@@ -120,7 +120,7 @@ def test_small_sets_score_as_in_the_lvis_package(made, kind):
     assert disagreement(dataset, records, kind, cap) == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=1000, deadline=None)
 @given(sets)
 def test_many_small_sets_score_as_in_the_lvis_package(made):
@@ -149,7 +149,7 @@ def test_ap_fixed_is_that_of_the_lvis_package_without_its_cap(made, most, kind):
     assert fixed_disagreement(dataset, records, kind, most) == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=300, deadline=None)
 @given(sets, st.sampled_from([1, 3, 10, 10_000]))
 def test_ap_fixed_of_many_small_sets(made, most):
@@ -196,7 +196,7 @@ def real_annotations() -> dict[str, Any]:
     return json.loads(LVIS_VAL_100.read_text())
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 11))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 11))])
 def test_real_annotations_score_as_in_the_lvis_package(seed):
     dataset = real_annotations()
     records = jittered(dataset, seed)
