@@ -59,10 +59,12 @@ def annotated_line(store: AnnotationStore, image: int) -> str:
 
 
 def best_line(scenes: Scenes, rows: Sequence[int]) -> str:
-    """How many detections there are at all, and how sure the surest is."""
+    """How many detections there are at all, how sure the surest is, and how many have no mask."""
     if not rows:
         return "nothing detected at all"
-    return f"of {len(rows)} detections, the best with {scenes.found.scores[rows[0]]:.2f}"
+    bare = int((~scenes.found.has_mask[rows]).sum())
+    masks = f"; {bare} have no mask, since no score reads it" if bare else ""
+    return f"of {len(rows)} detections, the best with {scenes.found.scores[rows[0]]:.2f}{masks}"
 
 
 def images_with_rare_objects(store: AnnotationStore, number: int) -> list[int]:

@@ -97,8 +97,9 @@ def shown_annotation(scenes: Scenes, row: int, size_hw: tuple[int, int], colour:
 
 
 def shown_detection(scenes: Scenes, row: int, colour: Colour) -> Shown:
-    """One detection."""
+    """One detection; where inference left out its mask, which no score reads, its box alone."""
     label = int(scenes.labels[row])
     text = f"{scenes.store.categories[label - 1].name} {scenes.found.scores[row]:.2f}"
-    mask = coco_mask.decode(scenes.found.rle(row))
+    found, without = scenes.found, np.zeros(scenes.found.mask_sizes[row], np.uint8)
+    mask = coco_mask.decode(found.rle(row)) if found.has_mask[row] else without
     return Shown(xyxy(scenes.found.boxes_xywh[row].tolist()), mask, text, colour, scenes.is_rare(label))

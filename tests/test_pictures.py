@@ -1,5 +1,6 @@
 """Pictures show what is annotated and what was found; labels never cover each other; the same files, the same bytes."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -31,8 +32,8 @@ from lvis_rcnn.drawing import (
     sheet_of,
 )
 from lvis_rcnn.missed_objects import missed, misses_sheet, surroundings, taken_for, worst
-from lvis_rcnn.pictures import images_with_rare_objects, positions_of, random_images, write_pictures
-from lvis_rcnn.scenes import Scenes, mask_of_annotation, read_rgb, read_scenes
+from lvis_rcnn.pictures import best_line, images_with_rare_objects, positions_of, random_images, write_pictures
+from lvis_rcnn.scenes import Scenes, mask_of_annotation, read_rgb, read_scenes, shown_detection
 from lvis_rcnn.training_pictures import colours_of, step_picture
 
 WIDTH, HEIGHT = 64, 48
@@ -166,6 +167,16 @@ def test_masks_are_those_of_polygons_and_of_runs(scenes, tmp_path):
     build_store(tmp_path / "runs.json", tmp_path / "runs.store")
     mask = mask_of_annotation(open_store(tmp_path / "runs.store"), 0, (HEIGHT, WIDTH))
     assert (mask.sum(), mask[3:8, 0].sum()) == (5, 5)
+
+
+def test_a_detection_whose_mask_was_left_out_is_a_box_alone(scenes, tmp_path):
+    found = scenes.found
+    bare = dataclasses.replace(scenes, found=dataclasses.replace(found, has_mask=found.scores > 0.5))
+    assert not shown_detection(bare, 1, (0, 0, 0)).mask.any()
+    assert shown_detection(bare, 0, (0, 0, 0)).mask.sum() == 400
+    assert best_line(bare, [0, 1, 3]).endswith("the best with 0.90; 2 have no mask, since no score reads it")
+    assert best_line(scenes, [0, 1, 3]) == "of 3 detections, the best with 0.90"
+    write_pictures(bare, tmp_path / "bare", shown=[], number=2, seed=0, least_score=0.3)
 
 
 def test_the_same_files_give_the_same_pictures_and_the_command_needs_no_torch(scenes, tmp_path):
