@@ -15,7 +15,7 @@ from lvis_rcnn.accumulate import METRIC_NAMES
 from lvis_rcnn.bootstrap import Interval, intervals, plans_of, resampled_metrics
 from lvis_rcnn.command import InputError
 from lvis_rcnn.results_file import KINDS, Kind
-from lvis_rcnn.scored_runs import Row
+from lvis_rcnn.scored_runs import ScoredRow
 
 MOST_CATEGORIES = 5
 
@@ -37,7 +37,7 @@ class Difference:
     """Sample standard deviation over seeds; None of one."""
 
 
-def compare(first: Row, second: Row, resamples: int, seed: int) -> dict[Kind, dict[str, Difference]]:
+def compare(first: ScoredRow, second: ScoredRow, resamples: int, seed: int) -> dict[Kind, dict[str, Difference]]:
     """Every metric of the kinds that all runs have.
 
     Args:
@@ -61,7 +61,7 @@ def compare(first: Row, second: Row, resamples: int, seed: int) -> dict[Kind, di
     return {kind: differences(first, second, kind, resamples, seed) for kind in kinds}
 
 
-def differences(first: Row, second: Row, kind: Kind, resamples: int, seed: int) -> dict[str, Difference]:
+def differences(first: ScoredRow, second: ScoredRow, kind: Kind, resamples: int, seed: int) -> dict[str, Difference]:
     """Every metric of one kind."""
     samples = mean_samples(second, kind, resamples, seed) - mean_samples(first, kind, resamples, seed)
     for place, row in enumerate((first, second)):
@@ -71,7 +71,7 @@ def differences(first: Row, second: Row, kind: Kind, resamples: int, seed: int) 
     return paired(metrics_of(first, kind), metrics_of(second, kind), samples)
 
 
-def mean_samples(row: Row, kind: Kind, resamples: int, seed: int) -> Float64[np.ndarray, "s m"]:
+def mean_samples(row: ScoredRow, kind: Kind, resamples: int, seed: int) -> Float64[np.ndarray, "s m"]:
     """Metrics of every resample, means over the seeds; NaN where one is undefined."""
     of_runs = [
         resampled_metrics(plans_of(run.matches.outcomes[kind], run.matches.frequencies), resamples, seed) for run in row
@@ -80,7 +80,7 @@ def mean_samples(row: Row, kind: Kind, resamples: int, seed: int) -> Float64[np.
     return means
 
 
-def metrics_of(row: Row, kind: Kind) -> Float64[np.ndarray, "n m"]:
+def metrics_of(row: ScoredRow, kind: Kind) -> Float64[np.ndarray, "n m"]:
     """The metrics of each run; NaN where undefined."""
     values = [[run.metrics[kind][name] for name in METRIC_NAMES] for run in row]
     return np.array(values, dtype=np.float64)
@@ -146,7 +146,7 @@ def p_value(difference: float, values: Float64[np.ndarray, " s"]) -> float:
     return min(1.0, 2 * (rarer + 1) / (len(values) + 1))
 
 
-def mean_categories(row: Row, kind: Kind) -> list[dict[str, Any]]:
+def mean_categories(row: ScoredRow, kind: Kind) -> list[dict[str, Any]]:
     """As ``per_category`` of metrics.json, means over the seeds; None where a run does not define one."""
     rows = []
     for of_runs in zip(*(run.metrics["per_category"] for run in row), strict=True):
@@ -155,7 +155,7 @@ def mean_categories(row: Row, kind: Kind) -> list[dict[str, Any]]:
     return rows
 
 
-def category_changes(first: Row, second: Row, kind: Kind) -> list[tuple[str, float, float]]:
+def category_changes(first: ScoredRow, second: ScoredRow, kind: Kind) -> list[tuple[str, float, float]]:
     """Name and both AP of every category that both define, by what it gained."""
     rows = zip(mean_categories(first, kind), mean_categories(second, kind), strict=True)
     both = [(row["name"] or str(row["id"]), row[kind], other[kind]) for row, other in rows]
@@ -164,7 +164,7 @@ def category_changes(first: Row, second: Row, kind: Kind) -> list[tuple[str, flo
 
 
 def comparison_text(
-    first: Row, second: Row, found: dict[Kind, dict[str, Difference]], resamples: int, seed: int
+    first: ScoredRow, second: ScoredRow, found: dict[Kind, dict[str, Difference]], resamples: int, seed: int
 ) -> str:
     """All of it for a person: metrics, categories, settings."""
     parts = [f"A: {named(first)}\nB: {named(second)}"]
@@ -175,12 +175,12 @@ def comparison_text(
     return "\n\n".join([*parts, said, settings_text(first, second)])
 
 
-def named(row: Row) -> str:
+def named(row: ScoredRow) -> str:
     """The runs of a row."""
     return ", ".join(run.name for run in row)
 
 
-def of_seeds(first: Row, second: Row) -> str:
+def of_seeds(first: ScoredRow, second: ScoredRow) -> str:
     """What the intervals hold of the noise of training."""
     if len(first) == len(second) == 1:
         return "one run of each: other seeds would move it, too"
@@ -215,7 +215,7 @@ def percent(value: float | None, sign: str = "") -> str:
     return "-" if value is None else f"{100 * value:{sign}.2f}"
 
 
-def categories_text(first: Row, second: Row, kind: Kind) -> str:
+def categories_text(first: ScoredRow, second: ScoredRow, kind: Kind) -> str:
     """The categories that gained and lost most; no interval is given, since most have few objects."""
     changes = category_changes(first, second, kind)
     gained = [row for row in reversed(changes) if row[2] > row[1]][:MOST_CATEGORIES]
@@ -227,7 +227,7 @@ def categories_text(first: Row, second: Row, kind: Kind) -> str:
     return "\n".join(lines)
 
 
-def settings_text(first: Row, second: Row) -> str:
+def settings_text(first: ScoredRow, second: ScoredRow) -> str:
     """What the records say differently; of several seeds every value that occurs."""
     told = [
         {key: list(dict.fromkeys(str(run.settings.get(key, "-")) for run in row)) for key in keys_of(row)}
@@ -240,6 +240,6 @@ def settings_text(first: Row, second: Row) -> str:
     return tabulate(rows, headers=["Settings that differ", "A", "B"], disable_numparse=True)
 
 
-def keys_of(row: Row) -> list[str]:
+def keys_of(row: ScoredRow) -> list[str]:
     """Everything that the records of a row say something of."""
     return list(dict.fromkeys(key for run in row for key in run.settings))

@@ -10,12 +10,12 @@ from lvis_rcnn.compare import Difference, mean_categories
 from lvis_rcnn.figures import GROUPS, figure_file, write_reason
 from lvis_rcnn.results_file import Kind
 from lvis_rcnn.row_plots import GROUP_METRICS, KINDS
-from lvis_rcnn.scored_runs import Row
+from lvis_rcnn.scored_runs import ScoredRow
 
 
 def write_difference_plots(
-    first: Row,
-    second: Row,
+    first: ScoredRow,
+    second: ScoredRow,
     found: Mapping[Kind, Mapping[str, Difference]],
     names: tuple[str, str],
     out: Path,

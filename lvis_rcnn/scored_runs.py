@@ -38,7 +38,7 @@ class Scored:
     """What its records say of it, as record: key."""
 
 
-Row = tuple[Scored, ...]
+ScoredRow = tuple[Scored, ...]
 """The runs of a row, one for each seed."""
 
 
@@ -97,7 +97,7 @@ def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from flat(f"{name} {key}", inner)
 
 
-def read_rows(path: Path) -> dict[str, Row]:
+def read_rows(path: Path) -> dict[str, ScoredRow]:
     """Rows of a study by their names; a row's folder, a run's and a metrics.json are one row without a name.
 
     Raises:
@@ -121,7 +121,7 @@ def seeds_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("seed*/metrics.json"), key=lambda file: (len(file.parent.name), file.parent.name))
 
 
-def pairs_of(first: Path, second: Path) -> dict[str, tuple[Row, Row]]:
+def pairs_of(first: Path, second: Path) -> dict[str, tuple[ScoredRow, ScoredRow]]:
     """Rows to compare, by name: two single rows whatever they are called, else those of the same name.
 
     Raises:
