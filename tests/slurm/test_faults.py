@@ -152,10 +152,10 @@ FAULTS = {
     "requeue": Fault(requeued, submitted=1, starts=2),
     "sigkill": Fault(killed, submitted=2, starts=2, ended=None),
     "head_killed": Fault(
-        head_killed_and_started_again, submitted=2, starts=1, ended="done", environment={"STEP_S": "3"}
+        head_killed_and_started_again, submitted=2, starts=1, ended="done", environment={"STEP_S": "5"}
     ),
     "head_killed_and_its_notes_lost": Fault(
-        head_killed_and_forgotten, submitted=2, starts=2, environment={"STEP_S": "3"}
+        head_killed_and_forgotten, submitted=2, starts=2, environment={"STEP_S": "5"}
     ),
     "time_limit": Fault(
         hit_by_the_time_limit,
