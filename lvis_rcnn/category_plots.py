@@ -33,6 +33,8 @@ def write_ap_and_images(rows: Sequence[Row], image_counts: Mapping[int, int], ki
             axes.set(
                 title=row_name(row), ylabel=f"{KINDS[kind]} AP, percent", xlabel="training images with the category"
             )
+        # Only now: a limit that is set ends the scaling of all panels that share it.
+        panels[0].set_ylim(bottom=-3, top=max(5, panels[0].get_ylim()[1]))
         for axes in panels[len(shown) :]:
             axes.set_axis_off()
         legend_below(figure, panels)
@@ -70,5 +72,4 @@ def draw_categories(axes: Axes, aps: Mapping[int, tuple[str, float | None]], ima
     axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=7, color="0.35")
     axes.margins(y=0.12)
     axes.set(xscale="log")
-    axes.set_ylim(bottom=-3, top=max(5, axes.get_ylim()[1]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -88,7 +88,8 @@ def write_ap_by_group(rows: Sequence[Row], out: Path) -> None:
             axes.set_xticklabels(GROUP_METRICS.values())
             axes.yaxis.set_tick_params(labelleft=True)
             axes.grid(axis="x", visible=False)
-            axes.set_ylim(bottom=0)
+        # Only now: a limit that is set ends the scaling of all panels that share it.
+        panels[0].set_ylim(bottom=0)
         legend_below(figure, panels)
         figure.suptitle(basis_sentence(estimates))
 

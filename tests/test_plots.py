@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from test_report import NOW_S, put, put_metrics, put_run, study_with
 
+from lvis_rcnn import row_plots
 from lvis_rcnn.accumulate import METRIC_NAMES, RECALLS, UNDEFINED, ap_of_categories, mean_curves
 from lvis_rcnn.category_plots import category_aps, write_ap_and_images
 from lvis_rcnn.command import InputError
@@ -311,3 +312,16 @@ def test_the_command_draws_without_torch(tmp_path):
     done = call("nowhere")
     assert done.returncode == 2
     assert "nowhere: no such folder; to mend: name the folder the steps wrote into" in done.stderr
+
+
+def test_panels_that_share_a_scale_hold_the_points_of_all(tmp_path, monkeypatch):
+    study = study_with(backbones=["r50"])
+    folder = put_run(tmp_path, study, ap=0.1)
+    high = {**dict.fromkeys(METRIC_NAMES, 0.9)}
+    put_metrics(folder, ap=0.1, segm=high)
+    limits = []
+    monkeypatch.setattr(row_plots, "legend_below", lambda figure, panels: limits.append(panels[1].get_ylim()))
+    write_ap_by_group(rows_of(study, tmp_path, {}, NOW_S), tmp_path)
+    ((low, top),) = limits
+    assert low == 0
+    assert top > 90
