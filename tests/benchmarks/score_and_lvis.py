@@ -10,8 +10,8 @@ own: CPU is user and system time of the whole process, imports included, and mem
 the results file; ``lvis`` reads the results file, as does hotcoco, a scorer in Rust. It is measured where --hotcoco
 names a Python that has it, since it is no dependency of this project:
 
-    python3 -m venv /tmp/hotcoco && /tmp/hotcoco/bin/pip install "hotcoco==1.3.*"
-    python tests/benchmarks/score_and_lvis.py --hotcoco /tmp/hotcoco/bin/python
+    python3 -m venv hotcoco && hotcoco/bin/pip install "hotcoco==1.3.*"
+    python tests/benchmarks/score_and_lvis.py --hotcoco hotcoco/bin/python
 """
 
 import argparse
