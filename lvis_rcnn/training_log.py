@@ -95,7 +95,8 @@ class TrainingLog:
     and ``written_at`` (Unix seconds); where gradients were measured ``grad_norm`` and ``grad_norm_max``; after broken
     images ``skipped_images``; and ``loss_spike: true`` where a step since the last line had a total loss of more than
     ``SPIKE_FACTOR`` times the median ``loss`` of the up to ``SPIKE_LINES`` lines before, if they are at least
-    ``FEWEST_SPIKE_LINES``. Only ``MEASURED_KEYS`` depend on anything but the losses and gradients of the run.
+    ``FEWEST_SPIKE_LINES`` and that median is not 0. Only ``MEASURED_KEYS`` depend on anything but the losses and
+    gradients of the run.
     """
 
     def __init__(self, path: Path, recipe: Recipe, steps_done: int) -> None:
@@ -151,8 +152,8 @@ class TrainingLog:
         }
 
     def is_spike(self, loss: float) -> bool:
-        """Whether a total loss stands out of the lines so far."""
-        return len(self.losses) >= FEWEST_SPIKE_LINES and loss > SPIKE_FACTOR * statistics.median(self.losses)
+        """Whether a total loss stands out of the lines so far; beside a median of 0 none does."""
+        return len(self.losses) >= FEWEST_SPIKE_LINES and 0 < SPIKE_FACTOR * statistics.median(self.losses) < loss
 
 
 def values_of(window: Sequence[Mapping[str, float]], name: str) -> list[float]:

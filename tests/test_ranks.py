@@ -214,9 +214,9 @@ def test_interrupted_at_random_moments_it_ends_in_the_same_bytes(drawn, tmp_path
 
 @pytest.mark.slow
 def test_a_second_training_takes_over_and_ends_in_the_same_bytes(drawn, tmp_path):
-    whole = Program(drawn, tmp_path / "whole", 1, steps=400)
+    whole = Program(drawn, tmp_path / "whole", 1, steps=1000)
     whole.run()
-    program = Program(drawn, tmp_path / "run", 1, steps=400)
+    program = Program(drawn, tmp_path / "run", 1, steps=1000, CHECKPOINT_S="0.3")
     first = program.start()
     wait_for_step(program, first, 5)
     second = program.start()  # as a restarted Snakemake does, which does not know that the first still runs

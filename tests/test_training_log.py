@@ -149,6 +149,11 @@ def test_a_spike_does_not_hide_the_next(tmp_path, recipe):
     assert [line["step"] for line in lines_of(tmp_path / "log.json") if line.get("loss_spike")] == [40, 42, 44]
 
 
+def test_after_losses_of_nothing_no_loss_is_a_spike(tmp_path, recipe):
+    train_on(tmp_path / "log.json", recipe, [-0.25] * 59 + [1.0])  # with the 0.25 of a mask
+    assert [line for line in lines_of(tmp_path / "log.json") if line.get("loss_spike")] == []
+
+
 @pytest.mark.parametrize("stopped_at", [5, 28, 29, 30, 31])
 def test_a_resumed_run_calls_the_same_steps_spikes(tmp_path, recipe, stopped_at):
     train_on(tmp_path / "whole.json", recipe, spiky_losses())
