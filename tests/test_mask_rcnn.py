@@ -19,6 +19,7 @@ from lvis_rcnn.model.backbone import normalised_convolution
 from lvis_rcnn.model.boxes import overlaps
 from lvis_rcnn.model.detections import NMS_DTYPES, Candidates, best_of_each_label
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, Settings, detect, losses
+from lvis_rcnn.model.rpn import ProposalNetwork
 
 SETTINGS = Settings(
     normalization="batch",
@@ -73,6 +74,50 @@ def batch(*targets, sizes=None):
 
 def chance(seed=0):
     return random_choice(torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def head_and_levels():
+    """A proposal head whose values are no near-zeros, and the levels of one image, one of a single cell."""
+    torch.manual_seed(2)
+    network = ProposalNetwork(8, 4.0)
+    for value in network.parameters():
+        torch.nn.init.normal_(value)
+    return network, [torch.randn(8, *size, requires_grad=True) for size in ((5, 7), (3, 4), (2, 2), (1, 1), (1, 1))]
+
+
+def test_the_head_at_anchors_is_the_head_on_whole_levels(head_and_levels):
+    network, levels = head_and_levels
+    dense = network([level[None] for level in levels])
+    logits, deltas = torch.cat(dense.logits, dim=1)[0], torch.cat(dense.deltas, dim=1)[0]
+    chosen = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))
+    chosen = torch.cat([chosen, chosen[:20]])  # whole levels with their borders; some twice
+    at = network.at_anchors(levels, chosen)
+    weights = torch.randn(len(chosen), 5)
+    gradients = []
+    for found_logits, found_deltas in (at, (logits[chosen], deltas[chosen])):
+        total = (torch.cat([found_logits[:, None], found_deltas], dim=1) * weights).sum()
+        gradients.append(torch.autograd.grad(total, [*levels, *network.parameters()], retain_graph=True))
+    torch.testing.assert_close(at, (logits[chosen], deltas[chosen]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-3)
+
+
+def test_no_anchors_are_no_numbers_and_zero_gradients(head_and_levels):
+    network, levels = head_and_levels
+    logits, deltas = network.at_anchors(levels, torch.zeros(0, dtype=torch.int64))
+    assert (logits.shape, deltas.shape) == ((0,), (0, 4))
+    gradients = torch.autograd.grad(logits.sum() + deltas.sum(), [*levels, *network.parameters()])
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
+def test_under_autocast_the_head_learns_after_a_pass_without_gradient(head_and_levels):
+    network, levels = head_and_levels
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            network([level[None] for level in levels])
+        logits, deltas = network.at_anchors(levels, torch.arange(50))
+    (logits.float().sum() + deltas.float().sum()).backward()
+    assert all((value.grad != 0).any() for value in network.parameters())
 
 
 TWO = (target((8, 8, 40, 40), (20, 30, 60, 60)), target((4, 30, 30, 60)))

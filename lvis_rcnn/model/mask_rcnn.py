@@ -69,10 +69,11 @@ def losses(model: MaskRcnn, batch: Batch, choose: Choose) -> dict[str, torch.Ten
     """
     settings = model.settings
     features = list(model.backbone(batch.pixels).values())
-    predictions = model.rpn(features)
     truths = [target.boxes_xyxy for target in batch.targets]
     padded_sizes_hw = [padded_size_hw(size) for size in batch.sizes_hw]
-    rpn = rpn_losses(predictions, truths, padded_sizes_hw, settings.anchors_per_image, choose)
+    rpn = rpn_losses(model.rpn, features, truths, padded_sizes_hw, settings.anchors_per_image, choose)
+    with torch.no_grad():
+        predictions = model.rpn(features)
     proposed = proposals(predictions, batch.sizes_hw, settings.proposals_before_nms[0], settings.proposals_after_nms[0])
     regions = [
         sampled_regions(boxes, target, settings.rois_per_image, settings.roi_positive_fraction, choose)

@@ -13,8 +13,8 @@ COPIES = {"sgd": 3, "adamw": 4}
 def training_bytes(model: MaskRcnn, images: int, canvas_hw: tuple[int, int], optimizer: str, precision: str) -> int:
     """Bytes of weights, gradients, optimizer and activations of one normalisation group; a lower bound.
 
-    Counted are the tensors that the graph keeps for its gradient, of backbone, pyramid and proposal head as they are,
-    of the box and mask heads by their sizes; not what kernels need for a moment.
+    Counted are the tensors that the graph keeps for its gradient, of backbone and pyramid as they are, of the box and
+    mask heads by their sizes; not what kernels need for a moment, nor what the proposal head keeps of a few anchors.
 
     Args:
         model: on the meta device, in training mode.
@@ -25,16 +25,16 @@ def training_bytes(model: MaskRcnn, images: int, canvas_hw: tuple[int, int], opt
     """
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     every = sum(value.numel() for value in model.parameters())
-    kept = kept_bytes(model.backbone, model.rpn.head, images, canvas_hw)
+    kept = kept_bytes(model.backbone, images, canvas_hw)
     kept += head_bytes(images * model.settings.rois_per_image, model.settings.roi_positive_fraction)
     # Weights and losses stay float32.
     return 4 * (every + (COPIES[optimizer] - 1) * trained) + (kept if precision == "fp32" else kept // 2)
 
 
-def kept_bytes(backbone: nn.Module, head: nn.Module, images: int, canvas_hw: tuple[int, int]) -> int:
+def kept_bytes(backbone: nn.Module, images: int, canvas_hw: tuple[int, int]) -> int:
     """Activations in float32 that the graph of one forward pass keeps, each storage once."""
     storages: dict[int, int] = {}
-    weights = {value.untyped_storage()._cdata for module in (backbone, head) for value in module.parameters()}
+    weights = {value.untyped_storage()._cdata for value in backbone.parameters()}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -45,7 +45,7 @@ def kept_bytes(backbone: nn.Module, head: nn.Module, images: int, canvas_hw: tup
 
     held: list[torch.UntypedStorage] = []
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        outputs = head(list(backbone(torch.empty(images, 3, *canvas_hw, device="meta")).values()))
+        outputs = backbone(torch.empty(images, 3, *canvas_hw, device="meta"))
     del outputs
     return sum(storages.values())
 
