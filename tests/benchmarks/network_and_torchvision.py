@@ -66,13 +66,12 @@ def weights(backbone: str) -> dict[str, torch.Tensor]:
             torch.nn.init.constant_(value, 0.2)  # activations neither die nor grow
     batch, head = scenes_for_ours(2), model.rpn.head
     with torch.no_grad():
-        hidden = [head.conv(level) for level in model.eval().backbone(batch.pixels).values()]
-    head.conv = torch.nn.Identity()
+        features = list(model.eval().backbone(batch.pixels).values())
     optimizer = torch.optim.Adam([*head.cls_logits.parameters(), *head.bbox_pred.parameters()], lr=0.01)
     choose = random_choice(torch.Generator().manual_seed(0))
     truths, canvases_hw = [target.boxes_xyxy for target in batch.targets], [padded_size_hw(size_hw)] * 2
     for _ in range(FIT_STEPS):
-        descend(optimizer, list(rpn_losses(model.rpn(hidden), truths, canvases_hw, 256, choose).values()))
+        descend(optimizer, list(rpn_losses(model.rpn, features, truths, canvases_hw, 256, choose).values()))
     fitted = {name: value for name, value in model.state_dict().items() if name.startswith("rpn.head.")}
     torch.manual_seed(0)
     state = MaskRcnn(BACKBONES[backbone], CATEGORIES + 1, SETTINGS).state_dict()
