@@ -5,7 +5,7 @@ The files of this package, in data-flow order, are the method; a module imports 
     backbones          the four networks, as rows of one table
     command, files     how every step starts, reports and fails; files appear whole or not at all
     download, unpack   files arrive whole: resumed, checked; the one JSON file of a zip
-    config             a study file becomes checked values
+    sections, config   what a study may say; its file becomes checked values
     zoo, published     published models, and those that a study scores
     run_identity       what makes two trainings the same
     sources, fetch     the files of LVIS: where they come from, which a study lacks; brings one of them
@@ -61,7 +61,7 @@ The files of this package, in data-flow order, are the method; a module imports 
     bootstrap          how far each metric would move with other images
     official           the lvis package beside it
     evaluate           scores a run, or anyone's results
-    compare            whether two runs differ, and where
+    scored_runs, compare   whether two runs differ, and where
     runs, table_rows   what all runs have recorded, as rows
     row_plots, category_plots   plots with a point for each row, or for each category
     report             the table; two runs side by side

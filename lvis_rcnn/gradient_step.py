@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 
 from lvis_rcnn.command import InputError
-from lvis_rcnn.config import Schedule
 from lvis_rcnn.data import Batch
 from lvis_rcnn.model.assign import random_choice
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, losses
 from lvis_rcnn.ranks import HANG_S, Ranks
 from lvis_rcnn.schedule import Recipe
+from lvis_rcnn.sections import Schedule
 
 
 def sgd(parameters: list[torch.nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:

@@ -20,13 +20,14 @@ import numpy as np
 
 from lvis_rcnn.annotations import AnnotationStore, image_candidates, open_store
 from lvis_rcnn.command import InputError, log, run_step, step_parser
-from lvis_rcnn.config import Augmentation, Model, Study, load_study_for_step, zoo_of
+from lvis_rcnn.config import Study, load_study_for_step, zoo_of
 from lvis_rcnn.files import atomic_file, write_json
 from lvis_rcnn.image_checks import Problem, image_errors
 from lvis_rcnn.lvis_versions import claimed_version, unlike_a_full_split, version_of
 from lvis_rcnn.repeat_factors import EPOCHS_OF_2X, RepeatFactors, repeat_factors, summary, why_none
 from lvis_rcnn.sample_stream import SampleStream
 from lvis_rcnn.schedule import Recipe, make_recipe
+from lvis_rcnn.sections import Augmentation, Model
 from lvis_rcnn.zoo import initial_warnings, load_zoo
 
 GB = 1e9

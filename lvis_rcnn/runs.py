@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lvis_rcnn.accumulate import METRIC_NAMES
-from lvis_rcnn.config import SECTIONS_OF_STEP, Published, Study, settings_digest
+from lvis_rcnn.config import SECTIONS_OF_STEP, Study, settings_digest
+from lvis_rcnn.sections import Published
 from lvis_rcnn.zoo import ZooModel
 
 # Step -> the record it writes last, what the table needs of it, and what is said before the step has begun.

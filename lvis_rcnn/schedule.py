@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lvis_rcnn.config import Schedule
 from lvis_rcnn.sample_stream import SampleStream
+from lvis_rcnn.sections import Schedule
 
 
 def warmup_factor(step: int, warmup_steps: int, start_factor: float) -> float:

@@ -11,8 +11,9 @@ from typing import Annotated
 from pydantic import Field
 
 from lvis_rcnn.command import InputError
-from lvis_rcnn.config import Count, Name, Section, Split, Study, zoo_of
+from lvis_rcnn.config import Study, zoo_of
 from lvis_rcnn.published import scored_models
+from lvis_rcnn.sections import Count, Name, Section, Split
 from lvis_rcnn.zoo import NamedRow, Url, ZooModel, initial_model, load_rows, load_zoo
 
 DEFAULT_SOURCES = Path(__file__).parents[1] / "configs" / "zoo" / "lvis.yaml"

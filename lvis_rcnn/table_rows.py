@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lvis_rcnn.backbones import BACKBONES
-from lvis_rcnn.config import Schedule, Study
+from lvis_rcnn.config import Study
 from lvis_rcnn.runs import MEASURES, Measure, Run, read_measured, read_published, read_run
+from lvis_rcnn.sections import Schedule
 from lvis_rcnn.zoo import ZooModel
 
 TRAINED = "trained here"

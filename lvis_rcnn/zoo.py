@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from lvis_rcnn.command import InputError
-from lvis_rcnn.config import BackboneName, Name, Positive, Section, read_yaml
+from lvis_rcnn.config import read_yaml
 from lvis_rcnn.download import download
 from lvis_rcnn.files import sha256_of_file
+from lvis_rcnn.sections import BackboneName, Name, Positive, Section
 
 Url = Annotated[str, Field(pattern=r"^https?://\S+$")]
 Percent = Annotated[float, Field(ge=0, le=100)]

@@ -40,13 +40,13 @@ import network_and_torchvision as network
 
 from lvis_rcnn.annotations import build_store
 from lvis_rcnn.backbones import BACKBONES
-from lvis_rcnn.config import Schedule
 from lvis_rcnn.data import Augmentation, Batch, TrainingSteps, read_in_order
 from lvis_rcnn.gradient_step import OPTIMIZERS, Taken, set_full_precision, take_step
 from lvis_rcnn.ranks import Ranks
 from lvis_rcnn.run_records import peak_memory_bytes
 from lvis_rcnn.sample_stream import SampleStream
 from lvis_rcnn.schedule import make_recipe
+from lvis_rcnn.sections import Schedule
 
 GROUP = 2
 UNCOUNTED_STEPS = 2
