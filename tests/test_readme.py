@@ -61,6 +61,7 @@ DRY = {
     "snakemake --cores 2 --configfile configs/mini_no_sampling.yaml": "test_end_to_end.py, on fewer images",
     "snakemake --cores 2 --configfile configs/mini_sampling.yaml": "test_end_to_end.py, on fewer images",
     "snakemake --cores 2 --configfile configs/photos.yaml": "test_workflow.py",
+    "snakemake --cores 2 results/photos/preflight.txt --configfile configs/photos.yaml": "test_workflow.py",
     "snakemake --cores 8 --configfile configs/published.yaml": "test_published.py",
     "snakemake --cores 2 fetch --configfile configs/lvis_v1.yaml": "test_workflow.py",
     "snakemake --cores 2 fetch --configfile configs/lvis_v0.5.yaml": "test_workflow.py",
