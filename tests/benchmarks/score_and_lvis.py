@@ -22,7 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,81 +58,115 @@ def boxes_of(count: int, random: np.random.Generator) -> np.ndarray:
 
 def draw(folder: Path, images: int, masks: bool) -> None:
     """Write truth.json, results.json and shards of the first ``images`` images."""
-    from pycocotools import mask as coco_mask
-
-    from lvis_rcnn.detections import Detections, pack_rles, shard_path, write_shard
-
     random = np.random.default_rng(0)
     shapes = outlines(random)
-    weights = np.arange(1, CATEGORIES + 1) ** -1.1
-    weights /= weights.sum()
-    categories = [
+    truth: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": categories()}
+    waiting: list[Found] = []
+    with (folder / "results.json").open("w") as results:
+        for image in range(1, images + 1):
+            labels, boxes, absent = draw_truth(truth, image, shapes, random)
+            found = draw_found(image, labels, boxes, absent, random)
+            if masks:
+                found.rles.extend(draw_masks(found.boxes, shapes, random))
+            waiting.append(found)
+            results.write(("[" if image == 1 else ",") + ",".join(map(json.dumps, records_of(found))))
+            if image % IMAGES_A_SHARD == 0 or image == images:
+                write_waiting(folder / "shards", (image - 1) // IMAGES_A_SHARD, waiting)
+                waiting = []
+        results.write("]")
+    (folder / "truth.json").write_text(json.dumps(truth))
+
+
+@dataclass
+class Found:
+    """Detections of one image, best first; ``rles`` is empty where there are boxes only."""
+
+    image: int
+    labels: np.ndarray
+    scores: np.ndarray
+    boxes: np.ndarray
+    rles: list[dict[str, Any]] = field(default_factory=list)
+
+
+def categories() -> list[dict[str, Any]]:
+    """All categories, frequent ones first."""
+    return [
         {"id": number, "name": f"thing {number}", "frequency": "fffffcccccccrrrr"[number * 16 // (CATEGORIES + 1)]}
         for number in range(1, CATEGORIES + 1)
     ]
-    truth: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": categories}
-    parts: list[tuple[np.ndarray, ...]] = []
-    rles: list[dict[str, Any]] = []
-    with (folder / "results.json").open("w") as results:
-        results.write("[")
-        for image in range(1, images + 1):
-            count = int(random.geometric(1 / 12))
-            labels = (
-                1
-                + random.choice(CATEGORIES, max(1, count // 3), p=weights)[
-                    random.integers(0, max(1, count // 3), count)
-                ]
-            )
-            boxes = boxes_of(count, random)
-            absent = np.setdiff1d(random.integers(1, CATEGORIES + 1, 11), labels)
-            size = {"id": image, "height": HEIGHT_PX, "width": WIDTH_PX}
-            lists = {
-                "neg_category_ids": absent.tolist(),
-                "not_exhaustive_category_ids": labels[:1].tolist()[: image % 2],
-            }
-            truth["images"].append({**size, **lists})
-            for label, box in zip(labels.tolist(), boxes.tolist(), strict=True):
-                outline = placed(shapes[random.integers(POOL)], box)
-                record = {"id": len(truth["annotations"]) + 1, "image_id": image, "category_id": label, "bbox": box}
-                truth["annotations"].append({**record, "area": 0.7 * box[2] * box[3], "segmentation": [outline]})
-            of = random.integers(0, count, DETECTIONS)
-            near = random.random(DETECTIONS) < 0.3
-            sides = np.where(
-                near[:, None], boxes[of] + random.normal(0, 0.1, (DETECTIONS, 4)) * boxes[of][:, [2, 3, 2, 3]], 0
-            )
-            found = np.where(near[:, None], sides, boxes_of(DETECTIONS, random))
-            found[:, 2:] = found[:, 2:].clip(2)
-            found = found.astype(np.float32)
-            verified = np.concatenate([labels, absent])
-            mixed = np.where(
-                random.random(DETECTIONS) < 0.35,
-                verified[random.integers(0, len(verified), DETECTIONS)],
-                random.integers(1, CATEGORIES + 1, DETECTIONS),
-            )
-            classes = np.where(near & (random.random(DETECTIONS) < 0.8), labels[of], mixed)
-            scores = np.sort((random.random(DETECTIONS) ** 3).astype(np.float32))[::-1]
-            parts.append((np.full(DETECTIONS, image), classes, scores, found))
-            if masks:
-                picked = random.integers(0, POOL, DETECTIONS)
-                polygons = [placed(shapes[at], box) for at, box in zip(picked, found.tolist(), strict=True)]
-                rles += coco_mask.frPyObjects(polygons, HEIGHT_PX, WIDTH_PX)
-            columns = (classes.tolist(), scores.tolist(), found.tolist())
-            for place, (label, value, box) in enumerate(zip(*columns, strict=True)):
-                shape = {"bbox": box}
-                if masks:
-                    rle = rles[place - DETECTIONS]
-                    shape = {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}}
-                record = json.dumps({"image_id": image, "category_id": label, "score": value, **shape})
-                results.write(("," if image > 1 or place else "") + record)
-            if image % IMAGES_A_SHARD == 0 or image == images:
-                ids, classes, scores, found = (np.concatenate(column) for column in zip(*parts, strict=True))
-                nothing = [{"size": [HEIGHT_PX, WIDTH_PX], "counts": b""}] * (0 if masks else len(ids))
-                packed = pack_rles(rles or nothing)
-                shard = Detections(ids, classes, scores, found, *packed)
-                write_shard(shard_path(folder / "shards", (image - 1) // IMAGES_A_SHARD), shard)
-                parts, rles = [], []
-        results.write("]")
-    (folder / "truth.json").write_text(json.dumps(truth))
+
+
+def draw_truth(
+    truth: dict[str, list[dict[str, Any]]], image: int, shapes: np.ndarray, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Add an image and its annotations; returns labels and boxes of its objects, and the categories it lacks."""
+    weights = np.arange(1, CATEGORIES + 1) ** -1.1
+    count = int(random.geometric(1 / 12))
+    kinds = 1 + random.choice(CATEGORIES, max(1, count // 3), p=weights / weights.sum())
+    labels = kinds[random.integers(0, len(kinds), count)]
+    boxes = boxes_of(count, random)
+    absent = np.setdiff1d(random.integers(1, CATEGORIES + 1, 11), labels)
+    lists = {"neg_category_ids": absent.tolist(), "not_exhaustive_category_ids": labels[:1].tolist()[: image % 2]}
+    truth["images"].append({"id": image, "height": HEIGHT_PX, "width": WIDTH_PX, **lists})
+    for label, box in zip(labels.tolist(), boxes.tolist(), strict=True):
+        outline = placed(shapes[random.integers(POOL)], box)
+        record = {"id": len(truth["annotations"]) + 1, "image_id": image, "category_id": label, "bbox": box}
+        truth["annotations"].append({**record, "area": 0.7 * box[2] * box[3], "segmentation": [outline]})
+    return labels, boxes, absent
+
+
+def draw_found(
+    image: int, labels: np.ndarray, boxes: np.ndarray, absent: np.ndarray, random: np.random.Generator
+) -> Found:
+    """Detections of an image: three of ten near an object, mostly of its label; the rest anywhere, of any label."""
+    of = random.integers(0, len(labels), DETECTIONS)
+    near = random.random(DETECTIONS) < 0.3
+    moved = boxes[of] + random.normal(0, 0.1, (DETECTIONS, 4)) * boxes[of][:, [2, 3, 2, 3]]
+    found = np.where(near[:, None], moved, boxes_of(DETECTIONS, random))
+    found[:, 2:] = found[:, 2:].clip(2)
+    verified = np.concatenate([labels, absent])
+    mixed = np.where(
+        random.random(DETECTIONS) < 0.35,
+        verified[random.integers(0, len(verified), DETECTIONS)],
+        random.integers(1, CATEGORIES + 1, DETECTIONS),
+    )
+    classes = np.where(near & (random.random(DETECTIONS) < 0.8), labels[of], mixed)
+    scores = np.sort((random.random(DETECTIONS) ** 3).astype(np.float32))[::-1]
+    return Found(image, classes, scores, found.astype(np.float32))
+
+
+def draw_masks(boxes: np.ndarray, shapes: np.ndarray, random: np.random.Generator) -> list[dict[str, Any]]:
+    """A shape of the pool in each box, as run lengths."""
+    from pycocotools import mask as coco_mask
+
+    picked = random.integers(0, POOL, len(boxes))
+    polygons = [placed(shapes[at], box) for at, box in zip(picked, boxes.tolist(), strict=True)]
+    found: list[dict[str, Any]] = coco_mask.frPyObjects(polygons, HEIGHT_PX, WIDTH_PX)
+    return found
+
+
+def records_of(found: Found) -> Iterator[dict[str, Any]]:
+    """What results.json has of an image."""
+    columns = (found.labels.tolist(), found.scores.tolist(), found.boxes.tolist())
+    for place, (label, score, box) in enumerate(zip(*columns, strict=True)):
+        shape: dict[str, Any] = {"bbox": box}
+        if found.rles:
+            rle = found.rles[place]
+            shape = {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}}
+        yield {"image_id": found.image, "category_id": label, "score": score, **shape}
+
+
+def write_waiting(shards: Path, number: int, waiting: list[Found]) -> None:
+    """One shard of the images that wait for it."""
+    from lvis_rcnn.detections import Detections, pack_rles, shard_path, write_shard
+
+    ids = np.repeat([found.image for found in waiting], DETECTIONS)
+    labels, scores, boxes = (
+        np.concatenate([getattr(found, name) for found in waiting]) for name in ("labels", "scores", "boxes")
+    )
+    nothing = {"size": [HEIGHT_PX, WIDTH_PX], "counts": b""}
+    rles = [rle for found in waiting for rle in found.rles or [nothing] * DETECTIONS]
+    write_shard(shard_path(shards, number), Detections(ids, labels, scores, boxes, *pack_rles(rles)))
 
 
 def ours(folder: Path, kind: str, source: str) -> dict[str, Any]:
