@@ -89,10 +89,9 @@ def evaluate(
         log.info("scoring %s of %d detections in %d images", kind, len(found), len(truth.image_ids))
         scores[kind] = score(truth, found, kind, detections_per_image, processes=processes)
     checked = check_officially(official, text, found, scores, len(truth.image_ids), detections_per_image)
-    detections_sha256 = sha256_of_shards(detections) if detections.is_dir() else sha256_of_file(detections)
     kept = MatchesFile(
         annotations_sha256=annotations_sha256,
-        detections_sha256=detections_sha256,
+        detections_sha256=sha256_of_shards(detections) if detections.is_dir() else sha256_of_file(detections),
         detections_per_image=detections_per_image,
         category_ids=truth.category_ids,
         frequencies=truth.frequencies,
@@ -109,17 +108,24 @@ def evaluate(
         "protocol": protocol_line(detections_per_image, checked),
         "scorer": f"lvis_rcnn {__version__}",
         "official": checked,
-        "images": len(truth.image_ids),
-        "detections": len(found),
         "unknown_category_detections": unknown,
-        "detections_without_mask": 0 if found.has_mask is None else int((~found.has_mask).sum()),
-        "judged_detections": {kind: len(scores[kind].matches.judged.rows) for kind in scores},
-        "detections_per_image": detections_per_image,
-        "annotations_sha256": annotations_sha256,
-        "detections_sha256": detections_sha256,
+        **what_was_scored(truth, found, scores, kept),
         "versions": {name: version(name) for name in ("lvis", "pycocotools", "numpy")},
         "per_category": per_category(truth, scores),
         "curves": {kind: curves_of(truth, scores[kind]) for kind in scores},
+    }
+
+
+def what_was_scored(truth: Truth, found: Found, scores: dict[Kind, Scores], kept: MatchesFile) -> dict[str, Any]:
+    """Counts and digests of both files."""
+    return {
+        "images": len(truth.image_ids),
+        "detections": len(found),
+        "detections_without_mask": 0 if found.has_mask is None else int((~found.has_mask).sum()),
+        "judged_detections": {kind: len(scores[kind].matches.judged.rows) for kind in scores},
+        "detections_per_image": kept.detections_per_image,
+        "annotations_sha256": kept.annotations_sha256,
+        "detections_sha256": kept.detections_sha256,
     }
 
 
