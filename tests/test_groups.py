@@ -8,28 +8,15 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
-from tiny_run import SMALLEST
+from tiny_run import SMALL, SMALLEST
 
 from lvis_rcnn.data import Batch, Target
 from lvis_rcnn.gradient_step import add_gradients
 from lvis_rcnn.mask_crops import mask_crops
 from lvis_rcnn.model.assign import random_choice
-from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, Settings, losses
+from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, losses
 
-SETTINGS = Settings(
-    normalization="fixed_batch",
-    frozen_stages=1,
-    anchor_scale=4.0,
-    anchors_per_image=64,
-    rois_per_image=16,
-    roi_positive_fraction=0.25,
-    proposals_before_nms=(100, 80),
-    proposals_after_nms=(50, 40),
-    score_threshold=0.01,
-    nms_iou=0.5,
-    nms_form="exact",
-    detections_per_image=10,
-)
+SETTINGS = replace(SMALL, normalization="fixed_batch", frozen_stages=1)
 # Images of each of the 8 groups: the last batches of an epoch may be smaller.
 IMAGES_OF_GROUP = (2, 2, 2, 1, 2, 2, 2, 1)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_run import SMALLEST
+from tiny_run import SMALL, SMALLEST
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from lvis_rcnn.backbones import BACKBONES
@@ -18,24 +18,10 @@ from lvis_rcnn.model.assign import random_choice
 from lvis_rcnn.model.backbone import normalised_convolution
 from lvis_rcnn.model.boxes import overlaps
 from lvis_rcnn.model.detections import NMS_DTYPES, Candidates, best_of_each_label
-from lvis_rcnn.model.mask_rcnn import MaskRcnn, Settings, detect, losses
+from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect, losses
 from lvis_rcnn.model.rpn import ProposalNetwork
 
-SETTINGS = Settings(
-    normalization="batch",
-    frozen_stages=0,
-    anchor_scale=4.0,
-    anchors_per_image=64,
-    rois_per_image=16,
-    roi_positive_fraction=0.25,
-    proposals_before_nms=(100, 80),
-    proposals_after_nms=(50, 40),
-    score_threshold=0.01,
-    nms_iou=0.5,
-    nms_form="exact",
-    detections_per_image=10,
-)
-PUBLISHED = replace(SETTINGS, normalization="fixed_batch", frozen_stages=1)
+PUBLISHED = replace(SMALL, normalization="fixed_batch", frozen_stages=1)
 LOSSES = {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask"}
 CATEGORIES = 5
 
@@ -48,7 +34,7 @@ def one_thread():
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return awake(MaskRcnn(SMALLEST, CATEGORIES + 1, SETTINGS))
+    return awake(MaskRcnn(SMALLEST, CATEGORIES + 1, SMALL))
 
 
 def awake(model):
@@ -147,7 +133,7 @@ def test_parameters_are_the_published_ones(name, parameters, frozen):
 
 def test_names_are_those_of_torchvision():
     with torch.device("meta"):
-        ours = MaskRcnn(BACKBONES["r50"], 91, SETTINGS).state_dict()
+        ours = MaskRcnn(BACKBONES["r50"], 91, SMALL).state_dict()
         theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
     assert ours.keys() == theirs.keys()
     differing = {key for key, value in ours.items() if value.shape != theirs[key].shape}
@@ -183,7 +169,7 @@ def test_fixed_statistics_stay_and_their_scales_learn():
 
 
 def test_only_statistics_of_frozen_stages_stay_with_batch_normalisation():
-    model = MaskRcnn(SMALLEST, CATEGORIES + 1, replace(SETTINGS, frozen_stages=1)).train()
+    model = MaskRcnn(SMALLEST, CATEGORIES + 1, replace(SMALL, frozen_stages=1)).train()
     body = model.backbone.body
     before = [norm.running_mean.clone() for norm in (body.bn1, body.layer1[0].bn1, body.layer2[0].bn1)]
     model.backbone(batch(*TWO).pixels)
@@ -221,7 +207,7 @@ def test_a_batch_finds_what_its_images_find_alone(model):
 
 
 def test_nothing_above_the_threshold_is_no_error():
-    model = MaskRcnn(SMALLEST, CATEGORIES + 1, replace(SETTINGS, score_threshold=1.0)).eval()
+    model = MaskRcnn(SMALLEST, CATEGORIES + 1, replace(SMALL, score_threshold=1.0)).eval()
     (found,) = detect(model, batch(TWO[0]))
     assert found.boxes_xyxy.shape == (0, 4)
     assert found.mask_logits.shape == (0, 28, 28)

@@ -11,10 +11,26 @@ from conftest import REPOSITORY, write_study
 from lvis_rcnn.annotations import build_store, open_store
 from lvis_rcnn.backbones import Backbone
 from lvis_rcnn.config import Study, load_study
+from lvis_rcnn.model.mask_rcnn import Settings
 from lvis_rcnn.repeat_factors import repeat_factors, write_repeat_factors
 
 # The heads of the real network on the smallest body that ends in four stages.
 SMALLEST = Backbone("R-14-FPN", "r14_fpn", (1, 1, 1, 1), groups=1, width_per_group=64)
+# Few regions for images of 64 pixels.
+SMALL = Settings(
+    normalization="batch",
+    frozen_stages=0,
+    anchor_scale=4.0,
+    anchors_per_image=64,
+    rois_per_image=16,
+    roi_positive_fraction=0.25,
+    proposals_before_nms=(100, 80),
+    proposals_after_nms=(50, 40),
+    score_threshold=0.01,
+    nms_iou=0.5,
+    nms_form="exact",
+    detections_per_image=10,
+)
 
 
 @dataclass(frozen=True)
