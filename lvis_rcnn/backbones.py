@@ -30,6 +30,7 @@ class Backbone:
         return self.groups == 1
 
 
+# In the order of their cost: trainings begin with the last.
 BACKBONES = {
     "r50": Backbone("R-50-FPN", "r50_fpn", (3, 4, 6, 3), groups=1, width_per_group=64),
     "r101": Backbone("R-101-FPN", "r101_fpn", (3, 4, 23, 3), groups=1, width_per_group=64),

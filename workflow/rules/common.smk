@@ -11,6 +11,7 @@ from snakemake.common.configfile import load_configfile
 
 sys.path.insert(0, workflow.basedir)
 
+from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.command import InputError
 from lvis_rcnn.config import (
     Study,
@@ -155,9 +156,9 @@ def model_of_first_seed(wildcards) -> str:
     )
 
 
-def earlier_rows_first(wildcards) -> int:
-    """Priority of a training: on one machine the rows of the table appear in their order."""
-    return len(study.backbones) - study.backbones.index(wildcards.backbone)
+def heavier_first(wildcards) -> int:
+    """Priority of a training: what takes longest begins first, so that runs side by side end about together."""
+    return 1 + list(BACKBONES).index(wildcards.backbone)
 
 
 def drawn_folder() -> str:

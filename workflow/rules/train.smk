@@ -16,7 +16,7 @@ rule train:
         "results/{study}/logs/train_{backbone}_seed{seed}.log",
     benchmark:
         "results/{study}/benchmarks/train_{backbone}_seed{seed}.tsv"
-    priority: earlier_rows_first
+    priority: heavier_first
     conda:
         "../../envs/lvis_rcnn.yaml"
     threads: training_cores
