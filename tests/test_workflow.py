@@ -81,6 +81,7 @@ def stub_workflow(folder: Path) -> Path:
         "files",
         "backbones",
         "download",
+        "sections",
         "config",
         "zoo",
         "published",
