@@ -76,6 +76,10 @@ MISSING = "-"
 Value = str | float | int | None
 
 
+class Best(str):
+    """Text that stands out."""
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of a table."""
@@ -164,6 +168,7 @@ def cell(column: Column, value: Value, group: str = "") -> str:
     """One cell: text, or a number with what it sorts by."""
     if column.decimals is None:
         text = html.escape("" if value is None else str(value))
+        text = f"<strong>{text}</strong>" if isinstance(value, Best) else text
         return f'<td class="{group}">{text}</td>' if group and text == group else f"<td>{text}</td>"
     if value is None:
         return f'<td class="number" data-by="">{MISSING}</td>'

@@ -13,6 +13,7 @@ They are made from whatever exists, and say what does not. Links to models and l
 
 import argparse
 import csv
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from lvis_rcnn.category_plots import category_aps
 from lvis_rcnn.command import InputError, duration, log, run_step, step_parser
 from lvis_rcnn.config import Study, load_study
 from lvis_rcnn.figures import GROUPS
-from lvis_rcnn.html_pages import MISSING, Column, heading, page, paragraph, plain_text, sortable_table, table
+from lvis_rcnn.html_pages import MISSING, Best, Column, heading, page, paragraph, plain_text, sortable_table, table
 from lvis_rcnn.plots import read_category_figures
 from lvis_rcnn.published import known_models
 from lvis_rcnn.report import cells, provenance, provenance_line, reading_line, titled, write_text
@@ -35,16 +36,19 @@ MIB_A_GB = 1024
 
 def table_page(study: Study, rows: Sequence[Row]) -> str:
     """The results table."""
-    frame = cells(list(rows))
-    lines = [[unescaped(str(value)) for value in row] for row in frame.to_numpy().tolist()]
+    frame = cells(list(rows), marked=True)
+    lines = [[from_markdown(str(value)) for value in row] for row in frame.to_numpy().tolist()]
     columns = [Column(str(title)) for title in frame.columns]
     said = [paragraph(reading_line(list(rows))), paragraph(provenance_line(study, list(rows)), pale=True)]
     return page(titled(study), [table(columns, lines), *said])
 
 
-def unescaped(text: str) -> str:
-    """A cell as it was before it was made safe for Markdown."""
-    return text.replace("&lt;", "<").replace("\\|", "|").replace("\\\\", "\\")
+def from_markdown(text: str) -> str:
+    """A cell as it was before it was made safe for Markdown, an interval in one piece; what is bold stays so."""
+    bold = text.startswith("**")
+    text = text.removeprefix("**").removesuffix("**").replace("&lt;", "<").replace("\\|", "|").replace("\\\\", "\\")
+    text = re.sub(r"\[[^\]]*\]", lambda found: found.group().replace(" ", "\N{NO-BREAK SPACE}"), text)
+    return Best(text) if bold else text
 
 
 def per_category_page(study: Study, rows: Sequence[Row], image_counts: Mapping[int, int]) -> str:

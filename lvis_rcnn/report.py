@@ -107,18 +107,21 @@ def links_from(folder: Path, results: Path, base_url: str | None) -> Link:
     return link
 
 
-def cells(rows: list[Row], link: Link | None = None) -> pd.DataFrame:
-    """The printed table; with ``link`` it has the column Download, with published models what a row is of."""
+def cells(rows: list[Row], link: Link | None = None, marked: bool = False) -> pd.DataFrame:
+    """The printed table; with ``link`` it has the column Download, with published models what a row is of.
+
+    ``marked``: the best AP among rows of the same data stands between two asterisks.
+    """
     lines = []
     for row in rows:
         line = {"Backbone": row.title, "Style": BACKBONES[row.backbone].style, "Lr schd": row.lr_schd}
         if any(other.model for other in rows):
             line |= {"Scored on": row.scored_on, "Source": row.source}
-        line |= {title: printed(row, rows, name, marked=link is not None) for name, title in PAGE_COLUMNS.items()}
+        line |= {title: printed(row, rows, name, marked) for name, title in PAGE_COLUMNS.items()}
         if link:
             line["Download"] = download(row, link)
         further = FURTHER_COLUMNS | hours_column(rows)
-        line |= {title: printed(row, rows, name, marked=link is not None) for name, title in further.items()}
+        line |= {title: printed(row, rows, name, marked) for name, title in further.items()}
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -171,7 +174,7 @@ def titled(study: Study) -> str:
 
 def markdown(study: Study, rows: list[Row], link: Link) -> str:
     """The page: title, table, one line of provenance, how to read the numbers, the published files."""
-    frame = cells(rows, link)
+    frame = cells(rows, link, marked=True)
     table = frame.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=["left"] * frame.shape[1])
     parts = [f"# {titled(study)}", table, provenance_line(study, rows), devices_line(rows)]
     parts += [reading_line(rows), files_line(rows)]

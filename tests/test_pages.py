@@ -13,7 +13,7 @@ from test_report import NOW_S, put, study_with
 
 from lvis_rcnn.config import Study
 from lvis_rcnn.html_pages import Column, cell, page, paragraph, sortable_table
-from lvis_rcnn.pages import job_costs, unescaped, write_pages
+from lvis_rcnn.pages import from_markdown, job_costs, write_pages
 
 PAGES = {"table", "per_category", "cost", "provenance", "preflight"}
 
@@ -110,7 +110,13 @@ def test_cells_carry_what_they_sort_by(column, value, expected):
 
 
 def test_cells_are_freed_of_what_makes_them_safe_in_markdown():
-    assert unescaped(r"failed: a \| b &lt;c \\") == "failed: a | b <c \\"
+    assert from_markdown(r"failed: a \| b &lt;c \\") == "failed: a | b <c \\"
+
+
+def test_an_interval_is_not_broken_and_the_best_stands_out():
+    text = from_markdown("**21.2 [18.2, 22.0]**")
+    assert cell(Column("AP"), text) == "<td><strong>21.2 [18.2,\N{NO-BREAK SPACE}22.0]</strong></td>"
+    assert cell(Column("AP"), from_markdown("21.2 [18.2, 22.0]")) == "<td>21.2 [18.2,\N{NO-BREAK SPACE}22.0]</td>"
 
 
 def test_the_command_writes_without_torch_and_names_a_missing_folder(tmp_path):
