@@ -21,7 +21,7 @@ from lvis_rcnn.gradient_step import set_full_precision
 from lvis_rcnn.model.detections import ImageDetections
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect
 from lvis_rcnn.paste import pasted_crops, run_length_texts
-from lvis_rcnn.train import network_settings
+from lvis_rcnn.run_start import network_settings
 
 MASKS = {
     "all": "all",

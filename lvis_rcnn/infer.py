@@ -33,8 +33,7 @@ from lvis_rcnn.detector import MASKS, Detector, conditions, make_detector
 from lvis_rcnn.files import atomic_folder, sha256_of_file, sha256_of_json, write_json
 from lvis_rcnn.finished_run import link
 from lvis_rcnn.provenance import code_version, library_versions
-from lvis_rcnn.ranks import Ranks, started
-from lvis_rcnn.train import require_device
+from lvis_rcnn.ranks import Ranks, require_device, started
 
 # Raised when a change of the code changes detections: older shards are then not reused.
 INFERENCE_REVISION = 3

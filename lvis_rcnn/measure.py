@@ -37,11 +37,12 @@ from lvis_rcnn.gradient_step import OPTIMIZERS, set_full_precision
 from lvis_rcnn.paste import bitmaps, pasted_crops
 from lvis_rcnn.pixels import padded_size_hw, rescaled_size_hw
 from lvis_rcnn.provenance import code_version, library_versions
-from lvis_rcnn.ranks import Ranks, own_device
+from lvis_rcnn.ranks import Ranks, own_device, require_device
 from lvis_rcnn.run_records import Training, peak_memory_bytes
+from lvis_rcnn.run_start import stream_of
 from lvis_rcnn.sample_stream import SampleStream
 from lvis_rcnn.schedule import make_recipe
-from lvis_rcnn.train import require_device, step_within_memory, stream_of
+from lvis_rcnn.train import step_within_memory
 from lvis_rcnn.training_log import Progress
 
 WARMUP_IMAGES = 5

@@ -25,9 +25,11 @@ from lvis_rcnn.config import Study, load_study
 from lvis_rcnn.figures import GROUPS
 from lvis_rcnn.html_pages import MISSING, Best, Column, heading, page, paragraph, plain_text, sortable_table, table
 from lvis_rcnn.plots import read_category_figures
+from lvis_rcnn.printed_table import cells
 from lvis_rcnn.published import known_models
-from lvis_rcnn.report import cells, provenance, provenance_line, reading_line, titled, write_text
+from lvis_rcnn.report import write_text
 from lvis_rcnn.row_plots import KINDS, metrics_of, row_name
+from lvis_rcnn.table_captions import provenance, provenance_line, reading_line, titled
 from lvis_rcnn.table_rows import Row, rows_of
 
 SECONDS_AN_HOUR = 3600

@@ -13,12 +13,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import distributed
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from lvis_rcnn.command import InputError
+from lvis_rcnn.command import InputError, log
+from lvis_rcnn.config import Study
+from lvis_rcnn.gpu_lease import hold_one_gpu
 
 # A step waits this long for the slowest process: far more than a slow file system makes one wait for an image.
 HANG_S = 300.0
@@ -205,3 +208,24 @@ def own_device(device: str, local: int) -> torch.device:
     own = torch.device("cuda", local)
     torch.cuda.set_device(own)
     return own
+
+
+def require_device(study: Study, study_file: Path) -> None:
+    """Hold a GPU where the study computes on one, and refuse where there is none.
+
+    Raises:
+        InputError: names the study file.
+    """
+    if study.compute.device != "cuda":
+        return
+    hold_one_gpu()
+    built = f"torch {torch.__version__}"
+    built += " was built without CUDA" if torch.version.cuda is None else f" (CUDA {torch.version.cuda}) sees no GPU"
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"{study_file}: compute.device",
+            f"is cuda, but {built}",
+            allowed="cpu, or cuda where torch.cuda.is_available()",
+            mend="run on a GPU node with a CUDA build of torch",
+        )
+    log.info("torch %s, CUDA %s, %s", torch.__version__, torch.version.cuda, torch.cuda.get_device_name())

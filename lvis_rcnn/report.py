@@ -19,52 +19,27 @@ intervals), or a study each: rows of one name are then compared, and single rows
 
 import argparse
 import os
-import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
 
-from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.bootstrap import SEED
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.compare import compare, comparison_text
 from lvis_rcnn.config import Study, load_study
 from lvis_rcnn.difference_plots import write_difference_plots
 from lvis_rcnn.files import atomic_file, write_json
+from lvis_rcnn.printed_table import cells
 from lvis_rcnn.published import known_models
-from lvis_rcnn.runs import MEASURES, Run
+from lvis_rcnn.runs import Run
 from lvis_rcnn.scored_runs import pairs_of
-from lvis_rcnn.table_rows import (
-    COMPARED,
-    PUBLISHED,
-    RESCORED,
-    TRAINED,
-    Link,
-    Row,
-    cell,
-    difference,
-    download,
-    is_best,
-    moments_of,
-    published_value,
-    reasons,
-    row_record,
-    rows_of,
-)
+from lvis_rcnn.table_captions import devices_line, files_line, provenance, provenance_line, reading_line, titled
+from lvis_rcnn.table_rows import Link, Row, row_record, rows_of
 from lvis_rcnn.zoo import ZooModel
-
-# What stands behind numbers that were measured elsewhere than the first of their column.
-MARKS = ("", "†", "‡", "§")
-OF_DEVICE = ("memory_gb", "fps")
-PUBLISHERS = "the publisher's GPUs"
-
-# The page's columns in its order; Download stands between the two.
-PAGE_COLUMNS = {"memory_gb": "Mem (GB)", "fps": "Inf time (fps)", "box_AP": "box AP", "mask_AP": "mask AP"}
-FURTHER_COLUMNS = {"mask_APr": "APr", "mask_APc": "APc", "mask_APf": "APf", "images_seen": "Images seen"}
 
 TERMINAL_CELL_CHARACTERS = 17  # "23.1 [21.0, 25.2]"; twelve columns would not fit otherwise
 
@@ -107,71 +82,6 @@ def links_from(folder: Path, results: Path, base_url: str | None) -> Link:
     return link
 
 
-def cells(rows: list[Row], link: Link | None = None, marked: bool = False) -> pd.DataFrame:
-    """The printed table; with ``link`` it has the column Download, with published models what a row is of.
-
-    ``marked``: the best AP among rows of the same data stands between two asterisks.
-    """
-    lines = []
-    for row in rows:
-        line = {"Backbone": row.title, "Style": BACKBONES[row.backbone].style, "Lr schd": row.lr_schd}
-        if any(other.model for other in rows):
-            line |= {"Scored on": row.scored_on, "Source": row.source}
-        line |= {title: printed(row, rows, name, marked) for name, title in PAGE_COLUMNS.items()}
-        if link:
-            line["Download"] = download(row, link)
-        further = FURTHER_COLUMNS | hours_column(rows)
-        line |= {title: printed(row, rows, name, marked) for name, title in further.items()}
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def hours_column(rows: list[Row]) -> dict[str, str]:
-    """What a training took, with all its starts: CPU-hours where no GPU took part."""
-    took = {name: [moments_of(row, name)["mean"] for row in rows] for name in ("gpu_hours", "cpu_hours")}
-    by_cpu = any(took["cpu_hours"]) and not any(took["gpu_hours"])
-    return {"cpu_hours": "CPU-hours"} if by_cpu else {"gpu_hours": "GPU-hours"}
-
-
-def printed(row: Row, rows: list[Row], name: str, marked: bool) -> str:
-    """A cell; ``marked``: the best AP among rows of the same data stands in bold."""
-    text = cell(row, name) + mark(rows, row, name)
-    return f"**{text}**" if marked and "AP" in name and is_best(row, rows, name) else text
-
-
-def place_of(row: Row, name: str) -> str | None:
-    """Where memory or speed of a row was measured; None where there is no number."""
-    if row.source == PUBLISHED:
-        return PUBLISHERS if published_value(row, name) is not None else None
-    return row.measured_on if row.runs_of(name)[0].value(MEASURES[name]) is not None else None
-
-
-def places(rows: list[Row]) -> list[str]:
-    """Every place where memory or speed was measured; the first needs no mark."""
-    return list(dict.fromkeys(place for row in rows for name in OF_DEVICE if (place := place_of(row, name))))
-
-
-def mark(rows: list[Row], row: Row, name: str) -> str:
-    """What tells a number of another device from the others of its column."""
-    place = place_of(row, name) if name in OF_DEVICE else None
-    return MARKS[min(places(rows).index(place), len(MARKS) - 1)] if place else ""
-
-
-def devices_line(rows: list[Row]) -> str:
-    """What the marks mean; empty where all was measured on one device."""
-    first, *others = places(rows) or [""]
-    if not others:
-        return ""
-    marked = [f"{MARKS[min(at, len(MARKS) - 1)]} {place}" for at, place in enumerate(others, start=1)]
-    return f"Mem and Inf time compare only on one device: no mark {first}; {'; '.join(marked)}."
-
-
-def titled(study: Study) -> str:
-    """The study's title, with its name in it."""
-    named = re.search(rf"(?<![\w.]){re.escape(study.study)}(?![\w.])", study.title)
-    return study.title if named else f"{study.title} ({study.study})"
-
-
 def markdown(study: Study, rows: list[Row], link: Link) -> str:
     """The page: title, table, one line of provenance, how to read the numbers, the published files."""
     frame = cells(rows, link, marked=True)
@@ -179,131 +89,6 @@ def markdown(study: Study, rows: list[Row], link: Link) -> str:
     parts = [f"# {titled(study)}", table, provenance_line(study, rows), devices_line(rows)]
     parts += [reading_line(rows), files_line(rows)]
     return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def reading_line(rows: list[Row]) -> str:
-    """What the columns beyond the page are, and which seeds are missing from a mean."""
-    parts = ["APr, APc, APf: mask AP of rare, common and frequent categories. All AP in percent."]
-    seeds = max(len(row.runs) for row in rows)
-    if seeds > 1:
-        parts.append(f"Mean ± sample standard deviation over {seeds} seeds; Download is the first seed that is done.")
-    parts += interval_sentence(rows)
-    if any(difference(row, name) is not None for row in rows for name in COMPARED):
-        parts.append(f"In round brackets: measured here minus published; ! marks what is {noise_of(rows, seeds)}.")
-    for row in rows:
-        if any(not run.missing for run in row.runs):
-            late = {run.seed: next(iter(run.missing.values())) for run in row.runs if run.missing}
-            parts += [f"{row.title}, seed {seed}: {reasons({seed: why})}." for seed, why in late.items()]
-    return " ".join(parts)
-
-
-def interval_sentence(rows: list[Row]) -> list[str]:
-    """What square brackets are, where there are any."""
-    records = [
-        run.records["evaluate"].get("intervals") for row in rows for run in row.runs if "evaluate" in run.records
-    ]
-    resamples = {found["resamples"] for found in records if found}
-    if not resamples:
-        return []
-    numbers = ", ".join(f"{number:,}" for number in sorted(resamples))
-    return [f"In square brackets: 95 % interval over the validation images, from a bootstrap of {numbers} resamples."]
-
-
-def noise_of(rows: list[Row], seeds: int) -> str:
-    """Beyond which noise a difference to a published number is marked."""
-    rescored = "more than the rounding of the published number, the weights being the same"
-    trained = (
-        "more than two standard deviations over the seeds"
-        if seeds > 1
-        else "outside the interval over the validation images; another seed would move it, too"
-    )
-    of = {RESCORED: rescored, TRAINED: trained}
-    return ", or, trained here, ".join(text for source, text in of.items() if any(row.source == source for row in rows))
-
-
-def files_line(rows: list[Row]) -> str:
-    """The published files that were read, with the digest of their bytes; empty where there are none."""
-    files = [f"{file['file']} (sha256 {file['sha256']})" for file in published_files(rows)]
-    return f"Published files scored here: {'; '.join(files)}." if files else ""
-
-
-def published_files(rows: list[Row]) -> list[dict[str, str]]:
-    """Name and digest of each published file that was read."""
-    records = [run.records["import"] for row in rows for run in row.runs if "import" in run.records]
-    return [{key: record[key] for key in ("file", "sha256")} for record in records]
-
-
-def provenance(study: Study, rows: list[Row]) -> dict[str, Any]:
-    """What all numbers of the table were made with; lists hold every value that occurs."""
-    # A published model was trained elsewhere: what its numbers were made with here is what detected with it.
-    found_by_run = [run.records for row in rows for run in (*row.runs, *filter(None, [row.measured]))]
-    records = [{**found, "made": found.get("train", found.get("infer", {}))} for found in found_by_run]
-
-    def all_of(step: str, *keys: str) -> list[Any]:
-        found: list[Any] = []
-        for record in records:
-            value: Any = record.get(step, {})
-            for key in keys:
-                value = (value or {}).get(key, {})
-            if value != {} and value not in found:
-                found.append(value)
-        return found
-
-    return {
-        "study": study.study,
-        "seeds": list(study.seeds),
-        "code_version": all_of("made", "code_version"),
-        "train_annotations_sha256": all_of("train", "annotations_sha256"),
-        "val_annotations_sha256": all_of("evaluate", "annotations_sha256"),
-        "versions": {name: all_of("made", "versions", name) for name in ("python", "torch", "torchvision")},
-        "device": all_of("train", "device"),
-        "threads": all_of("made", "threads"),
-        "precision": all_of("made", "precision"),
-        "images_seen": all_of("train", "images_seen"),
-        "finished": max((str(at)[:10] for at in all_of("train", "finished_at")), default=None),
-        "protocol": all_of("evaluate", "protocol"),
-        "measured_on": all_of("measure", "device"),
-        "memory": list(filter(None, all_of("measure", "training"))),
-        "fps": all_of("measure", "inference"),
-        "published_files": published_files(rows),
-    }
-
-
-def provenance_line(study: Study, rows: list[Row]) -> str:
-    """:func:`provenance` in one line; what no run has recorded yet is left out."""
-    facts = provenance(study, rows)
-    seeds = f"seed{'s' if len(facts['seeds']) > 1 else ''} {', '.join(map(str, facts['seeds']))}"
-    digests = {"train": facts["train_annotations_sha256"], "val": facts["val_annotations_sha256"]}
-    parts = [
-        f"Study {facts['study']}" + (f", {seeds}" if facts["seeds"] else ""),
-        listed("code", facts["code_version"]),
-        listed("data", [f"{sha256[:8]} ({split})" for split, found in digests.items() for sha256 in found]),
-        *(listed(name.replace("python", "Python"), found) for name, found in facts["versions"].items()),
-        listed("trained on", facts["device"]),
-        listed("threads", facts["threads"]),
-        listed("", facts["precision"]),
-        listed("images seen by a run:", facts["images_seen"]),
-        facts["finished"] or "",
-    ]
-    definitions = [
-        listed("AP:", facts["protocol"]),
-        measurement_line("Mem", facts["measured_on"], facts["memory"], "{images} images in {steps} steps"),
-        measurement_line("Inf time", facts["measured_on"], facts["fps"], "{images} images after {warmup_images}"),
-    ]
-    return ". ".join(["; ".join(filter(None, parts)), *filter(None, definitions)]) + "."
-
-
-def measurement_line(label: str, devices: list[str], found: list[dict[str, Any]], extent: str) -> str:
-    """What was measured, on what, how precisely and over how much; ``extent`` names keys of a measurement."""
-    conditions = dict.fromkeys(f"{one['resolution']}, {one['precision']}, {extent.format_map(one)}" for one in found)
-    definitions = ", ".join(dict.fromkeys(one["definition"] for one in found))
-    return f"{label}: {definitions} ({'; '.join([', '.join(devices), *conditions])})" if found else ""
-
-
-def listed(label: str, values: Iterable[Any]) -> str:
-    """``label value, value``; empty if there is no value."""
-    text = ", ".join(map(str, values))
-    return f"{label} {text}".strip() if text else ""
 
 
 def everything(study: Study, rows: list[Row], link: Link) -> dict[str, Any]:

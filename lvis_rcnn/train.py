@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -27,50 +26,19 @@ from lvis_rcnn.allocation import allocation
 from lvis_rcnn.attempts import begin_attempt
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.command import InputError, log, run_step, step_parser
-from lvis_rcnn.config import Study, load_study_for_step, zoo_of
+from lvis_rcnn.config import load_study_for_step, zoo_of
 from lvis_rcnn.data import Augmentation, Batch, TrainingSteps, read_in_order
 from lvis_rcnn.finished_run import Run, export, finish, is_finished
-from lvis_rcnn.gpu_lease import hold_one_gpu
-from lvis_rcnn.gradient_step import OPTIMIZERS, Taken, set_full_precision, take_step
-from lvis_rcnn.initial_weights import load_initial_weights
+from lvis_rcnn.gradient_step import Taken, take_step
 from lvis_rcnn.lease import Lease, held_lease
-from lvis_rcnn.model.mask_rcnn import MaskRcnn, Settings
-from lvis_rcnn.model.memory import training_bytes
-from lvis_rcnn.pixels import padded_size_hw
-from lvis_rcnn.ranks import Ranks, started
-from lvis_rcnn.repeat_factors import read_sampling
+from lvis_rcnn.ranks import Ranks, require_device, started
 from lvis_rcnn.run_records import Records, Training, peak_memory_bytes
-from lvis_rcnn.run_state import drop_checkpoints, load_checkpoint
-from lvis_rcnn.sample_stream import SampleStream
-from lvis_rcnn.schedule import make_recipe
+from lvis_rcnn.run_start import SMALLER, prepared
+from lvis_rcnn.run_state import drop_checkpoints
 from lvis_rcnn.training_log import Progress
 from lvis_rcnn.zoo import load_zoo
 
-SMALLER = (
-    "set compute.precision to bf16, lower model.rois_per_image or augmentation.long_edge_px, or use a larger GPU; more "
-    "GPUs do not help, since each holds one normalisation group at a time"
-)
-
 EXIT_RESUME_ME = 75  # EX_TEMPFAIL: stopped by a signal, state saved
-
-
-def network_settings(study: Study) -> Settings:
-    """The numbers of the network that a study asks for."""
-    model, test = study.model, study.inference
-    return Settings(
-        normalization=model.normalization,
-        frozen_stages=model.frozen_stages,
-        anchor_scale=model.anchor_scale,
-        anchors_per_image=model.anchors_per_image,
-        rois_per_image=model.rois_per_image,
-        roi_positive_fraction=model.roi_positive_fraction,
-        proposals_before_nms=(model.proposals_before_nms, test.proposals_before_nms),
-        proposals_after_nms=(model.proposals_after_nms, test.proposals_after_nms),
-        score_threshold=test.score_threshold,
-        nms_iou=test.nms_iou,
-        nms_form=test.nms,
-        detections_per_image=test.detections_per_image,
-    )
 
 
 class StopRequest:
@@ -138,104 +106,6 @@ def train_to_the_end(run: Run, ranks: Ranks, lease: Lease | None) -> None:
         records.saver.wait()
         finish(run, training.model.state_dict(), recipe, progress)
     ranks.wait_for_all()
-
-
-def prepared(run: Run, ranks: Ranks) -> Training:
-    """Network, optimizer and progress as the last checkpoint has them, or as they begin."""
-    study, device = run.study, ranks.device
-    torch.set_num_threads(study.compute.threads)
-    set_full_precision()
-    torch.manual_seed(run.seed)
-    recipe = make_recipe(study.schedule, stream_of(run))
-    require_memory(run, device)
-    layout = torch.channels_last if study.compute.channels_last else torch.contiguous_format
-    model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, network_settings(study))
-    model = model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = OPTIMIZERS[study.schedule.optimizer](trained, study.schedule)
-    progress = restore(run, model, optimizer)
-    require_same_step(ranks, progress.step)
-    return Training(run, ranks, recipe, model, optimizer, progress)
-
-
-def require_same_step(ranks: Ranks, step: int) -> None:
-    """Refuse to mix weights of two checkpoints, where one process could not read the newest.
-
-    Raises:
-        InputError: in the processes that are behind.
-    """
-    if (furthest := ranks.largest(step)) != step:
-        raise InputError(
-            f"rank {ranks.rank} of {ranks.count}",
-            f"goes on from step {step}, another from step {furthest}",
-            allowed="the same checkpoint in all",
-            mend="start again; if it stays, see whether all hosts read the same files",
-        )
-
-
-def require_memory(run: Run, device: torch.device) -> None:
-    """Say how much of a GPU a step takes, and refuse a run that cannot fit.
-
-    Raises:
-        InputError: names what would make it smaller.
-    """
-    if device.type != "cuda":
-        return
-    needed_gb, total_gb = least_bytes(run) / 2**30, torch.cuda.get_device_properties(device).total_memory / 2**30
-    log.info("a step needs at least %.1f of the %.1f GB of this GPU", needed_gb, total_gb)
-    if needed_gb > total_gb:
-        what = f"a step needs at least {needed_gb:.1f} GB and there are {total_gb:.1f}"
-        raise InputError(torch.cuda.get_device_name(device), what, mend=SMALLER)
-
-
-def least_bytes(run: Run) -> int:
-    """Lower bound of the memory of a step, from the network's graph."""
-    study = run.study
-    with torch.device("meta"):
-        model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, network_settings(study)).train()
-    canvas_hw = padded_size_hw((max(study.augmentation.short_edges_px), study.augmentation.long_edge_px))
-    return training_bytes(
-        model, study.schedule.normalisation_group, canvas_hw, study.schedule.optimizer, study.compute.precision
-    )
-
-
-def stream_of(run: Run) -> SampleStream:
-    """The sample stream of a run.
-
-    Raises:
-        InputError: as :func:`read_sampling`, or the table is of another store.
-    """
-    sampling, schedule = read_sampling(run.repeat_factors_dir), run.study.schedule
-    if len(sampling.factors) != run.store.num_images:
-        raise InputError(
-            str(run.repeat_factors_dir),
-            f"counts {len(sampling.factors)} images",
-            allowed=f"the {run.store.num_images} images of {run.store_path}",
-            mend="write it again with python -m lvis_rcnn.repeat_factors --store",
-        )
-    return SampleStream(
-        factors=sampling.factors,
-        rounding=sampling.rounding,
-        portrait=np.asarray(run.store.widths < run.store.heights),
-        seed=run.seed,
-        group_size=schedule.normalisation_group,
-        groups_per_step=schedule.images_per_step // schedule.normalisation_group,
-    )
-
-
-def restore(run: Run, model: MaskRcnn, optimizer: torch.optim.Optimizer) -> Progress:
-    """Load the newest checkpoint into model and optimizer, or the initial weights where there is none."""
-    state = load_checkpoint(run.state_dir)
-    if state is None:
-        weights_dir = Path(run.study.resources.weights_dir)
-        initial = load_initial_weights(model, run.backbone, run.study.model.weights, run.zoo, weights_dir)
-        log.info("%s", initial)
-        return Progress(initial_weights=initial)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    progress = Progress(**state["progress"])
-    log.info("going on from step %d (start %d)", progress.step, progress.attempts + 1)
-    return progress
 
 
 class Loop:
@@ -358,27 +228,6 @@ def leave(training: Training, records: Records) -> None:
     log.warning("stopped at step %d of %d; %s", progress.step, steps, what)
     training.ranks.wait_for_all()
     sys.exit(EXIT_RESUME_ME)
-
-
-def require_device(study: Study, study_file: Path) -> None:
-    """Hold a GPU where the study computes on one, and refuse where there is none.
-
-    Raises:
-        InputError: names the study file.
-    """
-    if study.compute.device != "cuda":
-        return
-    hold_one_gpu()
-    built = f"torch {torch.__version__}"
-    built += " was built without CUDA" if torch.version.cuda is None else f" (CUDA {torch.version.cuda}) sees no GPU"
-    if not torch.cuda.is_available():
-        raise InputError(
-            f"{study_file}: compute.device",
-            f"is cuda, but {built}",
-            allowed="cpu, or cuda where torch.cuda.is_available()",
-            mend="run on a GPU node with a CUDA build of torch",
-        )
-    log.info("torch %s, CUDA %s, %s", torch.__version__, torch.version.cuda, torch.cuda.get_device_name())
 
 
 def step(args: argparse.Namespace) -> None:

@@ -22,8 +22,8 @@ from lvis_rcnn.data import Augmentation, Batch, Target, TrainingSteps
 from lvis_rcnn.drawing import COLOURS, RARE_MARK, Shown, captioned, draw_objects, sheet_of, write_picture
 from lvis_rcnn.finished_run import Run
 from lvis_rcnn.pixels import MEAN_RGB, STD_RGB
+from lvis_rcnn.run_start import stream_of
 from lvis_rcnn.schedule import make_recipe
-from lvis_rcnn.train import stream_of
 
 IMAGES_IN_ROW = 2
 MOST_IMAGES = 8

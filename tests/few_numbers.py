@@ -14,7 +14,7 @@ from torch import nn
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lvis_rcnn import gradient_step, ranks, run_records, train
+from lvis_rcnn import gradient_step, ranks, run_records, run_start, train
 from lvis_rcnn.data import Batch
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn
 
@@ -46,7 +46,7 @@ def few_losses(model: MaskRcnn, batch: Batch, choose):
 
 
 if __name__ == "__main__":
-    train.MaskRcnn = OfEachImage
+    run_start.MaskRcnn = OfEachImage
     gradient_step.losses = few_losses
     run_records.SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("CHECKPOINT_S", "75"))
     ranks.HANG_S = gradient_step.HANG_S = float(os.environ.get("HANG_S", "60"))

@@ -56,7 +56,7 @@ def test_the_studies_of_the_sampler_differ_in_nothing_else() -> None:
     assert both[1].pop("sampling") == {"oversample_threshold": None}
     assert both[0] == both[1]
     changed = {key for key, value in both[0].items() if value != MINI[key]}
-    assert changed == {"backbones", "seeds"}
+    assert changed == {"backbones", "dataset", "seeds"}
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from lvis_rcnn.files import sha256_of_file
 from lvis_rcnn.model.mask_rcnn import ImageDetections, MaskRcnn
 from lvis_rcnn.pixels import padded_size_hw
 from lvis_rcnn.ranks import Ranks
-from lvis_rcnn.train import network_settings
+from lvis_rcnn.run_start import network_settings
 
 KEYS = {
     *("format", "version", "images", "masks", "batch_size", "device", "threads", "ranks", "resolution", "precision"),

@@ -15,8 +15,8 @@ from lvis_rcnn.checkpoints import save_model
 from lvis_rcnn.config import load_study_for_step, settings_digest
 from lvis_rcnn.files import sha256_of_file
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
+from lvis_rcnn.run_start import network_settings
 from lvis_rcnn.sample_stream import SampleStream
-from lvis_rcnn.train import network_settings
 
 SHORT = {"training_steps": 1, "images": 2}
 

@@ -5,7 +5,7 @@ import torch
 from test_groups import SETTINGS, small_network, step_groups
 from tiny_run import SMALLEST, tiny_study
 
-from lvis_rcnn import train
+from lvis_rcnn import run_start
 from lvis_rcnn.backbones import BACKBONES
 from lvis_rcnn.command import InputError
 from lvis_rcnn.finished_run import Run
@@ -49,10 +49,10 @@ def test_a_gpu_that_is_too_small_is_said_before_the_first_step(tmp_path, monkeyp
         total_memory = 2**29
 
     run = Run(tiny_study(tmp_path), "r50", 0, tmp_path, tmp_path, tmp_path, tmp_path, zoo={})
-    monkeypatch.setattr(train, "least_bytes", lambda run: 2**30)
+    monkeypatch.setattr(run_start, "least_bytes", lambda run: 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Small)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a small GPU")
     with pytest.raises(
         InputError, match=r"a small GPU: a step needs at least 1.0 GB and there are 0.5; to mend: set comp"
     ):
-        train.require_memory(run, torch.device("cuda"))
+        run_start.require_memory(run, torch.device("cuda"))

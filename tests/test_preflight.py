@@ -21,11 +21,10 @@ from lvis_rcnn.preflight import (
     PARAMETERS_WITHOUT_CLASSES,
     image_folders,
     machine_warnings,
-    page_text,
     preflight,
     run_bytes,
-    write_page,
 )
+from lvis_rcnn.preflight_page import page_text, write_page
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared" / "data" / "photos"

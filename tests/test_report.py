@@ -13,8 +13,9 @@ import pytest
 from lvis_rcnn import report
 from lvis_rcnn.accumulate import METRIC_NAMES
 from lvis_rcnn.config import DEFAULT_ZOO, Study, check_study, read_yaml, settings_digest
-from lvis_rcnn.report import titled, write_tables
+from lvis_rcnn.report import write_tables
 from lvis_rcnn.runs import read_run
+from lvis_rcnn.table_captions import titled
 from lvis_rcnn.table_rows import schedule_name
 from lvis_rcnn.zoo import load_zoo
 

@@ -20,7 +20,7 @@ from few_numbers import FewNumbers, few_losses
 from tiny_run import SMALLEST, TinyData, make_data, tiny_study, write_tiny_study
 from torch import nn
 
-from lvis_rcnn import gradient_step, run_records, train
+from lvis_rcnn import gradient_step, run_records, run_start, train
 from lvis_rcnn.attempts import read_attempts
 from lvis_rcnn.checkpoints import load_model
 from lvis_rcnn.command import InputError
@@ -54,7 +54,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture
 def few_numbers(monkeypatch):
-    monkeypatch.setattr(train, "MaskRcnn", FewNumbers)
+    monkeypatch.setattr(run_start, "MaskRcnn", FewNumbers)
     monkeypatch.setattr(gradient_step, "losses", few_losses)
 
 
@@ -154,7 +154,7 @@ def test_a_finished_run_is_exported_again_and_not_trained(drawn, tmp_path, monke
     first = outcome(run, tmp_path / "run")
     record = (tmp_path / "run" / "out" / "train.json").read_bytes()
     shutil.rmtree(tmp_path / "run" / "out")
-    monkeypatch.setattr(train, "MaskRcnn", None)
+    monkeypatch.setattr(run_start, "MaskRcnn", None)
     assert_same(outcome(run, tmp_path / "run"), first)
     assert (tmp_path / "run" / "out" / "train.json").read_bytes() == record
 
@@ -166,7 +166,7 @@ def test_other_settings_do_not_meet_these_checkpoints(drawn, tmp_path, monkeypat
     changed = make_run(drawn, tmp_path / "run", schedule={"learning_rate": 0.002})
     outcome(changed, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "out" / "train.json").read_text())["attempts"] == 1
-    assert train.restore(run, *model_and_optimizer(run)).step == 3
+    assert run_start.restore(run, *model_and_optimizer(run)).step == 3
 
 
 def model_and_optimizer(run):
@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_finite_is_named_and_touches_no_weight(drawn, tmp_pat
     monkeypatch.setattr(gradient_step, "losses", times(values))
     batch = Batch(torch.rand(2, 3, 32, 32), [(32, 32)] * 2, [(32, 32)] * 2, [17, 4], [])
     expected = r"step 3, images 17, 4: loss is not finite: loss_cls = nan, loss_mask = inf; to mend: lower schedule"
-    recipe = make_recipe(run.study.schedule, train.stream_of(run))
+    recipe = make_recipe(run.study.schedule, run_start.stream_of(run))
     taken = train.take_step(model, optimizer, [batch], 3, 0, recipe, ALONE, precision="fp32")
     with pytest.raises(InputError, match=expected):
         taken.values()
@@ -224,7 +224,7 @@ def test_after_an_error_the_heartbeat_says_why(drawn, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("few_numbers")
 def test_rates_and_random_numbers_depend_on_the_step_alone(drawn, tmp_path):
     run = make_run(drawn, tmp_path / "run")
-    stream = train.stream_of(run)
+    stream = run_start.stream_of(run)
     recipe = make_recipe(run.study.schedule, stream)
     augmentation = train.Augmentation(**run.study.augmentation.model_dump())
     items = train.TrainingSteps(drawn.train_store, drawn.images, stream, augmentation)
@@ -308,9 +308,9 @@ def test_processes_that_restored_different_steps_are_refused():
         def largest(self, value):
             return value + 40
 
-    train.require_same_step(ALONE, 5)
+    run_start.require_same_step(ALONE, 5)
     with pytest.raises(InputError, match=r"rank 1 of 2: goes on from step 5, another from step 45; allowed: the same"):
-        train.require_same_step(Behind(1, 2, torch.device("cpu")), 5)
+        run_start.require_same_step(Behind(1, 2, torch.device("cpu")), 5)
 
 
 def test_a_negative_seed_is_refused(drawn, tmp_path, monkeypatch, capsys):
@@ -401,7 +401,7 @@ def test_a_signal_while_the_network_is_built_just_ends_the_process(drawn, tmp_pa
         found.extend(signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT))
         raise Killed
 
-    monkeypatch.setattr(train, "MaskRcnn", build)
+    monkeypatch.setattr(run_start, "MaskRcnn", build)
     run = make_run(drawn, tmp_path / "run")
     with pytest.raises(Killed):
         train.train(run, tmp_path / "run" / "out", ALONE)

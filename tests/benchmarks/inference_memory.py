@@ -31,7 +31,7 @@ from lvis_rcnn.checkpoints import save_model
 from lvis_rcnn.config import Study, load_study
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.ranks import Ranks
-from lvis_rcnn.train import network_settings
+from lvis_rcnn.run_start import network_settings
 
 SIDES_HW = (48, 64)
 CATEGORIES = 26
