@@ -58,12 +58,13 @@ class Work:
     @property
     def then(self) -> list[str]:
         """Later steps that lack their output."""
-        return [step for step in self.state.run.missing if step != "train"]
+        scored = [step for step in self.state.run.missing if step != "train"]
+        return scored + (["measure"] if self.state.is_unmeasured else [])
 
 
 def work_left(study: Study, states: Sequence[RunState]) -> list[Work]:
-    """What is left of each run that is not done, in the order of ``states``."""
-    return [work_of(study, state, states) for state in states if state.state != "done"]
+    """What is left of each run that has something left, in the order of ``states``."""
+    return [work_of(study, state, states) for state in states if state.state != "done" or state.is_unmeasured]
 
 
 def work_of(study: Study, state: RunState, states: Sequence[RunState]) -> Work:

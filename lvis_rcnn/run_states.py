@@ -4,14 +4,14 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lvis_rcnn.command import duration
 from lvis_rcnn.config import Study
 from lvis_rcnn.run_identity import run_digest, state_folder_name
-from lvis_rcnn.runs import RECORDS, Run, died_here, failure, read_json_object, read_published, read_run
+from lvis_rcnn.runs import RECORDS, Run, died_here, failure, read_json_object, read_measured, read_published, read_run
 from lvis_rcnn.zoo import ZooModel
 
 # What a run can be, in the order in which a summary counts.
@@ -39,6 +39,8 @@ class RunState:
     """Where the heartbeat lies."""
     older: tuple[Path, ...] = ()
     """State folders of the same backbone and seed with other settings, data or code."""
+    is_unmeasured: bool = False
+    """Whether it is the run that its row is measured on, and memory and speed are still missing."""
 
     @property
     def name(self) -> str:
@@ -73,7 +75,13 @@ def states_of(
     for row in study.published:
         run = read_published(study, results, row, scored[row.model], time.time())
         published.append(RunState(run, row.model, *state_of_published(study, results, run)))
-    return trained + published
+    return [replace(state, is_unmeasured=is_unmeasured(study, results, state.run)) for state in trained + published]
+
+
+def is_unmeasured(study: Study, results: Path, run: Run) -> bool:
+    """Whether a row waits for memory and speed of this run, its first; other seeds are not measured."""
+    is_first = run.seed in (None, *study.seeds[:1])
+    return is_first and bool(read_measured(study, results, run).missing)
 
 
 def state_of_published(study: Study, results: Path, run: Run) -> tuple[str, str]:

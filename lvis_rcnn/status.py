@@ -89,7 +89,7 @@ def plan_text(study: Study, states: Sequence[RunState], width: int | None = None
     works = work_left(study, states)
     if not works:
         return f"{study.study}: nothing would run, every run is done"
-    title = f"{study.study}: {len(works)} of {len(states)} runs not done"
+    title = f"{study.study}: {len(works)} of {len(states)} runs have steps left"
     return page(title, [plan_cells(study, work) for work in works], totals(study, works), width)
 
 

@@ -78,6 +78,12 @@ def put_records(results: Path, study, run: str = "r50/seed0", until: str = "eval
     return folder
 
 
+def put_measurement(results: Path, study, backbone: str) -> None:
+    """Memory and speed of a row, measured on the model of :func:`put_records`."""
+    record = {"settings_digest": settings_digest(study, "measure"), "model_sha256": "feed", "device": "a CPU"}
+    put(results / "smoke" / backbone / "measure.json", {**record, "inference": {}})
+
+
 def look(study, results: Path, zoo=None):
     return states_of(study, results, {}, zoo or {})
 
@@ -266,16 +272,17 @@ def test_the_plan_says_what_starts_afresh_and_what_resumes_from_where(study, res
     put_log(beat(results, age_s=1e4), [9.0, 3.6, 3.6, 3.6])  # the first is slow
     put_log(beat(results, "r50/seed1/0123456789ab"), [7.2])
     put_records(results, study, "x101_64x4d/seed0", until="train")
+    scored = "infer, evaluate"
     assert status.plan_text(study, look(study, results)).splitlines() == [
-        "smoke: 4 of 4 runs not done",
+        "smoke: 4 of 4 runs have steps left",
         "",
         "backbone    seed  training                         time  CPU-hours  s/step  measured on  then",
-        "r50            0  resumes from step 100 of 260       9m       0.16     3.6  its own log  infer, evaluate",
-        "r50            1  runs, at step 120 of 260          16m       0.28     7.2  its own log  infer, evaluate",
-        "x101_64x4d     0  is done                                                                infer, evaluate",
-        "x101_64x4d     1  fresh, 260 steps              unknown    unknown                       infer, evaluate",
+        f"r50            0  resumes from step 100 of 260       9m       0.16     3.6  its own log  {scored}, measure",
+        f"r50            1  runs, at step 120 of 260          16m       0.28     7.2  its own log  {scored}",
+        f"x101_64x4d     0  is done                                                                {scored}, measure",
+        f"x101_64x4d     1  fresh, 260 steps              unknown    unknown                       {scored}",
         "",
-        "to do: 3 x train, 4 x infer, 4 x evaluate",
+        "to do: 3 x train, 4 x infer, 4 x evaluate, 2 x measure",
         "training: 0.44 CPU-hours beside what is unknown",
         "unknown, no run of this backbone has been measured yet: x101_64x4d seed 1",
     ]
@@ -312,6 +319,10 @@ def test_steps_of_a_schedule_in_epochs_are_those_of_another_run(results, tmp_pat
 def test_a_finished_study_has_nothing_to_do(study, results):
     for run in ("r50/seed0", "r50/seed1", "x101_64x4d/seed0", "x101_64x4d/seed1"):
         put_records(results, study, run)
+    put_measurement(results, study, "r50")
+    [work] = work_left(study, look(study, results))
+    assert (work.state.name, work.state.state, work.then) == ("x101_64x4d seed 0", "done", ["measure"])
+    put_measurement(results, study, "x101_64x4d")
     assert status.plan_text(study, look(study, results)) == "smoke: nothing would run, every run is done"
 
 
@@ -325,7 +336,7 @@ def test_published_models_have_rows_and_no_training(results):
     assert lines[0] == "published: 1 failed, 7 not started"
     assert lines[7].split() == ["lvis_v1_r50", "failed"]
     assert lines[-1] == "lvis_v1_r50 failed: no readable model"
-    assert status.plan_text(study, states).endswith("to do: 8 x import, 8 x infer, 8 x evaluate")
+    assert status.plan_text(study, states).endswith("to do: 8 x import, 8 x infer, 8 x evaluate, 8 x measure")
 
 
 @pytest.mark.parametrize(
