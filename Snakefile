@@ -74,6 +74,8 @@ if on_a_cluster:
 rule all:
     input:
         runs=of_all_runs("metrics.json"),
+        # Whatever is named here is made again when it is deleted; a model is not, which may have taken weeks.
+        measured=measurements(),
         table="results/table.md",
         shown=what_people_see(),
 

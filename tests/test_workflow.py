@@ -541,6 +541,15 @@ def test_a_backbone_is_a_target(finished: Stubbed, tmp_path: Path) -> None:
         shutil.move(tmp_path / "r50", finished.folder / "results" / "tiny" / "r50")
 
 
+def test_a_deleted_measurement_is_made_again(finished: Stubbed, tmp_path: Path) -> None:
+    record = finished.folder / "results" / "tiny" / "r101" / "measure.json"
+    shutil.move(record, tmp_path)
+    try:
+        assert finished.plan() == {"measure": 1, **RENEWED}
+    finally:
+        shutil.move(tmp_path / "measure.json", record)
+
+
 def test_scoring_alone_is_run_again(finished: Stubbed) -> None:
     assert finished.plan("results/table.md", "-R", "evaluate") == {"evaluate": 2, "table": 1}
     one = finished.plan("results/table.md", "-R", "results/tiny/r50/seed0/metrics.json")
