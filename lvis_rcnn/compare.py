@@ -12,10 +12,11 @@ from jaxtyping import Float64
 from tabulate import tabulate
 
 from lvis_rcnn.accumulate import METRIC_NAMES
-from lvis_rcnn.bootstrap import Interval, intervals, plans_of, resampled_metrics
+from lvis_rcnn.bootstrap import SEED, Interval, intervals, plans_of, resampled_metrics
 from lvis_rcnn.command import InputError
 from lvis_rcnn.results_file import KINDS, Kind
-from lvis_rcnn.scored_runs import ScoredRow
+from lvis_rcnn.row_intervals import metrics_of_runs, seed_noise
+from lvis_rcnn.scored_runs import Scored, ScoredRow
 
 MOST_CATEGORIES = 5
 
@@ -67,39 +68,27 @@ def differences(first: ScoredRow, second: ScoredRow, kind: Kind, resamples: int,
     for place, row in enumerate((first, second)):
         # The images are drawn from (seed, number of the resample).
         generator = np.random.default_rng([seed, resamples, place])
-        samples = samples + seed_noise(metrics_of(row, kind), resamples, generator)
-    return paired(metrics_of(first, kind), metrics_of(second, kind), samples)
+        samples = samples + seed_noise(of_runs(row, kind), resamples, generator)
+    return paired(of_runs(first, kind), of_runs(second, kind), samples)
 
 
 def mean_samples(row: ScoredRow, kind: Kind, resamples: int, seed: int) -> Float64[np.ndarray, "s m"]:
     """Metrics of every resample, means over the seeds; NaN where one is undefined."""
-    of_runs = [
-        resampled_metrics(plans_of(run.matches.outcomes[kind], run.matches.frequencies), resamples, seed) for run in row
-    ]
-    means: np.ndarray = np.mean(of_runs, axis=0)
+    means: np.ndarray = np.mean([samples_of(run, kind, resamples, seed) for run in row], axis=0)
     return means
 
 
-def metrics_of(row: ScoredRow, kind: Kind) -> Float64[np.ndarray, "n m"]:
+def samples_of(run: Scored, kind: Kind, resamples: int, seed: int) -> Float64[np.ndarray, "s m"]:
+    """Metrics of every resample of a run: those that scoring has kept, which are of ``SEED``, where they suffice."""
+    kept = run.matches.resampled.get(kind)
+    if kept is not None and seed == SEED and len(kept) >= resamples:
+        return kept[:resamples]
+    return resampled_metrics(plans_of(run.matches.outcomes[kind], run.matches.frequencies), resamples, seed)
+
+
+def of_runs(row: ScoredRow, kind: Kind) -> Float64[np.ndarray, "n m"]:
     """The metrics of each run; NaN where undefined."""
-    values = [[run.metrics[kind][name] for name in METRIC_NAMES] for run in row]
-    return np.array(values, dtype=np.float64)
-
-
-def seed_noise(
-    metrics: Float64[np.ndarray, "n m"], resamples: int, generator: np.random.Generator
-) -> Float64[np.ndarray, "s m"]:
-    """By how much a mean over ``n`` other seeds may be off, for each resample; nothing is known of it from one.
-
-    Student's t with n - 1 degrees of freedom times the standard error: the standard deviation is itself estimated. The
-    difference of two such means is Behrens and Fisher's. That images and seeds vary independently is an assumption,
-    and a careful one: part of the spread of seeds is that of the images that they find hard.
-    """
-    n, shape = len(metrics), (resamples, metrics.shape[1])
-    if n == 1:
-        return np.zeros(shape)
-    noise: np.ndarray = generator.standard_t(n - 1, shape) * metrics.std(axis=0, ddof=1) / np.sqrt(n)
-    return noise
+    return metrics_of_runs([run.metrics for run in row], kind)
 
 
 def paired(

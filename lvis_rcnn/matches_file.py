@@ -3,7 +3,7 @@
 An uncompressed NumPy archive (bytes depend on nothing but the arrays; the archive's CRC finds damage) of
 
     format                str     "lvis_rcnn.matches"
-    version               i64     1
+    version               i64     2
     annotations_sha256    str     digest of the annotation file
     detections_sha256     str     digest of the detections, as in metrics.json
     detections_per_image  i64     how many of an image were judged at most
@@ -24,20 +24,24 @@ and of each kind, bbox or segm, with ``d`` judged detections by category, descen
     KIND_object_starts    i64[c+1]  first object of each category, and their number
     KIND_object_images    i32[g]
     KIND_object_flags     u8[g]     bits 0 to 3: counts, of any size, as a small, medium, large one
+    KIND_resampled        f64[s,m]  metrics of the first s resamples of the images, with seed 0; NaN where undefined
 
-That is 5 bytes a judged detection, 14 a find and 5 an object: about 20 MB a kind for LVIS v1 val.
+That is 5 bytes a judged detection, 14 a find and 5 an object: about 20 MB a kind for LVIS v1 val. Resamples are the
+same of all runs on the same images, so that those of several runs can be paired.
 """
 
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Float64, Int64, UInt8
 from numpy.lib.npyio import NpzFile
 
+from lvis_rcnn.accumulate import METRIC_NAMES
 from lvis_rcnn.command import InputError
 from lvis_rcnn.files import atomic_file
 from lvis_rcnn.match import AREA_RANGES_PX, THRESHOLDS, Hits
@@ -45,7 +49,7 @@ from lvis_rcnn.outcomes import Outcomes
 from lvis_rcnn.results_file import KINDS, Kind
 
 FORMAT = "lvis_rcnn.matches"
-VERSION = 1
+VERSION = 2
 
 SIZES = len(AREA_RANGES_PX)
 MEND = "score the detections again with --matches"
@@ -61,6 +65,8 @@ class MatchesFile:
     category_ids: Int64[np.ndarray, " c"]
     frequencies: tuple[str, ...]
     outcomes: dict[Kind, Outcomes]
+    resampled: dict[Kind, Float64[np.ndarray, "s m"]] = field(default_factory=dict)
+    """Of the same kinds; empty where scoring made no intervals."""
 
 
 def write_matches(path: Path, kept: MatchesFile) -> None:
@@ -78,6 +84,7 @@ def write_matches(path: Path, kept: MatchesFile) -> None:
     }
     for kind, outcomes in kept.outcomes.items():
         arrays |= {f"{kind}_{name}": column for name, column in packed(outcomes).items()}
+    arrays |= {f"{kind}_{RESAMPLED}": samples for kind, samples in kept.resampled.items()}
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
@@ -109,23 +116,35 @@ def values_of(bits: UInt8[np.ndarray, "k bytes"], count: int) -> Bool[np.ndarray
     return np.unpackbits(bits, axis=1, count=count, bitorder="little").astype(bool)
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[NpzFile]:
+    """The archive; InputError where it is missing, or damaged in what is read of it."""
+    try:
+        with path.open("rb") as file, NpzFile(file) as archive:
+            yield archive
+    except FileNotFoundError:
+        raise InputError(str(path), "no such file of match results", mend=MEND) from None
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(str(path), f"damaged file of match results ({error})", mend=MEND) from None
+
+
+def require_version(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """InputError where the arrays are of another format or version."""
+    found = (str(arrays.get("format", "another format")), str(arrays.get("version", "unknown")))
+    if found != (FORMAT, str(VERSION)):
+        what = f"is {found[0]} version {found[1]}"
+        raise InputError(str(path), what, allowed=f"{FORMAT} version {VERSION}", mend=MEND)
+
+
 def read_matches(path: Path) -> MatchesFile:
     """Read what :func:`write_matches` wrote.
 
     Raises:
         InputError: missing, damaged, of another format or version, or arrays that do not belong together.
     """
-    try:
-        with path.open("rb") as file, NpzFile(file) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise InputError(str(path), "no such file of match results", mend=MEND) from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(str(path), f"damaged file of match results ({error})", mend=MEND) from None
-    found = (str(arrays.get("format", "another format")), str(arrays.get("version", "unknown")))
-    if found != (FORMAT, str(VERSION)):
-        what = f"is {found[0]} version {found[1]}"
-        raise InputError(str(path), what, allowed=f"{FORMAT} version {VERSION}", mend=MEND)
+    with opened(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    require_version(path, arrays)
     wrong = next(misfits(arrays), "")
     if wrong:
         raise InputError(str(path), f"damaged file of match results ({wrong})", mend=MEND)
@@ -137,7 +156,24 @@ def read_matches(path: Path) -> MatchesFile:
         category_ids=arrays["category_ids"],
         frequencies=tuple(str(arrays["frequencies"])),
         outcomes={kind: unpacked(arrays, kind, num_images) for kind in KINDS if f"{kind}_starts" in arrays},
+        resampled={kind: arrays[f"{kind}_{RESAMPLED}"] for kind in KINDS if f"{kind}_{RESAMPLED}" in arrays},
     )
+
+
+RESAMPLED = "resampled"
+
+
+def read_resampled(path: Path, detections_sha256: str) -> dict[Kind, Float64[np.ndarray, "s m"]]:
+    """The metrics of resamples alone, which are read in no time; empty where scoring made none.
+
+    Raises:
+        InputError: missing, damaged, of another version, or of other detections.
+    """
+    with opened(path) as archive:
+        require_version(path, archive)
+        if str(archive["detections_sha256"]) != detections_sha256:
+            raise InputError(str(path), "is of other detections than its metrics", mend=MEND)
+        return {kind: archive[f"{kind}_{RESAMPLED}"] for kind in KINDS if f"{kind}_{RESAMPLED}" in archive}
 
 
 SINGLE = ("annotations_sha256", "detections_sha256", "detections_per_image", "num_images", "frequencies")
@@ -160,6 +196,8 @@ def misfits(arrays: dict[str, np.ndarray]) -> Iterator[str]:
     """What does not belong together, nothing where all does."""
     kinds = [kind for kind in KINDS if f"{kind}_starts" in arrays]
     wanted = {"format", "version", "category_ids", *SINGLE} | {f"{kind}_{name}" for kind in kinds for name in LAYOUT}
+    of_resamples = {f"{kind}_{RESAMPLED}" for kind in kinds}
+    wanted |= of_resamples if of_resamples & set(arrays) else set()
     if set(arrays) != wanted or not kinds:
         yield f"arrays {', '.join(sorted(set(arrays) ^ wanted)) or 'of no kind'}"
         return
@@ -171,6 +209,9 @@ def misfits(arrays: dict[str, np.ndarray]) -> Iterator[str]:
         yield "frequencies do not fit category_ids"
     for kind in kinds:
         yield from misfits_of_kind({name: arrays[f"{kind}_{name}"] for name in LAYOUT}, num_categories, num_images)
+        samples = arrays.get(f"{kind}_{RESAMPLED}", np.empty((0, len(METRIC_NAMES))))
+        if (samples.dtype, samples.ndim, samples.shape[-1:]) != (np.dtype(np.float64), 2, (len(METRIC_NAMES),)):
+            yield f"{RESAMPLED} is {samples.dtype}{list(samples.shape)}"
 
 
 def misfits_of_kind(columns: dict[str, np.ndarray], num_categories: int, num_images: int) -> Iterator[str]:

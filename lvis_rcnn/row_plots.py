@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64
 from matplotlib.axes import Axes
 
 from lvis_rcnn.figures import figure_file, legend_below, say_why, style, write_reason
-from lvis_rcnn.table_rows import TRAINED, Row, cost_of, moments
+from lvis_rcnn.table_rows import TRAINED, Row, cost_of, moments_of
 
 KINDS = {"bbox": "box", "segm": "mask"}
 GROUP_METRICS = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
@@ -38,19 +38,18 @@ def metrics_of(row: Row) -> list[dict[str, Any]]:
 
 
 def estimate(row: Row, kind: str, name: str) -> Estimate | None:
-    """A metric: of one run with its bootstrap interval, of several as mean and sample standard deviation."""
-    scored = [metrics for metrics in metrics_of(row) if metrics[kind].get(name) is not None]
-    if not scored:
+    """A metric with its 95 % interval, of one run or of the mean over several; where there is none, with the spread."""
+    found = moments_of(row, f"{KINDS[kind]}_{name}")
+    if found["mean"] is None or not metrics_of(row):
         return None
-    mean, spread = moments([100 * metrics[kind][name] for metrics in scored])
-    if spread is not None:
-        return Estimate(mean, mean - spread, mean + spread, f"± standard deviation over {len(scored)} seeds")
-    intervals = scored[0].get("intervals", {})
-    ends = intervals.get(kind, {}).get(name)
-    if ends is None:
+    mean, seeds = 100 * found["mean"], sum(value is not None for value in found["seeds"].values())
+    if bounds := found.get("interval"):
+        of_seeds = f" and the spread of {seeds} seeds" if seeds > 1 else ""
+        return Estimate(mean, 100 * bounds[0], 100 * bounds[1], f"95 % interval, over images{of_seeds}")
+    if found["sd"] is None:
         return Estimate(mean, mean, mean, "")
-    basis = f"{100 * intervals['level']:g} % bootstrap interval, {intervals['resamples']:,} resamples of the images"
-    return Estimate(mean, 100 * ends[0], 100 * ends[1], basis)
+    spread = 100 * found["sd"]
+    return Estimate(mean, mean - spread, mean + spread, f"± standard deviation over {seeds} seeds")
 
 
 def basis_sentence(estimates: Sequence[Estimate | None]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lvis_rcnn.config import Study
 from lvis_rcnn.printed_table import MARKS, places
+from lvis_rcnn.runs import MEASURES
 from lvis_rcnn.table_rows import COMPARED, RESCORED, TRAINED, Row, difference, reasons
 
 
@@ -32,7 +33,8 @@ def reading_line(rows: list[Row]) -> str:
         parts.append(f"Mean ± sample standard deviation over {seeds} seeds; Download is the first seed that is done.")
     parts += interval_sentence(rows)
     if any(difference(row, name) is not None for row in rows for name in COMPARED):
-        parts.append(f"In round brackets: measured here minus published; ! marks what is {noise_of(rows, seeds)}.")
+        said = "the published number, and of AP what was measured here minus that"
+        parts.append(f"In round brackets: {said}; ! marks what is {noise_of(rows, seeds)}.")
     for row in rows:
         if any(not run.missing for run in row.runs):
             late = {run.seed: next(iter(run.missing.values())) for run in row.runs if run.missing}
@@ -42,14 +44,15 @@ def reading_line(rows: list[Row]) -> str:
 
 def interval_sentence(rows: list[Row]) -> list[str]:
     """What square brackets are, where there are any."""
-    records = [
-        run.records["evaluate"].get("intervals") for row in rows for run in row.runs if "evaluate" in run.records
-    ]
-    resamples = {found["resamples"] for found in records if found}
-    if not resamples:
+    shown = [row for row in rows if any(row.interval(name) for name in MEASURES)]
+    if not shown:
         return []
-    numbers = ", ".join(f"{number:,}" for number in sorted(resamples))
-    return [f"In square brackets: 95 % interval over the validation images, from a bootstrap of {numbers} resamples."]
+    records = [run.records["evaluate"] for row in shown for run in row.runs if "evaluate" in run.records]
+    numbers = sorted({found["intervals"]["resamples"] for found in records if found.get("intervals")})
+    of_means = "; that of a mean over seeds counts their spread, too" if any(row.has_mean for row in shown) else ""
+    resamples = ", ".join(f"{number:,}" for number in numbers)
+    sentence = f"95 % interval over the validation images, from a bootstrap of {resamples} resamples{of_means}"
+    return [f"In square brackets: {sentence}."]
 
 
 def noise_of(rows: list[Row], seeds: int) -> str:
@@ -105,11 +108,19 @@ def provenance(study: Study, rows: list[Row]) -> dict[str, Any]:
         "images_seen": all_of("train", "images_seen"),
         "finished": max((str(at)[:10] for at in all_of("train", "finished_at")), default=None),
         "protocol": all_of("evaluate", "protocol"),
+        "scored_on": scored_on(rows),
         "measured_on": all_of("measure", "device"),
         "memory": list(filter(None, all_of("measure", "training"))),
         "fps": all_of("measure", "inference"),
         "published_files": published_files(rows),
     }
+
+
+def scored_on(rows: list[Row]) -> list[str]:
+    """What runs were scored on, and how many images that is."""
+    scored = [(row, run.records["evaluate"]) for row in rows for run in row.runs if "evaluate" in run.records]
+    named = (f"{found['images']:,} validation images of {row.scored_on}" for row, found in scored if "images" in found)
+    return list(dict.fromkeys(named))
 
 
 def provenance_line(study: Study, rows: list[Row]) -> str:
@@ -126,6 +137,7 @@ def provenance_line(study: Study, rows: list[Row]) -> str:
         listed("threads", facts["threads"]),
         listed("", facts["precision"]),
         listed("images seen by a run:", facts["images_seen"]),
+        listed("scored on", facts["scored_on"]),
         facts["finished"] or "",
     ]
     definitions = [

@@ -5,13 +5,15 @@ Every cell holds a number or says why there is none.
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lvis_rcnn.backbones import BACKBONES
+from lvis_rcnn.bootstrap import Interval
 from lvis_rcnn.config import Study
-from lvis_rcnn.runs import MEASURES, Measure, Run, read_measured, read_published, read_run
+from lvis_rcnn.row_intervals import row_intervals
+from lvis_rcnn.runs import MEASURES, Run, read_measured, read_published, read_run
 from lvis_rcnn.sections import Schedule
 from lvis_rcnn.zoo import ZooModel
 
@@ -43,10 +45,24 @@ class Row:
     model: ZooModel | None = None
     reference: ZooModel | None = None
     """Whose published numbers the row is compared with: the same backbone, data and schedule."""
+    intervals_of_means: Mapping[str, Interval] = field(default_factory=dict)
+    """95 % intervals of the means over several seeds, by the measure; empty where there are none."""
 
     def runs_of(self, name: str) -> tuple["Run", ...]:
         """The runs that a measure is taken of."""
         return (self.measured,) if self.measured and MEASURES[name].step == "measure" else self.runs
+
+    def interval(self, name: str) -> Interval | None:
+        """The 95 % interval of a measure: of the only run, or of the mean over seeds; None where there is none."""
+        measure = MEASURES[name]
+        if len(scored := [run for run in self.runs if measure.step in run.records]) == 1:
+            return scored[0].interval(measure)
+        return self.intervals_of_means.get(name)
+
+    @property
+    def has_mean(self) -> bool:
+        """Whether its AP are means over several seeds."""
+        return sum("evaluate" in run.records for run in self.runs) > 1
 
     @property
     def measured_on(self) -> str | None:
@@ -78,7 +94,8 @@ def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel], now_s: 
             for other in models.values()
             if (other.kind, other.backbone, other.schedule) == (data, backbone, schedule)
         ]
-        rows.append(Row(TRAINED, backbone, schedule, data, runs, measured, reference=next(iter(same), None)))
+        reference = next(iter(same), None)
+        rows.append(Row(TRAINED, backbone, schedule, data, runs, measured, None, reference, intervals_over_seeds(runs)))
     for published in study.published:
         model = models[published.model]
         scored_on = study.dataset.name if published.split == "val" else published.split
@@ -87,6 +104,15 @@ def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel], now_s: 
         measured = read_measured(study, results, run)
         rows.append(Row(RESCORED, model.backbone, model.schedule, scored_on, (run,), measured, model, model))
     return rows
+
+
+def intervals_over_seeds(runs: Sequence[Run]) -> Mapping[str, Interval]:
+    """The intervals of the means over the seeds that are scored, by the measure."""
+    scored = [run for run in runs if "evaluate" in run.records]
+    found = row_intervals([run.folder for run in scored], [run.records["evaluate"] for run in scored])
+    keys = {name: measure.keys for name, measure in MEASURES.items() if measure.step == "evaluate"}
+    every = {name: found.get(kind, {}).get(metric) for name, (kind, metric) in keys.items()}
+    return {name: bounds for name, bounds in every.items() if bounds}
 
 
 def schedule_name(schedule: Schedule) -> str:
@@ -124,7 +150,7 @@ def is_outside_noise(row: Row, name: str) -> bool | None:
     """
     change, published = difference(row, name), published_value(row, name)
     deviation: float | None = moments_of(row, name)["sd"]
-    interval = row.runs[0].interval(MEASURES[name]) if len(row.runs) == 1 else None
+    interval = row.interval(name)
     if change is None or published is None:
         return None
     if row.source == RESCORED:
@@ -135,15 +161,18 @@ def is_outside_noise(row: Row, name: str) -> bool | None:
 
 
 def cell(row: Row, name: str) -> str:
-    """What the table prints of a measure: the number and its difference to the published one, or why there is none."""
+    """What the table prints of a measure: the number, the published one and their difference, or why there is none."""
     if row.source == PUBLISHED:
         value = published_value(row, name)
         return "not published" if value is None else f"{MEASURES[name].scale * value:.1f}"
     if row.source == RESCORED and name in OF_TRAINING:
         return "- (not trained here)"
-    text, change = measured_cell(row.runs_of(name), MEASURES[name]), difference(row, name)
-    mark = " !" if is_outside_noise(row, name) else ""
-    return text if change is None else f"{text} ({MEASURES[name].scale * change:+z.1f}{mark})"
+    text, published, change = measured_cell(row, name), published_value(row, name), difference(row, name)
+    if published is None or moments_of(row, name)["mean"] is None:
+        return text
+    scale, mark = MEASURES[name].scale, " !" if is_outside_noise(row, name) else ""
+    compared = "" if change is None else f", {scale * change:+z.1f}{mark}"
+    return f"{text} (published {scale * published:.1f}{compared})"
 
 
 def is_best(row: Row, rows: Sequence[Row], name: str) -> bool:
@@ -157,8 +186,9 @@ def is_best(row: Row, rows: Sequence[Row], name: str) -> bool:
     return own is not None and bool(values) and own >= max(values)
 
 
-def measured_cell(runs: tuple[Run, ...], measure: Measure) -> str:
-    """Mean and sample standard deviation over the seeds, the interval of a single one, or why there is no number."""
+def measured_cell(row: Row, name: str) -> str:
+    """Mean, sample standard deviation over the seeds and interval, or why there is no number."""
+    runs, measure = row.runs_of(name), MEASURES[name]
     present = [run for run in runs if measure.step in run.records]
     values = [value for run in present if (value := run.value(measure)) is not None]
     if not present:
@@ -172,7 +202,7 @@ def measured_cell(runs: tuple[Run, ...], measure: Measure) -> str:
     text = f"{measure.scale * mean:.{decimals}f}"
     if spread is not None:
         text += f" ± {measure.scale * spread:.{decimals}f}"
-    elif len(runs) == 1 and (interval := present[0].interval(measure)):
+    if interval := row.interval(name):
         text += " [{:.1f}, {:.1f}]".format(*(measure.scale * bound for bound in interval))
     return text if len(values) == len(runs) else f"{text} ({len(values)} of {len(runs)} seeds)"
 
@@ -232,7 +262,7 @@ def cost_of(row: Row) -> Cost:
 
 
 def row_record(row: Row, link: Link) -> dict[str, Any]:
-    """The row in table.json: every measure with mean, deviation, value and 95 % interval of each run; what is missing.
+    """The row in table.json: every measure with mean, deviation, 95 % interval, those of each run; what is missing.
 
     A run is named by its seed, or ``published``. Rows that are compared with a published model also have ``published``,
     ``difference`` and ``outside_noise``.
@@ -266,7 +296,8 @@ def moments_of(row: Row, name: str) -> dict[str, Any]:
     mean, spread = moments(present) if present else (None, None)
     intervals = {run_key(run): run.interval(MEASURES[name]) for run in row.runs}
     found = {key: bounds for key, bounds in intervals.items() if bounds}
-    return {"mean": mean, "sd": spread, "seeds": values} | ({"intervals": found} if found else {})
+    record = {"mean": mean, "sd": spread, "seeds": values} | ({"intervals": found} if found else {})
+    return record | ({"interval": bounds} if (bounds := row.interval(name)) else {})
 
 
 def missing_of(row: Row, run: Run) -> dict[str, str]:

@@ -8,27 +8,29 @@ import numpy as np
 import pytest
 from test_evaluate import BOAT, CUP, FAR, as_json, found, truth, write
 
+import lvis_rcnn.compare
 from lvis_rcnn import report
 from lvis_rcnn.accumulate import METRIC_NAMES
-from lvis_rcnn.bootstrap import image_weights, plans_of, weighted_metrics
+from lvis_rcnn.bootstrap import SEED, image_weights, plans_of, weighted_metrics
 from lvis_rcnn.command import InputError
-from lvis_rcnn.compare import compare, comparison_text, p_value, paired, seed_noise
+from lvis_rcnn.compare import compare, comparison_text, p_value, paired
 from lvis_rcnn.evaluate import evaluate
 from lvis_rcnn.files import write_json
-from lvis_rcnn.scored_runs import pairs_of, read_rows, read_scored
+from lvis_rcnn.pairs import scored_rows
+from lvis_rcnn.row_intervals import seed_noise
+from lvis_rcnn.scored_runs import pairs_of, read_scored
 
 DATASET = truth((1, 1, CUP), (2, 1, CUP), (1, 3, BOAT), (2, 3, BOAT), negative={1: [2], 2: [2]})
 WORSE = [found(1, 1, 0.5, *CUP), found(1, 1, 0.9, *FAR), found(2, 3, 0.8, *BOAT)]
 BETTER = [found(1, 1, 0.5, *CUP), found(2, 1, 0.4, *CUP), found(2, 3, 0.8, *BOAT), found(1, 3, 0.9, *FAR)]
 
 
-def scored(folder, results, dataset=DATASET, **records):
-    """A run's folder."""
+def scored(folder, results, dataset=DATASET, resamples=0, **records):
+    """A run's folder; with ``resamples`` their metrics are kept."""
     folder.mkdir(parents=True)
     annotations = write(folder / "truth.json", dataset)
-    metrics = evaluate(
-        annotations, write(folder / "results.json", as_json(results)), 300, matches=folder / "matches.npz"
-    )
+    detections, matches = write(folder / "results.json", as_json(results)), folder / "matches.npz"
+    metrics = evaluate(annotations, detections, 300, resamples=resamples, matches=matches)
     write_json(folder / "metrics.json", metrics)
     for name, record in records.items():
         write_json(folder / f"{name}.json", record)
@@ -50,6 +52,16 @@ def test_the_difference_is_that_of_the_same_resamples(tmp_path):
         assert row.interval == pytest.approx((2 * row.difference - high, 2 * row.difference - low))
         assert compared[kind]["APc"].difference is None
         assert compared[kind]["APc"].p is None
+
+
+def test_resamples_that_scoring_kept_are_not_made_again(tmp_path, monkeypatch):
+    first, second = (read_scored(scored(tmp_path / name, each)) for name, each in (("a", WORSE), ("b", BETTER)))
+    kept = [read_scored(scored(tmp_path / name, each, resamples=9)) for name, each in (("c", WORSE), ("d", BETTER))]
+    made = compare((first,), (second,), 8, SEED)
+    assert compare((kept[0],), (kept[1],), 10, SEED) == compare((first,), (second,), 10, SEED)
+    assert compare((kept[0],), (kept[1],), 8, SEED + 1) == compare((first,), (second,), 8, SEED + 1)
+    monkeypatch.setattr(lvis_rcnn.compare, "resampled_metrics", None)
+    assert compare((kept[0],), (kept[1],), 8, SEED) == made
 
 
 def test_a_run_does_not_differ_from_itself(tmp_path):
@@ -137,7 +149,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     with pytest.raises(
         InputError, match=r"empty: nothing in it is scored; allowed: the folder of a run, of a backbone"
     ):
-        read_rows(tmp_path / "empty")
+        scored_rows(tmp_path / "empty")
 
 
 def test_boxes_alone_and_masks_alone_are_not_compared(tmp_path):
@@ -193,7 +205,7 @@ def test_studies_are_compared_row_by_row(tmp_path):
         scored(tmp_path / name, WORSE)
     for name in ("one", "two"):
         (tmp_path / name / "plots").mkdir()
-    assert list(read_rows(tmp_path / "one")) == ["r101", "r50", "published/m"]
+    assert list(scored_rows(tmp_path / "one")) == ["r101", "r50", "published/m"]
     pairs = pairs_of(tmp_path / "one", tmp_path / "two")
     assert {name: (len(first), len(second)) for name, (first, second) in pairs.items()} == {"r50": (1, 2)}
     with pytest.raises(InputError, match=r"two: has no row in common with .*r101: r50, x; there one row; allowed"):

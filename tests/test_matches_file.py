@@ -1,6 +1,7 @@
 """Match results on disk: the same after reading, the same bytes, and an error for each kind of damage."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from test_score import by_hand, results_of, small_set
 
 from lvis_rcnn.bootstrap import plans_of, resampled_metrics
 from lvis_rcnn.command import InputError
-from lvis_rcnn.matches_file import MatchesFile, read_matches, write_matches
+from lvis_rcnn.matches_file import MatchesFile, read_matches, read_resampled, write_matches
 from lvis_rcnn.outcomes import outcomes_of
 from lvis_rcnn.results_file import KINDS, found_of
 from lvis_rcnn.score import score
@@ -22,7 +23,8 @@ def kept_of(dataset, records) -> MatchesFile:
     truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
     found = found_of(results_of(records), truth)
     outcomes = {kind: outcomes_of(score(truth, found, kind).matches, truth) for kind in KINDS}
-    return MatchesFile("a" * 64, "d" * 64, 300, truth.category_ids, truth.frequencies, outcomes)
+    samples = {kind: resampled_metrics(plans_of(outcomes[kind], truth.frequencies), 3, 0) for kind in KINDS}
+    return MatchesFile("a" * 64, "d" * 64, 300, truth.category_ids, truth.frequencies, outcomes, samples)
 
 
 @settings(max_examples=4, deadline=None)
@@ -39,6 +41,8 @@ def test_what_is_read_is_what_was_written(tmp_path_factory, seed):
         plans = [plans_of(file.outcomes[kind], file.frequencies) for file in (kept, again)]
         samples = [resampled_metrics(each, 3, 0) for each in plans]
         assert np.array_equal(*samples, equal_nan=True)
+        for kept_samples in (again.resampled, read_resampled(path, "d" * 64)):
+            assert np.array_equal(kept_samples[kind], samples[0], equal_nan=True)
     assert (again.annotations_sha256, again.detections_sha256) == ("a" * 64, "d" * 64)
 
 
@@ -52,14 +56,16 @@ def written(folder: Path) -> Path:
     [
         (
             {"format": np.array("lvis_rcnn.detections")},
-            "is lvis_rcnn.detections version 1; allowed: .*; to mend: score",
+            "is lvis_rcnn.detections version 2; allowed: .*; to mend: score",
         ),
-        ({"version": np.array(2)}, "is lvis_rcnn.matches version 2; allowed: lvis_rcnn.matches version 1"),
+        ({"version": np.array(1)}, "is lvis_rcnn.matches version 1; allowed: lvis_rcnn.matches version 2"),
         ({"bbox_images": None}, r"damaged file of match results \(arrays bbox_images\)"),
         ({"frequencies": np.array("rcf")}, "frequencies do not fit category_ids"),
         ({"segm_images": np.zeros(3)}, r"images is float64\[3\]"),
         ({"segm_images": np.array([0, 0, 1], np.int32)}, "images beyond the images"),
         ({"bbox_starts": np.array([0, 9, 3])}, "starts do not fit the detections"),
+        ({"segm_resampled": None}, r"damaged file of match results \(arrays segm_resampled\)"),
+        ({"segm_resampled": np.zeros((3, 12))}, r"resampled is float64\[3, 12\]"),
         ({"bbox_found_by": np.array([2, 0], np.int32)}, "found_by does not fit the detections"),
     ],
 )
@@ -83,3 +89,13 @@ def test_a_damaged_file_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(InputError, match="no such file of match results; to mend: score the detections again"):
         read_matches(path)
+
+
+def test_resamples_alone_are_read_of_their_own_detections_only(tmp_path):
+    path = written(tmp_path)
+    with pytest.raises(InputError, match=r"matches.npz: is of other detections than its metrics; to mend: score"):
+        read_resampled(path, "e" * 64)
+    bare = kept_of(*by_hand())
+    write_matches(path, replace(bare, resampled={}))
+    assert read_resampled(path, "d" * 64) == {}
+    assert read_matches(path).resampled == {}

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lvis_rcnn import report
 from lvis_rcnn.accumulate import METRIC_NAMES
 from lvis_rcnn.config import DEFAULT_ZOO, Study, check_study, read_yaml, settings_digest
+from lvis_rcnn.matches_file import FORMAT, VERSION
 from lvis_rcnn.report import write_tables
 from lvis_rcnn.runs import read_run
 from lvis_rcnn.table_captions import titled
@@ -405,6 +407,52 @@ def test_the_interval_of_a_metric_stands_behind_it(tmp_path):
     assert (line["box_AP_low"], line["box_AP_high"]) == ("0.1", "0.1512")
 
 
+def put_resampled(folder: Path, samples: np.ndarray) -> None:
+    """What a table reads of the match results: the metrics of resamples, here the same of boxes and masks."""
+    arrays = {f"{kind}_resampled": samples for kind in ("bbox", "segm")}
+    of_file = {"format": np.array(FORMAT), "version": np.array(VERSION), "detections_sha256": np.array("d")}
+    np.savez(folder / "matches.npz", **of_file, **arrays)
+
+
+def test_a_mean_over_seeds_has_an_interval_over_images_and_seeds(tmp_path):
+    samples = 0.2 + 0.01 * np.random.default_rng(1).standard_normal((1000, len(METRIC_NAMES)))
+    intervals = {"resamples": 1000, "bbox": {}, "segm": {}}
+
+    def box_ap(folder: Path, *aps: float) -> tuple[str, list[float]]:
+        study = study_with(seeds=tuple(range(len(aps))))
+        for seed, ap in enumerate(aps):
+            run = put_run(folder, study, seed=seed, ap=ap)
+            put_metrics(run, ap=ap, intervals=intervals, detections_sha256="d")
+            put_resampled(run, samples)
+        mean, _, interval = table_of(written(folder, study))[0]["box AP"].partition(" [")
+        return mean, [float(bound) for bound in interval.strip("]").split(", ")]
+
+    # The seeds agree: what is left is the interval over the images, 1.96 standard deviations of the resamples.
+    mean, interval = box_ap(tmp_path / "agree", 0.2, 0.2, 0.2)
+    assert (mean, interval) == ("20.0 ± 0.0", pytest.approx([18.04, 21.96], abs=0.2))
+    page = (tmp_path / "agree" / "table.md").read_text()
+    assert "from a bootstrap of 1,000 resamples; that of a mean over seeds counts their spread, too." in page
+    # They differ by more: t with 2 degrees of freedom, 4.3 standard errors of 1.0 point, each way.
+    mean, interval = box_ap(tmp_path / "differ", 0.18265, 0.2, 0.21735)
+    assert (mean, interval) == ("20.0 ± 1.7", pytest.approx([15.3, 24.7], abs=0.8))
+    record = json.loads((tmp_path / "differ" / "table.json").read_text())["rows"][0]["measures"]["box_AP"]
+    assert [round(100 * bound, 1) for bound in record["interval"]] == interval
+    # Nothing is said where the resamples are of other detections.
+    put_metrics(tmp_path / "agree" / "mini" / "r50" / "seed1", ap=0.2, intervals=intervals, detections_sha256="e")
+    (row,) = table_of(written(tmp_path / "agree", study_with(seeds=(0, 1, 2))))
+    assert row["box AP"] == "20.0 ± 0.0"
+
+
+def test_the_csv_says_why_a_measurement_is_missing(tmp_path):
+    study = study_with()
+    put_run(tmp_path, study)
+    (tmp_path / "mini" / "r50" / "measure.json").unlink()
+    put_log(tmp_path, study, "measure_r50", "error: no device\n")
+    with written(tmp_path, study).with_suffix(".csv").open(newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert (line["memory_gb"], line["missing"]) == ("", "seed 0: measure: failed: no device")
+
+
 def test_the_best_ap_of_rows_of_the_same_data_is_bold_where_there_is_a_choice(tmp_path):
     study = study_with(("r50", "r101", "x101_32x4d"))
     put_run(tmp_path, study, "r50", ap=0.2)
@@ -417,11 +465,11 @@ def test_the_best_ap_of_rows_of_the_same_data_is_bold_where_there_is_a_choice(tm
 @pytest.mark.parametrize(
     ("seeds", "aps", "interval", "expected"),
     [
-        ((0,), [0.27], [0.25, 0.29], "27.0 [25.0, 29.0] (+0.9)"),  # published: 26.1
-        ((0,), [0.27], [0.262, 0.29], "27.0 [26.2, 29.0] (+0.9 !)"),
-        ((0,), [0.27], None, "27.0 (+0.9)"),
-        ((0, 1), [0.26, 0.28], [0.262, 0.29], "27.0 ± 1.4 (+0.9)"),
-        ((0, 1), [0.269, 0.271], [0.25, 0.29], "27.0 ± 0.1 (+0.9 !)"),
+        ((0,), [0.27], [0.25, 0.29], "27.0 [25.0, 29.0] (published 26.1, +0.9)"),
+        ((0,), [0.27], [0.262, 0.29], "27.0 [26.2, 29.0] (published 26.1, +0.9 !)"),
+        ((0,), [0.27], None, "27.0 (published 26.1, +0.9)"),
+        ((0, 1), [0.26, 0.28], [0.262, 0.29], "27.0 ± 1.4 (published 26.1, +0.9)"),
+        ((0, 1), [0.269, 0.271], [0.25, 0.29], "27.0 ± 0.1 (published 26.1, +0.9 !)"),
     ],
 )
 def test_a_training_of_the_published_recipe_is_compared_with_what_was_published(
@@ -535,7 +583,7 @@ def test_the_command_shows_the_table_and_where_it_is(tmp_path, monkeypatch, caps
     run_main(monkeypatch, "table", "--study", MINI, "--results", tmp_path, "--out", out, "--log", log)
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == f"wrote {out} (also .csv and .json)"
-    assert [line.split()[0] for line in lines[-5:-1]] == [
+    assert [line.split()[0] for line in lines[-7:-3]] == [
         *("R-50-FPN", "R-101-FPN", "X-101-32x4d-FPN", "X-101-64x4d-FPN")
     ]
     assert "Download" not in lines[-7]
