@@ -100,7 +100,7 @@ onstart:
 
 
 onsuccess:
-    say_where_the_table_is()
+    say_what_was_made()
 
 
 onerror:

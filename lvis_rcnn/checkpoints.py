@@ -2,10 +2,10 @@
 
 A published file becomes a model.pth, and a model.pth a file that MMDetection 2.x and 3.x load:
 
-python -m lvis_rcnn.checkpoints import mask_rcnn_r50_fpn_….pth --backbone r50 --store val.store --out model.pth
-python -m lvis_rcnn.checkpoints export model.pth --out mask_rcnn_r50_fpn.pth --publish
-python -m lvis_rcnn.checkpoints show FILE.pth
-python -m lvis_rcnn.checkpoints fetch --zoo configs/zoo/mmdetection.yaml --name lvis_v1_r50 --folder data/weights
+    python -m lvis_rcnn.checkpoints import mask_rcnn_r50_fpn_….pth --backbone r50 --store val.store --out model.pth
+    python -m lvis_rcnn.checkpoints export model.pth --out mask_rcnn_r50_fpn.pth --publish
+    python -m lvis_rcnn.checkpoints show FILE.pth
+    python -m lvis_rcnn.checkpoints fetch --zoo configs/zoo/mmdetection.yaml --name lvis_v1_r50 --folder data/weights
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 
 from lvis_rcnn.annotations import open_store
 from lvis_rcnn.backbones import BACKBONES
-from lvis_rcnn.command import InputError, log, run_step, step_parser
+from lvis_rcnn.command import InputError, add_command, log, run_step, step_parser
 from lvis_rcnn.config import DEFAULT_ZOO
 from lvis_rcnn.files import atomic_file, sha256_of_file, write_json
 from lvis_rcnn.mmdet_files import MmdetFile, converted, name_notes, read_content, read_mmdet, write_mmdet
@@ -143,7 +143,13 @@ def import_verdict(path: Path, trust_pickle: bool) -> str:
 
 
 def step_import(args: argparse.Namespace) -> None:
-    """Turn a file of MMDetection into a model of ours."""
+    """Turn a file of MMDetection into a model of ours.
+
+        python -m lvis_rcnn.checkpoints import mask_rcnn_r50_fpn_….pth --backbone r50 --store val.store --out model.pth
+
+    Body, classes and their order are compared with the backbone and the annotations that are named; what does not fit
+    is refused. --out is a model.pth, which lvis_rcnn.infer takes.
+    """
     file = read_mmdet(args.file, trust_pickle=args.trust_pickle)
     if args.store is not None:
         names = tuple(category.name for category in open_store(args.store).categories)
@@ -159,7 +165,12 @@ def step_import(args: argparse.Namespace) -> None:
 
 
 def step_export(args: argparse.Namespace) -> None:
-    """Turn a model of ours into a file of MMDetection."""
+    """Turn a model of ours into a file of MMDetection.
+
+        python -m lvis_rcnn.checkpoints export results/mini/r50/seed0/model.pth --out mask_rcnn_r50_fpn.pth --publish
+
+    MMDetection 2.x and 3.x load it with the config of the backbone.
+    """
     if args.out.suffix != ".pth":
         raise InputError(f"--out {args.out}", "is no file of weights", allowed="a name that ends in .pth")
     state, meta = load_model(args.model)
@@ -167,13 +178,24 @@ def step_export(args: argparse.Namespace) -> None:
 
 
 def step_show(args: argparse.Namespace) -> None:
-    """Say what a file of weights is."""
+    """Say what a file of weights is.
+
+        python -m lvis_rcnn.checkpoints show mask_rcnn_r50_fpn_….pth
+
+    Size, digest, maker, backbone, classes, and whether it can be imported. Nothing is written.
+    """
     for line in page_of(args.file, args.trust_pickle):
         log.info("%s", line)
 
 
 def step_fetch(args: argparse.Namespace) -> None:
-    """Bring a published file."""
+    """Bring a published file.
+
+        python -m lvis_rcnn.checkpoints fetch --name lvis_v1_r50 --folder data/weights
+
+    An interrupted download goes on where it was, and the digest in the file's name is checked. A whole file that is
+    there is not fetched again.
+    """
     zoo = load_zoo(args.zoo)
     if args.name not in zoo:
         raise InputError(f"--name {args.name}", f"is not in {args.zoo}", allowed=", ".join(zoo))
@@ -187,29 +209,33 @@ def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
-    parts = {
-        name: commands.add_parser(name, help=(step.__doc__ or "").lower(), allow_abbrev=False)
-        for name, step in STEPS.items()
-    }
+    parts = {name: add_command(commands, name, step.__doc__) for name, step in STEPS.items()}
     for name in ("import", "show"):
         parts[name].add_argument("file", type=Path, metavar="FILE", help="file of weights")
         trust = "run the code that the file asks for where it holds more than weights: only if you trust its maker"
         parts[name].add_argument("--trust-pickle", action="store_true", help=trust)
-    parts["import"].add_argument("--backbone", choices=BACKBONES, required=True, help="what it must be")
+    parts["import"].add_argument(
+        "--backbone", choices=BACKBONES, required=True, help="row of the table that it must be"
+    )
     categories = parts["import"].add_mutually_exclusive_group(required=True)
     categories.add_argument("--store", type=Path, metavar="DIR", help="annotation store whose categories it must have")
-    categories.add_argument("--categories", type=int, metavar="N", help="their number, under the names of the file")
+    categories.add_argument(
+        "--categories", type=int, metavar="N", help="number of categories, whose names the file holds"
+    )
     parts["import"].add_argument("--out", type=Path, required=True, metavar="FILE", help="model.pth to write")
     parts["import"].add_argument("--report", type=Path, metavar="FILE", help="JSON record to write")
     parts["export"].add_argument("model", type=Path, metavar="MODEL", help="model.pth")
     parts["export"].add_argument("--out", type=Path, required=True, metavar="FILE", help="file of MMDetection to write")
-    parts["export"].add_argument("--publish", action="store_true", help="append the digest to its name")
-    parts["fetch"].add_argument("--zoo", type=Path, default=DEFAULT_ZOO, metavar="FILE", help="published models")
+    parts["export"].add_argument("--publish", action="store_true", help="append 8 characters of its digest to its name")
+    parts["fetch"].add_argument(
+        "--zoo",
+        type=Path,
+        default=DEFAULT_ZOO,
+        metavar="FILE",
+        help="published models (default: configs/zoo/mmdetection.yaml)",
+    )
     parts["fetch"].add_argument("--name", required=True, metavar="MODEL", help="row of the zoo")
     parts["fetch"].add_argument("--folder", type=Path, required=True, metavar="DIR", help="folder of published files")
-    for part in parts.values():
-        # The parent's option again, so that it may stand after the command as with every other step.
-        part.add_argument("--log", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=argparse.SUPPRESS)
     run_step(parser, lambda args: STEPS[args.command](args))
 
 

@@ -1,14 +1,21 @@
 """How every step starts, reports and fails: one parser, one log, one line for an error."""
 
 import argparse
+import inspect
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Parts = argparse._SubParsersAction[argparse.ArgumentParser]
 
 log = logging.getLogger("lvis_rcnn")
+
+LOG_HELP = "also write what the step says to this file"
 
 EXIT_BAD_INPUT = 2
 EXIT_UNEXPECTED = 1
@@ -34,10 +41,41 @@ class InputError(Exception):
 def step_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser whose help is the step's docstring, with ``--log FILE`` that every step takes."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog=as_typed(),
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--log", type=Path, metavar="FILE", help="also write what the step says to this file")
+    parser.add_argument("--log", type=Path, metavar="FILE", help=LOG_HELP)
     return parser
+
+
+def as_typed() -> str | None:
+    """How the step was called, ``python -m lvis_rcnn.train``; None of another program, which argparse names."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec and spec.name.startswith("lvis_rcnn.") else None
+
+
+def add_command(commands: "Parts", name: str, description: str | None) -> argparse.ArgumentParser:
+    """A command of a step that has several.
+
+    Args:
+        commands: the step's own ``add_subparsers``.
+        name: word that selects it.
+        description: its help, a docstring; the first line stands in the list of the step's commands.
+    """
+    text = inspect.cleandoc(description or "")
+    first = text.partition("\n")[0].rstrip(".")
+    command = commands.add_parser(
+        name,
+        help=first[:1].lower() + first[1:],
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    # The parent's option again, so that it may stand after the command as with every other step.
+    command.add_argument("--log", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=LOG_HELP)
+    return command
 
 
 def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace], None]) -> None:

@@ -17,13 +17,14 @@ was not trained here. "inference": {"fps", "definition", "end_to_end_fps", "end_
 import argparse
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from lvis_rcnn.annotations import AnnotationStore
 from lvis_rcnn.backbones import BACKBONES
@@ -49,6 +50,9 @@ WARMUP_IMAGES = 5
 
 # Among so many steps are the largest looked for: 8,000 images of LVIS.
 STEPS_LOOKED_AT = 500
+
+# Seconds between two lines of a bar: what is measured is not to wait for a terminal.
+BAR_REST_S = 1
 
 FPS = (
     "images a second, one at a time: forward, NMS, bitmaps of all masks at original size on the host; without reading, "
@@ -98,7 +102,7 @@ def measure(study: Study, backbone: str, tested: Tested, data: TrainingData | No
         "versions": library_versions(),
         "code_version": code_version(),
         "training": training,
-        "inference": {**measured_inference(study, detector), **where},
+        "inference": {**measured_inference(study, backbone, detector), **where},
     }
 
 
@@ -123,7 +127,8 @@ def measured_training(
         data.store, data.images, recipe.stream, augmentation, channels_last=study.compute.channels_last
     )
     images = 0
-    for step, groups in zip(steps, read_in_order(items, steps, study.resources.loader_workers), strict=True):
+    of_steps = zip(steps, read_in_order(items, steps, study.resources.loader_workers), strict=True)
+    for step, groups in tqdm(of_steps, f"measure memory {backbone}", len(steps), unit="step", disable=None):
         step_within_memory(training, [group.to(device) for group in groups], step, stop=False).values()
         images += sum(len(group.image_ids) for group in groups)
     log.info("trained %d steps of the largest images", len(steps))
@@ -165,17 +170,19 @@ class Times:
     run_lengths_s: float
 
 
-def measured_inference(study: Study, detector: Detector) -> dict[str, Any]:
+def measured_inference(study: Study, backbone: str, detector: Detector) -> dict[str, Any]:
     """Both speeds, over the first images of the validation split."""
     images = detector.images
     count = min(study.measure.images + WARMUP_IMAGES, images.store.num_images)
     warmup = min(WARMUP_IMAGES, count - 1)
     on_gpu = detector.device.type == "cuda"
     batches = read_in_order(images, [[image] for image in range(count)], study.resources.loader_workers, pinned=on_gpu)
-    of_images = [times_of(detector, next(batches), image) for image in range(warmup)]
-    began = time.perf_counter()
-    of_images = [times_of(detector, next(batches), image) for image in range(warmup, count)]
-    whole_s = time.perf_counter() - began
+    title = f"measure speed {backbone}"
+    with tqdm(total=count, desc=title, unit="image", disable=None, mininterval=BAR_REST_S) as bar:
+        times_of_images(detector, batches, range(warmup), bar)
+        began = time.perf_counter()
+        of_images = times_of_images(detector, batches, range(warmup, count), bar)
+        whole_s = time.perf_counter() - began
     return {
         "fps": len(of_images) / sum(one.network_s + one.bitmaps_s for one in of_images),
         "definition": FPS,
@@ -185,6 +192,15 @@ def measured_inference(study: Study, detector: Detector) -> dict[str, Any]:
         "warmup_images": warmup,
         "batch_size": 1,
     }
+
+
+def times_of_images(detector: Detector, batches: Iterator[Batch], images: range, bar: "tqdm[Any]") -> list[Times]:
+    """:func:`times_of` each of some images, which are the next to be read."""
+    times = []
+    for image in images:
+        times.append(times_of(detector, next(batches), image))
+        bar.update()
+    return times
 
 
 @torch.inference_mode()

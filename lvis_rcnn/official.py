@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from lvis_rcnn.accumulate import METRIC_NAMES
+from lvis_rcnn.command import log
 from lvis_rcnn.results_file import Found, Kind
 from lvis_rcnn.score import Scores
 
@@ -43,6 +44,10 @@ def official_scores(annotations: bytes, found: Found, kind: Kind, detections_per
         detections_per_image: the best this many of an image count.
     """
     dataset = json.loads(annotations)
+    size = len(found), len(dataset["images"]), len(dataset["categories"])
+    log.info(
+        "the lvis package is at work on %d detections, %d images, %d categories; it says nothing until its end", *size
+    )
     # lvis cannot take an empty list. A detection without area is dropped by the protocol, so it stands for none.
     nothing = {
         "image_id": dataset["images"][0]["id"],

@@ -15,9 +15,11 @@ import argparse
 import csv
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from lvis_rcnn.category_plots import category_aps
 from lvis_rcnn.command import InputError, duration, log, run_step, step_parser
@@ -219,11 +221,15 @@ def write_pages(study: Study, study_file: Path, results: Path, out: Path, now_s:
     """
     rows = rows_of(study, results, known_models(study, study_file), now_s)
     counted = read_category_figures(results / study.study / "repeat_factors")
-    write_text(out / "table.html", table_page(study, rows))
-    write_text(out / "per_category.html", per_category_page(study, rows, counted[1] if counted else {}))
-    write_text(out / "cost.html", cost_page(study, results, rows))
-    write_text(out / "provenance.html", provenance_page(study, rows))
-    write_text(out / "preflight.html", preflight_page(study, results))
+    pages: dict[str, Callable[[], str]] = {
+        "table": lambda: table_page(study, rows),
+        "per_category": lambda: per_category_page(study, rows, counted[1] if counted else {}),
+        "cost": lambda: cost_page(study, results, rows),
+        "provenance": lambda: provenance_page(study, rows),
+        "preflight": lambda: preflight_page(study, results),
+    }
+    for name, make in tqdm(pages.items(), desc="pages", unit="page", disable=None):
+        write_text(out / f"{name}.html", make())
 
 
 def step(args: argparse.Namespace) -> None:
@@ -231,6 +237,7 @@ def step(args: argparse.Namespace) -> None:
     if not args.results.is_dir():
         raise InputError(f"--results {args.results}", "no such folder", mend="name the folder the steps wrote into")
     study = load_study(args.study)
+    log.info("reading what the runs of %s have recorded", study.study)
     write_pages(study, args.study, args.results, args.out, time.time())
     log.info("wrote the pages of %s: %s", study.study, args.out)
 

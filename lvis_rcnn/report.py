@@ -28,7 +28,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from lvis_rcnn.bootstrap import SEED
-from lvis_rcnn.command import InputError, log, run_step, step_parser
+from lvis_rcnn.command import InputError, add_command, log, run_step, step_parser
 from lvis_rcnn.compare import compare, comparison_text
 from lvis_rcnn.config import Study, load_study
 from lvis_rcnn.difference_plots import write_difference_plots
@@ -168,30 +168,54 @@ def whole_number(least: int) -> Callable[[str], int]:
     return read
 
 
+TABLE = """Write the results table of a study from whatever exists, and show it.
+
+    python -m lvis_rcnn.report table --study configs/mini.yaml --results results --out results/table.md
+
+A cell that cannot be filled says why. AP and AR are percent in table.md and fractions in table.csv and table.json;
+memory is in GB, speed in images a second.
+"""
+
+COMPARE = """Say how two runs, rows or studies differ, metric by metric, and how sure that is.
+
+    python -m lvis_rcnn.report compare results/mini/r50/seed0 results/mini/r101/seed0
+
+Both must be scored with match results on the same annotations. Differences and their 95 % intervals are SECOND minus
+FIRST, in points of percent.
+"""
+
+
 def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    table = commands.add_parser("table", help="write the results table from whatever exists", allow_abbrev=False)
+    table_options(add_command(commands, "table", TABLE))
+    compare_options(add_command(commands, "compare", COMPARE))
+    run_step(parser, lambda args: args.step(args))
+
+
+def table_options(table: argparse.ArgumentParser) -> None:
+    """What ``report table`` takes."""
     table.add_argument("--study", type=Path, required=True, metavar="FILE", help="study file (configs/*.yaml)")
     table.add_argument("--results", type=Path, required=True, metavar="DIR", help="folder that all steps write into")
-    table.add_argument("--out", type=Path, required=True, metavar="FILE", help="table.md to write")
+    table.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="table.md to write, .csv and .json beside it"
+    )
     table.set_defaults(step=table_step)
-    both = commands.add_parser("compare", help="say how two runs, rows or studies differ", allow_abbrev=False)
+
+
+def compare_options(both: argparse.ArgumentParser) -> None:
+    """What ``report compare`` takes."""
     for name in ("first", "second"):
         both.add_argument(name, type=Path, metavar=name.upper(), help="folder of a run, a row or a study")
-    both.add_argument(
-        "--resamples", type=whole_number(1), default=1000, metavar="N", help="of the images (default: 1000)"
-    )
-    both.add_argument("--seed", type=whole_number(0), default=SEED, help=f"of the resamples (default: {SEED})")
+    resamples = "resamples of the images, 1 or more (default: 1000)"
+    both.add_argument("--resamples", type=whole_number(1), default=1000, metavar="N", help=resamples)
+    seed = f"seed of the resamples, 0 or more (default: {SEED})"
+    both.add_argument("--seed", type=whole_number(0), default=SEED, metavar="N", help=seed)
     both.add_argument(
         "--plot", type=Path, metavar="DIR", help="folder for differences.png, category_differences.png and .svg"
     )
     both.set_defaults(step=compare_step)
-    for command in (table, both):
-        # The parent's option again, so that it may stand after the command as with every other step.
-        command.add_argument("--log", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=argparse.SUPPRESS)
-    run_step(parser, lambda args: args.step(args))
 
 
 if __name__ == "__main__":

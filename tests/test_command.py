@@ -1,8 +1,11 @@
 import argparse
 import ast
+import os
+import pty
 import re
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +91,55 @@ def test_the_help_of_every_command_has_an_example_of_it(path: Path) -> None:
     shown = ast.get_docstring(ast.parse(path.read_text()))
     assert shown is not None
     assert re.search(rf"^( {{4}})?python -m lvis_rcnn\.{path.stem} \S", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in COMMANDS if "add_subparsers" in path.read_text()], ids=lambda path: path.stem
+)
+def test_the_help_of_every_subcommand_says_what_it_does_and_has_an_example_of_it(path: Path) -> None:
+    typed = f"python -m lvis_rcnn.{path.stem}"
+    names = re.findall(r"^ {4}(\w+) {2,}\S", help_of(path.stem), re.MULTILINE)
+    assert len(names) > 1
+    for name in names:
+        usage, _, text = help_of(path.stem, name).partition("\n\n")
+        assert usage.startswith(f"usage: {typed} {name} [-h]")
+        assert re.match(rf"[A-Z].*\.\n\n {{4}}{typed} {name} \S", text)
+        assert re.search(r"^  --log FILE +also write", text, re.MULTILINE)
+
+
+def help_of(*words: str) -> str:
+    command = [sys.executable, "-m", f"lvis_rcnn.{words[0]}", *words[1:], "--help"]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+
+
+def seen_on_a_terminal(*command: str | Path, cwd: Path, **environment: str) -> str:
+    """What a command that ends well shows on a terminal of its own."""
+    shown, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))
+    everywhere = {**os.environ, "TERM": "xterm", **environment}
+    process = subprocess.Popen(command, cwd=cwd, env=everywhere, stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    text = b"".join(iter(lambda: read_all_there_is(shown), b""))
+    os.close(shown)
+    assert process.wait() == 0, text.decode()
+    return text.decode()
+
+
+def read_all_there_is(terminal: int) -> bytes:
+    """What was written meanwhile; Linux ends a terminal that nobody writes to any more with an error."""
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:
+        return b""
+
+
+def test_pages_show_how_far_they_are_on_a_terminal_only(tmp_path: Path) -> None:
+    study = REPOSITORY / "configs" / "smoke.yaml"
+    words = ["--study", study, "--results", tmp_path, "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "lvis_rcnn.pages", *map(str, words)]
+    assert re.search(r"pages: 100%.* 5/5 ", seen_on_a_terminal(*command, cwd=REPOSITORY))
+    piped = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "pages: " not in piped.stderr
 
 
 PRINTS = """

@@ -2,6 +2,7 @@ import copy
 import json
 import logging
 import random
+import re
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
+from test_command import seen_on_a_terminal
 
 from lvis_rcnn import evaluate as step
 from lvis_rcnn.accumulate import METRIC_NAMES
@@ -392,6 +394,14 @@ def test_a_disagreement_with_the_lvis_package_is_an_error(tmp_path, monkeypatch,
     monkeypatch.setattr(step, "official_scores", other)
     with pytest.raises(InputError, match=message):
         evaluate(write(tmp_path / "truth.json", TWO_KINDS), write(tmp_path / "results.json", GOOD), 300, "yes")
+
+
+def test_a_terminal_shows_how_far_the_masks_are_and_how_large_the_official_check_is(tmp_path):
+    words = ["--annotations", write(tmp_path / "truth.json", TWO_KINDS), "--official", "yes"]
+    words += ["--detections", write(tmp_path / "results.json", GOOD), "--out", tmp_path / "metrics.json"]
+    seen = seen_on_a_terminal(sys.executable, "-m", "lvis_rcnn.evaluate", *words, cwd=Path(__file__).parents[1])
+    assert re.search(r"comparing masks: 100%.* 2\.00/2\.00 ", seen)
+    assert seen.count("the lvis package is at work on 2 detections, 2 images, 3 categories") == 2
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])

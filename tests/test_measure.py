@@ -1,5 +1,6 @@
 """The short measurement: what it records, which steps it takes, and a row that was trained elsewhere."""
 
+import io
 import json
 import sys
 
@@ -58,8 +59,18 @@ def measured(monkeypatch, *given, **more):
     return json.loads((given[2] / "measure.json").read_text())
 
 
+class Terminal(io.StringIO):
+    """Text that believes to be a terminal."""
+
+    def isatty(self):
+        return True
+
+
 def test_memory_and_both_speeds_say_how_they_were_measured(drawn, model_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     record = measured(monkeypatch, drawn, model_path, tmp_path)
+    assert "measure memory r50: 100%" in terminal.getvalue()
+    assert "measure speed r50: 100%" in terminal.getvalue()
     assert (record["format"], record["version"], record["device"]) == ("lvis_rcnn.measure", 1, "cpu")
     assert record["model_sha256"] == sha256_of_file(model_path)
     assert record["settings_digest"] == settings_digest(tiny_study(tmp_path, measure=SHORT), "measure")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, Ended, run_snakemake, write_study
+from conftest import REPOSITORY, Ended, run_snakemake, snakemake_command, write_study
+from test_command import seen_on_a_terminal
 
 from lvis_rcnn.config import DEFAULT_ZOO
 from lvis_rcnn.zoo import load_zoo
@@ -111,6 +112,13 @@ def stub_workflow(folder: Path) -> Path:
     return folder
 
 
+def last_lines(ended: Ended) -> list[str]:
+    """What the workflow itself says at the end, before Snakemake names its log."""
+    lines = ended.text.splitlines()
+    ends = next(at for at, line in enumerate(lines) if line.startswith("Complete log(s): "))
+    return list(reversed(list(itertools.takewhile(lambda line: line.startswith("The "), reversed(lines[:ends])))))
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Stubbed:
     """A finished study of two backbones, run with another Python first on PATH."""
@@ -123,7 +131,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Stubbed:
     stubbed.study()
     ended = stubbed.snakemake("--cores", "2", env={"PATH": f"{base / 'decoy'}:{os.environ['PATH']}"})
     assert ended.code == 0, ended.text
-    assert "The table: results/table.md" in ended.text
+    assert last_lines(ended) == [
+        "The table: results/table.md",
+        "The plots: results/tiny/plots",
+        "The pages: results/tiny/*.html",
+        "The pictures: results/tiny/*/*/pictures",
+    ]
+    for place in ("plots", "*.html", "*/*/pictures"):
+        assert list((stubbed.folder / "results" / "tiny").glob(place))
     assert "Training r101 (seed 0) on tiny" in ended.text
     return stubbed
 
@@ -206,6 +221,26 @@ def test_studies_share_the_drawn_data_and_take_turns_in_the_table(finished: Stub
     assert (finished.folder / "results" / "tiny" / "table.md").exists()
     assert finished.snakemake("--cores", "2").jobs() == {"table": 1}
     assert finished.plan() == {}
+
+
+def test_only_a_run_that_wrote_the_table_says_where_it_is(finished: Stubbed, tmp_path: Path) -> None:
+    assert (finished.folder / "results" / "table.md").exists()
+    ended = finished.snakemake("r50", "--cores", "2", "-R", "evaluate")
+    assert (ended.code, last_lines(ended)) == (0, [])
+    # What was not planned may be of another time than this table.
+    ended = finished.snakemake("results/table.md", "--cores", "2", "--forcerun", "table")
+    assert (ended.code, last_lines(ended)) == (0, ["The table: results/table.md"])
+    ended = finished.snakemake("--cores", "2", "--touch", "--forceall")
+    assert (ended.code, last_lines(ended)) == (0, [])
+    assert finished.plan() == {}
+
+
+@pytest.mark.parametrize(("value", "plain"), [("", False), ("1", True)])
+def test_no_color_is_heeded_on_a_terminal(tmp_path: Path, value: str, plain: bool) -> None:
+    words = snakemake_command("--configfile", REPOSITORY / "configs" / "smoke.yaml", "--cores", "2", "-n")
+    seen = seen_on_a_terminal(*words, cwd=tmp_path, NO_COLOR=value)
+    assert "This was a dry-run" in seen
+    assert ("\x1b[" not in seen) is plain
 
 
 def test_a_dataset_of_files_is_followed_by_its_annotations_not_by_its_images(finished: Stubbed) -> None:

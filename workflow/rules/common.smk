@@ -391,10 +391,28 @@ def what_people_see() -> list[str]:
     return [f"{folder}/table.html", plots, *pictures, *batch]
 
 
-def say_where_the_table_is() -> None:
-    """The last line of a study that ended well."""
-    if Path("results/table.md").exists():
-        logger.info("The table: results/table.md")
+def say_what_was_made() -> None:
+    """After a run that wrote the table: where it lies, and the plots, pages and pictures that were planned with it.
+
+    What was planned is up to date now; what was not planned may be older than the table, so nothing is said of it.
+    """
+    dag = workflow.dag
+    if workflow.touch or "table" not in {job.rule.name for job in dag.finished_jobs}:
+        return
+    logger.info("The table: results/table.md")
+    up_to_date = set(dag.jobs) - set(dag.needrun_jobs())
+    for rule in ("plots", "pages", "pictures"):
+        made = [job.output[0] for job in up_to_date if job.rule.name == rule]
+        if made:
+            logger.info(f"The {rule}: {place_of(rule, made)}")
+
+
+def place_of(rule: str, made: list[str]) -> str:
+    """Where the outputs of all jobs of a rule lie, in one word for a shell."""
+    folders = sorted({str(Path(path).parent) for path in made})
+    if rule == "pages":
+        return f"{folders[0]}/*.html"
+    return folders[0] if len(folders) == 1 else f"results/{study.study}/*/*/pictures"
 
 
 def write_table_of_what_exists() -> None:
