@@ -101,6 +101,13 @@ class Study(Section):
         return self
 
     @model_validator(mode="after")
+    def compared_with_another(self) -> Self:
+        """A study differs from itself in nothing."""
+        if self.report.compare_with == self.study:
+            raise ValueError(f"report.compare_with of another study than {self.study} itself")
+        return self
+
+    @model_validator(mode="after")
     def training_is_whole(self) -> Self:
         """Backbones need everything that training needs; without them there is something else to score."""
         absent = [key for key in ("sampling", "augmentation", "schedule", "seeds") if not getattr(self, key)]

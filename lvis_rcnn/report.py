@@ -148,13 +148,21 @@ def table_step(args: argparse.Namespace) -> None:
 
 
 def compare_step(args: argparse.Namespace) -> None:
-    """Show how two runs, rows or studies differ."""
-    for name, (first, second) in pairs_of(args.first, args.second).items():
+    """Say how two runs, rows or studies differ."""
+    texts = []
+    for name, (first, second) in pairs_of(args.first, args.second, args.only).items():
         found = compare(first, second, args.resamples, args.seed)
-        print("\n\n".join(filter(None, [name, comparison_text(first, second, found, args.resamples, args.seed)])))
+        said = comparison_text(first, second, found, args.resamples, args.seed)
+        texts.append(f"{name}\n\n{said}" if name else said)
         if args.plot:
             write_difference_plots(first, second, found, (str(args.first), str(args.second)), args.plot / name)
             log.info("wrote %s and category_differences.png beside it", args.plot / name / "differences.png")
+    text = "\n\n".join(texts)
+    if args.out is None:
+        print(text)
+        return
+    write_text(args.out, f"{text}\n")
+    log.info("wrote %s", args.out)
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -215,6 +223,9 @@ def compare_options(both: argparse.ArgumentParser) -> None:
     both.add_argument(
         "--plot", type=Path, metavar="DIR", help="folder for differences.png, category_differences.png and .svg"
     )
+    both.add_argument("--out", type=Path, metavar="FILE", help="file for the text (default: print it)")
+    only = "runs of SECOND that count, as r50/seed0 (default: all)"
+    both.add_argument("--only", nargs="+", default=(), metavar="RUN", help=only)
     both.set_defaults(step=compare_step)
 
 

@@ -1,6 +1,6 @@
 """Scored runs as comparisons read them: one run, the seeds of a row, or all rows of a study."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import msgspec
 
 from lvis_rcnn.command import InputError
 from lvis_rcnn.matches_file import MatchesFile, read_matches
+from lvis_rcnn.pairs import pair_names, scored_rows
 
 # What a run is, as opposed to what came out of it and when, of each of its records.
 SETTINGS = {
@@ -97,41 +98,19 @@ def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from flat(f"{name} {key}", inner)
 
 
-def read_rows(path: Path) -> dict[str, ScoredRow]:
-    """Rows of a study by their names; a row's folder, a run's and a metrics.json are one row without a name.
+def pairs_of(first: Path, second: Path, only: Collection[str] = ()) -> dict[str, tuple[ScoredRow, ScoredRow]]:
+    """Rows to compare, by the name of the pair (:func:`lvis_rcnn.pairs.pair_names`).
+
+    Args:
+        first: folder of a run, a row or a study, or a metrics.json.
+        second: another one.
+        only: of the study ``second`` only these runs, as r50/seed0; none for all.
 
     Raises:
-        InputError: nothing there is scored, or a run is damaged (:func:`read_scored`).
+        InputError: nothing there is scored, a run is damaged, or two studies have no row in common.
     """
-    if not path.is_dir() or (path / "metrics.json").exists():
-        return {"": (read_scored(path),)}
-    if seeds := seeds_of(path):
-        return {"": tuple(map(read_scored, seeds))}
-    rows = {folder.name: seeds_of(folder) for folder in sorted(path.iterdir()) if folder.is_dir()}
-    rows |= {f"published/{file.parent.name}": [file] for file in sorted(path.glob("published/*/metrics.json"))}
-    found = {name: tuple(map(read_scored, files)) for name, files in rows.items() if files}
-    if not found:
-        allowed = "the folder of a run, of a backbone or of a study, or a metrics.json"
-        raise InputError(str(path), "nothing in it is scored", allowed=allowed, mend="run the study up to its scores")
-    return found
-
-
-def seeds_of(folder: Path) -> list[Path]:
-    """metrics.json of each seed of a row, by the number of the seed."""
-    return sorted(folder.glob("seed*/metrics.json"), key=lambda file: (len(file.parent.name), file.parent.name))
-
-
-def pairs_of(first: Path, second: Path) -> dict[str, tuple[ScoredRow, ScoredRow]]:
-    """Rows to compare, by name: two single rows whatever they are called, else those of the same name.
-
-    Raises:
-        InputError: as :func:`read_rows`, or two studies have no row in common.
-    """
-    ours, theirs = read_rows(first), read_rows(second)
-    if len(ours) == len(theirs) == 1:
-        return {"": (next(iter(ours.values())), next(iter(theirs.values())))}
-    if not (both := [name for name in ours if name in theirs]):
-        named = [", ".join(name or "one row" for name in rows) for rows in (ours, theirs)]
-        what = f"has no row in common with {first}: {named[1]}; there {named[0]}"
-        raise InputError(str(second), what, allowed="studies with a backbone in common, or one row of each")
-    return {name: (ours[name], theirs[name]) for name in both}
+    ours, theirs = scored_rows(first), scored_rows(second, only)
+    return {
+        name: (tuple(map(read_scored, ours[one])), tuple(map(read_scored, theirs[other])))
+        for name, (one, other) in pair_names(first, ours, second, theirs).items()
+    }

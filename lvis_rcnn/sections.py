@@ -300,7 +300,9 @@ class Published(Section):
 
 
 class Report(Section):
-    """How the table is written."""
+    """How the table is written, and what its rows are compared with."""
 
     base_url: str | None = None
     """Prefix of the links of model and log; null links to the files beside the table."""
+    compare_with: Name | None = None
+    """Name of another study, scored in results/<name>, which rows are compared with; null for none."""

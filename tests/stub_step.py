@@ -31,7 +31,10 @@ def step(args: argparse.Namespace) -> None:
         file.write(json.dumps(call) + "\n")
     if Path(f"fail_{STEP}").exists():
         raise InputError("gt.json: annotation 7", "names no image")
-    if STEP == "report":
+    if STEP == "report" and args.command == "compare":
+        plots = ("differences", "category_differences")
+        files = [args.out, *(args.plot / f"{name}.{suffix}" for name in plots for suffix in ("png", "svg"))]
+    elif STEP == "report":
         study = Path(args.study).read_text().split("study: ", 1)[1].split("\n", 1)[0]
         bases = [args.out.with_suffix(""), args.results / study / "table"]
         files = [base.with_suffix(suffix) for base in bases for suffix in (".md", ".csv", ".json")]
@@ -62,6 +65,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     parser.add_argument("--matches", type=Path)
     parser.add_argument("--name")
+    parser.add_argument("--plot", type=Path)
     parser.add_argument("command", nargs="?")
     known, _ = parser.parse_known_args()
     parser.parse_args = lambda: known  # type: ignore[assignment,misc]

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import run_snakemake, write_study
 from test_evaluate import BOAT, CUP, FAR, as_json, found, truth, write
 
 import lvis_rcnn.compare
@@ -210,3 +211,36 @@ def test_studies_are_compared_row_by_row(tmp_path):
     assert {name: (len(first), len(second)) for name, (first, second) in pairs.items()} == {"r50": (1, 2)}
     with pytest.raises(InputError, match=r"two: has no row in common with .*r101: r50, x; there one row; allowed"):
         pairs_of(tmp_path / "one" / "r101", tmp_path / "two")
+
+
+def test_of_a_study_only_the_runs_asked_for_are_compared_and_the_text_goes_to_a_file(tmp_path, monkeypatch, capsys):
+    for name in ("one/r50/seed0", "two/r50/seed0", "two/r50/seed1", "two/r101/seed0"):
+        scored(tmp_path / name, WORSE)
+    words = [str(tmp_path / "one"), str(tmp_path / "two"), "--only", "r50/seed0", "--out", str(tmp_path / "said.txt")]
+    monkeypatch.setattr(sys, "argv", ["report", "compare", *words, "--resamples", "3"])
+    report.main()
+    assert capsys.readouterr().out == ""
+    lines = (tmp_path / "said.txt").read_text().splitlines()
+    assert lines[1] == f"B: {tmp_path / 'two' / 'r50' / 'seed0' / 'metrics.json'}"
+    assert lines[-1] == "Settings: the same in all records."
+    with pytest.raises(InputError, match=r"two/r50/seed2: is not scored; allowed: scored runs of .*two; to mend: sco"):
+        pairs_of(tmp_path / "one", tmp_path / "two", ["r50/seed0", "r50/seed2"])
+
+
+def test_the_workflow_compares_what_was_scored(tmp_path):
+    study = write_study(tmp_path / "tiny.yaml", study="tiny", report={"compare_with": "before"})
+    scored(tmp_path / "results/before/r50/seed0", WORSE)
+    for seed in (0, 1):  # the study names one of them
+        scored(tmp_path / f"results/tiny/r50/seed{seed}", BETTER)
+    folder = "results/tiny/comparison"
+    ended = run_snakemake(f"{folder}/comparison.txt", "--cores", "1", "--configfile", study, cwd=tmp_path)
+    assert ended.code == 0, ended.text
+    assert ended.jobs() == {"compare": 1}
+    text = (tmp_path / folder / "comparison.txt").read_text()
+    assert text.startswith(
+        "A: results/before/r50/seed0/metrics.json\nB: results/tiny/r50/seed0/metrics.json\n\nBoxes\n"
+    )
+    assert {file.name for file in (tmp_path / folder).iterdir()} == {
+        *("comparison.txt", "differences.png", "differences.svg"),
+        *("category_differences.png", "category_differences.svg"),
+    }

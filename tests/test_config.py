@@ -54,6 +54,7 @@ def test_the_studies_of_the_sampler_differ_in_nothing_else() -> None:
         del values["study"], values["title"]
     assert both[0].pop("sampling") == MINI["sampling"]
     assert both[1].pop("sampling") == {"oversample_threshold": None}
+    assert both[0].pop("report") == {"compare_with": "mini_no_sampling"}
     assert both[0] == both[1]
     changed = {key for key, value in both[0].items() if value != MINI[key]}
     assert changed == {"backbones", "dataset", "seeds"}
@@ -96,6 +97,8 @@ def test_the_studies_of_the_sampler_differ_in_nothing_else() -> None:
         ("study", "../x", r"f: study: is \"\.\./x\"; allowed: .*pattern"),
         ("study", "state", r"a name other than data, state and table\.\*"),
         ("augmentation", 3, r"f: augmentation: is 3; allowed: an object"),
+        ("report", {"compare_with": "../x"}, r"f: report\.compare_with: is \"\.\./x\"; allowed: .*pattern"),
+        ("report", {"compare_with": "mini"}, r"allowed: report\.compare_with of another study than mini itself"),
     ],
 )
 def test_an_error_names_key_value_and_what_is_allowed(path: str, value: Any, message: str) -> None:
@@ -162,6 +165,7 @@ def test_settings_ignore_defaults_written_out() -> None:
         ("model.rois_per_image", 77, {"preflight", "train", "infer", "measure"}),
         ("title", "other", {"report"}),
         ("backbones", ["r50"], {"report"}),
+        ("report", {"compare_with": "other"}, {"report"}),
         ("evaluation", {"detections_per_image": 200}, set()),
         ("resources.memory_mb", 1, set()),
         ("study", "other", set()),

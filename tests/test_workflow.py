@@ -85,6 +85,7 @@ def stub_workflow(folder: Path) -> Path:
         "sections",
         "config",
         "zoo",
+        "pairs",
         "published",
         "sources",
         "gpu_lease",
@@ -211,6 +212,77 @@ def test_one_backbone_alone_can_be_run_again(finished: Stubbed, tmp_path: Path) 
         assert finished.plan("results/tiny/r50/seed0/metrics.json") == scored(1)
     finally:
         shutil.move(tmp_path / "r50", finished.folder / "results" / "tiny" / "r50")
+
+
+def put_scored(finished: Stubbed, *runs: str, text: str = "scored") -> None:
+    """What a comparison reads of another study."""
+    for run in runs:
+        folder = finished.folder / "results" / run
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.json", "matches.npz"):
+            (folder / name).write_text(text)
+
+
+def test_a_study_is_compared_with_the_one_it_names_and_trained_no_more_for_it(finished: Stubbed) -> None:
+    study = finished.folder / "with_sampler.yaml"
+    without = write_study(study, study="with_sampler", seeds=[0, 1])
+    ended = finished.snakemake("--cores", "2", study=without)
+    assert ended.code == 0, ended.text
+    assert "compare" not in ended.jobs()
+    put_scored(finished, "before/r50/seed0", "before/r50/seed1")
+    write_study(study, study="with_sampler", seeds=[0, 1], report={"compare_with": "before"})
+    assert finished.plan(study=study) == {"compare": 1, **RENEWED}
+    ended = finished.snakemake("--cores", "2", study=study)
+    assert ended.code == 0, ended.text
+    assert "Comparing with_sampler with before" in ended.text
+    (call,) = [call["arguments"] for call in finished.calls() if call["arguments"][0] == "compare"]
+    folder = "results/with_sampler/comparison"
+    assert call[1:6] == ["results/before", "results/with_sampler", "--only", "r50/seed0", "r50/seed1"]
+    assert call[6:10] == ["--plot", folder, "--out", f"{folder}/comparison.txt"]
+    assert finished.plan(study=study) == {}
+    put_scored(finished, "before/r50/seed1", text="scored again")
+    assert finished.plan(study=study) == {"compare": 1}
+
+
+def test_rows_of_one_name_are_compared_each_in_its_folder(finished: Stubbed) -> None:
+    put_scored(finished, "many/r50/seed0", "many/r101/seed0", "many/x101_32x4d/seed0", "unlike/x101_32x4d/seed0")
+    finished.study(report={"compare_with": "many"})
+    try:
+        assert finished.plan() == {"compare": 1, **RENEWED}
+        made = re.findall(r"^results/tiny/comparison/(\S+)", finished.snakemake("--summary").text, re.MULTILINE)
+        names = [f"{name}.{suffix}" for name in ("differences", "category_differences") for suffix in ("png", "svg")]
+        assert sorted(made) == sorted(
+            ["comparison.txt", *(f"{row}/{name}" for row in ("r50", "r101") for name in names)]
+        )
+        finished.study(report={"compare_with": "unlike"})
+        ended = finished.snakemake("--cores", "1")
+        message = (
+            "error: results/tiny: has no row in common with results/unlike: r50, r101; there x101_32x4d; allowed: "
+        )
+        assert message in ended.text.splitlines()[-1]
+    finally:
+        finished.study()
+
+
+def test_what_is_not_there_to_compare_with_is_one_line_before_any_job_and_no_hindrance_to_a_plan(
+    finished: Stubbed, tmp_path: Path
+) -> None:
+    study = write_study(tmp_path / "later.yaml", study="later", report={"compare_with": "earlier"})
+    ended = finished.snakemake("--cores", "1", study=study)
+    assert ended.code != 0
+    told = (
+        f"{study}: report.compare_with: nothing in results/earlier is scored; allowed: a study that ran here up to its "
+        f"scores; to mend: run it first: snakemake --cores 2 --configfile {tmp_path / 'earlier.yaml'}"
+    )
+    assert ended.text.splitlines()[-1] == f"error: {told}"
+    assert "Traceback" not in ended.text
+    assert not (finished.folder / "results" / "later").exists()
+    ended = finished.snakemake("-n", study=study)
+    assert (ended.code, ended.jobs()["compare"]) == (0, 1)
+    assert ended.text.count(f"would end before any job: {told}\n") == 1
+    # What compares nothing needs no other study.
+    assert finished.plan("results/later/r50/seed0/metrics.json", study=study)["train"] == 1
+    assert finished.snakemake("results/later/repeat_factors", "--cores", "1", study=study).code == 0
 
 
 def test_studies_share_the_drawn_data_and_take_turns_in_the_table(finished: Stubbed) -> None:

@@ -388,7 +388,10 @@ def what_people_see() -> list[str]:
     )
     batch = [f"{folder}/training_batch.png"] if study.backbones else []
     plots = f"{folder}/plots/ap_by_group.png"
-    return [f"{folder}/table.html", plots, *pictures, *batch]
+    compared = (
+        [f"{folder}/comparison/comparison.txt"] if study.report.compare_with else []
+    )
+    return [f"{folder}/table.html", plots, *pictures, *batch, *compared]
 
 
 def say_what_was_made() -> None:

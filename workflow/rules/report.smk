@@ -173,3 +173,8 @@ if study.backbones:
         shell:
             'exec "$PYTHON" -m lvis_rcnn.training_pictures --study {params.study:q} --store {input.store}'
             " --images {params.images:q} --repeat-factors {input.repeat_factors} --out {output} --log {log}"
+
+
+if study.report.compare_with:
+
+    include: "compare.smk"
