@@ -32,7 +32,7 @@ The files of this package, in data-flow order, are the method; a module imports 
     sample_stream      which images each step sees, a pure function of (seed, step)
     schedule           budgets and learning rates, pure functions of the step
     image_checks       every image there, readable, of the annotated size
-    preflight          finds what is wrong before a GPU is touched
+    preflight_page, preflight   finds what is wrong before a GPU is touched, and says so on a page
     pixels             the published pixel chain
     mask_crops         bitmaps of objects, each only as large as its object
     data               images and targets, batches
@@ -48,6 +48,7 @@ The files of this package, in data-flow order, are the method; a module imports 
     tensorboard_files  the same for TensorBoard
     finished_run       what a run is made from, and what it leaves
     run_records        what a run keeps while it trains
+    run_start          how a run begins, or goes on
     train              gradient steps, resumable anywhere
     detections         carries detections from inference to scoring
     paste              masks into their image, as run lengths or bitmaps
@@ -58,12 +59,13 @@ The files of this package, in data-flow order, are the method; a module imports 
     cells, overlaps, match, accumulate    what is judged, what overlaps, who finds what, what that is worth
     score              federated LVIS AP
     outcomes, matches_file    what is kept of a scored run
-    bootstrap          how far each metric would move with other images
+    bootstrap, row_intervals   how far each metric would move with other images, and with other seeds
     official           the lvis package beside it
     evaluate           scores a run, or anyone's results
-    scored_runs, compare   whether two runs differ, and where
+    pairs, scored_runs, compare   which rows are compared; whether they differ, and where
     runs, table_rows   what all runs have recorded, as rows
-    row_plots, category_plots   plots with a point for each row, or for each category
+    row_plots, category_plots, difference_plots   plots with a point for each row, each category, each difference
+    printed_table, table_captions   the cells of the table as printed, and what stands around them
     report             the table; two runs side by side
     run_states, plan, status    how far each run is, and what is left to do
     curves, plots      what was measured, as plots

@@ -23,12 +23,14 @@ detections of a category over all images count, however many of an image.
 
 import argparse
 import hashlib
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
+from jaxtyping import Float64
 from tabulate import tabulate
 
 from lvis_rcnn import __version__
@@ -39,7 +41,7 @@ from lvis_rcnn.detections import sha256_of_shards
 from lvis_rcnn.files import sha256_of_file, write_json
 from lvis_rcnn.matches_file import MatchesFile, write_matches
 from lvis_rcnn.official import difference, official_scores
-from lvis_rcnn.outcomes import outcomes_of
+from lvis_rcnn.outcomes import Outcomes, outcomes_of
 from lvis_rcnn.results_file import KINDS, Found, Kind, read_found
 from lvis_rcnn.score import DETECTIONS_PER_CATEGORY, Scores, score, score_fixed
 from lvis_rcnn.truth import Truth, parse_truth, positions, read_annotations
@@ -89,13 +91,15 @@ def evaluate(
         log.info("scoring %s of %d detections in %d images", kind, len(found), len(truth.image_ids))
         scores[kind] = score(truth, found, kind, detections_per_image, processes=processes)
     checked = check_officially(official, text, found, scores, len(truth.image_ids), detections_per_image)
+    outcomes = {kind: outcomes_of(scores[kind].matches, truth) for kind in scores}
     kept = MatchesFile(
         annotations_sha256=annotations_sha256,
         detections_sha256=sha256_of_shards(detections) if detections.is_dir() else sha256_of_file(detections),
         detections_per_image=detections_per_image,
         category_ids=truth.category_ids,
         frequencies=truth.frequencies,
-        outcomes={kind: outcomes_of(scores[kind].matches, truth) for kind in scores},
+        outcomes=outcomes,
+        resampled=all_resampled(outcomes, truth.frequencies, resamples) if resamples else {},
     )
     if matches is not None:
         write_matches(matches, kept)
@@ -103,7 +107,7 @@ def evaluate(
         "format": "lvis_rcnn.metrics",
         "version": 1,
         **{kind: scores[kind].metrics for kind in scores},
-        **({"intervals": all_intervals(kept, scores, resamples)} if resamples else {}),
+        **({"intervals": all_intervals(kept, scores)} if resamples else {}),
         **({"fixed": all_fixed(truth, found)} if fixed else {}),
         "protocol": protocol_line(detections_per_image, checked),
         "scorer": f"lvis_rcnn {__version__}",
@@ -134,12 +138,22 @@ def curves_of(truth: Truth, scores: Scores) -> dict[str, Any]:
     return {"recall": RECALLS.round(2).tolist(), **mean_curves(scores.precision, truth.frequencies)}
 
 
-def all_intervals(kept: MatchesFile, scores: dict[Kind, Scores], resamples: int) -> dict[str, Any]:
-    """The intervals of metrics.json."""
-    said = {"resamples": resamples, "seed": SEED, "level": LEVEL, "method": METHOD}
-    for kind, outcomes in kept.outcomes.items():
+def all_resampled(
+    outcomes: dict[Kind, Outcomes], frequencies: Sequence[str], resamples: int
+) -> dict[Kind, Float64[np.ndarray, "s m"]]:
+    """The metrics of resamples of the images."""
+    samples: dict[Kind, np.ndarray] = {}
+    for kind, of_kind in outcomes.items():
         log.info("resampling the images %d times for %s", resamples, kind)
-        samples = resampled_metrics(plans_of(outcomes, kept.frequencies), resamples, SEED)
+        samples[kind] = resampled_metrics(plans_of(of_kind, frequencies), resamples, SEED)
+    return samples
+
+
+def all_intervals(kept: MatchesFile, scores: dict[Kind, Scores]) -> dict[str, Any]:
+    """The intervals of metrics.json."""
+    resamples = len(next(iter(kept.resampled.values())))
+    said: dict[str, Any] = {"resamples": resamples, "seed": SEED, "level": LEVEL, "method": METHOD}
+    for kind, samples in kept.resampled.items():
         found = intervals(scores[kind].metrics, samples)
         said[kind] = {name: within_0_and_1(bounds) for name, bounds in found.items()}
     return said

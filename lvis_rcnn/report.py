@@ -22,10 +22,12 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
+from tabulate import tabulate
 
 from lvis_rcnn.bootstrap import SEED
 from lvis_rcnn.command import InputError, add_command, log, run_step, step_parser
@@ -38,10 +40,12 @@ from lvis_rcnn.published import known_models
 from lvis_rcnn.runs import Run
 from lvis_rcnn.scored_runs import pairs_of
 from lvis_rcnn.table_captions import devices_line, files_line, provenance, provenance_line, reading_line, titled
-from lvis_rcnn.table_rows import Link, Row, row_record, rows_of
+from lvis_rcnn.table_rows import Link, Row, missing_of, row_record, rows_of
 from lvis_rcnn.zoo import ZooModel
 
 TERMINAL_CELL_CHARACTERS = 17  # "23.1 [21.0, 25.2]"; twelve columns would not fit otherwise
+TERMINAL_CHARACTERS = 100
+MOST_SIDE_BY_SIDE = 4  # rows of the table that fit beside each other into so many
 
 
 def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, out: Path, now_s: float) -> str:
@@ -60,9 +64,17 @@ def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, ou
         write_text(path, markdown(study, rows, link))
         write_text(path.with_suffix(".csv"), spreadsheet(study, rows, link).to_csv(index=False))
         write_json(path.with_suffix(".json"), everything(study, rows, link))
-    frame = cells(rows)
-    widths = [TERMINAL_CELL_CHARACTERS] * frame.shape[1]
-    return frame.to_markdown(index=False, tablefmt="simple", disable_numparse=True, maxcolwidths=widths)
+    said = [fill(text, TERMINAL_CHARACTERS) for text in (reading_line(rows), devices_line(rows)) if text]
+    return "\n\n".join([terminal_table(cells(rows)), *said])
+
+
+def terminal_table(frame: pd.DataFrame) -> str:
+    """The table for a terminal: turned, a column for each row, as long as these fit beside each other."""
+    lines = [list(frame.columns), *frame.to_numpy().tolist()]
+    if len(frame) <= MOST_SIDE_BY_SIDE:
+        lines = [list(line) for line in zip(*lines, strict=True)]
+    widths = [TERMINAL_CELL_CHARACTERS] * len(lines[0])
+    return tabulate(lines[1:], lines[0], tablefmt="simple", disable_numparse=True, maxcolwidths=widths)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -115,21 +127,27 @@ def spreadsheet(study: Study, rows: list[Row], link: Link) -> pd.DataFrame:
             if len(row.runs) > 1:
                 line[f"{name}_sd"] = measure["sd"]
                 line |= {f"{name}_seed{seed}": value for seed, value in measure["seeds"].items()}
-            for key, (low, high) in measure.get("intervals", {}).items():
-                of = f"_seed{key}" if len(row.runs) > 1 else ""
+            bounds = {"": measure["interval"]} if "interval" in measure else {}
+            if len(row.runs) > 1:
+                bounds |= {f"_seed{key}": found for key, found in measure.get("intervals", {}).items()}
+            for of, (low, high) in bounds.items():
                 line |= {f"{name}_low{of}": low, f"{name}_high{of}": high}
-        for kind in ("published", "difference"):
+        for kind in ("published", "difference", "outside_noise"):
             line |= {f"{name}_{kind}": value for name, value in record.get(kind, {}).items()}
-        line["missing"] = "; ".join(why_late(run) for run in row.runs if run.missing)
+        line["missing"] = "; ".join(filter(None, (why_late(row, run) for run in row.runs)))
         line |= {kind: next(filter(None, record[kind].values()), None) for kind in ("model", "log")}
         lines.append(line)
     return pd.DataFrame(lines)
 
 
-def why_late(run: Run) -> str:
-    """The first reason why a run is not whole, with its seed where it has one."""
-    why = next(iter(run.missing.values()))
-    return why if run.seed is None else f"seed {run.seed}: {why}"
+def why_late(row: Row, run: Run) -> str:
+    """The first reason why a run, or the measurement of its row, is not whole, with its seed; empty where all is."""
+    missing = missing_of(row, run)
+    if not missing:
+        return ""
+    step, why = next(iter(missing.items()))
+    said = f"{step}: {why}" if step not in run.missing else why
+    return said if run.seed is None else f"seed {run.seed}: {said}"
 
 
 def table_step(args: argparse.Namespace) -> None:

@@ -583,10 +583,12 @@ def test_the_command_shows_the_table_and_where_it_is(tmp_path, monkeypatch, caps
     run_main(monkeypatch, "table", "--study", MINI, "--results", tmp_path, "--out", out, "--log", log)
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == f"wrote {out} (also .csv and .json)"
-    assert [line.split()[0] for line in lines[-7:-3]] == [
-        *("R-50-FPN", "R-101-FPN", "X-101-32x4d-FPN", "X-101-64x4d-FPN")
-    ]
-    assert "Download" not in lines[-7]
+    backbones = ["R-50-FPN", "R-101-FPN", "X-101-32x4d-FPN", "X-101-64x4d-FPN"]
+    table = lines[[line.split()[:1] for line in lines].index(["Backbone"]) : lines.index("", 2)]
+    assert table[0].split() == ["Backbone", *backbones]
+    assert re.split(r" {2,}", table[2].strip()) == ["Style", *["pytorch"] * 4]
+    assert max(map(len, lines[1:-1])) <= 100
+    assert not any(line.startswith("Download") for line in lines)
     assert log.read_text().splitlines()[-1].endswith(lines[-1])
 
 
