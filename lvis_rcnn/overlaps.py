@@ -9,6 +9,7 @@ from itertools import chain, islice, pairwise
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from pycocotools import mask as coco_mask
+from tqdm import tqdm
 
 from lvis_rcnn.cells import Judged, Objects, run_starts
 from lvis_rcnn.command import InputError
@@ -142,14 +143,16 @@ def compare_masks(truth: Truth, objects: Objects, found: Found, judged: Judged, 
     rows = judged.rows[judged.by_cell]
     areas, compared = np.zeros(len(rows)), [no_pairs()]
     start = 0
-    for of_part, pairs in in_processes(mask_parts(truth, objects, found, judged), processes):
-        stop = start + len(of_part)
-        too_large = of_part > masks.sizes_hw[rows[start:stop]].prod(axis=1)
-        if too_large.any():
-            raise damaged(found.record(int(rows[start + np.argmax(too_large)])))
-        areas[start:stop] = of_part
-        compared.append(pairs)
-        start = stop
+    with tqdm(total=len(rows), desc="comparing masks", unit="mask", unit_scale=True, disable=None) as bar:
+        for of_part, pairs in in_processes(mask_parts(truth, objects, found, judged), processes):
+            stop = start + len(of_part)
+            too_large = of_part > masks.sizes_hw[rows[start:stop]].prod(axis=1)
+            if too_large.any():
+                raise damaged(found.record(int(rows[start + np.argmax(too_large)])))
+            areas[start:stop] = of_part
+            compared.append(pairs)
+            bar.update(stop - start)
+            start = stop
     of_judged = np.empty(len(rows))
     of_judged[judged.by_cell] = areas
     return of_judged, joined(compared)

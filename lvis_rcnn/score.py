@@ -4,16 +4,14 @@ The protocol is that of ``lvis`` 0.5.3, and so is every bit of its results; the 
 image and one category that were looked at are visited, all of them at once.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
-from tqdm import tqdm
 
 from lvis_rcnn.accumulate import ap_of_categories, curves, metrics
 from lvis_rcnn.cells import Judged, Objects, best_of_categories, best_of_images, judged_detections, objects_of
-from lvis_rcnn.masks import Masks, Packed
 from lvis_rcnn.match import AREA_RANGES_PX, Hits, match, outside
 from lvis_rcnn.overlaps import compare_boxes, compare_masks
 from lvis_rcnn.results_file import Found, Kind
@@ -111,8 +109,7 @@ def score_best(
     if kind == "bbox":
         areas, pairs = compare_boxes(truth, objects, found, judged)
     else:
-        with tqdm(total=len(judged.rows), desc="comparing masks", unit="mask", unit_scale=True, disable=None) as bar:
-            areas, pairs = compare_masks(truth, objects, counted(found, bar), judged, processes)
+        areas, pairs = compare_masks(truth, objects, found, judged, processes)
     if kind == "segm" and mask_sizes_from == "boxes":
         areas = box_areas(found, judged)
     not_counting = truth.ignored[objects.rows, None] | outside(truth.areas[objects.rows])
@@ -122,25 +119,6 @@ def score_best(
         judged, areas = judged.only(kept), areas[kept]
     hits = match(pairs, judged.cells(len(truth.image_ids)), judged.by_cell, not_counting)
     return scores_of(truth, matches_of(truth, found, objects, judged, areas, hits, ~not_counting))
-
-
-@dataclass(frozen=True, eq=False)
-class CountedMasks(Masks):
-    """Masks that a bar counts as they are read, which is a part of some ten thousand at a time."""
-
-    bar: "tqdm[Any]"
-
-    def packed(self, rows: Int64[np.ndarray, " m"]) -> list[Packed]:
-        """As of all masks; the bar advances by them."""
-        self.bar.update(len(rows))
-        return super().packed(rows)
-
-
-def counted(found: Found, bar: "tqdm[Any]") -> Found:
-    """The same detections, whose masks the bar counts."""
-    assert found.masks is not None
-    masks = found.masks
-    return replace(found, masks=CountedMasks(masks.sizes_hw, masks.offsets, masks.counts, bar))
 
 
 def box_areas(found: Found, judged: Judged) -> Float64[np.ndarray, " d"]:
