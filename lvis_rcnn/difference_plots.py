@@ -1,5 +1,6 @@
 """Plots of what differs between two rows: metrics with their intervals, and every category."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from lvis_rcnn.figures import GROUPS, figure_file, write_reason
 from lvis_rcnn.results_file import Kind
 from lvis_rcnn.row_plots import GROUP_METRICS, KINDS
 from lvis_rcnn.scored_runs import ScoredRow
+
+TITLE_CHARACTERS = 80
+"""Of a line; about 95 usual letters are as wide as a figure."""
 
 
 def write_difference_plots(
@@ -26,12 +30,32 @@ def write_difference_plots(
         first: the runs of a row.
         second: those of another one.
         found: how they differ.
-        names: what they are called.
+        names: paths that were compared: of runs, of rows, or of the studies these are rows of.
         out: folder.
     """
+    names = short_names(row_path(names[0], first[0].name), row_path(names[1], second[0].name))
     write_metric_differences(found, names, out)
     kind: Kind = "segm" if "segm" in found else "bbox"
     write_category_differences(mean_categories(first, kind), mean_categories(second, kind), names, kind, out)
+
+
+def row_path(compared: str, run: str) -> Path:
+    """The path that was compared, down to the row of a run where it is a study's; a row's seeds go without saying."""
+    below = Path(run).relative_to(compared).parts
+    return Path(compared, *(part for part in below if part != "metrics.json" and not part.startswith("seed")))
+
+
+def short_names(first: Path, second: Path) -> tuple[str, str]:
+    """Two paths without the folders above that they share."""
+    ours, theirs = first.parts, second.parts
+    most = min(len(ours), len(theirs)) - 1
+    shared = next((at for at in range(most) if ours[at] != theirs[at]), most)
+    return "/".join(ours[shared:]), "/".join(theirs[shared:])
+
+
+def title_of(text: str) -> str:
+    """A title in as many lines as keep it inside the figure."""
+    return textwrap.fill(text, TITLE_CHARACTERS)
 
 
 def write_metric_differences(found: Mapping[Kind, Mapping[str, Difference]], names: tuple[str, str], out: Path) -> None:
@@ -41,7 +65,7 @@ def write_metric_differences(found: Mapping[Kind, Mapping[str, Difference]], nam
         for axes, (kind, metrics) in zip(panels, found.items(), strict=True):
             draw_intervals(axes, {word: metrics[name] for name, word in GROUP_METRICS.items()})
             axes.set(xlabel=f"difference of {KINDS[kind]} AP, points")
-        figure.suptitle(f"{names[1]} minus {names[0]}, with 95 % intervals")
+        figure.suptitle(title_of(f"{names[1]} minus {names[0]}, with 95 % intervals"))
 
 
 def draw_intervals(axes: Axes, found: Mapping[str, Difference]) -> None:
@@ -86,7 +110,9 @@ def write_category_differences(
         left, right = figure.subplots(1, 2)
         draw_all_differences(left, pairs)
         draw_largest_differences(right, pairs)
-        figure.suptitle(f"{KINDS[kind]} AP of each category, {names[1]} minus {names[0]}, in points")
+        left.set_ylabel(f"difference of {KINDS[kind]} AP, points")
+        right.set_xlabel(f"difference of {KINDS[kind]} AP, points")
+        figure.suptitle(title_of(f"{KINDS[kind]} AP of each category, {names[1]} minus {names[0]}"))
 
 
 def paired_categories(
@@ -111,9 +137,9 @@ def draw_all_differences(axes: Axes, pairs: Sequence[tuple[str, str, float]]) ->
             label = f"{name}: mean {sum(y) / len(y):+.1f}, {sum(v > 0 for v in y)} of {len(y)} gain"
             axes.scatter(x, y, s=14, c=colour, marker=marker, alpha=0.7, linewidths=0, label=label)
     axes.axhline(0, color="0.4", linewidth=0.8)
-    axes.set(xlabel="categories, largest gain first", ylabel="difference of AP, points")
+    axes.set_xlabel("categories, largest gain first")
     axes.margins(y=0.25)
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper right", handlelength=1)
 
 
 def draw_largest_differences(axes: Axes, pairs: Sequence[tuple[str, str, float]], most: int = 10) -> None:
@@ -125,5 +151,4 @@ def draw_largest_differences(axes: Axes, pairs: Sequence[tuple[str, str, float]]
     axes.set_yticks(places, [f"{name[:28]} ({group})" for name, group, _ in ends])
     axes.invert_yaxis()
     axes.axvline(0, color="0.4", linewidth=0.8)
-    axes.set(xlabel="difference of AP, points")
     axes.grid(axis="y", visible=False)

@@ -1,4 +1,4 @@
-"""Objects on images: masks with outlines, boxes, and labels of which none covers another.
+"""Objects on images: masks with outlines, boxes, and labels that nothing covers.
 
 Small images are enlarged by a whole factor without interpolation: a pixel stays a pixel, and letters are legible.
 """
@@ -38,6 +38,8 @@ SHOWN_EDGE_PX = (460, 1000)
 """The long edge of an image is enlarged to at least the first, and shrunk to at most the second."""
 MOST_LABELS = 40
 """In one picture; more would hide it."""
+LABEL_ORDER = "rcf"
+"""Who gets a label first, by frequency: rare objects are few and small, and what a picture is looked at for."""
 LETTER_PX = 13
 LINE_PX = 18
 GAP_PX = 10
@@ -52,7 +54,18 @@ class Shown:
     mask: UInt8[np.ndarray, "h w"]
     text: str
     colour: Colour
-    is_rare: bool = False
+    frequency: str = "f"
+    """Of its category: r, c or f."""
+
+    @property
+    def label(self) -> str:
+        """Its text, with a mark where it is rare."""
+        return f"{RARE_MARK} {self.text}" if self.is_rare else self.text
+
+    @property
+    def is_rare(self) -> bool:
+        """Whether its category is."""
+        return self.frequency == "r"
 
 
 def factor_of(height: int, width: int) -> tuple[int, int]:
@@ -75,7 +88,7 @@ def font(size_px: int = LETTER_PX, bold: bool = False) -> ImageFont.FreeTypeFont
 
 
 def draw_objects(image_rgb: UInt8[np.ndarray, "h w 3"], objects: Sequence[Shown]) -> Image.Image:
-    """The image as large as it is shown, with masks below boxes below labels; earlier objects get the better places."""
+    """The image as large as it is shown, with masks below boxes below labels; a line says how many have no label."""
     up, down = factor_of(*image_rgb.shape[:2])
     pixels = np.ascontiguousarray(rescaled(image_rgb))
     for one in objects:
@@ -86,12 +99,28 @@ def draw_objects(image_rgb: UInt8[np.ndarray, "h w 3"], objects: Sequence[Shown]
     for one, box in zip(objects, boxes, strict=True):
         pen.rectangle(box, outline=BLACK, width=4 if one.is_rare else 3)
         pen.rectangle(inset(box, 1), outline=one.colour, width=2 if one.is_rare else 1)
-    texts = [f"{RARE_MARK} {one.text}" if one.is_rare else one.text for one in objects[:MOST_LABELS]]
-    places = place_labels(boxes[:MOST_LABELS], [label_size(text) for text in texts], picture.size)
-    for one, text, box, place in zip(objects, texts, boxes, places, strict=False):
-        if place is not None:
-            draw_label(pen, text, one.colour, place, box)
-    return picture
+    unlabelled = len(objects) - draw_labels(pen, objects, boxes, picture.size)
+    return footed(picture, f"{unlabelled} of {len(objects)} without a label") if unlabelled else picture
+
+
+def draw_labels(
+    pen: ImageDraw.ImageDraw, objects: Sequence[Shown], boxes: Sequence[Rectangle], canvas_wh: tuple[int, int]
+) -> int:
+    """Label objects, all lines to their boxes below all labels; how many were labelled."""
+    order = labelled(objects)
+    places = place_labels([boxes[at] for at in order], [label_size(objects[at].label) for at in order], canvas_wh)
+    placed = [(objects[at], boxes[at], place) for at, place in zip(order, places, strict=True) if place is not None]
+    for one, box, place in placed:
+        draw_leader(pen, one.colour, place, box)
+    for one, _, place in placed:
+        draw_label(pen, one.label, one.colour, place)
+    return len(placed)
+
+
+def labelled(objects: Sequence[Shown]) -> list[int]:
+    """Which objects get a label, the better places first: rare before common before frequent, then as given."""
+    order = sorted(range(len(objects)), key=lambda at: LABEL_ORDER.index(objects[at].frequency))
+    return order[:MOST_LABELS]
 
 
 def blend_mask(pixels: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], colour: Colour) -> None:
@@ -169,11 +198,16 @@ def overlap(one: Rectangle, other: Rectangle) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def draw_label(pen: ImageDraw.ImageDraw, text: str, colour: Colour, place: Rectangle, box: Rectangle) -> None:
-    """A label, and a line to its box where it had to go elsewhere."""
+def draw_leader(pen: ImageDraw.ImageDraw, colour: Colour, place: Rectangle, box: Rectangle) -> None:
+    """A line from a label to its box, where it had to go elsewhere."""
     left, top, right, bottom = place
     if not overlap((left - 3, top - 3, right + 3, bottom + 3), (box[0], box[1], box[2] + 1, box[3] + 1)):
         pen.line([((left + right) // 2, (top + bottom) // 2), (box[0], box[1])], fill=colour, width=1)
+
+
+def draw_label(pen: ImageDraw.ImageDraw, text: str, colour: Colour, place: Rectangle) -> None:
+    """A label on its ground."""
+    left, top, right, bottom = place
     pen.rectangle((left, top, right - 1, bottom - 1), fill=colour, outline=BLACK)
     brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     pen.text((left + 3, top + LINE_PX // 2), text, fill=BLACK if brightness > 110 else WHITE, font=font(), anchor="lm")
@@ -192,6 +226,15 @@ def captioned(picture: Image.Image, lines: Sequence[str], bold: bool = False) ->
             anchor="lm",
         )
     sheet.paste(picture, (0, LINE_PX * len(lines)))
+    return sheet
+
+
+def footed(picture: Image.Image, line: str) -> Image.Image:
+    """A picture with a line of text below it, cut to its width."""
+    sheet = Image.new("RGB", (picture.width, picture.height + LINE_PX), WHITE)
+    sheet.paste(picture, (0, 0))
+    at = (0, picture.height + LINE_PX // 2)
+    ImageDraw.Draw(sheet).text(at, cut(line, picture.width), fill=BLACK, font=font(), anchor="lm")
     return sheet
 
 

@@ -36,7 +36,8 @@ LOOK: Any = {
     "lines.linewidth": 1.4,
     "svg.hashsalt": "lvis_rcnn",
 }
-
+# In letters: enough to tell dashes from dots.
+LEGEND_LINE = 3.2
 
 GROUPS = {
     "r": ("rare", "#D55E00", "o"),
@@ -46,11 +47,14 @@ GROUPS = {
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+LINES = (
+    *("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))),
+    *((0, (9, 3)), (0, (1, 4)), (0, (3, 4)), (0, (9, 2, 3, 2))),
+)
 
 
 def style(place: int) -> dict[str, Any]:
-    """Colour, marker and line of row ``place`` of a table, for ``Axes.plot``; the first 280 differ."""
+    """Colour, marker and line of row ``place`` of a table, for ``Axes.plot``; the first 504 differ."""
     return {
         "color": COLOURS[place % len(COLOURS)],
         "marker": MARKERS[place % len(MARKERS)],
@@ -98,4 +102,4 @@ def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:
     if handles:
         longest = max(map(len, handles))
         columns = max(1, min(4, 100 // (longest + 8)))
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, handlelength=LEGEND_LINE)

@@ -10,13 +10,16 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from lvis_rcnn.annotations import AnnotationStore
-from lvis_rcnn.drawing import BLACK, COLOURS, RARE_MARK, Colour, captioned, sheet_of
+from lvis_rcnn.drawing import BLACK, COLOURS, Colour, captioned, sheet_of
 from lvis_rcnn.scenes import Scenes, read_rgb, shown_annotation
 
 GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
 
 # An object is found if a detection of its category overlaps it by this.
 FOUND_IOU = 0.5
+
+# Only a detection from this score says what an object was taken for: of up to 300 an image, most are noise.
+NAMED_SCORE = 0.3
 
 MISSES_OF_CATEGORY = 2
 MISSES_IN_ROW, MISSES_SHOWN = 4, 12
@@ -58,6 +61,10 @@ def misses_sheet(scenes: Scenes, misses: Bool[np.ndarray, " A"], group: str) -> 
     title.append(
         f"no detection of their category, however unsure, overlaps them by IoU {FOUND_IOU:g}; the largest are shown"
     )
+    title.append(
+        f"taken for: the detection with a score of {NAMED_SCORE:g} or more that overlaps them most, "
+        f"by IoU {FOUND_IOU:g} at least"
+    )
     tiles = [miss_tile(scenes, row) for row in worst(store, rows)]
     return sheet_of(title, [tiles[at : at + MISSES_IN_ROW] for at in range(0, len(tiles), MISSES_IN_ROW)])
 
@@ -81,7 +88,7 @@ def miss_tile(scenes: Scenes, row: int) -> Image.Image:
     picture = outlined(read_rgb(scenes, image)[top:bottom, left:right], one.mask[top:bottom, left:right], one.colour)
     width, height = store.boxes_xywh[row, 2:]
     lines = [
-        f"{f'{RARE_MARK} ' if one.is_rare else ''}{one.text}, {width:.0f} x {height:.0f} px",
+        f"{one.label}, {width:.0f} x {height:.0f} px",
         f"image {store.image_ids[image]}",
     ]
     return captioned(picture, [*lines, taken_for(scenes, image, row)])
@@ -113,15 +120,16 @@ def surroundings(box_xyxy: Sequence[float], size_hw: tuple[int, int]) -> tuple[i
 
 
 def taken_for(scenes: Scenes, image: int, row: int) -> str:
-    """What the detection that overlaps an object most says it is."""
+    """What the detection that overlaps an object most says it is, of those that are sure enough to be named."""
     detections = scenes.detections_of(image)
-    detections = detections[scenes.labels[detections] > 0]
+    detections = detections[(scenes.labels[detections] > 0) & (scenes.found.scores[detections] >= NAMED_SCORE)]
     if not len(detections):
-        return "nothing detected in the image"
+        return "nothing found in the image"
     overlaps = box_overlaps(scenes.found.boxes_xywh[detections], scenes.store.boxes_xywh[row : row + 1])[:, 0]
     at = int(np.argmax(overlaps))
     if overlaps[at] < FOUND_IOU:
-        return f"nothing there (best IoU {overlaps[at]:.2f})"
+        # Rounded down: what is below a half must not read as one.
+        return f"nothing there (best IoU {np.floor(100 * overlaps[at]) / 100:.2f})"
     best = detections[at]
     name = scenes.store.categories[int(scenes.labels[best]) - 1].name
     return f"taken for {name} {scenes.found.scores[best]:.2f}"

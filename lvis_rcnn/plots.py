@@ -7,7 +7,7 @@
     ap_and_images                       AP of each category against its training images
     ap_by_group                         AP of rare, common and frequent categories, with intervals
     ap_and_cost                         AP against inference time and memory
-    precision_recall_box, _mask         mean precision at each recall
+    precision_recall_box, _mask         mean precision at each recall, over categories and seeds
 
 A plot that nothing can be drawn in says why. The same results give the same bytes.
 """
@@ -25,7 +25,14 @@ from lvis_rcnn.attempts import read_attempts
 from lvis_rcnn.category_plots import write_ap_and_images
 from lvis_rcnn.command import InputError, log, run_step, step_parser
 from lvis_rcnn.config import Study, load_study
-from lvis_rcnn.curves import History, write_precision_recall, write_training_curves, write_training_losses
+from lvis_rcnn.curves import (
+    IOUS,
+    MEMBERS,
+    History,
+    write_precision_recall,
+    write_training_curves,
+    write_training_losses,
+)
 from lvis_rcnn.figures import write_reason
 from lvis_rcnn.files import read_json_lines
 from lvis_rcnn.published import known_models
@@ -47,7 +54,7 @@ def histories_of(study: Study, results: Path, zoo: Mapping[str, ZooModel], rows:
             lines = read_json_lines((state_dir or run.folder) / "log.json")
             attempts = read_attempts(state_dir) if state_dir else []
             restarts = [attempt.first_step for attempt in attempts[1:]]
-            histories.append(History(row.title, lines, restarts, place))
+            histories.append(History(row.title, lines, restarts, place, run.seed))
     return histories
 
 
@@ -94,14 +101,31 @@ def write_plots(study: Study, study_file: Path, results: Path, out: Path, now_s:
     write_ap_and_images(rows, counted[1] if counted else {}, "segm", out)
     write_ap_by_group(rows, out)
     write_ap_and_cost(rows, out)
+    write_precision_recalls(rows, out)
+
+
+def write_precision_recalls(rows: Sequence[Row], out: Path) -> None:
+    """Write precision_recall_box.{png,svg} and precision_recall_mask.{png,svg}."""
+    mean_over = "categories and seeds" if any(len(metrics_of(row)) > 1 for row in rows) else "categories"
     for kind, word in KINDS.items():
         curves = {row_name(row): curves_of(row, kind) for row in rows}
-        write_precision_recall(curves, {"box": "boxes", "mask": "masks"}[word], f"precision_recall_{word}", out)
+        what = {"box": "boxes", "mask": "masks"}[word]
+        write_precision_recall(curves, what, mean_over, f"precision_recall_{word}", out)
 
 
 def curves_of(row: Row, kind: str) -> dict[str, Any] | None:
-    """Curves of the first run of a row that recorded them."""
-    return next((found["curves"][kind] for found in metrics_of(row) if kind in found.get("curves", {})), None)
+    """Curves of a row: the mean over its runs, so that the area under a line is the row's AP; None without any."""
+    found = [metrics["curves"][kind] for metrics in metrics_of(row) if kind in metrics.get("curves", {})]
+    if not found:
+        return None
+    lines = {group: {iou: mean_line([each[group][iou] for each in found]) for iou in IOUS} for group in MEMBERS}
+    return {"recall": found[0]["recall"], **lines}
+
+
+def mean_line(lines: Sequence[Sequence[float] | None]) -> list[float] | None:
+    """Mean of lines, point by point; of those that are defined."""
+    defined = [line for line in lines if line is not None]
+    return np.mean(defined, axis=0).tolist() if defined else None
 
 
 def write_repeat_factors(figures: CategoryFigures | None, folder: Path, out: Path) -> None:

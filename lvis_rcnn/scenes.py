@@ -34,9 +34,9 @@ class Scenes:
         """Rows of the detections of an image, best first."""
         return self.order[self.starts[image] : self.starts[image + 1]]
 
-    def is_rare(self, label: int) -> bool:
-        """Whether a category is rare."""
-        return self.store.categories[label - 1].frequency == "r"
+    def frequency(self, label: int) -> str:
+        """Group of a category: r, c or f."""
+        return self.store.categories[label - 1].frequency
 
 
 def read_scenes(store: AnnotationStore, images_dir: Path, detections: Path) -> Scenes:
@@ -93,7 +93,7 @@ def shown_annotation(scenes: Scenes, row: int, size_hw: tuple[int, int], colour:
     store, label = scenes.store, int(scenes.store.labels[row])
     mask = mask_of_annotation(store, row, size_hw)
     name = store.categories[label - 1].name
-    return Shown(xyxy(store.boxes_xywh[row].tolist()), mask, name, colour, scenes.is_rare(label))
+    return Shown(xyxy(store.boxes_xywh[row].tolist()), mask, name, colour, scenes.frequency(label))
 
 
 def shown_detection(scenes: Scenes, row: int, colour: Colour) -> Shown:
@@ -102,4 +102,4 @@ def shown_detection(scenes: Scenes, row: int, colour: Colour) -> Shown:
     text = f"{scenes.store.categories[label - 1].name} {scenes.found.scores[row]:.2f}"
     found, without = scenes.found, np.zeros(scenes.found.mask_sizes[row], np.uint8)
     mask = coco_mask.decode(found.rle(row)) if found.has_mask[row] else without
-    return Shown(xyxy(scenes.found.boxes_xywh[row].tolist()), mask, text, colour, scenes.is_rare(label))
+    return Shown(xyxy(scenes.found.boxes_xywh[row].tolist()), mask, text, colour, scenes.frequency(label))

@@ -47,7 +47,7 @@ def target_objects(run: Run, target: Target, size_hw: tuple[int, int]) -> list[S
         category = run.store.categories[labels[at] - 1]
         mask = mask_on(target, at, size_hw)
         x0, y0, x1, y1 = boxes[at]
-        objects.append(Shown((x0, y0, x1, y1), mask, category.name, colours[labels[at]], category.frequency == "r"))
+        objects.append(Shown((x0, y0, x1, y1), mask, category.name, colours[labels[at]], category.frequency))
     return objects
 
 

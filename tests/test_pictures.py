@@ -12,23 +12,30 @@ import torch
 from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from tiny_run import make_data, tiny_study
 
+from lvis_rcnn import drawing
 from lvis_rcnn.annotations import build_store, open_store
 from lvis_rcnn.command import InputError
 from lvis_rcnn.detections import Detections, pack_rles, shard_path, write_shard
 from lvis_rcnn.drawing import (
+    COLOURS,
     LINE_PX,
+    MOST_LABELS,
     Shown,
     captioned,
     cut,
+    draw_label,
     draw_objects,
     factor_of,
     font,
+    label_size,
+    labelled,
     overlap,
     place_labels,
+    scaled_box,
     sheet_of,
 )
 from lvis_rcnn.missed_objects import missed, misses_sheet, surroundings, taken_for, worst
@@ -105,7 +112,14 @@ def test_an_object_is_missed_unless_a_detection_of_its_category_overlaps_it(scen
     assert missed(scenes).tolist() == [False, True, True]
     assert taken_for(scenes, 0, 1) == "taken for bear 0.40"
     assert taken_for(scenes, 0, 0) == "taken for bear 0.90"
-    assert taken_for(scenes, 1, 2) == "nothing detected in the image"
+    assert taken_for(scenes, 1, 2) == "nothing found in the image"
+
+
+def test_noise_is_not_what_an_object_was_taken_for(scenes):
+    scenes.found.scores[1] = 0.29
+    assert taken_for(scenes, 0, 1) == "nothing there (best IoU 0.00)"
+    scenes.found.scores[0] = 0.1
+    assert taken_for(scenes, 0, 1) == "nothing found in the image"
 
 
 def test_sheets_of_misses_say_how_many_and_why_there_are_none(scenes, monkeypatch):
@@ -234,6 +248,43 @@ def test_labels_lie_on_the_canvas_and_never_cover_each_other(objects, canvas):
 def test_a_label_stands_on_its_box_and_gives_way_below():
     box = (50, 50, 90, 80)
     assert place_labels([box, box], [(30, 18)] * 2, (200, 200)) == [(50, 32, 80, 50), (50, 80, 80, 98)]
+
+
+def in_one_place(number: int, height: int = 100, **more: str) -> list[Shown]:
+    """Objects whose labels have to go far away."""
+    mask = np.zeros((height, 200), np.uint8)
+    return [Shown((80, 40, 110, 60), mask, f"label {at}", COLOURS[at % len(COLOURS)], **more) for at in range(number)]
+
+
+def test_rare_objects_keep_their_labels_and_a_line_says_how_many_have_none():
+    objects = in_one_place(MOST_LABELS) + in_one_place(1, frequency="c") + in_one_place(2, frequency="r")
+    kept = labelled(objects)
+    assert kept == [MOST_LABELS + 1, MOST_LABELS + 2, MOST_LABELS, *range(MOST_LABELS - 3)]
+    blank = np.zeros((100, 200, 3), np.uint8)
+    with_all, without = draw_objects(blank, objects[:MOST_LABELS]), draw_objects(blank, objects)
+    assert (with_all.height, without.height) == (300, 300 + LINE_PX)
+
+
+def test_the_line_counts_what_has_no_label(monkeypatch):
+    said = []
+    monkeypatch.setattr(drawing, "footed", lambda picture, line: said.append(line) or picture)
+    draw_objects(np.zeros((100, 200, 3), np.uint8), in_one_place(MOST_LABELS + 2))
+    # 600 x 24 pixels: labels of one height, each wider than 50.
+    draw_objects(np.zeros((8, 200, 3), np.uint8), in_one_place(30, height=8))
+    assert said[0] == "2 of 42 without a label"
+    assert 18 < int(said[1].split()[0]) < 30
+
+
+def test_no_line_runs_over_a_label():
+    objects = in_one_place(25)
+    picture = draw_objects(np.zeros((100, 200, 3), np.uint8), objects)
+    box = scaled_box(objects[0].box_xyxy, picture.height / 100, picture.size)
+    places = place_labels([box] * 25, [label_size(one.label) for one in objects], picture.size)
+    for one, place in zip(objects, places, strict=True):
+        assert place is not None
+        alone = Image.new("RGB", picture.size)
+        draw_label(ImageDraw.Draw(alone), one.text, one.colour, place)
+        assert picture.crop(place).tobytes() == alone.crop(place).tobytes(), one.text
 
 
 def test_text_is_cut_to_its_picture():

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,30 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from test_report import NOW_S, put, put_metrics, put_run, study_with
 
-from lvis_rcnn import row_plots
+from lvis_rcnn import difference_plots, plots, row_plots
 from lvis_rcnn.accumulate import METRIC_NAMES, RECALLS, UNDEFINED, ap_of_categories, mean_curves
 from lvis_rcnn.category_plots import category_aps, write_ap_and_images
 from lvis_rcnn.command import InputError
 from lvis_rcnn.compare import Difference
 from lvis_rcnn.config import Study
-from lvis_rcnn.curves import History, draw_precision, smoothed, width_of, write_training_curves
-from lvis_rcnn.difference_plots import paired_categories, write_category_differences, write_metric_differences
-from lvis_rcnn.figures import style
-from lvis_rcnn.plots import histories_of, read_category_figures, write_plots
+from lvis_rcnn.curves import (
+    History,
+    draw_history,
+    draw_precision,
+    smoothed,
+    width_of,
+    write_training_curves,
+    write_training_losses,
+)
+from lvis_rcnn.difference_plots import (
+    paired_categories,
+    row_path,
+    short_names,
+    write_category_differences,
+    write_metric_differences,
+)
+from lvis_rcnn.figures import figure_file, style
+from lvis_rcnn.plots import curves_of, histories_of, read_category_figures, write_plots, write_precision_recalls
 from lvis_rcnn.row_plots import Estimate, basis_sentence, devices_sentence, estimate, on_frontier, write_ap_by_group
 from lvis_rcnn.table_rows import cost_of, rows_of
 
@@ -177,7 +193,7 @@ def test_intervals_are_drawn_where_they_are_recorded(tmp_path):
     segm = {**dict.fromkeys(METRIC_NAMES, 0.15), "APr": None}
     put_everything(tmp_path, study, segm=segm, intervals=intervals)
     (row,) = rows_of(study, tmp_path, {}, NOW_S)
-    basis = "95 % bootstrap interval, 1,000 resamples of the images"
+    basis = "95 % interval, over images"
     assert estimate(row, "segm", "AP") == Estimate(15.0, 10.0, 20.0, basis)
     assert estimate(row, "segm", "APf") == Estimate(15.0, 15.0, 15.0, "")
     assert estimate(row, "segm", "APr") is None
@@ -229,7 +245,8 @@ def test_differences_are_of_categories_that_both_runs_define(tmp_path):
     assert [change for *_, change in pairs] == pytest.approx([30, 10, -25])
     write_category_differences(before, after, ("A", "B"), "segm", tmp_path)
     text = (tmp_path / "category_differences.svg").read_text()
-    assert says(text, "mask AP of each category, B minus A, in points")
+    assert says(text, "mask AP of each category, B minus A")
+    assert text.count("<!-- difference of mask AP, points -->") == 2
     assert says(text, "rare: mean +20.0, 2 of 2 gain")
     write_category_differences(before, [], ("A", "B"), "segm", tmp_path)
     assert says((tmp_path / "category_differences.svg").read_text(), "no category has mask AP in both")
@@ -245,6 +262,75 @@ def test_differences_of_metrics_are_shown_with_their_intervals(tmp_path):
     assert says(text, "B minus A, with 95 % intervals")
     assert says(text, "difference of mask AP, points")
     assert text.count("<!-- +10.0 -->") == 6
+
+
+RUNS = "results/lvis_v0.5/x101_64x4d/seed0", "results/lvis_v0.5/x101_32x4d/seed0"
+FAR_APART = "/home/someone/of/a/very/long/name/one/results/mini/r50", f"/data/{'long' * 40}/results/mini/r50"
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (RUNS, ("x101_64x4d/seed0", "x101_32x4d/seed0")),
+        (("results/a/r50", "results/b/r50"), ("a/r50", "b/r50")),
+        (("a", "b"), ("a", "b")),
+        (("a/r50", "a/r50"), ("r50", "r50")),
+        (("a", "a/r50"), ("a", "a/r50")),
+    ],
+)
+def test_titles_name_what_differs(paths, names):
+    assert short_names(*map(Path, paths)) == names
+
+
+@pytest.mark.parametrize(
+    ("compared", "run", "expected"),
+    [
+        ("results/a", "results/a/r50/seed0/metrics.json", "results/a/r50"),
+        ("results/a", "results/a/published/m/metrics.json", "results/a/published/m"),
+        ("results/a/r50", "results/a/r50/seed0/metrics.json", "results/a/r50"),
+        ("results/a/r50/seed0", "results/a/r50/seed0", "results/a/r50/seed0"),
+    ],
+)
+def test_of_a_study_the_row_is_named(compared, run, expected):
+    assert row_path(compared, run) == Path(expected)
+
+
+@pytest.mark.parametrize("paths", [RUNS, FAR_APART])
+def test_titles_of_differences_stay_inside_the_figure(tmp_path, paths, monkeypatch):
+    figures = []
+
+    @contextmanager
+    def kept(*args: Any) -> Iterator[Figure]:
+        with figure_file(*args) as figure:
+            yield figure
+            figures.append(figure)
+
+    monkeypatch.setattr(difference_plots, "figure_file", lambda stem, height_in: kept(stem, height_in))
+    names = short_names(*map(Path, paths))
+    one = Difference(0.1, 0.2, 0.1, (0.05, 0.15), 0.01, None, None)
+    write_metric_differences({"segm": dict.fromkeys(("AP", "APr", "APc", "APf"), one)}, names, tmp_path)
+    write_category_differences(CATEGORIES, CATEGORIES, names, "segm", tmp_path)
+    for figure in figures:
+        extent = figure.get_tightbbox()
+        assert (extent.x0 >= 0, extent.y0 >= 0) == (True, True)
+        assert (extent.x1 <= figure.get_figwidth(), extent.y1 <= figure.get_figheight()) == (True, True)
+    assert len(figures) == 2
+
+
+def test_curves_of_several_seeds_are_their_mean_and_the_title_says_so(tmp_path, monkeypatch):
+    study = study_with(seeds=(0, 1))
+    put_everything(tmp_path, study)
+    halved = {**curve(), "all": {iou: (0.5 - 0.5 * RECALLS).tolist() for iou in ("0.5", "0.75", "0.5:0.95")}}
+    put_everything(tmp_path, study, seed=1, curves={"bbox": halved, "segm": halved})
+    (row,) = rows_of(study, tmp_path, {}, NOW_S)
+    found = curves_of(row, "segm")
+    assert found is not None
+    assert found["all"]["0.5"] == pytest.approx(0.75 * (1 - RECALLS))
+    assert (found["c"]["0.5"], found["r"]["0.5"]) == (pytest.approx(1 - RECALLS), None)
+    titles = []
+    monkeypatch.setattr(plots, "write_precision_recall", lambda curves, *words: titles.append(words[:2]))
+    write_precision_recalls([row], tmp_path)
+    assert titles == [("boxes", "categories and seeds"), ("masks", "categories and seeds")]
 
 
 POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12)
@@ -264,8 +350,46 @@ def test_smoothing_is_the_mean_of_the_neighbours(values):
     np.testing.assert_allclose(smoothed(np.array(values)), expected, atol=1e-6)
 
 
-def test_short_logs_are_not_smoothed():
-    assert [width_of(number) for number in (3, 26, 50, 200, 1000)] == [1, 1, 3, 9, 41]
+def test_only_the_shortest_logs_are_not_smoothed():
+    assert [width_of(number) for number in (3, 7, 8, 16, 26, 50, 200, 1000)] == [1, 1, 3, 5, 5, 5, 9, 41]
+
+
+def test_a_short_log_is_shown_smoothed_and_the_titles_say_over_how_much(tmp_path):
+    logged = History("R-50-FPN", [{"step": step, "loss": float(step % 2), "loss_cls": 1.0} for step in range(26)], [])
+    axes = Figure().subplots()
+    draw_history(axes, [logged], "loss", "total loss")
+    raw, strong = axes.lines
+    assert (raw.get_alpha(), strong.get_alpha()) == (0.4, None)
+    assert (np.ptp(raw.get_ydata()), np.ptp(strong.get_ydata()[2:-2])) == pytest.approx((1, 0.2))
+    write_training_curves([logged], tmp_path)
+    write_training_losses([logged], tmp_path)
+    for name in ("training_curves", "training_losses"):
+        text = (tmp_path / f"{name}.svg").read_text()
+        assert says(text, "Pale: as logged. Strong: mean over 5 lines of the log.")
+
+
+def looks_of(histories: list[History]) -> list[tuple[str, str, str]]:
+    """Colour, marker and line of each run."""
+    axes = Figure().subplots()
+    draw_history(axes, histories, "loss", "total loss")
+    return [(line.get_color(), line.get_marker(), str(line._unscaled_dash_pattern)) for line in axes.lines[1::2]]  # type: ignore[attr-defined]
+
+
+def test_every_run_looks_different_and_the_legend_says_how(tmp_path):
+    lines = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+    several = [History(f"net {place}", lines, [], place, seed) for place in range(4) for seed in range(5)]
+    assert len(set(looks_of(several))) == 20
+    assert len({look[:2] for look in looks_of(several)}) == 4
+    assert len({look[2] for look in looks_of(several)}) == 5
+    for at in range(3):
+        assert len({look[at] for look in looks_of(several[:5])}) == 5
+    for histories, said in (
+        (several, ("net 3", "seed 4")),
+        (several[:5], ("net 0, seed 4",)),
+        (several[:1], ("net 0",)),
+    ):
+        write_training_curves(histories, tmp_path)
+        assert all(says((tmp_path / "training_curves.svg").read_text(), words) for words in said)
 
 
 @settings(max_examples=20, deadline=None)
