@@ -124,7 +124,7 @@ def taken_for(scenes: Scenes, image: int, row: int) -> str:
     detections = scenes.detections_of(image)
     detections = detections[(scenes.labels[detections] > 0) & (scenes.found.scores[detections] >= NAMED_SCORE)]
     if not len(detections):
-        return "nothing found in the image"
+        return "nothing sure in the image"
     overlaps = box_overlaps(scenes.found.boxes_xywh[detections], scenes.store.boxes_xywh[row : row + 1])[:, 0]
     at = int(np.argmax(overlaps))
     if overlaps[at] < FOUND_IOU:

@@ -112,14 +112,14 @@ def test_an_object_is_missed_unless_a_detection_of_its_category_overlaps_it(scen
     assert missed(scenes).tolist() == [False, True, True]
     assert taken_for(scenes, 0, 1) == "taken for bear 0.40"
     assert taken_for(scenes, 0, 0) == "taken for bear 0.90"
-    assert taken_for(scenes, 1, 2) == "nothing found in the image"
+    assert taken_for(scenes, 1, 2) == "nothing sure in the image"
 
 
 def test_noise_is_not_what_an_object_was_taken_for(scenes):
     scenes.found.scores[1] = 0.29
     assert taken_for(scenes, 0, 1) == "nothing there (best IoU 0.00)"
     scenes.found.scores[0] = 0.1
-    assert taken_for(scenes, 0, 1) == "nothing found in the image"
+    assert taken_for(scenes, 0, 1) == "nothing sure in the image"
 
 
 def test_sheets_of_misses_say_how_many_and_why_there_are_none(scenes, monkeypatch):
