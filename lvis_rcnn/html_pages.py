@@ -1,6 +1,7 @@
 """Pages of one file each that need no network: tables that sort and search, legible on a telephone and in the dark."""
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,7 +44,7 @@ for (const box of document.querySelectorAll('.sortable')) {
   const search = box.querySelector('input'), choice = box.querySelector('select'), count = box.querySelector('.count');
   const key = (row, at) => row.cells[at].dataset.by ?? row.cells[at].textContent;
   heads.forEach((head, at) => head.querySelector('button').addEventListener('click', () => {
-    const number = head.classList.contains('number');
+    const number = head.matches('.number, .by_number');
     const last = head.getAttribute('aria-sort');
     const up = last ? last !== 'ascending' : !number;
     heads.forEach(other => other.removeAttribute('aria-sort'));
@@ -89,6 +90,8 @@ class Column:
     """Of numbers; None for text."""
     full: float | None = None
     """The number that a bar over the whole cell stands for; None for no bars."""
+    by_number: bool = False
+    """Whether texts sort by the number that they begin with."""
 
 
 def page(title: str, parts: Sequence[str]) -> str:
@@ -150,11 +153,16 @@ def sortable_table(
 
 def heads(columns: Sequence[Column], inside: str) -> str:
     """The cells of the first line."""
-    number = ' class="number"'
     return "".join(
-        f'<th scope="col"{"" if column.decimals is None else number}>{inside.format(html.escape(column.title))}</th>'
-        for column in columns
+        f'<th scope="col"{kind_of(column)}>{inside.format(html.escape(column.title))}</th>' for column in columns
     )
+
+
+def kind_of(column: Column) -> str:
+    """What a head says of its column: how it is set and sorted."""
+    if column.decimals is not None:
+        return ' class="number"'
+    return ' class="by_number"' if column.by_number else ""
 
 
 def table_row(columns: Sequence[Column], row: Sequence[Value], group: str = "") -> str:
@@ -169,10 +177,20 @@ def cell(column: Column, value: Value, group: str = "") -> str:
     if column.decimals is None:
         text = html.escape("" if value is None else str(value))
         text = f"<strong>{text}</strong>" if isinstance(value, Best) else text
-        return f'<td class="{group}">{text}</td>' if group and text == group else f"<td>{text}</td>"
+        by = f' data-by="{leading_number(str(value))}"' if column.by_number else ""
+        return f'<td class="{group}">{text}</td>' if group and text == group else f"<td{by}>{text}</td>"
     if value is None:
         return f'<td class="number" data-by="">{MISSING}</td>'
     number = float(value)
     part = "" if column.full is None else f' style="--part:{100 * number / column.full:.0f}%"'
     bar = "" if column.full is None else " bar"
     return f'<td class="number{bar}" data-by="{number:.6g}"{part}>{number:,.{column.decimals}f}</td>'
+
+
+UNITS = {"": 1, "k": 1e3, "M": 1e6}
+
+
+def leading_number(text: str) -> str:
+    """The number that a text begins with, 9.5 of ``9.5 ± 0.2`` and 2400000 of ``2.40 M``; empty where there is none."""
+    found = re.match(r"(-?\d+(?:\.\d+)?)(?: ([kM])\b)?", text)
+    return "" if found is None else f"{float(found[1]) * UNITS[found[2] or '']:.6g}"

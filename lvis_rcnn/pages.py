@@ -36,15 +36,17 @@ from lvis_rcnn.table_rows import Row, rows_of
 
 SECONDS_AN_HOUR = 3600
 MIB_A_GB = 1024
+# Columns of the results table that say what a row is; the others are of numbers.
+NAMING_COLUMNS = {"Backbone", "Style", "Lr schd", "Scored on", "Source"}
 
 
 def table_page(study: Study, rows: Sequence[Row]) -> str:
     """The results table."""
     frame = cells(list(rows), marked=True)
     lines = [[from_markdown(str(value)) for value in row] for row in frame.to_numpy().tolist()]
-    columns = [Column(str(title)) for title in frame.columns]
+    columns = [Column(str(title), by_number=title not in NAMING_COLUMNS) for title in frame.columns]
     said = [paragraph(reading_line(list(rows))), paragraph(provenance_line(study, list(rows)), pale=True)]
-    return page(titled(study), [table(columns, lines), *said])
+    return page(titled(study), [sortable_table(columns, lines, "rows"), *said])
 
 
 def from_markdown(text: str) -> str:

@@ -35,6 +35,7 @@ from lvis_rcnn.compare import compare, comparison_text
 from lvis_rcnn.config import Study, load_study
 from lvis_rcnn.difference_plots import write_difference_plots
 from lvis_rcnn.files import atomic_file, write_json
+from lvis_rcnn.html_pages import page, plain_text
 from lvis_rcnn.printed_table import cells
 from lvis_rcnn.published import known_models
 from lvis_rcnn.runs import Run
@@ -167,6 +168,8 @@ def table_step(args: argparse.Namespace) -> None:
 
 def compare_step(args: argparse.Namespace) -> None:
     """Say how two runs, rows or studies differ."""
+    if args.out and args.out.suffix != ".txt":
+        raise InputError(f"--out {args.out}", "is no text file", allowed="a name that ends in .txt")
     texts = []
     for name, (first, second) in pairs_of(args.first, args.second, args.only).items():
         found = compare(first, second, args.resamples, args.seed)
@@ -180,7 +183,8 @@ def compare_step(args: argparse.Namespace) -> None:
         print(text)
         return
     write_text(args.out, f"{text}\n")
-    log.info("wrote %s", args.out)
+    write_text(args.out.with_suffix(".html"), page(f"{args.second} beside {args.first}", [plain_text(text)]))
+    log.info("wrote %s (also .html)", args.out)
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -241,7 +245,7 @@ def compare_options(both: argparse.ArgumentParser) -> None:
     both.add_argument(
         "--plot", type=Path, metavar="DIR", help="folder for differences.png, category_differences.png and .svg"
     )
-    both.add_argument("--out", type=Path, metavar="FILE", help="file for the text (default: print it)")
+    both.add_argument("--out", type=Path, metavar="FILE", help="comparison.txt to write, .html beside it")
     only = "runs of SECOND that count, as r50/seed0 (default: all)"
     both.add_argument("--only", nargs="+", default=(), metavar="RUN", help=only)
     both.set_defaults(step=compare_step)

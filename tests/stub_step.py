@@ -33,7 +33,11 @@ def step(args: argparse.Namespace) -> None:
         raise InputError("gt.json: annotation 7", "names no image")
     if STEP == "report" and args.command == "compare":
         plots = ("differences", "category_differences")
-        files = [args.out, *(args.plot / f"{name}.{suffix}" for name in plots for suffix in ("png", "svg"))]
+        files = [
+            args.out,
+            args.out.with_suffix(".html"),
+            *(args.plot / f"{name}.{suffix}" for name in plots for suffix in ("png", "svg")),
+        ]
     elif STEP == "report":
         study = Path(args.study).read_text().split("study: ", 1)[1].split("\n", 1)[0]
         bases = [args.out.with_suffix(""), args.results / study / "table"]

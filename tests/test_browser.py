@@ -16,6 +16,7 @@ from test_pages import PAGES
 from test_plots import put_everything
 from test_report import NOW_S, put, study_with
 
+from lvis_rcnn.html_pages import Column, page, sortable_table
 from lvis_rcnn.pages import write_pages
 
 pytestmark = pytest.mark.browser
@@ -81,6 +82,17 @@ def visited(page: Path, script: str, width: int = 1280) -> dict[str, Any]:
     return found
 
 
+# Put into a result before the report shows it in a frame that nothing outside may look into: what it says of itself.
+SAID_INSIDE = """<script>
+const errors = []; addEventListener('error', event => errors.push(event.message));
+addEventListener('load', () => {
+  document.querySelectorAll('.sortable th button')[0]?.click();
+  parent.postMessage({errors, title: document.title, sorted: document.querySelector('[aria-sort]')?.ariaSort,
+    outside: document.documentElement.scrollWidth - innerWidth, text: document.body.innerText.length}, '*');
+});
+</script>"""
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, study = tmp_path_factory.mktemp("pages"), study_with()
@@ -127,17 +139,45 @@ def test_the_table_of_categories_sorts_searches_and_narrows(pages):
     assert (found["rare"], found["count"]) == (["cup", "kite"], "2 of 4")
 
 
-def test_the_report_of_snakemake_shows_everything_without_a_network(tmp_path):
-    study = tiny_study(tmp_path)
-    ended = run_snakemake("--cores", "1", "--configfile", study, cwd=tmp_path)
+def test_the_results_table_sorts_by_the_numbers_its_cells_begin_with(pages):
+    rows = [["a", "9.8 [7.0, 12.0]"], ["b", "23.1 ± 1.0"], ["c", "running 63 %"], ["d", "10.4 k"], ["e", "-0.3"]]
+    columns = [Column("Backbone"), Column("box AP", by_number=True)]
+    (pages / "numbers.html").write_text(page("numbers", [sortable_table(columns, rows, "rows")]), encoding="utf-8")
+    script = """
+      const names = () => [...document.querySelectorAll('tbody tr')].map(row => row.cells[0].textContent).join('');
+      const head = document.querySelectorAll('th button')[1], found = {};
+      head.click(); found.best = names(); head.click(); found.worst = names();
+      return found;
+    """
+    found = visited(pages / "numbers.html", script)
+    assert (found["errors"], found["best"], found["worst"]) == ([], "dbaec", "eabdc")
+    text = (pages / "table.html").read_text()
+    assert text.count('class="by_number"') == text.count("<th ") - 3  # Backbone, Style, Lr schd
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a small study that is compared with another one: itself, before it knew."""
+    folder = tmp_path_factory.mktemp("report")
+    study = tiny_study(folder)
+    ended = run_snakemake("--cores", "1", "--configfile", study, cwd=folder)
+    assert ended.code == 0, ended.text
+    shutil.copytree(folder / "results" / "tiny" / "r50", folder / "results" / "before" / "r50")
+    study = tiny_study(folder, report={"compare_with": "before"})
+    ended = run_snakemake("--cores", "1", "--configfile", study, cwd=folder)
     assert ended.code == 0, ended.text
     style = Path(__file__).parents[1] / "workflow" / "report" / "report.css"
     words = ["--report", "report.html", "--report-stylesheet", style, "--configfile", study]
-    ended = run_snakemake(*words, cwd=tmp_path)
+    ended = run_snakemake(*words, cwd=folder)
     assert ended.code == 0, ended.text
     assert "WARNING" not in ended.text
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_report_of_snakemake_shows_everything_without_a_network(report, width):
     script = """
-      const found = {categories: Object.keys(categories).sort(), shown: {}};
+      const found = {categories: Object.keys(categories).sort(), shown: {}, inside: {}};
       // What is asked for appears a little after the click before.
       const there = async look => {
         for (let tries = 0; tries < 40; tries += 1) { const one = look(); if (one) return one; await wait(25); }
@@ -145,27 +185,53 @@ def test_the_report_of_snakemake_shows_everything_without_a_network(tmp_path):
       };
       const of_text = (kind, text) => () => [...document.querySelectorAll(kind)].filter(
         one => one.textContent.trim() === text).pop();
+      const graph = await there(() => document.querySelector('#rulegraph canvas, #rulegraph svg'));
+      found.graph = [graph.getBoundingClientRect().width, graph.getBoundingClientRect().height];
+      found.rules = rulegraph_spec.data.flatMap(data => data.values ?? []).map(one => one.rule).filter(Boolean);
+      const told = SAID_INSIDE, said = {};
+      addEventListener('message', event => { said[event.data.title] = event.data; });
+      const with_told = uri => {
+        const [head, data] = uri.split(',');
+        const text = decodeURIComponent(escape(atob(data))).replace('<head>', '<head>' + told);
+        return [head + ',' + btoa(unescape(encodeURIComponent(text))), text.match(/<title>(.*?)<.title>/)[1]];
+      };
       for (const category of found.categories) {
         (await there(of_text('a, li, span, div', category))).click();
         for (const path of Object.values(categories[category]).flat()) {
-          const row = (await there(of_text('td', results[path].labels.shows))).closest('tr');
-          if (!results[path].mime_type.startsWith('image')) continue;
-          row.querySelector('a, button').click();
-          const picture = await there(() => [...document.querySelectorAll('img')].find(
-            one => one.src === results[path].data_uri && one.complete));
-          found.shown[path] = [picture.naturalWidth, picture.getBoundingClientRect().top];
+          const row = () => of_text('td', results[path].labels.shows)()?.closest('tr').querySelector('a, button');
+          if (results[path].mime_type === 'text/html') {
+            let title;
+            [results[path].data_uri, title] = with_told(results[path].data_uri);
+            (await there(row)).click();
+            found.inside[path.split('/').pop()] = await there(() => said[title]);
+          } else if (results[path].mime_type.startsWith('image')) {
+            (await there(row)).click();
+            const picture = await there(() => [...document.querySelectorAll('img')].find(
+              one => one.src === results[path].data_uri && one.complete));
+            const place = picture.getBoundingClientRect();
+            found.shown[path] = [Math.min(picture.naturalWidth, place.width), place.top];
+          }
         }
         (await there(() => document.querySelector('nav ol a'))).click();
       }
       found.captions = Object.values(results).map(one => one.caption.length);
       return found;
-    """
-    found = visited(tmp_path / "report.html", script)
+    """.replace("SAID_INSIDE", json.dumps(SAID_INSIDE).replace("</", "<\\/"))
+    found = visited(report, script, width)
     assert found["errors"] == []
     assert not [load for load in found["loads"] if not load.startswith(("data:", "blob:"))]
     assert found["categories"] == [
         *("1 Results", "2 Plots", "3 Pictures", "4 Training", "5 Data", "6 Provenance and cost"),
     ]
-    assert len(found["shown"]) == 14
+    assert min(found["graph"]) > 100
+    assert {"train", "infer", "evaluate", "table", "compare"} <= set(found["rules"])
+    assert len(found["shown"]) == 16
     assert all(width > 100 and top >= 0 for width, top in found["shown"].values()), found["shown"]
+    assert set(found["inside"]) == {*(f"{name}.html" for name in PAGES), "comparison.html"}
+    for name, inside in found["inside"].items():
+        assert inside["errors"] == [], name
+        assert inside["text"] > 50, name
+        assert inside["outside"] <= 0, name
+        is_sortable = name in ("table.html", "per_category.html", "cost.html")
+        assert inside.get("sorted") == ("ascending" if is_sortable else None), name
     assert min(found["captions"]) > 80

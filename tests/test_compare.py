@@ -223,6 +223,7 @@ def test_of_a_study_only_the_runs_asked_for_are_compared_and_the_text_goes_to_a_
     lines = (tmp_path / "said.txt").read_text().splitlines()
     assert lines[1] == f"B: {tmp_path / 'two' / 'r50' / 'seed0' / 'metrics.json'}"
     assert lines[-1] == "Settings: the same in all records."
+    assert "Settings: the same in all records." in (tmp_path / "said.html").read_text()
     with pytest.raises(InputError, match=r"two/r50/seed2: is not scored; allowed: scored runs of .*two; to mend: sco"):
         pairs_of(tmp_path / "one", tmp_path / "two", ["r50/seed0", "r50/seed2"])
 
@@ -241,6 +242,6 @@ def test_the_workflow_compares_what_was_scored(tmp_path):
         "A: results/before/r50/seed0/metrics.json\nB: results/tiny/r50/seed0/metrics.json\n\nBoxes\n"
     )
     assert {file.name for file in (tmp_path / folder).iterdir()} == {
-        *("comparison.txt", "differences.png", "differences.svg"),
+        *("comparison.txt", "comparison.html", "differences.png", "differences.svg"),
         *("category_differences.png", "category_differences.svg"),
     }

@@ -103,6 +103,15 @@ def test_names_cannot_break_a_page():
         (Column("images", 0), 12345, '<td class="number" data-by="12345">12,345</td>'),
         (Column("AP", 1, full=100), None, '<td class="number" data-by="">-</td>'),
         (Column("name"), None, "<td></td>"),
+        (Column("name"), "50 a", "<td>50 a</td>"),
+        (Column("AP", by_number=True), "23.1 [21.0, 25.2]", '<td data-by="23.1">23.1 [21.0, 25.2]</td>'),
+        (Column("AP", by_number=True), "22.4 ± 1.0", '<td data-by="22.4">22.4 ± 1.0</td>'),
+        (Column("AP", by_number=True), "-0.1 (-0.2 !)", '<td data-by="-0.1">-0.1 (-0.2 !)</td>'),
+        (Column("GB", by_number=True), "0.88†", '<td data-by="0.88">0.88†</td>'),
+        (Column("images", by_number=True), "2.40 M", '<td data-by="2.4e+06">2.40 M</td>'),
+        (Column("images", by_number=True), "11.5 k", '<td data-by="11500">11.5 k</td>'),
+        (Column("AP", by_number=True), "running 63 %", '<td data-by="">running 63 %</td>'),
+        (Column("AP", by_number=True), "- (not trained here)", '<td data-by="">- (not trained here)</td>'),
     ],
 )
 def test_cells_carry_what_they_sort_by(column, value, expected):

@@ -252,7 +252,7 @@ def test_rows_of_one_name_are_compared_each_in_its_folder(finished: Stubbed) -> 
         made = re.findall(r"^results/tiny/comparison/(\S+)", finished.snakemake("--summary").text, re.MULTILINE)
         names = [f"{name}.{suffix}" for name in ("differences", "category_differences") for suffix in ("png", "svg")]
         assert sorted(made) == sorted(
-            ["comparison.txt", *(f"{row}/{name}" for row in ("r50", "r101") for name in names)]
+            ["comparison.txt", "comparison.html", *(f"{row}/{name}" for row in ("r50", "r101") for name in names)]
         )
         finished.study(report={"compare_with": "unlike"})
         ended = finished.snakemake("--cores", "1")

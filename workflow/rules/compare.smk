@@ -81,8 +81,9 @@ rule compare:
             folder=[Path(COMPARISON, pair) for pair in pairs],
             name=DIFFERENCES,
         ),
-        text=shown(
-            f"{COMPARISON}/comparison.txt",
+        text=f"{COMPARISON}/comparison.txt",
+        page=shown(
+            f"{COMPARISON}/comparison.html",
             "comparison",
             "1 Results",
             shows=f"differences from {COMPARED_WITH}, with intervals",
