@@ -404,16 +404,16 @@ def say_what_was_made() -> None:
         return
     logger.info("The table: results/table.md")
     up_to_date = set(dag.jobs) - set(dag.needrun_jobs())
-    for rule in ("plots", "pages", "pictures"):
-        made = [job.output[0] for job in up_to_date if job.rule.name == rule]
+    for name in ("plots", "pages", "pictures"):
+        made = [job.output[0] for job in up_to_date if job.rule.name == name]
         if made:
-            logger.info(f"The {rule}: {place_of(rule, made)}")
+            logger.info(f"The {name}: {place_of(name, made)}")
 
 
-def place_of(rule: str, made: list[str]) -> str:
+def place_of(name: str, made: list[str]) -> str:
     """Where the outputs of all jobs of a rule lie, in one word for a shell."""
     folders = sorted({str(Path(path).parent) for path in made})
-    if rule == "pages":
+    if name == "pages":
         return f"{folders[0]}/*.html"
     return folders[0] if len(folders) == 1 else f"results/{study.study}/*/*/pictures"
 

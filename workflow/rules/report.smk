@@ -177,4 +177,45 @@ if study.backbones:
 
 if study.report.compare_with:
 
-    include: "compare.smk"
+    include: "compared.smk"
+
+    rule compare:
+        """Say how the rows of the study differ from those of another one."""
+        input:
+            metrics=of_all_runs("metrics.json"),
+            matches=of_all_runs("matches.npz"),
+            other=files_of_other,
+        output:
+            differences_shown(),
+            collect(
+                "{folder}/{name}.svg",
+                folder=[Path(COMPARISON, pair) for pair in pairs],
+                name=DIFFERENCES,
+            ),
+            text=f"{COMPARISON}/comparison.txt",
+            page=shown(
+                f"{COMPARISON}/comparison.html",
+                "comparison",
+                "1 Results",
+                shows=f"differences from {COMPARED_WITH}, with intervals",
+            ),
+        log:
+            f"results/{study.study}/logs/compare.log",
+        benchmark:
+            f"results/{study.study}/benchmarks/compare.tsv"
+        conda:
+            "../../envs/lvis_rcnn.yaml"
+        threads: 1
+        resources:
+            mem_mb=memory_without_gpu_mb,
+            runtime=60,
+        params:
+            first=f"results/{COMPARED_WITH}",
+            second=subpath(output.text, ancestor=2),
+            runs=runs_of_study(),
+            folder=subpath(output.text, parent=True),
+        message:
+            f"Comparing {study.study} with {COMPARED_WITH}"
+        shell:
+            'exec "$PYTHON" -m lvis_rcnn.report compare {params.first} {params.second} --only {params.runs}'
+            " --plot {params.folder} --out {output.text} --log {log}"
