@@ -31,7 +31,7 @@ from lvis_rcnn.printed_table import cells
 from lvis_rcnn.published import known_models
 from lvis_rcnn.report import write_text
 from lvis_rcnn.row_plots import KINDS, metrics_of, row_name
-from lvis_rcnn.table_captions import provenance, provenance_line, reading_line, titled
+from lvis_rcnn.table_captions import devices_line, files_line, provenance, provenance_line, reading_line, titled
 from lvis_rcnn.table_rows import Row, rows_of
 
 SECONDS_AN_HOUR = 3600
@@ -45,7 +45,9 @@ def table_page(study: Study, rows: Sequence[Row]) -> str:
     frame = cells(list(rows), marked=True)
     lines = [[from_markdown(str(value)) for value in row] for row in frame.to_numpy().tolist()]
     columns = [Column(str(title), by_number=title not in NAMING_COLUMNS) for title in frame.columns]
-    said = [paragraph(reading_line(list(rows))), paragraph(provenance_line(study, list(rows)), pale=True)]
+    found = list(rows)
+    said = [paragraph(text) for text in (devices_line(found), reading_line(found)) if text]
+    said += [paragraph(text, pale=True) for text in (provenance_line(study, found), files_line(found)) if text]
     return page(titled(study), [sortable_table(columns, lines, "rows"), *said])
 
 

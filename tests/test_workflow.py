@@ -235,6 +235,7 @@ def test_a_study_is_compared_with_the_one_it_names_and_trained_no_more_for_it(fi
     ended = finished.snakemake("--cores", "2", study=study)
     assert ended.code == 0, ended.text
     assert "Comparing with_sampler with before" in ended.text
+    assert "The comparison: results/with_sampler/comparison/comparison.txt" in ended.text
     (call,) = [call["arguments"] for call in finished.calls() if call["arguments"][0] == "compare"]
     folder = "results/with_sampler/comparison"
     assert call[1:6] == ["results/before", "results/with_sampler", "--only", "r50/seed0", "r50/seed1"]

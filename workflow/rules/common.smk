@@ -395,7 +395,7 @@ def what_people_see() -> list[str]:
 
 
 def say_what_was_made() -> None:
-    """After a run that wrote the table: where it lies, and the plots, pages and pictures that were planned with it.
+    """After a run that wrote the table: where it lies, and what people see that was planned with it.
 
     What was planned is up to date now; what was not planned may be older than the table, so nothing is said of it.
     """
@@ -408,6 +408,9 @@ def say_what_was_made() -> None:
         made = [job.output[0] for job in up_to_date if job.rule.name == name]
         if made:
             logger.info(f"The {name}: {place_of(name, made)}")
+    for job in up_to_date:
+        if job.rule.name == "compare":
+            logger.info(f"The comparison: {job.output.text}")
 
 
 def place_of(name: str, made: list[str]) -> str:
