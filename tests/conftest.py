@@ -13,10 +13,15 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 
 from lvis_rcnn.config import read_yaml
 
 REPOSITORY = Path(__file__).parents[1]
+
+# No test depends on time: cores that others use make examples slow, and nothing wrong.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 # On busy cores the stand-in dies of a signal in 6 of 45 calls, its work done: threads of py-rattler outlive Python.

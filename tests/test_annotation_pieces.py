@@ -41,7 +41,7 @@ def bits(values):
     return [struct.pack("<d", value) for value in values]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(pieces())
 def test_numbers_are_those_of_float(text):
     records = json.loads(text, parse_int=lambda spelling: int(spelling) if len(spelling) < 19 else float(spelling))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 from small_dataset import annotation, build, small_dataset
@@ -330,7 +330,7 @@ def datasets(draw):
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30)
 @given(datasets())
 def test_any_valid_file_comes_back_unchanged(tmp_path_factory, dataset):
     assert_same(build(tmp_path_factory.mktemp("valid"), dataset), dataset)

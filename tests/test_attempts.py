@@ -175,7 +175,7 @@ def test_a_line_cut_by_a_kill_counts_as_none(tmp_path, monkeypatch):
         assert (last.first_step, last.last_step, last.ended) == (15, 30, "done")
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(damage=st.binary(max_size=60))
 def test_no_damage_hides_the_lines_around_it(tmp_path_factory, damage):
     folder = tmp_path_factory.mktemp("run")

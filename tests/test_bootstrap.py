@@ -75,14 +75,14 @@ sets = st.integers(0, 2**48).map(small_set)
 seeds = st.integers(0, 2**32)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(sets, seeds, st.sampled_from(["bbox", "segm"]))
 def test_weights_are_copies_of_images(made, seed, kind):
     check(made, seed, kind)
 
 
 @pytest.mark.long
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sets, seeds, st.sampled_from(["bbox", "segm"]))
 def test_weights_are_copies_of_images_in_many_sets(made, seed, kind):
     check(made, seed, kind)

@@ -27,7 +27,7 @@ from lvis_rcnn.image_files import ImageFile, ImageFiles
 from lvis_rcnn.repeat_factors import read_sampling, usable_annotations
 from lvis_rcnn.sample_stream import SampleStream
 
-relaxed = settings(deadline=None, max_examples=40)  # machines are shared
+relaxed = settings(max_examples=40)
 
 AUGMENTATION = data.Augmentation(short_edges_px=(48, 56, 64), long_edge_px=96, flip_probability=0.5)
 SQUARE = [10.0, 5.0, 30.0, 5.0, 30.0, 20.0, 10.0, 20.0]

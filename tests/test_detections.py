@@ -45,7 +45,7 @@ def assert_same(left: Detections, right: Detections) -> None:
         np.testing.assert_array_equal(value, other)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(counts=st.lists(st.integers(0, 5), min_size=1, max_size=4), seed=st.integers(0, 100))
 def test_any_split_into_shards_reads_back_as_one(tmp_path_factory, counts, seed):
     folder = tmp_path_factory.mktemp("detections")

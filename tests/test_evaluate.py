@@ -205,7 +205,7 @@ def test_polygons_run_lengths_and_packed_masks_are_the_same_mask():
     assert 0 < values[0]["AP"] < 1
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_results_without_ties_changes_nothing(shuffler):
     boxes = [CUP, BOAT, FAR]

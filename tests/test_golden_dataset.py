@@ -235,7 +235,7 @@ def plain_factors(dataset, threshold):
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sets, st.floats(0.01, 1))
 def test_made_up_sets_have_the_factors_of_a_plain_reading(tmp_path_factory, dataset, threshold):
     expected = plain_factors(dataset, threshold)
@@ -248,7 +248,7 @@ def test_made_up_sets_have_the_factors_of_a_plain_reading(tmp_path_factory, data
     assert factors.copies.tolist() == [math.ceil(factor) for factor in expected]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sets)
 def test_made_up_sets_are_parsed_as_by_a_plain_reading(tmp_path_factory, dataset):
     folder = tmp_path_factory.mktemp("made_up")

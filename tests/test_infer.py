@@ -253,7 +253,7 @@ def near_the_truth(store, seed):
     )
 
 
-@settings(deadline=None, max_examples=6, phases=[Phase.generate])
+@settings(max_examples=6, phases=[Phase.generate])
 @given(st.integers(0, 10**6), st.sampled_from([3, 300]))
 def test_no_score_depends_on_masks_that_are_left_out(drawn, tmp_path_factory, seed, cap):
     folder = tmp_path_factory.mktemp("both")
@@ -293,7 +293,7 @@ def test_batches_share_a_padded_size_and_change_nothing_but_rounding(drawn, mode
     np.testing.assert_allclose(batches.boxes_xywh, alone.boxes_xywh, atol=1e-3)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 6), unique=True), st.integers(1, 4))
 def test_every_image_is_in_one_batch_with_its_like(drawn, positions, most):
     images = data.TestImages(drawn.val_store, drawn.images, 64, 96)

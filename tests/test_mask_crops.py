@@ -36,7 +36,7 @@ polygons = st.integers(3, 9).flatmap(lambda corners: array_of(np.float64, 2 * co
 sizes = st.tuples(st.integers(1, 90), st.integers(1, 90))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(polygons, min_size=1, max_size=3), sizes, sizes, st.booleans())
 def test_crops_are_the_bitmaps(objects, original_hw, size_hw, flip):
     crops = mask_crops([objects, objects[:1]], original_hw, size_hw, flip)
@@ -68,7 +68,6 @@ def test_an_object_without_a_pixel_and_no_object():
     assert nothing.offsets.tolist() == [0]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 700), st.integers(1, 1400))
 def test_positions_are_opencvs(old, new):
     ramp = (np.arange(old) % 251).astype(np.uint8)[None]
@@ -94,7 +93,7 @@ regions_of = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(polygons, min_size=1, max_size=3), regions_of, st.integers(0, 64), st.integers(0, 64), st.booleans())
 def test_mask_targets_are_the_kernels(outlines, regions, more_rows, more_columns, flip):
     size_hw = (83, 91)

@@ -263,7 +263,7 @@ def all_candidates(count, labels, seed):
 
 
 @given(st.integers(1, 400), st.integers(1, 6), st.integers(1, 30), st.integers(0, 10**6))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_the_best_candidates_are_enough(count, labels, wanted, seed):
     # Label by label over all candidates: nothing is cut, no box is shifted.
     candidates = all_candidates(count, labels, seed)

@@ -27,7 +27,7 @@ def kept_of(dataset, records) -> MatchesFile:
     return MatchesFile("a" * 64, "d" * 64, 300, truth.category_ids, truth.frequencies, outcomes, samples)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 2**48))
 def test_what_is_read_is_what_was_written(tmp_path_factory, seed):
     path = tmp_path_factory.mktemp("matches") / "matches.npz"

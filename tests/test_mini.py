@@ -258,7 +258,7 @@ def test_smallest_objects_have_pixels(position):
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 7), st.integers(1, 7))))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_mask_survives_its_polygons(mask):
     polygons = visible_polygons(mask)
     if mask.any():

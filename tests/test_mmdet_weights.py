@@ -4,7 +4,7 @@ import pytest
 import torch
 from flat_weights import flat_state, same
 from golden_figures import RECIPE, table
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import SMALLEST
 
@@ -90,7 +90,6 @@ def test_there_and_back_is_the_identity(name):
 
 
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=2, max_size=40))
-@settings(deadline=None)
 def test_every_bit_comes_back(bits):
     # NaN, infinity and -0 among them.
     rows = torch.tensor(bits, dtype=torch.int32).view(torch.float32)[:, None]

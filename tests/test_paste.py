@@ -105,14 +105,14 @@ def same_as_the_plain_form(image, pixels_at_once):
     assert texts == [rle.encode(np.asfortranarray(one.astype(np.uint8)))["counts"] for one in expected]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(images(), st.sampled_from([200, 1 << 20]))
 def test_every_pixel_and_every_byte_is_that_of_the_plain_form(image, pixels_at_once):
     same_as_the_plain_form(image, pixels_at_once)
 
 
 @pytest.mark.long
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(images(), st.sampled_from([7, 100, 1 << 20]))
 def test_so_it_is_in_many_more_images(image, pixels_at_once):
     same_as_the_plain_form(image, pixels_at_once)

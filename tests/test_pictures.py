@@ -229,7 +229,7 @@ NUMBER = st.integers(0, 300)
 LABELLED = st.tuples(NUMBER, NUMBER, NUMBER, NUMBER, st.integers(5, 160))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(objects=st.lists(LABELLED, max_size=15), canvas=st.tuples(st.integers(20, 300), st.integers(10, 300)))
 def test_labels_lie_on_the_canvas_and_never_cover_each_other(objects, canvas):
     boxes = [(min(a, c), min(b, d), max(a, c) + 1, max(b, d) + 1) for a, b, c, d, _ in objects]

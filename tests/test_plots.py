@@ -392,7 +392,7 @@ def test_every_run_looks_different_and_the_legend_says_how(tmp_path):
         assert all(says((tmp_path / "training_curves.svg").read_text(), words) for words in said)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data(), categories=st.integers(1, 6))
 def test_the_mean_curve_has_the_ap_of_its_categories_as_its_mean(data, categories):
     values = data.draw(st.lists(st.sampled_from([UNDEFINED, 0.0, 0.25, 1.0]), min_size=categories, max_size=categories))

@@ -188,7 +188,7 @@ def test_an_image_whose_annotations_are_all_unusable_is_drawn_once_and_counts_fo
     assert factors.image_factors.tolist() == [math.sqrt(3), 1, math.sqrt(3)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.floats(1, 9), min_size=1, max_size=30), st.integers(0, 99), st.integers(0, 99))
 def test_stochastic_copies_are_one_of_two_neighbours(numbers, seed, epoch):
     factors = np.array([0.0, *numbers])
@@ -211,7 +211,7 @@ lists = st.lists(st.lists(st.integers(1, 3), max_size=4), min_size=1, max_size=1
 thresholds = st.floats(1e-4, 1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lists, thresholds, thresholds)
 def test_invariants(tmp_path_factory, categories_of_images, one, other):
     store = store_of(tmp_path_factory.mktemp("store"), categories_of_images)
@@ -230,7 +230,7 @@ def test_invariants(tmp_path_factory, categories_of_images, one, other):
     assert (low.copies <= high.copies).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lists, thresholds, st.sampled_from(sorted(ROUNDINGS)), st.floats(0.1, 2))
 def test_factors_come_back_to_the_last_digit(tmp_path_factory, categories_of_images, threshold, rounding, exponent):
     folder = tmp_path_factory.mktemp("store")

@@ -5,7 +5,7 @@ from itertools import chain, pairwise
 import numpy as np
 import pycocotools.mask as rle
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -15,7 +15,6 @@ bitmaps = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40), el
 
 
 @given(bitmaps)
-@settings(deadline=None)
 def test_a_mask_of_pycocotools_comes_back(bitmap):
     runs = runs_of_text(rle.encode(np.asfortranarray(bitmap))["counts"])
     check_runs(runs, bitmap.shape)
@@ -30,7 +29,6 @@ def test_large_runs_come_back(runs):
 
 
 @given(st.lists(st.lists(st.integers(0, 2**31) | st.integers(0, 40), max_size=12), max_size=6))
-@settings(deadline=None)
 def test_runs_become_the_text_of_pycocotools(masks):
     each = np.array([len(runs) for runs in masks], np.int64)
     offsets, text = texts_of_runs(np.array(list(chain.from_iterable(masks)), np.int64), each)

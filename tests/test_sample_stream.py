@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lvis_rcnn.repeat_factors import ROUNDINGS
 from lvis_rcnn.sample_stream import SampleStream, grouped
 
-relaxed = settings(deadline=None, max_examples=60)  # machines are shared
+relaxed = settings(max_examples=60)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -123,7 +123,7 @@ def test_groups_are_of_one_orientation_but_for_the_last_two_of_a_rank(stream, ep
         assert all(len(set(stream.portrait[group].tolist())) == 1 for group in groups)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(streams(), st.data())
 def test_a_step_does_not_depend_on_which_were_asked_for_before(stream, data):
     in_order = [stream.groups_of_step(step) for step in range(25)]

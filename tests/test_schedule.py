@@ -114,7 +114,7 @@ def test_the_rate_grows_with_the_images_of_a_step_and_says_so(images_per_step, i
     assert recipe.sentence.endswith(said)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.floats(1e-6, 10), st.integers(1, 4096), st.integers(1, 4096))
 def test_linear_scaling(rate, images_per_step, images):
     assert scaled_learning_rate(rate, images_per_step, images_per_step) == pytest.approx(rate, rel=1e-12)
@@ -154,7 +154,7 @@ def test_one_cycle_begins_at_the_peak_and_ends_near_zero():
     assert one_cycle(100) == pytest.approx(0, abs=1e-18)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 150), st.integers(0, 180))
 def test_one_cycle_is_positive_and_falls_after_the_warm_up(steps, warmup_steps):
     rates = [one_cycle(step, steps, warmup_steps) for step in range(steps)]
@@ -163,7 +163,7 @@ def test_one_cycle_is_positive_and_falls_after_the_warm_up(steps, warmup_steps):
     assert falling == sorted(falling, reverse=True)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 23_999), min_size=1, max_size=20))
 def test_a_rate_depends_on_the_step_alone(published, steps):
     asked_together = [published.learning_rate(step) for step in steps]

@@ -113,7 +113,7 @@ def small_set(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
 sets = st.integers(0, 2**48).map(small_set)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sets, st.sampled_from(["bbox", "segm"]))
 def test_small_sets_score_as_in_the_lvis_package(made, kind):
     dataset, records, cap = made
@@ -121,7 +121,7 @@ def test_small_sets_score_as_in_the_lvis_package(made, kind):
 
 
 @pytest.mark.long
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(sets)
 def test_many_small_sets_score_as_in_the_lvis_package(made):
     dataset, records, cap = made
@@ -142,7 +142,7 @@ def fixed_disagreement(dataset: dict[str, Any], records: list[dict[str, Any]], k
     return difference(ours, official_scores(text, kept, kind, 10**6))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(sets, st.sampled_from([1, 3, 10, 10_000]), st.sampled_from(["bbox", "segm"]))
 def test_ap_fixed_is_that_of_the_lvis_package_without_its_cap(made, most, kind):
     dataset, records, _ = made
@@ -150,7 +150,7 @@ def test_ap_fixed_is_that_of_the_lvis_package_without_its_cap(made, most, kind):
 
 
 @pytest.mark.long
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(sets, st.sampled_from([1, 3, 10, 10_000]))
 def test_ap_fixed_of_many_small_sets(made, most):
     dataset, records, _ = made
