@@ -66,12 +66,13 @@ The files of this package, in data-flow order, are the method; a module imports 
     runs, table_rows   what all runs have recorded, as rows
     row_plots, category_plots, difference_plots   plots with a point for each row, each category, each difference
     printed_table, table_captions   the cells of the table as printed, and what stands around them
+    html_pages         pages that need no network
     report             the table; two runs side by side
     run_states, plan, status    how far each run is, and what is left to do
     curves, plots      what was measured, as plots
     drawing, scenes, missed_objects, pictures   what a run finds and misses, as pictures
     training_pictures  a training step as the network sees it
-    html_pages, pages  table, categories, cost, provenance as pages
+    pages              table, categories, cost, provenance as pages
 
 Axes, the same letters in every annotation:
 

@@ -44,9 +44,9 @@ from lvis_rcnn.table_captions import devices_line, files_line, provenance, prove
 from lvis_rcnn.table_rows import Link, Row, missing_of, row_record, rows_of
 from lvis_rcnn.zoo import ZooModel
 
-TERMINAL_CELL_CHARACTERS = 17  # "23.1 [21.0, 25.2]"; twelve columns would not fit otherwise
-TERMINAL_CHARACTERS = 100
-MOST_SIDE_BY_SIDE = 4  # rows of the table that fit beside each other into so many
+CELL_CHARACTERS = 17  # "23.1 [21.0, 25.2]"; twelve columns would not fit otherwise
+TERMINAL_CHARACTERS, TITLE_CHARACTERS = 100, 16
+MOST_SIDE_BY_SIDE = 4  # rows of the table that fit beside each other on a terminal
 
 
 def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, out: Path, now_s: float) -> str:
@@ -71,10 +71,11 @@ def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, ou
 
 def terminal_table(frame: pd.DataFrame) -> str:
     """The table for a terminal: turned, a column for each row, as long as these fit beside each other."""
-    lines = [list(frame.columns), *frame.to_numpy().tolist()]
+    lines, width = [list(frame.columns), *frame.to_numpy().tolist()], CELL_CHARACTERS
     if len(frame) <= MOST_SIDE_BY_SIDE:
         lines = [list(line) for line in zip(*lines, strict=True)]
-    widths = [TERMINAL_CELL_CHARACTERS] * len(lines[0])
+        width = (TERMINAL_CHARACTERS - TITLE_CHARACTERS) // len(frame) - 2
+    widths = [width] * len(lines[0])
     return tabulate(lines[1:], lines[0], tablefmt="simple", disable_numparse=True, maxcolwidths=widths)
 
 

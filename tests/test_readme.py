@@ -58,8 +58,8 @@ TYPED = [
 # Gigabytes, a cluster, conda or hours: a dry run; what runs them whole stands beside it.
 DRY = {
     "snakemake --cores 2 --configfile configs/smoke.yaml": "test_end_to_end.py, on fewer images",
-    "snakemake --cores 2 --configfile configs/mini_no_sampling.yaml": "test_end_to_end.py, on fewer images",
-    "snakemake --cores 2 --configfile configs/mini_sampling.yaml": "test_end_to_end.py, on fewer images",
+    "snakemake --cores 2 --configfile configs/mini_no_sampling.yaml": "test_end_to_end.py, its steps on fewer images",
+    "snakemake --cores 2 --configfile configs/mini_sampling.yaml": "test_compare.py, its comparison",
     "snakemake --cores 2 --configfile configs/photos.yaml": "test_workflow.py",
     "snakemake --cores 2 results/photos/preflight.txt --configfile configs/photos.yaml": "test_workflow.py",
     "snakemake --cores 8 --configfile configs/published.yaml": "test_published.py",
@@ -84,8 +84,6 @@ ELSEWHERE = {
         "tests/slurm",
     "snakemake --profile slurm results/table.md --unlock": "tests/slurm",
     "rm -r results/lvis_v0.5/r50 results/state/lvis_v0.5/r50": "typed above for the embedded study",
-    "python -m lvis_rcnn.report compare results/mini_no_sampling results/mini_sampling --plot results/sampling":
-        "test_compare.py",
     "tensorboard --logdir results/state/mini": "serves until it is stopped; test_tensorboard_files.py reads the files",
     "squeue --me -o '%i %P %T %M %r %k'": "SLURM's own",
     "scontrol show job ID": "SLURM's own",
