@@ -145,9 +145,9 @@ def mean_categories(row: ScoredRow, kind: Kind) -> list[dict[str, Any]]:
 
 
 def category_changes(first: ScoredRow, second: ScoredRow, kind: Kind) -> list[tuple[str, float, float]]:
-    """Name and both AP of every category that both define, by what it gained."""
+    """Name with frequency, and both AP, of every category that both define, by what it gained."""
     rows = zip(mean_categories(first, kind), mean_categories(second, kind), strict=True)
-    both = [(row["name"] or str(row["id"]), row[kind], other[kind]) for row, other in rows]
+    both = [(f"{row['name'] or row['id']} ({row['frequency']})", row[kind], other[kind]) for row, other in rows]
     defined = [(name, one, other) for name, one, other in both if one is not None and other is not None]
     return sorted(defined, key=lambda row: row[2] - row[1])
 
@@ -216,10 +216,15 @@ def categories_text(first: ScoredRow, second: ScoredRow, kind: Kind) -> str:
     return "\n".join(lines)
 
 
+def printed(value: Any) -> str:
+    """A setting, a number in at most six digits."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def settings_text(first: ScoredRow, second: ScoredRow) -> str:
     """What the records say differently; of several seeds every value that occurs."""
     told = [
-        {key: list(dict.fromkeys(str(run.settings.get(key, "-")) for run in row)) for key in keys_of(row)}
+        {key: list(dict.fromkeys(printed(run.settings.get(key, "-")) for run in row)) for key in keys_of(row)}
         for row in (first, second)
     ]
     differing = [key for key in told[0] | told[1] if told[0].get(key) != told[1].get(key)]

@@ -101,7 +101,8 @@ def markdown(study: Study, rows: list[Row], link: Link) -> str:
     frame = cells(rows, link, marked=True)
     table = frame.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=["left"] * frame.shape[1])
     parts = [f"# {titled(study)}", table, provenance_line(study, rows), devices_line(rows)]
-    parts += [reading_line(rows), files_line(rows)]
+    several = "Download is the first seed that is done." if any(len(row.runs) > 1 for row in rows) else ""
+    parts += [" ".join(filter(None, [several, reading_line(rows)])), files_line(rows)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

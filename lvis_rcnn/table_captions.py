@@ -30,7 +30,7 @@ def reading_line(rows: list[Row]) -> str:
     parts = ["APr, APc, APf: mask AP of rare, common and frequent categories. All AP in percent."]
     seeds = max(len(row.runs) for row in rows)
     if seeds > 1:
-        parts.append(f"Mean ± sample standard deviation over {seeds} seeds; Download is the first seed that is done.")
+        parts.append(f"Mean ± sample standard deviation over {seeds} seeds.")
     parts += interval_sentence(rows)
     if any(difference(row, name) is not None for row in rows for name in COMPARED):
         said = "the published number, and of AP what was measured here minus that"

@@ -110,8 +110,8 @@ def test_the_command_prints_metrics_categories_and_settings(tmp_path, monkeypatc
     rows = [line for line in lines if line.startswith("AP ")]
     assert len(rows) == 2
     assert rows[0].startswith("AP 37.87 62.62 +24.75 ")
-    assert "Categories that gained most: thing 1 25.25 to 100.00" in lines
-    assert "Categories that lost most: thing 3 50.50 to 25.25" in lines
+    assert "Categories that gained most: thing 1 (r) 25.25 to 100.00" in lines
+    assert "Categories that lost most: thing 3 (f) 50.50 to 25.25" in lines
     assert (
         "In percent; B - A with its 95 % interval and p from 20 resamples of the images, seed 0; one run of each: "
         "other seeds would move it, too." in lines
