@@ -99,7 +99,16 @@ def test_a_published_model_has_a_row_as_published_and_one_as_scored_here(tmp_pat
     ]
     assert list(here.values()) == [
         *("R-50-FPN", "pytorch", "1x", "far", "published, re-scored here"),
-        *("- (not trained here)", "12.3†", "22.6 (+0.1 !)", "11.3 (-10.4 !)", links, "1.0", "2.0", "3.0"),
+        *(
+            "- (not trained here)",
+            "12.3†",
+            "22.6 (published 22.5, +0.1 !)",
+            "11.3 (published 21.7, -10.4 !)",
+            links,
+            "1.0",
+            "2.0",
+            "3.0",
+        ),
         *["- (not trained here)"] * 2,
     ]
 
@@ -107,7 +116,7 @@ def test_a_published_model_has_a_row_as_published_and_one_as_scored_here(tmp_pat
 def test_a_difference_that_rounds_to_nothing_has_no_minus(tmp_path: Path) -> None:
     study = scoring()
     put_scored(tmp_path, study, box_ap=0.2249)
-    assert reason_of(tmp_path, study) == "22.5 (+0.0)"
+    assert reason_of(tmp_path, study) == "22.5 (published 22.5, +0.0)"
 
 
 def test_numbers_that_were_never_published_are_said_to_be_so(tmp_path: Path) -> None:
@@ -122,7 +131,8 @@ def test_the_page_names_the_files_and_what_scored_them(tmp_path: Path) -> None:
     page = written(tmp_path, study).read_text()
     assert f"Published files scored here: {MODEL.file_name} (sha256 aa78ac3d{56 * '0'})." in page
     expected = (
-        "In round brackets: measured here minus published; ! marks what is more than the rounding of the published"
+        "In round brackets: the published number, and of AP what was measured here minus that; ! marks what is more than "
+        "the rounding of the published"
     )
     assert f"{expected} number, the weights being the same." in page
     (line,) = [line for line in page.splitlines() if line.startswith("Study published;")]

@@ -73,6 +73,7 @@ NOT_THE_RECIPES = {
     *("resources.gpus", "resources.nodes", "resources.gpu_model", "resources.cpus_per_gpu", "resources.of_backbone"),
     *("measure.training_steps", "measure.images", "evaluation.bootstrap_resamples"),
     *("dataset.draw", "dataset.splits", "schedule.steps", "zoo", "published", "report.base_url"),
+    "report.compare_with",
 }
 
 

@@ -171,7 +171,7 @@ def test_other_settings_do_not_meet_these_checkpoints(drawn, tmp_path, monkeypat
 
 def model_and_optimizer(run):
     model = FewNumbers(None, 0, None)
-    return model, train.OPTIMIZERS["adamw"](list(model.parameters()), run.study.schedule)
+    return model, gradient_step.OPTIMIZERS["adamw"](list(model.parameters()), run.study.schedule)
 
 
 @pytest.mark.usefixtures("few_numbers")
