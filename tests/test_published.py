@@ -131,8 +131,8 @@ def test_the_page_names_the_files_and_what_scored_them(tmp_path: Path) -> None:
     page = written(tmp_path, study).read_text()
     assert f"Published files scored here: {MODEL.file_name} (sha256 aa78ac3d{56 * '0'})." in page
     expected = (
-        "In round brackets: the published number, and of AP what was measured here minus that; ! marks what is more than "
-        "the rounding of the published"
+        "In round brackets: the published number, and of AP what was measured here minus that; ! marks what is "
+        "more than the rounding of the published"
     )
     assert f"{expected} number, the weights being the same." in page
     (line,) = [line for line in page.splitlines() if line.startswith("Study published;")]
