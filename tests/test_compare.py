@@ -228,6 +228,7 @@ def test_of_a_study_only_the_runs_asked_for_are_compared_and_the_text_goes_to_a_
         pairs_of(tmp_path / "one", tmp_path / "two", ["r50/seed0", "r50/seed2"])
 
 
+@pytest.mark.slow
 def test_the_workflow_compares_what_was_scored(tmp_path):
     study = write_study(tmp_path / "tiny.yaml", study="tiny", report={"compare_with": "before"})
     scored(tmp_path / "results/before/r50/seed0", WORSE)

@@ -296,6 +296,7 @@ def test_studies_share_the_drawn_data_and_take_turns_in_the_table(finished: Stub
     assert finished.plan() == {}
 
 
+@pytest.mark.slow
 def test_only_a_run_that_wrote_the_table_says_where_it_is(finished: Stubbed, tmp_path: Path) -> None:
     assert (finished.folder / "results" / "table.md").exists()
     ended = finished.snakemake("r50", "--cores", "2", "-R", "evaluate")
