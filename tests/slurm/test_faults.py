@@ -145,6 +145,8 @@ class Fault:
     """There may be more jobs and starts than these."""
     alone: bool = False
     """Hits the whole cluster."""
+    akin: bool = False
+    """Another one is much like it: left to the long tests."""
 
 
 FAULTS = {
@@ -168,15 +170,17 @@ FAULTS = {
     ),
     # Three share two nodes: what preempts one may preempt another a second time, before it has begun.
     "preempted_with_grace": Fault(preempted, submitted=2, starts=2, site={"gpu_partition": "spot_grace"}, or_more=True),
-    "preempted_without_grace": Fault(preempted, submitted=1, starts=2, site={"gpu_partition": "spot"}, or_more=True),
+    "preempted_without_grace": Fault(
+        preempted, submitted=1, starts=2, site={"gpu_partition": "spot"}, or_more=True, akin=True
+    ),
     "preempted_and_not_queued_again": Fault(
-        preempted, submitted=2, starts=2, site={"gpu_partition": "spot_lost"}, or_more=True
+        preempted, submitted=2, starts=2, site={"gpu_partition": "spot_lost"}, or_more=True, akin=True
     ),
     "refused_for_now": Fault(refused_for_now, submitted=1, starts=1, ended="done", site={"qos": "narrow"}),
     # Where the node comes back before it has cleared up, it cannot start the job again, and SLURM holds it.
     "node_down": Fault(on_a_node_that_fails, submitted=1, starts=2, site={"gpu_partition": "fragile"}, or_more=True),
     "controller_restarted": Fault(controller_restarted, submitted=1, starts=1, ended="done", alone=True),
-    "accounting_away": Fault(accounting_away, submitted=1, starts=1, ended="done", alone=True),
+    "accounting_away": Fault(accounting_away, submitted=1, starts=1, ended="done", alone=True, akin=True),
 }
 
 
@@ -214,7 +218,9 @@ def outcomes(
         yield begun | {name: last.submit(after, others, name, fault) for name, fault in chosen.items() if fault.alone}
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(name, marks=pytest.mark.long) if fault.akin else name for name, fault in FAULTS.items()]
+)
 def test_a_study_ends_in_its_table(outcomes: dict[str, "Future[Study]"], calm: Study, fault: str) -> None:
     expected, study = FAULTS[fault], outcomes[fault].result()
     require_same(study, calm)
