@@ -90,7 +90,7 @@ ELSEWHERE = {
     "scontrol requeue": "tests/slurm",
     "bash .ci/run": "runs this test",
     "pytest -m slow": ".ci/run",
-    "pytest -n 2 -m long": "by hand",
+    'pytest -n 2 -m "long and not slurm"': "by hand",
     "pytest -m slurm tests/slurm": ".ci/run",
 }  # fmt: skip
 
