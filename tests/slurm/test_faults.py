@@ -156,8 +156,9 @@ FAULTS = {
     "head_killed": Fault(
         head_killed_and_started_again, submitted=2, starts=1, ended="done", environment={"STEP_S": "5"}
     ),
+    # Where the first job clears up late, it takes away what the second has written, which is then run once more.
     "head_killed_and_its_notes_lost": Fault(
-        head_killed_and_forgotten, submitted=2, starts=2, environment={"STEP_S": "5"}
+        head_killed_and_forgotten, submitted=2, starts=2, environment={"STEP_S": "5"}, or_more=True
     ),
     "time_limit": Fault(
         hit_by_the_time_limit,
