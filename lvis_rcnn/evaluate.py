@@ -1,8 +1,8 @@
 """Scores detections by the LVIS protocol: anyone's results, from any detector.
 
-    python -m lvis_rcnn.evaluate --annotations GT.json --detections DETECTIONS --out metrics.json
+    python -m lvis_rcnn evaluate --annotations GT.json --detections DETECTIONS --out metrics.json
 
-DETECTIONS is a folder of shards (see lvis_rcnn.detections) or a results file as the LVIS server takes it: a list of
+DETECTIONS is a folder of shards (see dataset.detections) or a results file as the LVIS server takes it: a list of
 {"image_id", "category_id", "score", "bbox": [x, y, w, h] and/or "segmentation": RLE or polygons}. Boxes are scored
 where results have a box, masks where they have a segmentation. A mask is small, medium or large by its own area (the
 lvis package takes that of the box where a result has both).
@@ -16,7 +16,7 @@ was run beside, and agrees: exactly, in these numbers and in all of precision an
 
 With --bootstrap N there is "intervals": {"resamples": N, "seed", "level": 0.95, "method", "bbox": {"AP": [low, high],
 ...}, "segm": {...}}, null where the metric is; with --matches FILE what they were made from is kept (see
-lvis_rcnn.matches_file), from which `report compare` says whether two runs differ. With --fixed there is "fixed":
+evaluation.matches), from which `compare` says whether two runs differ. With --fixed there is "fixed":
 {"bbox": {...}, "segm": {...}, "protocol"}, the same metrics by the protocol of Dave et al. 2021: the best 10,000
 detections of a category over all images count, however many of an image.
 """
@@ -34,17 +34,23 @@ from jaxtyping import Float64
 from tabulate import tabulate
 
 from lvis_rcnn import __version__
-from lvis_rcnn.accumulate import METRIC_NAMES, RECALLS, mean_curves
-from lvis_rcnn.bootstrap import LEVEL, METHOD, SEED, intervals, plans_of, resampled_metrics, within_0_and_1
-from lvis_rcnn.command import InputError, log, run_step, step_parser
-from lvis_rcnn.detections import sha256_of_shards
-from lvis_rcnn.files import sha256_of_file, write_json
-from lvis_rcnn.matches_file import MatchesFile, write_matches
-from lvis_rcnn.official import difference, official_scores
-from lvis_rcnn.outcomes import Outcomes, outcomes_of
-from lvis_rcnn.results_file import KINDS, Found, Kind, read_found
-from lvis_rcnn.score import DETECTIONS_PER_CATEGORY, Scores, score, score_fixed
-from lvis_rcnn.truth import Truth, parse_truth, positions, read_annotations
+from lvis_rcnn.dataset.detections import sha256_of_shards
+from lvis_rcnn.evaluation.average_precision import (
+    DETECTIONS_PER_CATEGORY,
+    METRIC_NAMES,
+    RECALLS,
+    Scores,
+    mean_curves,
+    score,
+    score_fixed,
+)
+from lvis_rcnn.evaluation.bootstrap import LEVEL, METHOD, SEED, intervals, plans_of, resampled_metrics, within_0_and_1
+from lvis_rcnn.evaluation.ground_truth import Truth, parse_truth, positions, read_annotations
+from lvis_rcnn.evaluation.matches import MatchesFile, Outcomes, outcomes_of, write_matches
+from lvis_rcnn.evaluation.official import difference, official_scores
+from lvis_rcnn.evaluation.results import KINDS, Found, Kind, read_found
+from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
+from lvis_rcnn.system.files import sha256_of_file, write_json
 
 Official = Literal["auto", "yes", "no"]
 
@@ -221,8 +227,8 @@ def check_officially(
         log.info("scoring %s by the official package", kind)
         other = difference(ours, official_scores(annotations, found, kind, detections_per_image))
         if other:
-            mend = "report it with both files; --official no writes our numbers"
-            raise InputError(f"{found.where}: {kind}", f"{package} disagrees: {other}", mend=mend)
+            fix = "report it with both files; --official no writes our numbers"
+            raise InputError(f"{found.where}: {kind}", f"{package} disagrees: {other}", fix=fix)
     return {"package": package, "agrees": True}
 
 
@@ -238,12 +244,12 @@ def check_belonging(detections: Path, annotations_sha256: str, count: int) -> No
     try:
         inference = msgspec.json.decode(record.read_bytes(), type=dict[str, Any])
     except (OSError, ValueError) as error:
-        raise InputError(str(record), f"not readable as JSON: {error}", mend="run inference again") from None
+        raise InputError(str(record), f"not readable as JSON: {error}", fix="run inference again") from None
     if inference.get("annotations_sha256") != annotations_sha256:
-        raise InputError(str(record), "these detections were made for other annotations", mend="infer again")
+        raise InputError(str(record), "these detections were made for other annotations", fix="infer again")
     if inference.get("detections", count) != count:
         what = f"shards hold {count} detections, inference wrote {inference.get('detections')}"
-        raise InputError(str(detections), what, mend="run inference again")
+        raise InputError(str(detections), what, fix="run inference again")
 
 
 def summary(metrics: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
-"""One file of LVIS is brought to its place: downloaded, checked, unpacked where it is an annotation file.
+"""One file of LVIS, or of a published model, is brought to its place: downloaded, checked, unpacked.
 
-    python -m lvis_rcnn.fetch --name lvis_v1_val --out data/lvis_v1/annotations/lvis_v1_val.json
-    python -m lvis_rcnn.fetch --name train2017 --out data/coco/train2017.zip
+    python -m lvis_rcnn fetch --name lvis_v1_val --out data/lvis_v1/annotations/lvis_v1_val.json
+    python -m lvis_rcnn fetch --name train2017 --out data/coco/train2017.zip
+    python -m lvis_rcnn fetch --weights lvis_v1_r50 --out data/weights
 
 What is at hand is never fetched: neither the file, nor, beside it, the zip that it is in. The zip stays, so that
 nothing is downloaded twice. Of an annotation file without a published digest, FILE.seen.json records what came.
@@ -13,11 +14,11 @@ from pathlib import Path
 
 import msgspec
 
-from lvis_rcnn.command import InputError, log, run_step, step_parser
-from lvis_rcnn.download import download
-from lvis_rcnn.files import append_to_part, keep_part, locked_part, sha256_of_file
-from lvis_rcnn.sources import DEFAULT_SOURCES, Source, load_sources
-from lvis_rcnn.unpack import json_member, unpack_json
+from lvis_rcnn.config.study import DEFAULT_ZOO
+from lvis_rcnn.config.zoo import DEFAULT_SOURCES, Source, load_sources, load_zoo, published_file
+from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
+from lvis_rcnn.system.download import download, json_member, unpack_json
+from lvis_rcnn.system.files import append_to_part, keep_part, locked_part, sha256_of_file
 
 
 class Lists(msgspec.Struct):
@@ -49,8 +50,8 @@ def fetch(source: Source, out: Path) -> None:
 def check_digest(archive: Path, source: Source) -> None:
     """Raise InputError where a zip that was there is not the published one."""
     if source.sha256 is not None and (found := sha256_of_file(archive)) != source.sha256:
-        mend = "delete it, or unpack it yourself if it is meant"
-        raise InputError(str(archive), f"its SHA-256 is {found}", allowed=source.sha256, mend=mend)
+        fix = "delete it, or unpack it yourself if it is meant"
+        raise InputError(str(archive), f"its SHA-256 is {found}", allowed=source.sha256, fix=fix)
 
 
 def record_seen(source: Source, archive: Path, part: Path, out: Path) -> None:
@@ -90,7 +91,7 @@ def counts_of(part: Path, out: Path) -> dict[str, int]:
         lists = msgspec.json.decode(part.read_bytes(), type=Lists)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         what = f"what was in the zip is no annotation file: {error}"
-        raise InputError(str(out), what, mend="delete the zip beside it and fetch it again") from None
+        raise InputError(str(out), what, fix="delete the zip beside it and fetch it again") from None
     return {"images": len(lists.images), "categories": len(lists.categories)}
 
 
@@ -101,6 +102,12 @@ def in_words(counts: dict[str, int]) -> str:
 
 def step(args: argparse.Namespace) -> None:
     """Bring one file."""
+    if args.weights is not None:
+        models = load_zoo(args.zoo)
+        if args.weights not in models:
+            raise InputError(f"--weights {args.weights}", f"is not in {args.zoo}", allowed=", ".join(models))
+        log.info("%s is whole", published_file(models[args.weights], args.out))
+        return
     sources = load_sources(args.sources)
     if args.name not in sources:
         raise InputError(f"--name {args.name}", f"is not in {args.sources}", allowed=", ".join(sources))
@@ -110,9 +117,13 @@ def step(args: argparse.Namespace) -> None:
 def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("--name", metavar="ROW", help="file of the dataset, a row of --sources")
+    wanted.add_argument("--weights", metavar="MODEL", help="published model, a row of --zoo")
     parser.add_argument("--sources", type=Path, default=DEFAULT_SOURCES, metavar="FILE", help="files of the dataset")
-    parser.add_argument("--name", required=True, metavar="ROW", help="row of that file")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the file shall lie")
+    parser.add_argument("--zoo", type=Path, default=DEFAULT_ZOO, metavar="FILE", help="published models")
+    out = "where the file of the dataset shall lie; the folder of published models"
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help=out)
     run_step(parser, step)
 
 

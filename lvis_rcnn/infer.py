@@ -4,7 +4,7 @@ Shards are written to a state folder as they are finished and keep what a kill w
 with those that are missing. Several processes share the shards out; a shard depends on nothing but its images, so that
 who makes it, and how often, changes no byte. How fast a row is, lvis_rcnn.measure says.
 
-    python -m lvis_rcnn.infer --study configs/mini.yaml --backbone r50 --run r50/seed0 --model model.pth
+    python -m lvis_rcnn infer --study configs/mini.yaml --backbone r50 --run r50/seed0 --model model.pth
         --store val.store --images IMAGES --state results/state --out results/mini/r50/seed0
     torchrun --standalone --nproc-per-node 4 -m -- lvis_rcnn.infer --study …     the same on four GPUs
 
@@ -12,82 +12,32 @@ who makes it, and how often, changes no byte. How fast a row is, lvis_rcnn.measu
 """
 
 import argparse
-import json
 import logging
 import math
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from lvis_rcnn.annotations import AnnotationStore
-from lvis_rcnn.backbones import BACKBONES
-from lvis_rcnn.command import log, run_step, step_parser
-from lvis_rcnn.config import Study, load_study_for_step, settings_digest, settings_of_step
-from lvis_rcnn.data import Batch, read_in_order
-from lvis_rcnn.detections import Detections, concatenate, read_shard, shard_path, shards_of, write_shard
-from lvis_rcnn.detector import MASKS, Detector, conditions, make_detector
-from lvis_rcnn.files import atomic_folder, sha256_of_file, sha256_of_json, write_json
-from lvis_rcnn.finished_run import link
-from lvis_rcnn.provenance import code_version, library_versions
-from lvis_rcnn.ranks import Ranks, require_device, started
+from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.config.study import Study, load_study_for_step, settings_digest, settings_of_step
+from lvis_rcnn.dataset.store import AnnotationStore
+from lvis_rcnn.inference.detector import MASKS, conditions, make_detector
+from lvis_rcnn.inference.shards import (
+    IMAGES_PER_SHARD,
+    count_detections,
+    export_shards,
+    images_per_second,
+    infer_shards,
+)
+from lvis_rcnn.system.cli import log, run_step, step_parser
+from lvis_rcnn.system.files import sha256_of_file, sha256_of_json, write_json
+from lvis_rcnn.system.provenance import code_version, library_versions
+from lvis_rcnn.training.distributed import Ranks, require_device, started
 
 # Raised when a change of the code changes detections: older shards are then not reused.
 INFERENCE_REVISION = 3
 
-IMAGES_PER_SHARD = 64  # about 7 s at 10 images/s: little is lost by a kill
 
 END_TO_END = "images a second of one process: reading, resizing, forward, NMS, run-length encoded masks"
-
-
-@dataclass(frozen=True)
-class Clock:
-    """How long a shard took."""
-
-    whole_s: float
-    images: int
-
-
-def infer_shards(
-    detector: Detector, shards_dir: Path, batch_size: int, workers: int, title: str, numbers: Sequence[int]
-) -> None:
-    """Write those of the shards ``numbers`` that are missing; beside each how long it took."""
-    store = detector.images.store
-    missing = [number for number in numbers if not shard_path(shards_dir, number).exists()]
-    if len(missing) < len(numbers):
-        log.info("going on: %d of %d shards are there", len(numbers) - len(missing), len(numbers))
-    of_shards = [detector.images.batches(images_of_shard(number, store), batch_size) for number in missing]
-    # One reader for all shards: it reads ahead across their bounds.
-    indices = [batch for batches in of_shards for batch in batches]
-    batches = read_in_order(detector.images, indices, workers, pinned=detector.device.type == "cuda")
-    total = sum(len(images_of_shard(number, store)) for number in numbers)
-    with tqdm(total=total, desc=f"infer {title}", unit="image", disable=None) as bar:
-        bar.update(total - sum(map(len, indices)))
-        for number, positions in zip(missing, of_shards, strict=True):
-            detections, clock = infer_images(detector, positions, batches, bar)
-            write_json(shards_dir / f"shard-{number:05d}.clock.json", vars(clock))
-            write_shard(shard_path(shards_dir, number), detections)
-
-
-def images_of_shard(number: int, store: AnnotationStore) -> range:
-    """Positions of the images of shard ``number``."""
-    return range(number * IMAGES_PER_SHARD, min((number + 1) * IMAGES_PER_SHARD, store.num_images))
-
-
-def infer_images(
-    detector: Detector, positions: list[list[int]], batches: Iterator[Batch], bar: "tqdm[Any]"
-) -> tuple[Detections, Clock]:
-    """Detections of the images at ``positions``, batch by batch the next of ``batches``; images in their order."""
-    parts: dict[int, Detections] = {}
-    began = time.perf_counter()
-    for batch_positions in positions:
-        found = detector.detections(next(batches), batch_positions)
-        parts |= zip(batch_positions, found, strict=True)
-        bar.update(len(batch_positions))
-    return concatenate([parts[image] for image in sorted(parts)]), Clock(time.perf_counter() - began, len(parts))
 
 
 def infer(
@@ -144,30 +94,6 @@ def inference_record(study: Study, store: AnnotationStore, model_sha256: str, ra
         "versions": library_versions(),
         "code_version": code_version(),
     }
-
-
-def count_detections(detections_dir: Path) -> dict[str, int]:
-    """How many detections the shards hold, and how many of them have a mask; one shard in memory at a time."""
-    shards = [(len(shard), int(shard.has_mask.sum())) for shard in map(read_maskless, shards_of(detections_dir))]
-    return {"detections": sum(count for count, _ in shards), "detections_with_mask": sum(masks for _, masks in shards)}
-
-
-def read_maskless(path: Path) -> Detections:
-    """A shard without its masks."""
-    return read_shard(path, with_masks=False)
-
-
-def images_per_second(shards_dir: Path) -> float:
-    """Speed over all shards, whichever start wrote them."""
-    clocks = [json.loads(path.read_text()) for path in sorted(shards_dir.glob("shard-*.clock.json"))]
-    return float(sum(clock["images"] for clock in clocks) / sum(clock["whole_s"] for clock in clocks))
-
-
-def export_shards(shards_dir: Path, out_dir: Path) -> None:
-    """Hard links of all shards as one folder that appears whole; copies where the file system has no links."""
-    with atomic_folder(out_dir) as folder:
-        for shard in shards_of(shards_dir):
-            link(shard, folder / shard.name)
 
 
 def step(args: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Memory and speed of a row of the table, from one short measurement on one device that does nothing else.
 
-    python -m lvis_rcnn.measure --study configs/mini.yaml --backbone r50 --model model.pth --out measure.json …
+    python -m lvis_rcnn measure --study configs/mini.yaml --backbone r50 --model model.pth --out measure.json …
 
 Mem is the peak of training (MMDetection, ``docs/model_zoo.md``): a few whole steps from the trained weights, all images
 at the largest scale, those steps of the first epoch whose batches are largest once padded. Inf time is the page's
@@ -26,25 +26,25 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lvis_rcnn.annotations import AnnotationStore
-from lvis_rcnn.backbones import BACKBONES
-from lvis_rcnn.command import log, run_step, step_parser
-from lvis_rcnn.config import Study, load_study_for_step, settings_digest
-from lvis_rcnn.data import Augmentation, Batch, TrainingSteps, original_size_hw, read_in_order
-from lvis_rcnn.detector import Detector, boxes_in_original, conditions, image_detections, load_trained, make_detector
-from lvis_rcnn.files import sha256_of_file, write_json
-from lvis_rcnn.finished_run import Run, hardware
-from lvis_rcnn.gradient_step import OPTIMIZERS, set_full_precision
-from lvis_rcnn.paste import bitmaps, pasted_crops
-from lvis_rcnn.pixels import padded_size_hw, rescaled_size_hw
-from lvis_rcnn.provenance import code_version, library_versions
-from lvis_rcnn.ranks import Ranks, own_device, require_device
-from lvis_rcnn.run_records import Training, peak_memory_bytes
-from lvis_rcnn.run_start import stream_of
-from lvis_rcnn.sample_stream import SampleStream
-from lvis_rcnn.schedule import make_recipe
-from lvis_rcnn.train import step_within_memory
-from lvis_rcnn.training_log import Progress
+from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.config.study import Study, load_study_for_step, settings_digest
+from lvis_rcnn.dataloader.batches import Augmentation, Batch, TrainingSteps, original_size_hw, read_in_order
+from lvis_rcnn.dataloader.sampler import SampleStream
+from lvis_rcnn.dataloader.transforms import padded_size_hw, rescaled_size_hw
+from lvis_rcnn.dataset.store import AnnotationStore
+from lvis_rcnn.inference.detector import Detector, boxes_in_original, conditions, image_detections, make_detector
+from lvis_rcnn.inference.paste import bitmaps, pasted_crops
+from lvis_rcnn.model.mask_rcnn import set_full_precision
+from lvis_rcnn.model.weights import load_trained
+from lvis_rcnn.system.cli import log, run_step, step_parser
+from lvis_rcnn.system.files import sha256_of_file, write_json
+from lvis_rcnn.system.provenance import code_version, library_versions
+from lvis_rcnn.training.distributed import Ranks, own_device, require_device
+from lvis_rcnn.training.log import Progress
+from lvis_rcnn.training.run import Run, hardware, stream_of
+from lvis_rcnn.training.setup import Training, peak_memory_bytes
+from lvis_rcnn.training.solver import OPTIMIZERS, make_recipe
+from lvis_rcnn.training.step import step_within_memory
 
 WARMUP_IMAGES = 5
 

@@ -4,7 +4,7 @@ Both splits are compared with each other, with their image files and with the se
 person (preflight.txt) and the same as preflight.json. With errors the page is called preflight_failed.txt and the step
 fails with the first of them.
 
-    python -m lvis_rcnn.preflight --study configs/mini.yaml --train-store train.store --val-store val.store
+    python -m lvis_rcnn preflight --study configs/mini.yaml --train-store train.store --val-store val.store
         --train-images images --val-images images --out preflight.json
 """
 
@@ -12,21 +12,174 @@ import argparse
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lvis_rcnn.annotations import AnnotationStore, image_candidates, open_store
-from lvis_rcnn.command import InputError, log, run_step, step_parser
-from lvis_rcnn.config import Study, load_study_for_step, zoo_of
-from lvis_rcnn.image_checks import Problem, image_errors
-from lvis_rcnn.lvis_versions import claimed_version, unlike_a_full_split, version_of
-from lvis_rcnn.preflight_page import Page, facts, write_page
-from lvis_rcnn.repeat_factors import RepeatFactors, repeat_factors, why_none
-from lvis_rcnn.sample_stream import SampleStream
-from lvis_rcnn.schedule import Recipe, make_recipe
-from lvis_rcnn.sections import Augmentation, Model
-from lvis_rcnn.zoo import initial_warnings, load_zoo
+from lvis_rcnn.config.schema import Augmentation, Model
+from lvis_rcnn.config.study import Study, load_study_for_step, zoo_of
+from lvis_rcnn.config.zoo import initial_warnings, load_zoo
+from lvis_rcnn.dataloader.repeat_factors import EPOCHS_OF_2X, RepeatFactors, repeat_factors, summary, why_none
+from lvis_rcnn.dataloader.sampler import SampleStream
+from lvis_rcnn.dataset.checks import (
+    Problem,
+    category_errors,
+    image_errors,
+    label_errors,
+    overlap_warnings,
+    split_warnings,
+    version_errors,
+)
+from lvis_rcnn.dataset.store import AnnotationStore, open_store
+from lvis_rcnn.dataset.versions import version_of
+from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
+from lvis_rcnn.system.files import atomic_file, write_json
+from lvis_rcnn.training.solver import Recipe, make_recipe
+
+
+@dataclass
+class Page:
+    """What was found."""
+
+    errors: list[Problem] = field(default_factory=list)
+    missing_images: list[str] = field(default_factory=list)
+    """Names of all of them; an error counts them and names the first."""
+    warnings: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def facts(
+    study: Study,
+    train: AnnotationStore,
+    val: AnnotationStore,
+    factors: RepeatFactors,
+    recipe: Recipe,
+    *,
+    images_checked: bool,
+) -> dict[str, Any]:
+    """Figures of the page."""
+    splits = {
+        name: {
+            "source": store.source_name,
+            "annotations_sha256": store.annotations_sha256,
+            "version": version_name(store),
+            **store.counts,
+        }
+        for name, store in (("train", train), ("val", val))
+    }
+    return {
+        "study": study.study,
+        "dataset": study.dataset.name,
+        "images_checked": images_checked,
+        **splits,
+        "repeat_factors": summary(factors),
+        "schedule": schedule_facts(recipe),
+        "learning_rate": recipe.rate_sentence,
+        "weights": study.model.weights,
+        "backbones": list(study.backbones),
+        "seeds": list(study.seeds),
+    }
+
+
+def version_name(store: AnnotationStore) -> str:
+    """What the page says of a file's version."""
+    version = version_of(store.categories)
+    return "not LVIS" if version is None else f"LVIS {version.name}"
+
+
+def schedule_facts(recipe: Recipe) -> dict[str, Any]:
+    """Budgets in steps and images: an epoch is a pass over the oversampled list, so "2x" says little without them."""
+    steps_of_2x = recipe.stream.steps_before_epoch(EPOCHS_OF_2X)
+    return {
+        "images_per_step": recipe.images_per_step,
+        "normalisation_group": recipe.schedule.normalisation_group,
+        "epoch_length": recipe.epoch_length,
+        "steps_in_epoch": recipe.steps_in_epoch,
+        "steps": recipe.steps,
+        "images_seen": recipe.images_seen,
+        "epochs": recipe.epochs,
+        "epochs_of_2x": EPOCHS_OF_2X,
+        "steps_of_2x": steps_of_2x,
+        "images_of_2x": recipe.stream.images_before_step(steps_of_2x),
+        "learning_rate": recipe.peak_learning_rate,
+    }
+
+
+def page_text(page: Page) -> str:
+    """The page for a person."""
+    facts = page.facts
+    schedule = facts["schedule"]
+    verdict = f"FAILED, {len(page.errors)} error(s)" if page.errors else "ok"
+    checked = "image files checked" if facts["images_checked"] else "image files NOT checked"
+    lines = [f"Preflight of study {facts['study']}: {verdict}, {len(page.warnings)} warning(s), {checked}", ""]
+    for title, entries in (("Errors", page.errors), ("Warnings", page.warnings)):
+        if entries:
+            lines += [title, *(f"  {number}. {entry}" for number, entry in enumerate(entries, start=1)), ""]
+    lines.append(f"{'Data: ' + facts['dataset']:28}{'train':>24}{'val':>24}")
+    for key, value in facts["train"].items():
+        if key != "annotations_sha256":
+            lines.append(f"  {key.replace('_', ' '):26}{readable(value):>24}{readable(facts['val'][key]):>24}")
+    lines += ["", "Oversampling"]
+    lines += [f"  {key.replace('_', ' '):26}{readable(value)}" for key, value in facts["repeat_factors"].items()]
+    lines += [
+        "",
+        "Training, each run",
+        f"  {schedule['steps']:,} steps of {schedule['images_per_step']} images: {schedule['images_seen']:,} seen",
+        f"  {epoch_line(facts)}",
+        f"  so {schedule['epochs']:.2f} epochs; 2x, {schedule['epochs_of_2x']} epochs, is "
+        f"{schedule['steps_of_2x']:,} steps, {schedule['images_of_2x']:,} images seen",
+        f"  {facts['learning_rate']}",
+        f"  backbones: {', '.join(facts['backbones'])}; seeds: {', '.join(map(str, facts['seeds']))}",
+        f"  initial weights: {facts['weights']}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def epoch_line(facts: dict[str, Any]) -> str:
+    """How long an epoch is, or how long on average where every epoch is drawn anew."""
+    schedule, factors = facts["schedule"], facts["repeat_factors"]
+    first = f"{schedule['epoch_length']:,} images, {schedule['steps_in_epoch']:,} steps"
+    if factors["rounding"] == "ceil":
+        return f"an epoch is {first}"
+    mean = f"{factors['expected_epoch_length']:,.1f} images on average"
+    return f"an epoch is {mean} ({factors['rounding']} rounding), the first {first}"
+
+
+def readable(value: Any) -> str:
+    """A cell of the page."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value or "-")
+
+
+def write_page(page: Page, out: Path) -> None:
+    """Write preflight.json and .txt; with errors preflight_failed.json and .txt, and leave neither of the two.
+
+    The JSON lists every missing image.
+
+    Raises:
+        InputError: the page has errors; the first, with the way to the others.
+    """
+    failed = out.with_name(f"{out.stem}_failed.txt")
+    for stale in (out, out.with_suffix(".txt"), failed, failed.with_suffix(".json")):
+        stale.unlink(missing_ok=True)
+    with atomic_file(failed if page.errors else out.with_suffix(".txt")) as temporary:
+        temporary.write_text(page_text(page), encoding="utf-8")
+    content = {
+        "errors": [error._asdict() for error in page.errors],
+        "missing_images": page.missing_images,
+        "warnings": page.warnings,
+        "facts": page.facts,
+    }
+    if page.errors:
+        write_json(failed.with_suffix(".json"), content)
+        first, others = page.errors[0], len(page.errors) - 1
+        fix = f"{first.fix} ({f'{others} more error(s), ' if others else ''}page: {failed})"
+        raise InputError(first.where, first.what, allowed=first.allowed, fix=fix)
+    write_json(out, content)
+
 
 GB = 1e9
 # Numbers of each network without the layers that grow with the categories.
@@ -84,47 +237,6 @@ def recipe_of(study: Study, train: AnnotationStore, factors: RepeatFactors) -> R
     return make_recipe(schedule, stream)
 
 
-def category_errors(train: AnnotationStore, val: AnnotationStore) -> Iterator[Problem]:
-    """Labels are positions in the file, so both files must list the same categories in the same order."""
-    ours, theirs = ([(category.id, category.name) for category in store.categories] for store in (train, val))
-    if ours == theirs:
-        return
-    mend = "use annotation files of one dataset version"
-    if len(ours) != len(theirs):
-        what = f"{len(theirs)} categories, but {len(ours)} in {train.source_name}"
-        yield Problem(val.source_name, what, allowed="the categories of the training split", mend=mend)
-        return
-    at = next(n for n, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
-    if sorted(ours) == sorted(theirs):
-        mend = "sort the categories of both files by id"
-    yield Problem(
-        f"{val.source_name}: categories[{at}]",
-        f"is {theirs[at][1]!r}, id {theirs[at][0]}, but {ours[at][1]!r}, id {ours[at][0]}, in {train.source_name}",
-        allowed="the categories of the training split, in its order",
-        mend=mend,
-    )
-
-
-def version_errors(store: AnnotationStore, dataset_name: str) -> Iterator[Problem]:
-    """A file that is another version of LVIS than it, or the study, is called."""
-    version = version_of(store.categories)
-    for where, name in ((store.source_name, store.source_name), ("dataset.name", dataset_name)):
-        claimed = claimed_version(name)
-        if version is not None and claimed not in (None, version.name):
-            what = f"speaks of LVIS {claimed}, but the categories of {store.source_name} are those of {version.name}"
-            mend = f"name the file of LVIS {claimed}, or call it what it is"
-            yield Problem(where, what, allowed=f"{version.name}, by content", mend=mend)
-            return
-
-
-def label_errors(store: AnnotationStore) -> Iterator[Problem]:
-    """A label outside 1 to C would end a GPU run with a device assertion."""
-    low, high = int(store.labels.min()), int(store.labels.max())
-    if low < 1 or high >= store.num_labels:
-        allowed = f"1 to {store.num_labels - 1}"
-        yield Problem(str(store.path), f"holds labels {low} to {high}", allowed, "build the store again")
-
-
 def settings_errors(augmentation: Augmentation, model: Model) -> Iterator[Problem]:
     """Settings that are each valid but cannot go together."""
     short_px, long_px = max(augmentation.short_edges_px), augmentation.long_edge_px
@@ -134,24 +246,6 @@ def settings_errors(augmentation: Augmentation, model: Model) -> Iterator[Proble
     if int(model.rois_per_image * model.roi_positive_fraction) < 1:
         what = f"{model.roi_positive_fraction} of {model.rois_per_image} regions leaves no positive one"
         yield Problem("model.roi_positive_fraction", what, "one region or more", "raise it or rois_per_image")
-
-
-def split_warnings(store: AnnotationStore) -> Iterator[str]:
-    """What one split has that is legal but worth knowing."""
-    version = version_of(store.categories)
-    if version is not None:
-        for difference in unlike_a_full_split(version, store.counts):
-            yield f"{store.source_name}: {difference}"
-    if boxes := store.counts["clipped_boxes"]:
-        yield f"{store.source_name}: {boxes:,} boxes overshoot their image and are clipped"
-    if masks := store.counts["empty_masks"]:
-        yield f"{store.source_name}: {masks:,} annotations have area 0: neither trained on nor scored"
-    image_of = np.repeat(np.arange(store.num_images), np.diff(store.annotation_offsets))
-    absent_in = np.repeat(np.arange(store.num_images), np.diff(store.negative_offsets))
-    present = image_of * store.num_labels + store.labels
-    absent = absent_in * store.num_labels + store.negative_labels
-    if both := len(np.intersect1d(present, absent)):
-        yield f"{store.source_name}: {both:,} categories of an image are annotated and listed as absent in it"
 
 
 def frequency_warnings(train: AnnotationStore, val: AnnotationStore, factors: RepeatFactors) -> Iterator[str]:
@@ -170,16 +264,6 @@ def frequency_warnings(train: AnnotationStore, val: AnnotationStore, factors: Re
     pairs = zip(train.categories, val.categories, strict=False)
     if differ := sum(ours.frequency != theirs.frequency for ours, theirs in pairs):
         yield f"{val.source_name}: {differ:,} frequencies are not those of the training split; these are scored by"
-
-
-def overlap_warnings(train: AnnotationStore, val: AnnotationStore, folders: tuple[Path, Path]) -> Iterator[str]:
-    """Images that are trained on and scored."""
-    ours, theirs = (
-        {folder / image_candidates(*store.image_name(image))[0] for image in range(store.num_images)}
-        for store, folder in zip((train, val), folders, strict=True)
-    )
-    if both := sorted(ours & theirs):
-        yield f"{len(both):,} images are in both splits, so the scores are not of unseen images; first: {both[0]}"
 
 
 def settings_warnings(recipe: Recipe, model: Model, factors: RepeatFactors) -> Iterator[str]:
@@ -235,7 +319,7 @@ def image_folders(train: Path | None, val: Path | None, *, skip: bool) -> tuple[
         return None
     if train is None or val is None:
         option = "--train-images" if train is None else "--val-images"
-        raise InputError(option, "missing", mend="name the folder, or leave image files alone with --no-images")
+        raise InputError(option, "missing", fix="name the folder, or leave image files alone with --no-images")
     return train, val
 
 

@@ -1,8 +1,8 @@
 """Shows every run of a study: how far it is, how fast, until when, or why it stands still.
 
-    python -m lvis_rcnn.status
-    python -m lvis_rcnn.status --study configs/lvis_v1.yaml --watch 30
-    python -m lvis_rcnn.status --plan
+    python -m lvis_rcnn status
+    python -m lvis_rcnn status --study configs/lvis_v1.yaml --watch 30
+    python -m lvis_rcnn status --plan
 
 Reads what runs leave in RESULTS, while Snakemake runs and after it died, from any host that sees the folder. A run is
 stalled if its heartbeat is more than three minutes old, by the clock of the file system. --plan says what would run:
@@ -19,12 +19,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from lvis_rcnn.command import InputError, duration, run_step, step_parser
-from lvis_rcnn.config import DEFAULT_STUDY, Study, load_study, zoo_of
-from lvis_rcnn.plan import Work, processor_hours, work_left
-from lvis_rcnn.published import scored_models
-from lvis_rcnn.run_states import STATES, RunState, states_of
-from lvis_rcnn.zoo import load_zoo
+from lvis_rcnn.config.study import DEFAULT_STUDY, Study, load_study, zoo_of
+from lvis_rcnn.config.zoo import load_zoo, scored_models
+from lvis_rcnn.runs.states import STATES, RunState, Work, processor_hours, states_of, work_left
+from lvis_rcnn.system.cli import InputError, duration, run_step, step_parser
 
 TEXT_COLUMNS = {"backbone", "state", "where", "training", "measured on", "then"}
 # Columns that a narrow terminal does without, the first one first.
@@ -186,9 +184,9 @@ def watch(text: Callable[[], str], seconds: float) -> None:
 def step(args: argparse.Namespace) -> None:
     """Show the studies that the arguments name."""
     if not args.results.is_dir():
-        raise InputError(f"--results {args.results}", "no such folder", mend="name the folder the steps write into")
+        raise InputError(f"--results {args.results}", "no such folder", fix="name the folder the steps write into")
     if args.watch is not None and not args.watch > 0:
-        raise InputError("--watch", f"is {args.watch:g}", allowed="seconds, more than 0", mend="change the value")
+        raise InputError("--watch", f"is {args.watch:g}", allowed="seconds, more than 0", fix="change the value")
 
     def text() -> str:
         return "\n\n".join(text_of(study, args.results, args.plan) for study in args.study)

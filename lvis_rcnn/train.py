@@ -5,7 +5,7 @@ checkpoint holds weights, optimizer and the number of steps done, nothing else, 
 from it. State lives in ``STATE/<study>/<backbone>/seed<k>/<digest>``, outside the outputs that Snakemake deletes when a
 job fails; one training at a time holds it.
 
-    python -m lvis_rcnn.train --study configs/mini.yaml --backbone r50 --seed 0 --store train.store --images IMAGES
+    python -m lvis_rcnn train --study configs/mini.yaml --backbone r50 --seed 0 --store train.store --images IMAGES
         --repeat-factors repeat_factors --state results/state --out results/mini/r50/seed0
     torchrun --standalone --nproc-per-node 4 -m -- lvis_rcnn.train --study …     the same run on four GPUs
 """
@@ -19,24 +19,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
-from lvis_rcnn.allocation import allocation
-from lvis_rcnn.attempts import begin_attempt
-from lvis_rcnn.backbones import BACKBONES
-from lvis_rcnn.command import InputError, log, run_step, step_parser
-from lvis_rcnn.config import load_study_for_step, zoo_of
-from lvis_rcnn.data import Augmentation, Batch, TrainingSteps, read_in_order
-from lvis_rcnn.finished_run import Run, export, finish, is_finished
-from lvis_rcnn.gradient_step import Taken, take_step
-from lvis_rcnn.lease import Lease, held_lease
-from lvis_rcnn.ranks import Ranks, require_device, started
-from lvis_rcnn.run_records import Records, Training, peak_memory_bytes
-from lvis_rcnn.run_start import SMALLER, prepared
-from lvis_rcnn.run_state import drop_checkpoints
-from lvis_rcnn.training_log import Progress
-from lvis_rcnn.zoo import load_zoo
+from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.config.study import load_study_for_step, zoo_of
+from lvis_rcnn.config.zoo import load_zoo
+from lvis_rcnn.dataloader.batches import Augmentation, Batch, TrainingSteps, read_in_order
+from lvis_rcnn.runs.attempts import begin_attempt
+from lvis_rcnn.runs.lease import Lease, held_lease
+from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
+from lvis_rcnn.system.machine import allocation
+from lvis_rcnn.training.checkpoint import drop_checkpoints
+from lvis_rcnn.training.distributed import Ranks, require_device, started
+from lvis_rcnn.training.log import Progress
+from lvis_rcnn.training.recorder import Records
+from lvis_rcnn.training.run import Run, export, finish, is_finished
+from lvis_rcnn.training.setup import Training, peak_memory_bytes, prepared
+from lvis_rcnn.training.step import Taken, step_within_memory
 
 EXIT_RESUME_ME = 75  # EX_TEMPFAIL: stopped by a signal, state saved
 
@@ -187,31 +186,6 @@ def batches_of(training: Training) -> Iterator[list[Batch]]:
     return read_in_order(items, left, study.resources.loader_workers, pinned=ranks.device.type == "cuda")
 
 
-def step_within_memory(training: Training, groups: list[Batch], step: int, stop: bool) -> Taken:
-    """One step; InputError where the device has not enough memory for it."""
-    run, ranks = training.run, training.ranks
-    try:
-        return take_step(
-            training.model,
-            training.optimizer,
-            groups,
-            step,
-            run.seed,
-            training.recipe,
-            ranks,
-            precision=run.study.compute.precision,
-            stop=stop,
-        )
-    except torch.OutOfMemoryError as error:
-        total_gb = torch.cuda.get_device_properties(ranks.device).total_memory / 2**30
-        raise InputError(
-            f"step {step} on {torch.cuda.get_device_name(ranks.device)}",
-            f"out of memory: {peak_memory_bytes(ranks.device) / 2**30:.1f} of {total_gb:.1f} GB were in use, "
-            f"{' '.join(str(error).split())[:120]}",
-            mend=SMALLER,
-        ) from None
-
-
 def note_broken(groups: list[Batch], progress: Progress) -> None:
     """Name each image that another stands in for, at its first time."""
     for what in (what for group in groups for what in group.broken):
@@ -235,7 +209,7 @@ def step(args: argparse.Namespace) -> None:
     study = load_study_for_step(args.study, "train", args.settings_digest)
     require_device(study, args.study)
     if args.seed < 0:
-        raise InputError("--seed", f"is {args.seed}", allowed="0 or more", mend="change the value")
+        raise InputError("--seed", f"is {args.seed}", allowed="0 or more", fix="change the value")
     zoo = load_zoo(zoo_of(study, args.study))
     run = Run(study, args.backbone, args.seed, args.store, args.images, args.repeat_factors, args.state, zoo)
     with started(study.compute.device) as ranks:

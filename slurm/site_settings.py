@@ -86,12 +86,12 @@ def load_site() -> Site:
         found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         if "LVIS_RCNN_SITE" in os.environ:
-            sys.exit(f"error: LVIS_RCNN_SITE: {path}: no such file; to mend: name a file as slurm/site.example.yaml")
+            sys.exit(f"error: LVIS_RCNN_SITE: {path}: no such file; fix: name a file as slurm/site.example.yaml")
         found = {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        sys.exit(f"error: {path}: not readable as YAML: {' '.join(str(error).split())}; to mend: correct the file")
+        sys.exit(f"error: {path}: not readable as YAML: {' '.join(str(error).split())}; fix: correct the file")
     if not isinstance(found, dict):
-        sys.exit(f"error: {path}: holds no keys; allowed: lines such as 'account: lab'; to mend: correct the file")
+        sys.exit(f"error: {path}: holds no keys; allowed: lines such as 'account: lab'; fix: correct the file")
     kinds = {field.name: type(field.default) for field in fields(Site)}
     from_environment = {name: value for name in kinds if (value := os.environ.get(variable(name)))}
     return Site(
@@ -111,12 +111,12 @@ def checked(where: str, name: str, value: object, kinds: dict[str, type]) -> str
     """A value of the right kind; otherwise the end, with one line."""
     if name not in kinds:
         close = difflib.get_close_matches(name, kinds, n=1)
-        mend = f"write {close[0]!r}" if close else "remove it"
-        sys.exit(f"error: {where}: {name}: unknown key; allowed: {', '.join(kinds)}; to mend: {mend}")
+        fix = f"write {close[0]!r}" if close else "remove it"
+        sys.exit(f"error: {where}: {name}: unknown key; allowed: {', '.join(kinds)}; fix: {fix}")
     if kinds[name] is int:
         if str(value).isdecimal() and int(str(value)) > 0:
             return int(str(value))
-        sys.exit(f"error: {where}: {name}: is {value!r}; allowed: a whole number above 0; to mend: change the value")
+        sys.exit(f"error: {where}: {name}: is {value!r}; allowed: a whole number above 0; fix: change the value")
     if isinstance(value, str | int) and not any(letter in str(value) for letter in "'\"\\\n"):
         return str(value)
-    sys.exit(f"error: {where}: {name}: is {value!r}; allowed: text without quotes; to mend: change the value")
+    sys.exit(f"error: {where}: {name}: is {value!r}; allowed: text without quotes; fix: change the value")

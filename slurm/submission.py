@@ -21,7 +21,7 @@ FOR_NOW = re.compile(
 # Failures in a row that left no word and no progress; twice what a trainer itself allows, since a job that is cancelled
 # or loses its node before the trainer begins is as silent.
 SILENT_FAILURES = 6
-MEND = (
+FIX = (
     "change resources: of the study, slurm/site.yaml (see slurm/site.example.yaml), or --set-resources RULE:NAME=VALUE"
 )
 
@@ -35,7 +35,7 @@ def stand_between(workflow: Any, study_file: Path) -> None:
     os.environ["LVIS_RCNN_STUDY_SHA256"] = hashlib.sha256(study_file.read_bytes()).hexdigest()
     errors = refusals(job for job in workflow.dag.needrun_jobs() if not job.is_local)
     if errors:
-        sys.exit("\n".join(f"error: {error}; to mend: {MEND}" for error in errors))
+        sys.exit("\n".join(f"error: {error}; fix: {FIX}" for error in errors))
     os.environ["PATH"] = f"{Path(__file__).parent / 'bin'}:{os.environ['PATH']}"
     retry_with_hope_only()
 

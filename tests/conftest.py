@@ -15,7 +15,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
-from lvis_rcnn.config import read_yaml
+from lvis_rcnn.config.study import read_yaml
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -114,7 +114,7 @@ def conda_stand_in(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Any]:
     """A SLURM cluster on this machine, with accounting."""
-    from one_machine import running_cluster  # of tests/slurm, on the path once a test there is collected
+    from tests.slurm.one_machine import running_cluster  # of tests/slurm, on the path once a test there is collected
 
     with running_cluster() as cluster:
         yield cluster

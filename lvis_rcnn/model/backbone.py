@@ -12,7 +12,7 @@ from torch.nn.functional import batch_norm, conv2d, interpolate, relu
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from lvis_rcnn.backbones import Backbone
+from lvis_rcnn.config.schema import Backbone
 
 FPN_CHANNELS = 256
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -92,7 +92,7 @@ def build_backbone(backbone: Backbone, normalization: str, frozen_stages: int) -
     """Body and pyramid of one row of the table, with the initial weights of MMDetection (3.3.0, ``init_weights``).
 
     Args:
-        backbone: Row of ``lvis_rcnn.backbones``.
+        backbone: Row of ``config.schema.BACKBONES``.
         normalization: Key of ``NORMALIZATIONS``.
         frozen_stages: 0 trains everything; 1 freezes the stem and stage 1, and so on.
     """

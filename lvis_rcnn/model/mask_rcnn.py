@@ -11,15 +11,19 @@ import torch
 from jaxtyping import Int64
 from torch import nn
 
-from lvis_rcnn.backbones import Backbone
-from lvis_rcnn.data import Batch
-from lvis_rcnn.model.assign import Choose
+from lvis_rcnn.config.schema import Backbone
+from lvis_rcnn.config.study import Study
+from lvis_rcnn.dataloader.batches import Batch
+from lvis_rcnn.dataloader.transforms import padded_size_hw
 from lvis_rcnn.model.backbone import FPN_CHANNELS, build_backbone, fix_batch_statistics, pyramid
-from lvis_rcnn.model.detections import ImageDetections, detect_boxes, detect_masks
-from lvis_rcnn.model.heads import RegionHeads
-from lvis_rcnn.model.region_losses import region_losses, sampled_regions
+from lvis_rcnn.model.matcher import Choose
+from lvis_rcnn.model.postprocess import ImageDetections, detect_boxes, detect_masks
+from lvis_rcnn.model.roi_heads import RegionHeads
+from lvis_rcnn.model.roi_losses import region_losses, sampled_regions
 from lvis_rcnn.model.rpn import ProposalNetwork, proposals, rpn_losses
-from lvis_rcnn.pixels import padded_size_hw
+
+PRECISIONS = {"fp32": "fp32 without TF32", "bf16": "bf16 autocast, weights and losses in fp32 without TF32"}
+
 
 LOSS_NAMES = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask")
 
@@ -134,3 +138,28 @@ def detect_in_regions(
     rows = wanted.nonzero()[:, 0]
     masks = detect_masks(model.roi_heads, features, found[rows])
     return ImageDetections(found.boxes_xyxy, found.labels, found.scores, rows, masks)
+
+
+def set_full_precision() -> None:
+    """Multiply and convolve in fp32 also on GPUs, whose default for convolutions is the 10-bit mantissa of TF32."""
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+
+
+def network_settings(study: Study) -> Settings:
+    """The numbers of the network that a study asks for."""
+    model, test = study.model, study.inference
+    return Settings(
+        normalization=model.normalization,
+        frozen_stages=model.frozen_stages,
+        anchor_scale=model.anchor_scale,
+        anchors_per_image=model.anchors_per_image,
+        rois_per_image=model.rois_per_image,
+        roi_positive_fraction=model.roi_positive_fraction,
+        proposals_before_nms=(model.proposals_before_nms, test.proposals_before_nms),
+        proposals_after_nms=(model.proposals_after_nms, test.proposals_after_nms),
+        score_threshold=test.score_threshold,
+        nms_iou=test.nms_iou,
+        nms_form=test.nms,
+        detections_per_image=test.detections_per_image,
+    )

@@ -96,8 +96,8 @@ def draw_file(path: Path, scale: float) -> None:
 
 def ours(annotations: Path, store: Path) -> int:
     """Store and repeat factors; the sum of copies."""
-    from lvis_rcnn.annotations import build_store, open_store
-    from lvis_rcnn.repeat_factors import repeat_factors
+    from lvis_rcnn.dataloader.repeat_factors import repeat_factors
+    from lvis_rcnn.dataset.store import build_store, open_store
 
     build_store(annotations, store)
     return int(repeat_factors(open_store(store), THRESHOLD).copies.sum())
@@ -127,8 +127,8 @@ def theirs(annotations: Path, store: Path) -> int:
 
 def from_store(annotations: Path, store: Path) -> int:
     """Repeat factors of a store that is there."""
-    from lvis_rcnn.annotations import open_store
-    from lvis_rcnn.repeat_factors import repeat_factors
+    from lvis_rcnn.dataloader.repeat_factors import repeat_factors
+    from lvis_rcnn.dataset.store import open_store
 
     return int(repeat_factors(open_store(store), THRESHOLD).copies.sum())
 
@@ -141,7 +141,7 @@ def private_mb() -> float:
 
 def opened(annotations: Path, store: Path) -> dict[str, float]:
     """Seconds and private memory of opening a store."""
-    from lvis_rcnn.annotations import open_store
+    from lvis_rcnn.dataset.store import open_store
 
     before, start = private_mb(), time.perf_counter()
     kept = open_store(store)
@@ -179,7 +179,7 @@ def forked(work: Callable[[], float]) -> float:
 
 def store_worker(annotations: Path, store: Path) -> float:
     """A worker with the store."""
-    from lvis_rcnn.annotations import open_store
+    from lvis_rcnn.dataset.store import open_store
 
     opened_store = open_store(store)
     return worker_memory(lambda: read_store(opened_store))

@@ -3,7 +3,7 @@
     python tests/benchmarks/bootstrap_at_full_size.py [--images 19809] [--resamples 1000] [--kind bbox] [--folder DIR]
 
 The set is that of score_and_lvis.py, drawn where it is not there. Match results are written and read again, as
-``evaluate --matches`` and ``report compare`` do; CPU is user and system time of one thread.
+``evaluate --matches`` and ``compare`` do; CPU is user and system time of one thread.
 """
 
 import argparse
@@ -13,14 +13,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from score_and_lvis import IMAGES, draw  # puts the package on the path
 
-from lvis_rcnn.bootstrap import intervals, plans_of, resampled_metrics, weighted_metrics
-from lvis_rcnn.matches_file import MatchesFile, read_matches, write_matches
-from lvis_rcnn.outcomes import outcomes_of
-from lvis_rcnn.results_file import read_found
-from lvis_rcnn.score import score
-from lvis_rcnn.truth import parse_truth, read_annotations
+from lvis_rcnn.evaluation.average_precision import score
+from lvis_rcnn.evaluation.bootstrap import intervals, plans_of, resampled_metrics, weighted_metrics
+from lvis_rcnn.evaluation.ground_truth import parse_truth, read_annotations
+from lvis_rcnn.evaluation.matches import MatchesFile, outcomes_of, read_matches, write_matches
+from lvis_rcnn.evaluation.results import read_found
+from tests.benchmarks.score_and_lvis import IMAGES, draw  # puts the package on the path
 
 
 def matched(folder: Path, kind: str, path: Path) -> dict[str, float | None]:

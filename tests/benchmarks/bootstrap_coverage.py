@@ -17,12 +17,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lvis_rcnn.accumulate import METRIC_NAMES
-from lvis_rcnn.bootstrap import Plans, intervals, plans_of, resampled_metrics
-from lvis_rcnn.outcomes import outcomes_of
-from lvis_rcnn.results_file import Found
-from lvis_rcnn.score import score
-from lvis_rcnn.truth import Truth
+from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score
+from lvis_rcnn.evaluation.bootstrap import Plans, intervals, plans_of, resampled_metrics
+from lvis_rcnn.evaluation.ground_truth import Truth
+from lvis_rcnn.evaluation.matches import outcomes_of
+from lvis_rcnn.evaluation.results import Found
 
 # Of each category: how many images show it, and how well it is found.
 SHOWN_IN = np.array([0.18, 0.2, 0.3, 0.35, 0.5, 0.6])

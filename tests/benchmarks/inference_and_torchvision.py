@@ -24,15 +24,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import network_and_torchvision as shared
 import numpy as np
 import torch
 from pycocotools import mask as rle
 from torchvision.models.detection import roi_heads as stock_roi_heads
 
-from lvis_rcnn import detector
-from lvis_rcnn.model import detections as our_detections
-from lvis_rcnn.model import mask_rcnn
+import lvis_rcnn.inference.detector as detector
+import lvis_rcnn.model.mask_rcnn as mask_rcnn
+import lvis_rcnn.model.postprocess as our_detections
+import tests.benchmarks.network_and_torchvision as shared
 
 
 class Stopwatch:

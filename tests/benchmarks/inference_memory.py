@@ -19,19 +19,18 @@ import cv2
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from conftest import write_study
-from tiny_run import SMALLEST
-
-from lvis_rcnn import detector, infer
-from lvis_rcnn.annotations import build_store, open_store
-from lvis_rcnn.checkpoints import save_model
-from lvis_rcnn.config import Study, load_study
-from lvis_rcnn.model.mask_rcnn import MaskRcnn
-from lvis_rcnn.ranks import Ranks
-from lvis_rcnn.run_start import network_settings
+import lvis_rcnn.infer as infer
+import lvis_rcnn.inference.detector as detector
+from lvis_rcnn.config.study import Study, load_study
+from lvis_rcnn.dataset.store import build_store, open_store
+from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_settings
+from lvis_rcnn.model.weights import save_model
+from lvis_rcnn.training.distributed import Ranks
+from tests.conftest import write_study
+from tests.helpers.tiny_run import SMALLEST
 
 SIDES_HW = (48, 64)
 CATEGORIES = 26

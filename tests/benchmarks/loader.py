@@ -39,15 +39,14 @@ from pycocotools import mask as rle
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from bitmaps import pasted
-
-from lvis_rcnn.annotations import build_store, open_store
-from lvis_rcnn.data import Augmentation, Batch, TrainingSteps
-from lvis_rcnn.pixels import rescaled_size_hw
-from lvis_rcnn.sample_stream import SampleStream
+from lvis_rcnn.dataloader.batches import Augmentation, Batch, TrainingSteps
+from lvis_rcnn.dataloader.sampler import SampleStream
+from lvis_rcnn.dataloader.transforms import rescaled_size_hw
+from lvis_rcnn.dataset.store import build_store, open_store
+from tests.helpers.bitmaps import pasted
 
 SHORT_EDGES_PX = (640, 672, 704, 736, 768, 800)
 LONG_EDGE_PX = 1333

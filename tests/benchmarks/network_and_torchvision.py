@@ -35,14 +35,14 @@ from torchvision.ops import FrozenBatchNorm2d
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lvis_rcnn.backbones import BACKBONES
-from lvis_rcnn.data import Batch, Target
-from lvis_rcnn.detector import image_detections
-from lvis_rcnn.mask_crops import mask_crops
-from lvis_rcnn.model.assign import random_choice
+from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.dataloader.batches import Batch, Target
+from lvis_rcnn.dataloader.masks import mask_crops
+from lvis_rcnn.dataloader.transforms import padded_size_hw
+from lvis_rcnn.inference.detector import image_detections
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, Settings, detect, losses
+from lvis_rcnn.model.matcher import random_choice
 from lvis_rcnn.model.rpn import rpn_losses
-from lvis_rcnn.pixels import padded_size_hw
 
 CATEGORIES = 1230
 size_hw = (800, 1067)

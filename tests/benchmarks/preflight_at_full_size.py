@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lvis_rcnn.annotations import build_store
+from lvis_rcnn.dataset.store import build_store
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGES = {"train2017": 100_170, "val2017": 19_809}

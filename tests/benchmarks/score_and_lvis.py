@@ -158,7 +158,7 @@ def records_of(found: Found) -> Iterator[dict[str, Any]]:
 
 def write_waiting(shards: Path, number: int, waiting: list[Found]) -> None:
     """One shard of the images that wait for it."""
-    from lvis_rcnn.detections import Detections, pack_rles, shard_path, write_shard
+    from lvis_rcnn.dataset.detections import Detections, pack_rles, shard_path, write_shard
 
     ids = np.repeat([found.image for found in waiting], DETECTIONS)
     labels, scores, boxes = (
@@ -171,9 +171,9 @@ def write_waiting(shards: Path, number: int, waiting: list[Found]) -> None:
 
 def ours(folder: Path, kind: str, source: str) -> dict[str, Any]:
     """Our scorer; ``source`` is shards or results.json."""
-    from lvis_rcnn.results_file import read_found
-    from lvis_rcnn.score import score
-    from lvis_rcnn.truth import parse_truth, read_annotations
+    from lvis_rcnn.evaluation.average_precision import score
+    from lvis_rcnn.evaluation.ground_truth import parse_truth, read_annotations
+    from lvis_rcnn.evaluation.results import read_found
 
     clock = time.process_time()
     truth = parse_truth(read_annotations(folder / "truth.json"), "truth.json")

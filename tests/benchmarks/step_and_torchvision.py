@@ -36,17 +36,16 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import network_and_torchvision as network
-
-from lvis_rcnn.annotations import build_store
-from lvis_rcnn.backbones import BACKBONES
-from lvis_rcnn.data import Augmentation, Batch, TrainingSteps, read_in_order
-from lvis_rcnn.gradient_step import OPTIMIZERS, Taken, set_full_precision, take_step
-from lvis_rcnn.ranks import Ranks
-from lvis_rcnn.run_records import peak_memory_bytes
-from lvis_rcnn.sample_stream import SampleStream
-from lvis_rcnn.schedule import make_recipe
-from lvis_rcnn.sections import Schedule
+import tests.benchmarks.network_and_torchvision as network
+from lvis_rcnn.config.schema import BACKBONES, Schedule
+from lvis_rcnn.dataloader.batches import Augmentation, Batch, TrainingSteps, read_in_order
+from lvis_rcnn.dataloader.sampler import SampleStream
+from lvis_rcnn.dataset.store import build_store
+from lvis_rcnn.model.mask_rcnn import set_full_precision
+from lvis_rcnn.training.distributed import Ranks
+from lvis_rcnn.training.setup import peak_memory_bytes
+from lvis_rcnn.training.solver import OPTIMIZERS, make_recipe
+from lvis_rcnn.training.step import Taken, take_step
 
 GROUP = 2
 UNCOUNTED_STEPS = 2

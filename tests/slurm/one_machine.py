@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, write_study
 
-from lvis_rcnn.attempts import Attempt, read_attempts
-from lvis_rcnn.checkpoints import load_model
+from lvis_rcnn.model.weights import load_model
+from lvis_rcnn.runs.attempts import Attempt, read_attempts
+from tests.conftest import REPOSITORY, write_study
 
 HERE = Path(__file__).parent
 NEEDED = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 import torch
-from one_machine import Cluster, Study, said, start_cluster, wait_until
+
+from tests.slurm.one_machine import Cluster, Study, said, start_cluster, wait_until
 
 pytestmark = pytest.mark.slurm
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
-from one_machine import LONG_S, Cluster, Study, running_cluster, said, start_cluster, wait_until
+
+from tests.conftest import REPOSITORY
+from tests.slurm.one_machine import LONG_S, Cluster, Study, running_cluster, said, start_cluster, wait_until
 
 pytestmark = pytest.mark.slurm
 
@@ -133,7 +134,7 @@ def test_what_slurm_would_refuse_for_good_ends_before_any_job(
     study.start("results/table.md")
     assert study.wait() != 0
     assert re.search(rf"^error: {message}", study.said(), re.MULTILINE), study.said()
-    assert "to mend: change resources: of the study, slurm/site.yaml" in study.said()
+    assert "fix: change resources: of the study, slurm/site.yaml" in study.said()
     assert "Traceback" not in study.said()
     assert "submitted" not in study.said()
     # No lock is left.
@@ -317,7 +318,7 @@ def test_as_typed_in_a_fresh_clone(slurm: Cluster, tmp_path: Path) -> None:
 def test_steps_run_in_their_conda_environment_on_the_nodes(
     slurm: Cluster, tmp_path: Path, conda_stand_in: dict[str, str]
 ) -> None:
-    from test_workflow import Stubbed, stub_workflow
+    from tests.workflow.test_workflow import Stubbed, stub_workflow
 
     maker, channel = Path(conda_stand_in["CONDA_STAND_IN"]) / "mkchannel.py", tmp_path / "channel"
     subprocess.run([Path(sys.base_prefix) / "bin" / "python3", maker, channel, sys.base_prefix], check=True)

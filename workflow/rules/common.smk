@@ -73,7 +73,7 @@ def load_the_study() -> Study:
     """The one study of this run, checked; its first error ends Snakemake before any job, in one line."""
     if len(workflow.overwrite_configfiles) > 1:
         sys.exit(
-            "error: --configfile: more than one file; allowed: one study; to mend: name one of them"
+            "error: --configfile: more than one file; allowed: one study; fix: name one of them"
         )
     try:
         loaded = load_study(STUDY_FILE)
@@ -82,7 +82,7 @@ def load_the_study() -> Study:
     if config != load_configfile(STUDY_FILE):
         sys.exit(
             f"error: --config: would change the study of {STUDY_FILE}; allowed: what the file says, since each step "
-            "reads the file; to mend: copy the file, change the copy and give it to --configfile"
+            "reads the file; fix: copy the file, change the copy and give it to --configfile"
         )
     return loaded
 

@@ -23,7 +23,7 @@ def compared_pairs() -> tuple[list[str], str]:
                 where,
                 f"nothing in {other} is scored",
                 allowed="a study that ran here up to its scores",
-                mend=f"run it first: snakemake --cores 2 --configfile {file}",
+                fix=f"run it first: snakemake --cores 2 --configfile {file}",
             )
         return list(pair_names(other, others, Path("results", study.study), ours)), ""
     except InputError as error:

@@ -26,7 +26,7 @@ if study.dataset.draw:
         message:
             "Drawing {params.train_images} training and {params.val_images} validation images (seed {params.seed})"
         shell:
-            'exec "$PYTHON" -m lvis_rcnn.mini --seed {params.seed} --train-images {params.train_images}'
+            'exec "$PYTHON" -m lvis_rcnn.draw --seed {params.seed} --train-images {params.train_images}'
             " --val-images {params.val_images} --out {params.folder} --log {log}"
 
 
@@ -51,4 +51,4 @@ rule store:
     message:
         "Reading the {wildcards.split} annotations of {wildcards.study}: {params.annotations}"
     shell:
-        'exec "$PYTHON" -m lvis_rcnn.annotations --annotations {params.annotations:q} --out {output} --log {log}'
+        'exec "$PYTHON" -m lvis_rcnn.store --annotations {params.annotations:q} --out {output} --log {log}'

@@ -38,7 +38,7 @@ if lacking_models:
         message:
             "Fetching {wildcards.file}"
         shell:
-            'exec "$PYTHON" -m lvis_rcnn.checkpoints fetch --zoo {params.zoo:q} --name {params.name}'
+            'exec "$PYTHON" -m lvis_rcnn.fetch --zoo {params.zoo:q} --weights {params.name}'
             " --folder {params.folder:q} --log {log}"
 
 

@@ -125,7 +125,7 @@ def training_launcher(wildcards, output) -> str:
         )
     if (ask.gpus or 1) > 1:
         # Outside SLURM, whose jobs have their GPUs already, the lease gives some; one GPU is leased by the trainer itself.
-        return f'"$PYTHON" -m lvis_rcnn.gpu_lease --gpus {ask.gpus} -- {torchrun} --standalone -m --'
+        return f'"$PYTHON" -m lvis_rcnn.system.gpus --gpus {ask.gpus} -- {torchrun} --standalone -m --'
     return '"$PYTHON" -m'
 
 

@@ -21,5 +21,5 @@ rule import_published:
     message:
         "Importing {wildcards.model}: {input.file}"
     shell:
-        'exec "$PYTHON" -m lvis_rcnn.checkpoints import {input.file:q} --backbone {params.backbone}'
+        'exec "$PYTHON" -m lvis_rcnn.weights import {input.file:q} --backbone {params.backbone}'
         " --store {input.store} --out {output.model} --report {output.summary} --log {log}"

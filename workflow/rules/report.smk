@@ -75,7 +75,7 @@ rule pages:
     message:
         f"Writing the pages of {study.study}"
     shell:
-        'exec "$PYTHON" -m lvis_rcnn.pages --study {params.study:q} --results results --out {params.folder} --log {log}'
+        'exec "$PYTHON" -m lvis_rcnn.report pages --study {params.study:q} --results results --out {params.folder} --log {log}'
 
 
 rule plots:
@@ -108,7 +108,7 @@ rule plots:
     message:
         f"Drawing the plots of {study.study}"
     shell:
-        'exec "$PYTHON" -m lvis_rcnn.plots --study {params.study:q} --results results --out {params.folder} --log {log}'
+        'exec "$PYTHON" -m lvis_rcnn.report plots --study {params.study:q} --results results --out {params.folder} --log {log}'
 
 
 rule pictures:
@@ -135,7 +135,7 @@ rule pictures:
     message:
         "Drawing the pictures of {wildcards.group}/{wildcards.member} of {wildcards.study}"
     shell:
-        'exec "$PYTHON" -m lvis_rcnn.pictures --store {input.store} --images {params.images:q}'
+        'exec "$PYTHON" -m lvis_rcnn.report pictures --store {input.store} --images {params.images:q}'
         " --detections {input.detections} --out {params.folder} --log {log}"
 
 
@@ -171,7 +171,7 @@ if study.backbones:
         message:
             "Drawing the first training step of {wildcards.study}"
         shell:
-            'exec "$PYTHON" -m lvis_rcnn.training_pictures --study {params.study:q} --store {input.store}'
+            'exec "$PYTHON" -m lvis_rcnn.report batch --study {params.study:q} --store {input.store}'
             " --images {params.images:q} --repeat-factors {input.repeat_factors} --out {output} --log {log}"
 
 
@@ -217,5 +217,5 @@ if study.report.compare_with:
         message:
             f"Comparing {study.study} with {COMPARED_WITH}"
         shell:
-            'exec "$PYTHON" -m lvis_rcnn.report compare {params.first} {params.second} --only {params.runs}'
+            'exec "$PYTHON" -m lvis_rcnn.compare {params.first} {params.second} --only {params.runs}'
             " --plot {params.folder} --out {output.text} --log {log}"

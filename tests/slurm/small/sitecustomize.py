@@ -16,8 +16,10 @@ def make_network_small() -> None:
 
     from torch import nn
 
-    from lvis_rcnn.backbones import BACKBONES
-    from lvis_rcnn.model import backbone, heads, mask_rcnn
+    import lvis_rcnn.model.backbone as backbone
+    import lvis_rcnn.model.mask_rcnn as mask_rcnn
+    import lvis_rcnn.model.roi_heads as heads
+    from lvis_rcnn.config.schema import BACKBONES
 
     for name, row in BACKBONES.items():
         BACKBONES[name] = dataclasses.replace(row, blocks=(1, 1, 1, 1), groups=1, width_per_group=32)
@@ -38,7 +40,8 @@ def make_training_long() -> None:
     import time
     from pathlib import Path
 
-    from lvis_rcnn import gradient_step, run_records
+    import lvis_rcnn.training.recorder as run_records
+    import lvis_rcnn.training.step as gradient_step
 
     take_step = gradient_step.take_step
 

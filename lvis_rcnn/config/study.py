@@ -1,0 +1,306 @@
+"""A study file becomes frozen, checked values, or a clear error.
+
+A step's ``main`` reads the study, rooms take the sections that they need. The JSON Schema for editors
+(workflow/schemas/study.schema.json) is generated from these models: ``python -m lvis_rcnn.config --schema FILE``.
+"""
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from lvis_rcnn.config.schema import (
+    Ask,
+    Augmentation,
+    BackboneName,
+    Compute,
+    Dataset,
+    Evaluation,
+    Inference,
+    Measure,
+    Model,
+    Name,
+    Published,
+    Report,
+    Resources,
+    Sampling,
+    Schedule,
+    Section,
+)
+from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.system.files import sha256_of_json
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+# The published models, part of the checkout: a study that names no zoo finds them whatever the working directory is.
+DEFAULT_ZOO = CONFIGS / "zoo" / "mmdetection.yaml"
+# What runs where no study is named.
+DEFAULT_STUDY = CONFIGS / "mini.yaml"
+
+# Where nothing is trained this step measures less.
+WITHOUT_TRAINING = ("measure",)
+
+# Sections of training have no value where nothing is trained. Their types do not say so, since no step that reads them
+# gets such a study: see load_study_for_step.
+ABSENT: Any = None
+
+
+class Study(Section):
+    """One study: what is trained, and what of others is scored beside it.
+
+    ``backbones`` are trained, which needs ``sampling``, ``augmentation``, ``schedule`` and ``seeds``; ``published``
+    models are only scored. A study has at least one of the two.
+    """
+
+    study: Name
+    """Name of the study and of its folder in results/."""
+    title: str
+    """One line for the table's title: what this study is."""
+    dataset: Dataset
+    sampling: Sampling = ABSENT
+    augmentation: Augmentation = ABSENT
+    model: Model
+    schedule: Schedule = ABSENT
+    compute: Compute
+    resources: Resources
+    backbones: tuple[BackboneName, ...] = ()
+    """Rows of the table that are trained, in this order."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """One run of each backbone for each seed."""
+    zoo: str | None = None
+    """File of the published models, relative to the study file; null is the checkout's configs/zoo/mmdetection.yaml."""
+    published: tuple[Published, ...] = ()
+    """Rows of the table that are only scored, in this order."""
+    inference: Inference
+    evaluation: Evaluation = Evaluation()
+    measure: Measure = Measure()
+    report: Report = Report()
+
+    @field_validator("study")
+    @classmethod
+    def own_folder(cls, name: str) -> str:
+        """Studies share results/ with the drawn data, the checkpoints and the table."""
+        if name in {"data", "state"} or name.startswith("table."):
+            raise ValueError("a name other than data, state and table.*, which results/ needs itself")
+        return name
+
+    @model_validator(mode="after")
+    def rows_once(self) -> Self:
+        """A backbone or a seed that stands twice is a mistake."""
+        models = tuple(row.model for row in self.published)
+        for key, values in (("backbones", self.backbones), ("seeds", self.seeds), ("published", models)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key} must not repeat an entry")
+        return self
+
+    @model_validator(mode="after")
+    def compared_with_another(self) -> Self:
+        """A study differs from itself in nothing."""
+        if self.report.compare_with == self.study:
+            raise ValueError(f"report.compare_with of another study than {self.study} itself")
+        return self
+
+    @model_validator(mode="after")
+    def training_is_whole(self) -> Self:
+        """Backbones need everything that training needs; without them there is something else to score."""
+        absent = [key for key in ("sampling", "augmentation", "schedule", "seeds") if not getattr(self, key)]
+        if self.backbones and absent:
+            raise ValueError(f"backbones are trained, which also needs {', '.join(absent)}")
+        if self.backbones and not self.dataset.is_trained_on:
+            raise ValueError("backbones are trained, which also needs dataset.draw, or dataset.train and dataset.val")
+        if not self.backbones and not self.published:
+            raise ValueError("at least one row: of backbones, which are trained, or of published models")
+        return self
+
+    @model_validator(mode="after")
+    def every_process_has_work(self) -> Self:
+        """A process takes whole normalisation groups of a step; one without any would only wait."""
+        groups = self.schedule.images_per_step // self.schedule.normalisation_group if self.schedule else 1
+        for backbone in self.backbones:
+            ask = self.asked(backbone)
+            processes = (ask.gpus or 1) * (ask.nodes or 1)
+            if processes > groups:
+                raise ValueError(
+                    f"resources.gpus * resources.nodes at most {groups}, the normalisation groups of a step, not "
+                    f"{processes} ({backbone})"
+                )
+            if (ask.nodes or 1) > 1 and not ask.gpus:
+                raise ValueError(f"resources.nodes above 1 with resources.gpus for each of them ({backbone})")
+        return self
+
+    def asked(self, backbone: str) -> Ask:
+        """What a training of ``backbone`` asks of the machine, nothing left open but the model of its GPUs.
+
+        ``gpus`` is None where it needs none.
+        """
+        common, own = self.resources, self.resources.of_backbone.get(backbone, Ask())  # type: ignore[call-overload]
+        gpus = int(self.compute.device == "cuda") if common.gpus is None else common.gpus
+        everyones = Ask(
+            gpus=gpus or None,
+            nodes=common.nodes,
+            gpu_model=common.gpu_model,
+            cpus_per_gpu=common.cpus_per_gpu or self.compute.threads,
+            memory_mb=common.memory_mb,
+            runtime_minutes=common.runtime_minutes,
+        )
+        return everyones.model_copy(update=own.model_dump(exclude_none=True))
+
+    @model_validator(mode="after")
+    def published_can_be_scored(self) -> Self:
+        """A published row is scored on a split of the study, with the anchors that all published models have."""
+        if self.published and self.model.anchor_scale != 8:
+            raise ValueError("published models with model.anchor_scale 8, which they were trained with")
+        for row in self.published:
+            if row.split not in self.dataset.scored_splits:
+                known = ", ".join(self.dataset.scored_splits)
+                raise ValueError(f"published {row.model} on one of the splits {known}, not on {row.split}")
+        return self
+
+
+# What each step depends on: Snakemake compares exactly these, and a run's identity is made of them.
+SECTIONS_OF_STEP: dict[str, tuple[str, ...]] = {
+    # Part of train's on purpose: train waits for preflight, so what reruns preflight reruns it. Data come as files.
+    "preflight": ("sampling", "augmentation", "model", "schedule"),
+    "train": ("sampling", "augmentation", "model", "schedule", "compute"),
+    "infer": ("model", "inference", "compute"),
+    "measure": ("augmentation", "model", "schedule", "compute", "inference", "measure"),
+    "report": ("title", "report", "schedule", "backbones", "seeds", "published"),
+}
+
+
+def settings_of_step(study: Study, step: str, with_defaults: bool = False) -> dict[str, Any]:
+    """The part of a study that ``step`` depends on.
+
+    Defaults are dropped unless asked for: so a run's identity stays when a later version adds a key.
+    """
+    everything = study.model_dump(mode="json", exclude_defaults=not with_defaults)
+    return {section: everything[section] for section in SECTIONS_OF_STEP[step] if section in everything}
+
+
+def settings_digest(study: Study, step: str) -> str:
+    """Hex SHA-256 of :func:`settings_of_step`."""
+    return sha256_of_json(settings_of_step(study, step))
+
+
+def load_study(path: Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        InputError: no such file, no YAML, an unknown or repeated key, a wrong type or a value out of range.
+    """
+    return check_study(read_yaml(path), where=str(path))
+
+
+def load_study_for_step(path: Path, step: str, expected_digest: str | None) -> Study:
+    """:func:`load_study`, refusing a file that changed since Snakemake planned this job, and one without the step.
+
+    Raises:
+        InputError: as :func:`load_study`, or the step's settings are not those of ``expected_digest``, or the study
+            trains nothing and the step needs a section of training.
+    """
+    study = load_study(path)
+    absent = any(getattr(study, section) is None for section in SECTIONS_OF_STEP[step])
+    if absent and step not in WITHOUT_TRAINING:
+        raise InputError(str(path), f"trains nothing: step {step!r} has no settings", fix="name another study")
+    if expected_digest is not None and settings_digest(study, step) != expected_digest:
+        raise InputError(
+            str(path),
+            f"the settings of step {step!r} changed after this run was planned",
+            allowed="the settings Snakemake recorded when it started",
+            fix="start snakemake again",
+        )
+    return study
+
+
+def zoo_of(study: Study, study_file: Path) -> Path:
+    """File of the published models that a study means."""
+    return DEFAULT_ZOO if study.zoo is None else study_file.parent / study.zoo
+
+
+def check_study(values: Any, where: str) -> Study:
+    """Check values as read from YAML; ``where`` begins the error message."""
+    try:
+        return Study.model_validate_json(json.dumps(values, default=str))  # a bare date becomes a string
+    except ValidationError as error:
+        raise explained(error, where) from None
+
+
+class StudyLoader(yaml.SafeLoader):
+    """YAML with ``1e-3`` as a number (YAML 1.2; PyYAML reads a string) and repeated keys as errors."""
+
+
+FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+StudyLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+
+
+def unique_mapping(loader: StudyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """Build a mapping, refusing a key that stands twice."""
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+StudyLoader.add_constructor("tag:yaml.org,2002:map", unique_mapping)
+
+
+def read_yaml(path: Path) -> Any:
+    """Parse a YAML file.
+
+    Raises:
+        InputError: the file is missing or no YAML.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=StudyLoader)
+    except FileNotFoundError:
+        raise InputError(str(path), "no such study file", fix="name a file of configs/") from None
+    except OSError as error:
+        raise InputError(str(path), f"not readable: {error.strerror}", fix="name a file of configs/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(str(path), f"not readable as YAML: {error}", fix="correct the file") from None
+
+
+def explained(error: ValidationError, where: str) -> InputError:
+    """The most telling validation error as one line: key, value, what is allowed; further ones are counted.
+
+    An unknown key comes first: it is often the misspelling of a key that is then missing.
+    """
+    # A list with a wrong entry is also reported as too short: an echo.
+    errors = [one for one in error.errors() if not (one["type"] == "too_short" and one["input"])]
+    first = min(errors, key=lambda one: {"extra_forbidden": 0, "missing": 2}.get(one["type"], 1))
+    parts = [str(part) for part in first["loc"]]
+    value = json.dumps(first["input"], default=str)
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = keys_of(parts[:-1])
+        close = difflib.get_close_matches(parts[-1], known, n=1)
+        fix = f"write {close[0]!r}" if close else "remove it"
+        return InputError(
+            f"{where}: {'.'.join(parts)}", f"unknown key{more}", allowed=", ".join(known) or "no such key", fix=fix
+        )
+    key = ".".join(parts) or "study file"
+    if first["type"] == "missing":
+        return InputError(f"{where}: {key}", f"missing{more}", fix="add the key")
+    if first["type"] == "value_error":
+        allowed = first["msg"].removeprefix("Value error, ")
+        return InputError(f"{where}: {key}", f"does not fit together{more}", allowed=allowed, fix="change one of them")
+    allowed = first["msg"].removeprefix("Input should be ")
+    return InputError(f"{where}: {key}", f"is {value[:80]}{more}", allowed=allowed, fix="change the value")
+
+
+def keys_of(path: list[str]) -> list[str]:
+    """Keys that the section at ``path`` knows, from the generated schema."""
+    schema = Study.model_json_schema()
+    here: dict[str, Any] = schema
+    for part in path:
+        of_any_name: list[dict[str, Any] | None] = [here.get("items"), *here.get("patternProperties", {}).values()]
+        here = next(filter(None, [here.get("properties", {}).get(part), *of_any_name]), {})
+        options = here.get("anyOf", [here])
+        reference = next((option["$ref"] for option in options if "$ref" in option), None)
+        if reference is not None:
+            here = schema["$defs"][reference.rsplit("/", 1)[-1]]
+    return list(here.get("properties", {}))

@@ -1,0 +1,349 @@
+"""The published models as rows of a file: where each comes from, its digest, the numbers published of it.
+
+configs/zoo/mmdetection.yaml is that file. Nothing here imports torch, so that the workflow can read it.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from lvis_rcnn.config.schema import BackboneName, Count, Name, Positive, Section, Split
+from lvis_rcnn.config.study import Study, read_yaml, zoo_of
+from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.system.download import download
+from lvis_rcnn.system.files import sha256_of_file
+
+Url = Annotated[str, Field(pattern=r"^https?://\S+$")]
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class NamedRow(Section):
+    """A row of a file of rows."""
+
+    name: Name
+    """Name of the row."""
+
+
+Row = TypeVar("Row", bound=NamedRow)
+
+
+class ZooModel(NamedRow):
+    """One published file."""
+
+    kind: Literal["lvis_v0.5", "lvis_v1", "coco", "imagenet"]
+    """What it was trained on; imagenet is a classifier, the others are detectors."""
+    backbone: BackboneName
+    """Row of ``config.schema.BACKBONES``."""
+    schedule: Literal["", "1x", "2x"] = ""
+    """Length of the training as the page names it; empty for a classifier."""
+    url: Url
+    """The file; its name ends in the first 8 digits of its SHA-256."""
+    log_url: Url | None = None
+    """The training log."""
+    memory_gb: Positive | None = None
+    """Published Mem (GB)."""
+    box_ap: Percent | None = None
+    """Published box AP."""
+    mask_ap: Percent | None = None
+    """Published mask AP."""
+
+    @model_validator(mode="after")
+    def is_whole(self) -> Self:
+        """The name of the file carries its digest, and a detector has a schedule."""
+        if digest_in_name(self.file_name) is None:
+            raise ValueError("a url that ends in -xxxxxxxx.pth, the first 8 digits of the file's SHA-256")
+        if (self.schedule == "") != (self.kind == "imagenet"):
+            raise ValueError("a schedule, 1x or 2x, for every detector and for no classifier")
+        return self
+
+    @property
+    def file_name(self) -> str:
+        """Last part of the URL: the name in every folder of weights."""
+        return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def sha256_prefix(self) -> str:
+        """First 8 hexadecimal digits of the file's SHA-256."""
+        return str(digest_in_name(self.file_name))
+
+
+def load_zoo(path: Path) -> dict[str, ZooModel]:
+    """The rows of a zoo file by name, in its order.
+
+    Raises:
+        InputError: no such file, no YAML, or a row that is incomplete, wrong or there twice.
+    """
+    if not path.exists():
+        raise InputError(str(path), "no such file of published models", fix="set the study's 'zoo', or leave it out")
+    return load_rows(path, "models", "published models", ZooModel)
+
+
+def load_rows(path: Path, key: str, content_name: str, row_type: type[Row]) -> dict[str, Row]:
+    """The rows under the one key of a YAML file by name, in its order.
+
+    Raises:
+        InputError: see :func:`load_zoo`.
+    """
+    content = read_yaml(path)
+    values = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(values, list) or set(content) != {key}:
+        allowed = f"one key, {key!r}, with a list of rows"
+        raise InputError(str(path), f"is no list of {content_name}", allowed=allowed)
+    rows = [checked_row(value, f"{path}: {key}[{number}]", row_type) for number, value in enumerate(values)]
+    names = [row.name for row in rows]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path}: {key[:-1]} {name}", "stands twice", fix="rename or remove one of them")
+    return {row.name: row for row in rows}
+
+
+def checked_row(value: Any, where: str, row_type: type[Row]) -> Row:
+    """A row as read from YAML, checked; ``where`` begins the error message."""
+    try:
+        return row_type.model_validate_json(json.dumps(value, default=str))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        told = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "value_error":
+            raise InputError(where, "does not fit together", allowed=told, fix="correct the row") from None
+        if first["type"] in ("extra_forbidden", "missing"):
+            what = "unknown key" if first["type"] == "extra_forbidden" else "missing"
+            raise InputError(f"{where}: {key}", what, allowed=", ".join(row_type.model_fields)) from None
+        what = f"is {json.dumps(first['input'], default=str)[:80]}"
+        raise InputError(f"{where}: {key or 'row'}", what, allowed=told.removeprefix("Input should be ")) from None
+
+
+def digest_in_name(file_name: str) -> str | None:
+    """The 8 digits of ``…-xxxxxxxx.pth`` (MMDetection, tools/model_converters/publish_model.py); None without."""
+    found = re.search(r"-([0-9a-f]{8})\.pth$", file_name)
+    return found[1] if found else None
+
+
+def checked_sha256(path: Path, expected_prefix: str | None) -> str:
+    """SHA-256 of a file.
+
+    Args:
+        path: The file.
+        expected_prefix: First digits it must have; None checks nothing.
+
+    Raises:
+        InputError: the digest is another one: the file is cut off, damaged or not the one its name says.
+    """
+    found = sha256_of_file(path)
+    if expected_prefix is not None and not found.startswith(expected_prefix):
+        raise InputError(
+            str(path),
+            f"its SHA-256 begins with {found[: len(expected_prefix)]}, so it is damaged or another file",
+            allowed=f"{expected_prefix}, as its name says",
+            fix="delete the file or fetch it again",
+        )
+    return found
+
+
+def published_file(model: ZooModel, folder: Path) -> Path:
+    """The published file in ``folder``, fetched into it where it is not there yet; its digest is right.
+
+    Invariant: what stands under its name in ``folder`` was whole when it was put there.
+
+    Raises:
+        InputError: the digest is another one, or the file can neither be found nor fetched.
+    """
+    path = folder / model.file_name
+    if path.exists():
+        checked_sha256(path, model.sha256_prefix)
+        return path
+    download([model.url], path, sha256=model.sha256_prefix)
+    return path
+
+
+def initial_model(zoo: Mapping[str, ZooModel], kind: str, backbone: str) -> ZooModel:
+    """The published file that a training begins with.
+
+    Args:
+        zoo: The published models.
+        kind: ``imagenet`` or ``coco``; see ``config.Model.weights``.
+        backbone: Row of ``config.schema.BACKBONES``.
+
+    Raises:
+        InputError: there is no such row; those that there are are listed.
+    """
+    rows = {model.backbone: model for model in zoo.values() if model.kind == kind}
+    if backbone not in rows:
+        raise InputError(
+            "model.weights",
+            f"is {kind}, but the zoo has no file of that kind for {backbone}",
+            allowed=f"{', '.join(rows) or 'no backbone'} with {kind!r}; every backbone with 'none'",
+            fix="add a row to the zoo, or change model.weights",
+        )
+    return rows[backbone]
+
+
+def initial_warnings(
+    zoo: Mapping[str, ZooModel], kind: str, backbones: Sequence[str], weights_dir: Path
+) -> Iterator[str]:
+    """What will be fetched when trainings begin, and which cannot begin; looks into the folder only."""
+    for backbone in backbones if kind != "none" else ():
+        try:
+            model = initial_model(zoo, kind, backbone)
+        except InputError as error:
+            yield f"{error}; its training will not start"
+            continue
+        if not (weights_dir / model.file_name).exists():
+            yield f"model.weights: {model.file_name} is not in {weights_dir}; training will fetch it from {model.url}"
+
+
+# What of the zoo can be scored on LVIS; the other kinds only initialise a training (model.weights).
+SCORED_KINDS = ("lvis_v0.5", "lvis_v1")
+
+
+def known_models(study: Study, study_file: Path) -> dict[str, ZooModel]:
+    """All rows of the study's zoo: those that it scores, and those that its trainings are compared with.
+
+    Raises:
+        InputError: as :func:`scored_models`, or the zoo is wrong.
+    """
+    scored_models(study, study_file)
+    return load_zoo(zoo_of(study, study_file))
+
+
+def scored_models(study: Study, study_file: Path) -> dict[str, ZooModel]:
+    """The zoo's row of each published row of ``study``, in the study's order; the zoo is not read where there is none.
+
+    Raises:
+        InputError: the zoo is wrong, has no such model, or one of other categories.
+    """
+    if not study.published:
+        return {}
+    zoo = load_zoo(zoo_of(study, study_file))
+    models = {}
+    for row in study.published:
+        where = f"{study_file}: published {row.model}"
+        scored = [name for name, model in zoo.items() if model.kind in SCORED_KINDS]
+        if row.model not in zoo:
+            raise InputError(where, "is not in the zoo", allowed=", ".join(scored), fix="name a model of the zoo")
+        kind = zoo[row.model].kind
+        if kind not in SCORED_KINDS:
+            what = f"is a model of kind {kind}, whose categories are not those of LVIS"
+            fix = "name a model of LVIS; this one can initialise a training, see model.weights"
+            raise InputError(where, what, allowed=", ".join(scored), fix=fix)
+        models[row.model] = zoo[row.model]
+    return models
+
+
+DEFAULT_SOURCES = Path(__file__).parents[2] / "configs" / "zoo" / "lvis.yaml"
+
+
+class Counts(Section):
+    """What a file is known to hold."""
+
+    images: Count
+    """Number of images."""
+    categories: Count
+    """Number of categories."""
+
+
+class Source(NamedRow):
+    """One file of the dataset."""
+
+    provides: Annotated[str, Field(pattern=r"^[\w.-]+\.(json|zip)$")]
+    """Name of the file; a .json is unpacked from the zip that is downloaded, a .zip stays."""
+    urls: tuple[Url, ...] = Field(min_length=1)
+    """Addresses of the zip; the first one that has it is used."""
+    size_bytes: Count | None = None
+    """Length of the zip, where published."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Digest of the zip, where published."""
+    counts: Counts | None = None
+    """What the file holds, for one without a published digest."""
+    images: tuple[Name, ...] = ()
+    """Rows of the zips that hold the images of these annotations."""
+
+    @property
+    def zip_name(self) -> str:
+        """Name of the zip that is downloaded."""
+        return self.urls[0].rsplit("/", 1)[-1]
+
+    @property
+    def is_unpacked(self) -> bool:
+        """Whether the file is in the zip, and not the zip itself."""
+        return self.provides.endswith(".json")
+
+
+def load_sources(path: Path = DEFAULT_SOURCES) -> dict[str, Source]:
+    """The rows by name.
+
+    Raises:
+        InputError: no such file, no YAML, a row that is incomplete, wrong or there twice, or images that are no row.
+    """
+    sources = load_rows(path, "files", "files to fetch", Source)
+    for source in sources.values():
+        for name in source.images:
+            if name not in sources:
+                where = f"{path}: file {source.name}: images"
+                raise InputError(where, f"names {name}", allowed=", ".join(sources), fix="add the row")
+    return sources
+
+
+def lacking_files(study: Study, sources: Mapping[str, Source]) -> dict[str, Source]:
+    """What of ``sources`` a study names and does not have, by the path where it shall lie; looks at the disk only.
+
+    A path is recognised by its file name, so that a study of other files lacks nothing that could be fetched. Images
+    are at hand as a zip or as a folder.
+    """
+    lacking = {}
+    by_file = {source.provides: source for source in sources.values()}
+    for split in splits_of_files(study):
+        source = by_file.get(Path(split.annotations).name)
+        if source is None:
+            continue
+        if not os.path.lexists(split.annotations):
+            lacking[split.annotations] = source
+        for images in (sources[name] for name in source.images):
+            if not images_at_hand(Path(split.images), images):
+                lacking[str(Path(split.images, images.provides))] = images
+    return lacking
+
+
+def splits_of_files(study: Study) -> Iterator[Split]:
+    """The splits that are not drawn."""
+    for split in (study.dataset.train, study.dataset.val, *study.dataset.splits.values()):
+        if split is not None:
+            yield split
+
+
+def images_at_hand(folder: Path, images: Source) -> bool:
+    """Whether a folder of images holds those of a zip, in it or unpacked, or is that unpacked folder itself."""
+    unpacked = images.provides.removesuffix(".zip")
+    places = [folder / images.provides, folder / unpacked, *([folder] if folder.name == unpacked else [])]
+    # A link that leads nowhere is a disk that is not mounted: no reason to fetch 19 GB.
+    return any(os.path.lexists(place) for place in places)
+
+
+def lacking_weights(study: Study, study_file: Path) -> dict[str, ZooModel]:
+    """The published weights that a study scores or begins with and does not have, by their path.
+
+    Backbones that the zoo has no initial weights for are left out: preflight says so.
+
+    Raises:
+        InputError: the zoo is wrong, or has no model that is scored.
+    """
+    models = [*scored_models(study, study_file).values(), *initial_models(study, study_file)]
+    paths = {f"{study.resources.weights_dir}/{model.file_name}": model for model in models}
+    return {path: model for path, model in paths.items() if not os.path.lexists(path)}
+
+
+def initial_models(study: Study, study_file: Path) -> Iterator[ZooModel]:
+    """The published weights that the trainings of a study begin with; the zoo is read only where there are some."""
+    backbones = study.backbones if study.model.weights != "none" else ()
+    zoo = load_zoo(zoo_of(study, study_file)) if backbones else {}
+    for backbone in backbones:
+        try:
+            yield initial_model(zoo, study.model.weights, backbone)
+        except InputError:
+            continue

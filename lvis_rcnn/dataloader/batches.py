@@ -1,0 +1,341 @@
+"""Images and targets: what one normalisation group is trained on, one image is tested on, and the readers of both.
+
+Which images a step sees, and how each is flipped and scaled, are pure functions of (seed, step): nothing has to be
+saved to resume, and any number of loader workers gives the same batches.
+"""
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from lvis_rcnn.dataloader.masks import MaskCrops, mask_crops
+from lvis_rcnn.dataloader.repeat_factors import usable_annotations
+from lvis_rcnn.dataloader.sampler import SampleStream
+from lvis_rcnn.dataloader.transforms import padded_size_hw, read_image_bgr, rescaled_size_hw, write_network_pixels
+from lvis_rcnn.dataset.images import ImageFiles
+from lvis_rcnn.dataset.store import AnnotationStore, open_store
+from lvis_rcnn.system.cli import InputError
+
+Item = TypeVar("Item")
+
+# A study may skip broken images, which are few; so many in a row mean that all are.
+BROKEN_IN_A_ROW = 20
+
+
+@dataclass(frozen=True)
+class Target:
+    """Ground truth of one image, in the frame of the network's input."""
+
+    boxes_xyxy: Float[torch.Tensor, "a 4"]
+    labels: Int64[torch.Tensor, " a"]
+    masks: MaskCrops
+
+    def to(self, device: torch.device) -> "Target":
+        """The same on ``device``."""
+        boxes, labels = (tensor.to(device, non_blocking=True) for tensor in (self.boxes_xyxy, self.labels))
+        return Target(boxes, labels, self.masks.to(device))
+
+    def pin_memory(self) -> "Target":
+        """The same in memory that a GPU copies from by itself."""
+        return Target(self.boxes_xyxy.pin_memory(), self.labels.pin_memory(), self.masks.pin_memory())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that pass through the network together, padded to one size: a normalisation group, or one test image.
+
+    ``sizes_hw`` are the sizes before padding, ``original_sizes_hw`` those before rescaling. ``targets`` is empty at
+    test time.
+    """
+
+    pixels: Float[torch.Tensor, "n 3 h w"]
+    sizes_hw: list[tuple[int, int]]
+    original_sizes_hw: list[tuple[int, int]]
+    image_ids: list[int]
+    targets: list[Target]
+    broken: tuple[str, ...] = ()
+    """What is wrong with images that others stand here in place of."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on ``device``; from pinned memory the copy runs beside what the caller does next."""
+        pixels = self.pixels.to(device, non_blocking=True)
+        return replace(self, pixels=pixels, targets=[target.to(device) for target in self.targets])
+
+    def pin_memory(self) -> "Batch":
+        """The same in memory that a GPU copies from by itself; the DataLoader calls this."""
+        targets = [target.pin_memory() for target in self.targets]
+        return replace(self, pixels=self.pixels.pin_memory(), targets=targets)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is drawn for each training image."""
+
+    short_edges_px: tuple[int, ...]
+    long_edge_px: int
+    flip_probability: float
+    skip_broken_images: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A decoded image and what was drawn for it."""
+
+    image: int
+    image_bgr: UInt8[np.ndarray, "h w 3"]
+    size_hw: tuple[int, int]
+    """After rescaling."""
+    flip: bool
+
+
+def target_boxes_xyxy(
+    boxes_xywh: Float[np.ndarray, "a 4"], original_hw: tuple[int, int], size_hw: tuple[int, int], flip: bool
+) -> Float[np.ndarray, "a 4"]:
+    """Boxes in the rescaled, flipped image, clipped to it; float32 as in the published chain."""
+    scale = np.array([size_hw[1] / original_hw[1], size_hw[0] / original_hw[0]] * 2, dtype=np.float32)
+    boxes = np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1).astype(np.float32)
+    boxes *= scale
+    boxes[:, 0::2] = boxes[:, 0::2].clip(0, size_hw[1])
+    boxes[:, 1::2] = boxes[:, 1::2].clip(0, size_hw[0])
+    if flip:
+        boxes[:, [0, 2]] = size_hw[1] - boxes[:, [2, 0]]
+    return boxes
+
+
+def read_target(store: AnnotationStore, image: int, size_hw: tuple[int, int], flip: bool) -> Target:
+    """Ground truth of one image. An image may end with no object."""
+    original_hw = original_size_hw(store, image)
+    rows = usable_annotations(store, store.annotations_of(image))
+    boxes = target_boxes_xyxy(store.boxes_xywh[rows], original_hw, size_hw, flip)
+    kept = proper(boxes)
+    masks = mask_crops([store.outline_of(int(row)) for row in rows[kept]], original_hw, size_hw, flip)
+    labels = store.labels[rows[kept]].astype(np.int64)
+    return Target(torch.from_numpy(boxes[kept]), torch.from_numpy(labels), masks)
+
+
+def original_size_hw(store: AnnotationStore, image: int) -> tuple[int, int]:
+    """Annotated size of an image."""
+    return int(store.heights[image]), int(store.widths[image])
+
+
+def proper(boxes_xyxy: Float[np.ndarray, "a 4"]) -> Bool[np.ndarray, " a"]:
+    """Boxes that still have an area after clipping; a side of zero has no regression target."""
+    return (boxes_xyxy[:, 2] > boxes_xyxy[:, 0]) & (boxes_xyxy[:, 3] > boxes_xyxy[:, 1])
+
+
+def network_batch(samples: Sequence[Sample], channels_last: bool) -> Float[torch.Tensor, "n 3 h w"]:
+    """Pixels of the network's input, each image padded right and below to the largest height and width."""
+    height, width = (max(edges) for edges in zip(*(padded_size_hw(sample.size_hw) for sample in samples), strict=True))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    batch = unwritten((len(samples), 3, height, width), layout)
+    for row, sample in zip(batch, samples, strict=True):
+        write_network_pixels(sample.image_bgr, sample.size_hw, sample.flip, row)
+    return batch
+
+
+def unwritten(shape: tuple[int, ...], layout: torch.memory_format) -> torch.Tensor:
+    """Floats to be written; in a worker they lie in memory that its parent shares, so that handing over copies nothing.
+
+    The copy would be a quarter of a worker's time.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, memory_format=layout)
+    plan = torch.empty(shape, memory_format=layout, device="meta")
+    storage = torch.UntypedStorage._new_shared(plan.nbytes)  # as torch.utils.data's own collate function
+    return torch.empty(0).set_(storage, 0, plan.shape, plan.stride())
+
+
+class TrainingSteps(Dataset[list[Batch]]):
+    """Item k is optimizer step k: its normalisation groups (or those of ``numbers``), each a batch.
+
+    Workers open the store by its path.
+    """
+
+    def __init__(
+        self,
+        store_path: Path,
+        images_dir: Path,
+        stream: SampleStream,
+        augmentation: Augmentation,
+        numbers: Sequence[int] | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        self.store = open_store(store_path)
+        self.files = ImageFiles(images_dir)
+        self.stream = stream
+        self.numbers = range(stream.groups_per_step) if numbers is None else numbers
+        self.augmentation = augmentation
+        self.channels_last = channels_last
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        """Read the images of ``step``; their scales and flips come from (seed, step, place in the step)."""
+        groups = self.stream.groups_of_step(step)
+        return [self.read_group(groups[number], [self.stream.seed, step, number]) for number in self.numbers]
+
+    def read_group(self, images: list[int], key: list[int]) -> Batch:
+        """One normalisation group; ``key`` is what its random numbers are made of."""
+        broken: list[str] = []
+        samples = [self.read_sample(image, [*key, place], broken) for place, image in enumerate(images)]
+        return Batch(
+            network_batch(samples, self.channels_last),
+            [sample.size_hw for sample in samples],
+            [original_size_hw(self.store, sample.image) for sample in samples],
+            [int(self.store.image_ids[sample.image]) for sample in samples],
+            [read_target(self.store, sample.image, sample.size_hw, sample.flip) for sample in samples],
+            tuple(broken),
+        )
+
+    def read_sample(self, image: int, key: list[int], broken: list[str]) -> Sample:
+        """One image and what is drawn for it; adds to ``broken`` as :meth:`read_readable`."""
+        random = np.random.default_rng(key)
+        short_edge_px = int(random.choice(self.augmentation.short_edges_px))
+        flip = bool(random.random() < self.augmentation.flip_probability)
+        image, image_bgr = self.read_readable(image, random, broken)
+        size_hw = rescaled_size_hw(*original_size_hw(self.store, image), short_edge_px, self.augmentation.long_edge_px)
+        return Sample(image, image_bgr, size_hw, flip)
+
+    def read_readable(
+        self, image: int, random: np.random.Generator, broken: list[str]
+    ) -> tuple[int, UInt8[np.ndarray, "h w 3"]]:
+        """Decode an image, or the first readable one of those that ``random`` draws in its place.
+
+        Which one depends on the random numbers and the files alone. What is wrong with the others is added to
+        ``broken``.
+
+        Raises:
+            InputError: the image cannot be read and the study does not skip, or too many cannot in a row.
+        """
+        for _ in range(BROKEN_IN_A_ROW):
+            try:
+                return image, read_image(self.store, self.files, image)
+            except InputError as error:
+                if not self.augmentation.skip_broken_images:
+                    raise
+                broken.append(str(error))
+            image = self.stream.substitute(image, random)
+        raise InputError(
+            str(self.files.root),
+            f"{BROKEN_IN_A_ROW} images in a row cannot be read, the last one: {broken[-1]}",
+            fix="restore the images; augmentation.skip_broken_images is for a few broken ones",
+        )
+
+
+def read_image(store: AnnotationStore, files: ImageFiles, image: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode the image at this position of the store; InputError as :meth:`ImageFiles.of` and `read_image_bgr`."""
+    return read_image_bgr(files.of(store, image), *original_size_hw(store, image))
+
+
+class TestImages(Dataset[Batch]):
+    """Item (i, j, ...) is the images i, j, ... of the store as a batch, without targets."""
+
+    def __init__(
+        self, store_path: Path, images_dir: Path, short_edge_px: int, long_edge_px: int, channels_last: bool = False
+    ) -> None:
+        self.store = open_store(store_path)
+        self.files = ImageFiles(images_dir)
+        self.short_edge_px = short_edge_px
+        self.long_edge_px = long_edge_px
+        self.channels_last = channels_last
+
+    def __getitem__(self, images: Sequence[int]) -> Batch:
+        """Read images at the test size."""
+        samples = [
+            Sample(one, read_image(self.store, self.files, one), self.size_hw(one), flip=False) for one in images
+        ]
+        return Batch(
+            network_batch(samples, self.channels_last),
+            [sample.size_hw for sample in samples],
+            [original_size_hw(self.store, image) for image in images],
+            [int(self.store.image_ids[image]) for image in images],
+            [],
+        )
+
+    def size_hw(self, image: int) -> tuple[int, int]:
+        """Test size of an image, before padding."""
+        return rescaled_size_hw(*original_size_hw(self.store, image), self.short_edge_px, self.long_edge_px)
+
+    def batches(self, images: Sequence[int], most: int) -> list[list[int]]:
+        """``images`` in batches of at most ``most`` that all have one padded size, the first images first.
+
+        So an image has the same padding in a batch as alone: what it finds is the same, to the rounding of sums.
+        """
+        of_size: dict[tuple[int, int], list[int]] = {}
+        for image in images:
+            of_size.setdefault(padded_size_hw(self.size_hw(image)), []).append(image)
+        cut = [alike[at : at + most] for alike in of_size.values() for at in range(0, len(alike), most)]
+        return sorted(cut)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What a worker process sends in place of an item that it cannot read."""
+
+    message: str
+    """Of the InputError."""
+
+
+class Carried(Dataset[Item | Unreadable], Generic[Item]):
+    """Items, or what is wrong with them: an InputError raised in a worker would arrive as a traceback."""
+
+    def __init__(self, items: Dataset[Item]) -> None:
+        self.items = items
+
+    def __getitem__(self, index: Any) -> Item | Unreadable:
+        """Item ``index``, or why there is none."""
+        try:
+            return self.items[index]
+        except InputError as error:
+            return Unreadable(str(error))
+
+
+def start_worker(worker: int) -> None:
+    """Leave signals to the parent, which saves and ends its workers, and threads to the number of workers.
+
+    A cluster and a terminal signal all processes of a job at once; a parent without workers could not finish its step.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = report_unless_parent_left
+    cv2.setNumThreads(0)
+
+
+def report_unless_parent_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an uncaught error of a worker, but not that its parent ended while it was being handed a tensor.
+
+    The thread that hands over (``multiprocessing.resource_sharer``) would print a traceback behind the one line of
+    an interrupted step.
+    """
+    if not isinstance(error, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
+
+
+def read_in_order(items: Dataset[Item], indices: Sequence[Any], workers: int, pinned: bool = False) -> Iterator[Item]:
+    """Items of ``indices`` in that order, read ahead by ``workers`` processes (0: in this one).
+
+    With ``pinned``, which needs a GPU, they lie in memory that it copies from by itself.
+
+    Raises:
+        InputError: of the item whose turn it is.
+    """
+    loader = DataLoader(
+        Carried(items),
+        batch_size=None,
+        sampler=list(indices),
+        num_workers=workers,
+        worker_init_fn=start_worker,
+        pin_memory=pinned,
+    )
+    for item in loader:
+        if isinstance(item, Unreadable):
+            raise InputError(*item.message.split(": ", 1))  # joined again with ": "
+        yield item

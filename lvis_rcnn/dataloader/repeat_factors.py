@@ -1,0 +1,248 @@
+"""How often each image is drawn in one epoch, so that rare categories are seen enough.
+
+Repeat factor sampling (Gupta, Dollar and Girshick 2019, LVIS, arXiv 1908.03195v2, appendix B.2):
+
+    1. f(c) = images that contain c / N           N = images that are trained on
+    2. r(c) = max(1, (t / f(c)) ^ 0.5)            t = threshold: categories rarer than t are repeated
+    3. r(I) = max over the categories c in I of r(c)
+    4. copies(I): r(I) rounded to a whole number
+
+Two roundings: ``stochastic`` is the paper's and detectron2's, which take one more than the integer part with the
+probability of the fraction, anew every epoch. ``ceil`` is that of MMDetection's ClassBalancedDataset, the default: an
+image of r(I) = 1.001 counts twice in every epoch. The exponent is a setting; one half is the paper's.
+
+As in MMDetection 3.3.0, N counts the images that have an annotation and no edge below 32 pixels, and a category is in
+an image by the annotations that are trained on (:func:`usable_annotations`). An image that has none of those is kept
+and drawn once. MMDetection 2.x counts all annotations.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from lvis_rcnn.dataset.store import AnnotationStore
+from lvis_rcnn.system.cli import InputError
+
+# Passes over the oversampled list that the page calls 2x.
+EPOCHS_OF_2X = 24
+
+MIN_EDGE_PX = 32
+
+
+def ceil_copies(factors: Float64[np.ndarray, " n"], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
+    """The next whole number, the same in every epoch."""
+    copies: np.ndarray = np.ceil(factors).astype(np.int64)
+    return copies
+
+
+def stochastic_copies(factors: Float64[np.ndarray, " n"], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
+    """The integer part, and one more with the probability of the fraction: right on average."""
+    # A spawn key, since [seed, epoch] alone seeds what the augmentation draws for the first image of step ``epoch``.
+    random = np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(1,)))
+    whole = np.floor(factors)
+    copies: np.ndarray = (whole + (random.random(len(factors)) < factors - whole)).astype(np.int64)
+    return copies
+
+
+ROUNDINGS: dict[str, Callable[[np.ndarray, int, int], Int64[np.ndarray, " n"]]] = {
+    "ceil": ceil_copies,
+    "stochastic": stochastic_copies,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class RepeatFactors:
+    """Everything that is known about the repetition of a training split."""
+
+    threshold: float | None
+    """None: no oversampling, every kept image once."""
+    rounding: str
+    """A row of ``ROUNDINGS``."""
+    exponent: float
+    images_without_annotation: int
+    images_too_small: int
+    image_counts: Int64[np.ndarray, " c"]
+    """Kept images that contain the category."""
+    instance_counts: Int64[np.ndarray, " c"]
+    """Annotations of the category in kept images."""
+    instances_in_epoch: Float64[np.ndarray, " c"]
+    """The same, each as often as its image is drawn in one epoch, on average."""
+    category_factors: Float64[np.ndarray, " c"]
+    image_factors: Float64[np.ndarray, " n"]
+    """0 where the image is dropped."""
+
+    @property
+    def images_kept(self) -> int:
+        """Images that are trained on."""
+        return int((self.image_factors > 0).sum())
+
+    @property
+    def copies(self) -> Int64[np.ndarray, " n"]:
+        """Most entries of each image in one epoch, of ``ceil`` the number of every epoch; 0 where it is dropped."""
+        return ceil_copies(self.image_factors, 0, 0)
+
+    @property
+    def expected_epoch_length(self) -> float:
+        """Images of one pass over the oversampled list, on average; whole where every epoch is the same."""
+        return int(self.copies.sum()) if self.rounding == "ceil" else float(self.image_factors.sum())
+
+
+def usable_annotations(store: AnnotationStore, annotations: slice) -> Int64[np.ndarray, " A"]:
+    """Positions of those annotations that are trained on: area above 0 and a box of at least 1 px a side.
+
+    MMDetection 3.3.0, ``mmdet/datasets/lvis.py`` (``parse_data_info``), which also leaves out crowds and boxes outside
+    their image: no store has them.
+    """
+    widths, heights = store.boxes_xywh[annotations, 2:].T
+    usable = (store.areas[annotations] > 0) & (widths >= 1) & (heights >= 1)
+    positions: np.ndarray = annotations.start + np.flatnonzero(usable)
+    return positions
+
+
+def repeat_factors(
+    store: AnnotationStore, threshold: float | None, rounding: str = "ceil", exponent: float = 0.5
+) -> RepeatFactors:
+    """Steps 1 to 3 for a training split.
+
+    Invariant: one factor for each image of the store, in its order: 0 where it is dropped, otherwise at least 1.
+
+    Args:
+        store: the training split.
+        threshold: in (0, 1]; None turns oversampling off.
+        rounding: a row of ``ROUNDINGS``, handed on.
+        exponent: above 0.
+
+    Raises:
+        InputError: no image is left to train on.
+    """
+    without_annotation = np.diff(store.annotation_offsets) == 0
+    too_small = np.minimum(store.heights, store.widths) < MIN_EDGE_PX
+    kept = ~(without_annotation | too_small)
+    if not kept.any():
+        raise InputError(
+            store.source_name,
+            "no image is left to train on",
+            allowed=f"images with an annotation and both edges of {MIN_EDGE_PX} pixels or more",
+            fix="name another training split",
+        )
+    rows = usable_annotations(store, slice(0, len(store.annotation_ids)))
+    image_of = np.repeat(np.arange(store.num_images), np.diff(store.annotation_offsets))[rows]
+    of_kept = kept[image_of]
+    category_of = store.labels[rows[of_kept]].astype(np.int64) - 1
+    num_categories = len(store.categories)
+    # One number for each (image, category), so that a category counts once an image.
+    # np.unique hashes them, in 1 s for LVIS v1 instead of 0.1 s.
+    pairs = np.sort(image_of[of_kept] * num_categories + category_of)
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
+    images, categories = np.divmod(pairs, num_categories)
+    image_counts = np.bincount(categories, minlength=num_categories)
+    factors_of_categories = category_factors(image_counts, int(kept.sum()), threshold, exponent)
+    factors_of_images = kept.astype(np.float64)
+    np.maximum.at(factors_of_images, images, factors_of_categories[categories])
+    times_drawn = np.ceil(factors_of_images) if rounding == "ceil" else factors_of_images
+    return RepeatFactors(
+        threshold=threshold,
+        rounding=rounding,
+        exponent=exponent,
+        images_without_annotation=int(without_annotation.sum()),
+        images_too_small=int(too_small.sum()),
+        image_counts=image_counts,
+        instance_counts=np.bincount(category_of, minlength=num_categories),
+        # Whole numbers come back where there is nothing to add up.
+        instances_in_epoch=np.bincount(category_of, times_drawn[image_of[of_kept]], num_categories).astype(np.float64),
+        category_factors=factors_of_categories,
+        image_factors=factors_of_images,
+    )
+
+
+def category_factors(
+    image_counts: Int64[np.ndarray, " c"], num_images: int, threshold: float | None, exponent: float = 0.5
+) -> Float64[np.ndarray, " c"]:
+    """Steps 1 and 2; a category without images has factor 1.
+
+    The order of operations is MMDetection's, so that ceil meets the same rounding; a power of one half may differ from
+    the square root in the last bit.
+    """
+    factors = np.ones(len(image_counts))
+    if threshold is not None:
+        seen = image_counts > 0
+        ratios = threshold / (image_counts[seen] / num_images)
+        factors[seen] = np.maximum(1.0, np.sqrt(ratios) if exponent == 0.5 else ratios**exponent)
+    return factors
+
+
+def why_none(factors: RepeatFactors) -> str | None:
+    """Why no image is repeated, or None where some are."""
+    if (factors.copies > 1).any():
+        return None
+    if factors.threshold is None:
+        return "oversampling is off (no threshold)"
+    rarest = int(factors.image_counts[factors.image_counts > 0].min())
+    return (
+        f"even the rarest category is in {rarest} of {factors.images_kept} images, a fraction of "
+        f"{rarest / factors.images_kept:.3g}; only categories below the threshold {factors.threshold:g} are repeated"
+    )
+
+
+def summary(factors: RepeatFactors) -> dict[str, Any]:
+    """The figures of summary.json."""
+    return {
+        "threshold": factors.threshold,
+        "rounding": factors.rounding,
+        "exponent": factors.exponent,
+        "images": len(factors.image_factors),
+        "images_kept": factors.images_kept,
+        "images_dropped": len(factors.image_factors) - factors.images_kept,
+        "images_without_annotation": factors.images_without_annotation,
+        "images_too_small": factors.images_too_small,
+        "expected_epoch_length": factors.expected_epoch_length,
+        # The published schedule; what a study's own schedule sees is on its preflight page.
+        "images_seen_in_2x": EPOCHS_OF_2X * factors.expected_epoch_length,
+        "repeated_images": int((factors.image_factors > 1).sum()),
+        "instances": int(factors.instance_counts.sum()),
+        "instances_in_epoch": float(factors.instances_in_epoch.sum()),
+        "repeated_categories": int((factors.category_factors > 1).sum()),
+        "categories_without_image": int((factors.image_counts == 0).sum()),
+        "largest_factor": float(factors.category_factors.max()),
+        "why_none": why_none(factors),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Sampling:
+    """What the sample stream needs of the tables."""
+
+    factors: Float64[np.ndarray, " n"]
+    """In the order of the store; 0 for images that are dropped."""
+    rounding: str
+    """A row of ``ROUNDINGS``."""
+
+
+def read_sampling(folder: Path) -> Sampling:
+    """Factors, exact to the last digit, and rounding of a training split.
+
+    Raises:
+        InputError: no tables of ours.
+    """
+    try:
+        with (folder / "images.csv").open(newline="", encoding="utf-8") as file:
+            rows = [(float(row["factor"]), int(row["copies"])) for row in csv.DictReader(file)]
+        # The copies tell a table of ours from one that gives images a factor and drops them all the same.
+        if any(not math.isfinite(factor) or math.ceil(factor) != copies for factor, copies in rows):
+            raise ValueError("copies are not those of the factors")
+        if not any(copies for _, copies in rows) or any(factor < 1 and factor != 0 for factor, _ in rows):
+            raise ValueError("no image is drawn, or one less than once")
+        rounding = json.loads((folder / "summary.json").read_bytes())["rounding"]
+        if rounding not in ROUNDINGS:
+            raise ValueError(f"unknown rounding {rounding!r}")
+        return Sampling(np.array([factor for factor, _ in rows]), rounding)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        fix = "write it again with python -m lvis_rcnn repeat_factors"
+        raise InputError(str(folder), f"no readable tables of repeat factors: {error!r}", fix=fix) from None

@@ -1,0 +1,237 @@
+"""Every image of a split is there, readable in its header, complete, and of the annotated size.
+
+Headers and last bytes are read, pixels only where the end is not that of a complete file: 120,000 images are minutes.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from lvis_rcnn.dataset.images import ImageFile, ImageFiles
+from lvis_rcnn.dataset.store import AnnotationStore, image_candidates
+from lvis_rcnn.dataset.versions import claimed_version, unlike_a_full_split, version_of
+from lvis_rcnn.system.cli import InputError
+
+# What both OpenCV, which trains, and Pillow, which checks, read.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+# Last bytes of a complete file; a format that is not here is decoded. MPO is a JPEG with a second picture.
+END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+EXIF_ORIENTATION = 0x0112
+# Orientations 5 to 8 swap height and width when OpenCV applies them.
+SWAPPING_ORIENTATIONS = (5, 6, 7, 8)
+
+# Headers are mostly waiting for the disk; more threads than cores hide it.
+THREADS = 8
+IMAGES_PER_TASK = 256
+# Folders in the zips of COCO that configs/zoo/lvis.yaml says where to fetch.
+COCO_FOLDERS = ("train2017", "val2017")
+# Bad files of one kind and split that are named one by one.
+NAMED_FILES = 5
+
+
+class Problem(NamedTuple):
+    """An error found here, in the parts of :class:`InputError`."""
+
+    where: str
+    what: str
+    allowed: str = ""
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return str(InputError(self.where, self.what, allowed=self.allowed, fix=self.fix))
+
+
+class ImageErrors(NamedTuple):
+    """What is wrong with the image files of a split."""
+
+    problems: list[Problem]
+    missing: list[str]
+    """The most reliable name of every image that is not there."""
+
+
+def image_errors(store: AnnotationStore, folder: Path) -> ImageErrors:
+    """Every image of a split: there, readable, complete, of the annotated size.
+
+    Raises:
+        InputError: a zip in the folder is not readable.
+    """
+    missing: list[int] = []
+    damaged: list[Problem] = []
+    files = ImageFiles(folder)
+    pool = ThreadPoolExecutor(THREADS)
+    starts = range(0, store.num_images, IMAGES_PER_TASK)
+    tasks = [range(start, min(start + IMAGES_PER_TASK, store.num_images)) for start in starts]
+    try:
+        with tqdm(total=store.num_images, desc=store.source_name, unit="image", disable=None) as bar:
+            results = pool.map(lambda task: check_images(store, files, task), tasks)
+            for task, (not_found, broken) in zip(tasks, results, strict=True):
+                missing += not_found
+                damaged += broken
+                bar.update(len(task))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    names = [image_candidates(*store.image_name(image))[0] for image in missing]
+    absent = [missing_problem(store, folder, names, int(store.image_ids[missing[0]]))] if missing else []
+    return ImageErrors([*absent, *shortened(damaged, store)], names)
+
+
+def check_images(store: AnnotationStore, files: ImageFiles, images: range) -> tuple[list[int], list[Problem]]:
+    """Positions of missing images, problems of damaged ones."""
+    missing, damaged = [], []
+    for image in images:
+        try:
+            file = files.of(store, image)
+        except InputError:
+            missing.append(image)
+            continue
+        what = image_problem(file, int(store.heights[image]), int(store.widths[image]))
+        if what is not None:
+            where = f"{store.source_name}: image {store.image_ids[image]}"
+            damaged.append(Problem(where, f"{file} {what}", fix="fetch the file again or correct its annotation"))
+    return missing, damaged
+
+
+def image_problem(file: ImageFile, height_px: int, width_px: int) -> str | None:
+    """What is wrong with an image file, None if nothing.
+
+    Header and last bytes are read; pixels are decoded only where the end is not that of a complete file. OpenCV would
+    fill the missing part of a truncated JPEG with grey and say nothing.
+    """
+    try:
+        if file.size_bytes == 0:
+            return "is empty (0 bytes)"
+        with file.open_unchecked() as stream, Image.open(stream, formats=FORMATS) as image:
+            width, height, note = upright_size(image)
+            if (height, width) != (height_px, width_px):
+                return f"is {width} x {height} pixels{note}, annotated as {width_px} x {height_px}"
+            marker = END_MARKERS.get(image.format or "", b"")
+            if not marker or not ends_with(stream, marker):
+                stream.seek(0)
+                image.load()
+                # Pillow reads a PNG whose last chunk is cut off, OpenCV does not; bytes after the mark harm neither.
+                if marker not in file.read():
+                    return "is truncated: it has no end mark"
+    except UnidentifiedImageError:
+        return f"is no image of a known format ({', '.join(FORMATS)})"
+    except Exception as error:  # a decoder may raise anything on damaged bytes
+        return f"is damaged: {error}"
+    return None
+
+
+def upright_size(image: Image.Image) -> tuple[int, int, str]:
+    """Width and height as OpenCV will see them, and a note where it turns the image."""
+    # Asking a PNG without EXIF for its EXIF would decode it.
+    if "exif" in image.info and image.getexif().get(EXIF_ORIENTATION) in SWAPPING_ORIENTATIONS:
+        return image.height, image.width, " after the rotation in its EXIF data"
+    return image.width, image.height, ""
+
+
+def ends_with(stream: BinaryIO, marker: bytes) -> bool:
+    """Whether the file's last bytes are these."""
+    stream.seek(-len(marker), os.SEEK_END)
+    return stream.read() == marker
+
+
+def missing_problem(store: AnnotationStore, folder: Path, names: list[str], first_id: int) -> Problem:
+    """One problem for all missing images of a split, since they have one cause."""
+    listed, others = names[:NAMED_FILES], len(names) - NAMED_FILES
+    more = f", ... ({others:,} more)" if others > 0 else ""
+    zips = Counter(zip_name for name in names if (zip_name := zip_of(name)))
+    held = f"; {' and '.join(f'{name} holds {count:,} of them' for name, count in sorted(zips.items()))}"
+    fetch = "; the target fetch of Snakemake brings what is missing of COCO" if zips else ""
+    return Problem(
+        f"{store.source_name}: image {first_id}",
+        f"{len(names):,} of {store.num_images:,} images not found in {folder}: {', '.join(listed)}{more}"
+        f"{held if zips else ''}",
+        fix=f"set the split's 'images' to the folder that holds them or their zip, or add the files{fetch}",
+    )
+
+
+def zip_of(name: str) -> str | None:
+    """COCO's zip that holds an image of this name, ``train2017.zip`` for ``train2017/000000000009.jpg``."""
+    folder = PurePosixPath(name).parent.name
+    return f"{folder}.zip" if folder in COCO_FOLDERS else None
+
+
+def shortened(damaged: list[Problem], store: AnnotationStore) -> list[Problem]:
+    """The first few, and one that counts the others."""
+    if len(damaged) <= NAMED_FILES:
+        return damaged
+    others = Problem(store.source_name, f"{len(damaged) - NAMED_FILES:,} more images are damaged or of another size")
+    return [*damaged[:NAMED_FILES], others]
+
+
+def category_errors(train: AnnotationStore, val: AnnotationStore) -> Iterator[Problem]:
+    """Labels are positions in the file, so both files must list the same categories in the same order."""
+    ours, theirs = ([(category.id, category.name) for category in store.categories] for store in (train, val))
+    if ours == theirs:
+        return
+    fix = "use annotation files of one dataset version"
+    if len(ours) != len(theirs):
+        what = f"{len(theirs)} categories, but {len(ours)} in {train.source_name}"
+        yield Problem(val.source_name, what, allowed="the categories of the training split", fix=fix)
+        return
+    at = next(n for n, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+    if sorted(ours) == sorted(theirs):
+        fix = "sort the categories of both files by id"
+    yield Problem(
+        f"{val.source_name}: categories[{at}]",
+        f"is {theirs[at][1]!r}, id {theirs[at][0]}, but {ours[at][1]!r}, id {ours[at][0]}, in {train.source_name}",
+        allowed="the categories of the training split, in its order",
+        fix=fix,
+    )
+
+
+def version_errors(store: AnnotationStore, dataset_name: str) -> Iterator[Problem]:
+    """A file that is another version of LVIS than it, or the study, is called."""
+    version = version_of(store.categories)
+    for where, name in ((store.source_name, store.source_name), ("dataset.name", dataset_name)):
+        claimed = claimed_version(name)
+        if version is not None and claimed not in (None, version.name):
+            what = f"speaks of LVIS {claimed}, but the categories of {store.source_name} are those of {version.name}"
+            fix = f"name the file of LVIS {claimed}, or call it what it is"
+            yield Problem(where, what, allowed=f"{version.name}, by content", fix=fix)
+            return
+
+
+def label_errors(store: AnnotationStore) -> Iterator[Problem]:
+    """A label outside 1 to C would end a GPU run with a device assertion."""
+    low, high = int(store.labels.min()), int(store.labels.max())
+    if low < 1 or high >= store.num_labels:
+        allowed = f"1 to {store.num_labels - 1}"
+        yield Problem(str(store.path), f"holds labels {low} to {high}", allowed, "build the store again")
+
+
+def split_warnings(store: AnnotationStore) -> Iterator[str]:
+    """What one split has that is legal but worth knowing."""
+    version = version_of(store.categories)
+    if version is not None:
+        for difference in unlike_a_full_split(version, store.counts):
+            yield f"{store.source_name}: {difference}"
+    if boxes := store.counts["clipped_boxes"]:
+        yield f"{store.source_name}: {boxes:,} boxes overshoot their image and are clipped"
+    if masks := store.counts["empty_masks"]:
+        yield f"{store.source_name}: {masks:,} annotations have area 0: neither trained on nor scored"
+    image_of = np.repeat(np.arange(store.num_images), np.diff(store.annotation_offsets))
+    absent_in = np.repeat(np.arange(store.num_images), np.diff(store.negative_offsets))
+    present = image_of * store.num_labels + store.labels
+    absent = absent_in * store.num_labels + store.negative_labels
+    if both := len(np.intersect1d(present, absent)):
+        yield f"{store.source_name}: {both:,} categories of an image are annotated and listed as absent in it"
+
+
+def overlap_warnings(train: AnnotationStore, val: AnnotationStore, folders: tuple[Path, Path]) -> Iterator[str]:
+    """Images that are trained on and scored."""
+    ours, theirs = (
+        {folder / image_candidates(*store.image_name(image))[0] for image in range(store.num_images)}
+        for store, folder in zip((train, val), folders, strict=True)
+    )
+    if both := sorted(ours & theirs):
+        yield f"{len(both):,} images are in both splits, so the scores are not of unseen images; first: {both[0]}"

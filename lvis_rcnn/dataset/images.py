@@ -1,0 +1,249 @@
+"""Image files of a dataset, in folders or in zips that stay as they were downloaded.
+
+COCO's photographs are 123,000 small files: clusters limit how many files a user has, and shared storage reads them
+slowly. So the folder of the images may hold ``train2017/`` or ``train2017.zip``, or both: a file in a folder wins.
+"""
+
+import io
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import Int64
+
+from lvis_rcnn.dataset.store import AnnotationStore, image_candidates
+from lvis_rcnn.system.cli import InputError
+
+LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and extra field
+READABLE_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+ENCRYPTED = 0x1
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a zip, as the zip's directory describes it."""
+
+    name: str
+    header_offset: int
+    stored_bytes: int
+    """Bytes in the zip."""
+    size_bytes: int
+    """Bytes when unpacked."""
+    is_deflated: bool
+    crc32: int
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """Where one image lies: a file of its own, or a member of a zip."""
+
+    path: Path
+    """Of the file or of the zip."""
+    member: Member | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.member is None else f"{self.path}: {self.member.name}"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the image."""
+        return self.path.stat().st_size if self.member is None else self.member.size_bytes
+
+    def read(self) -> bytes:
+        """The whole image.
+
+        Raises:
+            InputError: it cannot be read, or is not what the zip's directory says (length, CRC-32).
+        """
+        with self.open() as file:
+            return file.read()
+
+    def open_unchecked(self) -> BinaryIO:
+        """A file to read and seek in, of which only what is asked for is read; its CRC-32 is not looked at.
+
+        Raises:
+            InputError: as :meth:`read`.
+        """
+        if self.member is None or self.member.is_deflated:
+            return self.open()
+        try:
+            archive = self.path.open("rb")
+            start = content_offset(archive, self.member)
+            return io.BufferedReader(Stretch(archive, start, self.member.stored_bytes))
+        except OSError as error:
+            raise InputError(str(self), f"cannot be read ({error.strerror})", fix="restore the file") from None
+
+    def open(self) -> BinaryIO:
+        """A file to read and seek in.
+
+        Raises:
+            InputError: as :meth:`read`.
+        """
+        try:
+            if self.member is None:
+                return self.path.open("rb")
+            with self.path.open("rb") as archive:
+                return io.BytesIO(unpacked(archive, self.path, self.member))
+        except OSError as error:
+            raise InputError(str(self), f"cannot be read ({error.strerror})", fix="restore the file") from None
+
+
+class Stretch(io.RawIOBase):
+    """Part of a file as a file of its own."""
+
+    def __init__(self, file: BinaryIO, start: int, size_bytes: int) -> None:
+        self.file, self.start, self.size_bytes, self.at = file, start, size_bytes, 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move, as in any file."""
+        self.at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.size_bytes}[whence]
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what fits and is left."""
+        self.file.seek(self.start + self.at)
+        content = self.file.read(max(0, min(len(buffer), self.size_bytes - self.at)))
+        buffer[: len(content)] = content
+        self.at += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        """Close the file too."""
+        self.file.close()
+        super().close()
+
+
+def content_offset(archive: BinaryIO, member: Member) -> int:
+    """Where the bytes of a member begin; the end of the file where its header is none."""
+    archive.seek(member.header_offset)
+    header = archive.read(LOCAL_HEADER.size)
+    if len(header) < LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
+        return archive.seek(0, os.SEEK_END)
+    _, name_bytes, extra_bytes = LOCAL_HEADER.unpack(header)
+    return int(member.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes)
+
+
+def unpacked(archive: BinaryIO, path: Path, member: Member) -> bytes:
+    """Bytes of a member, checked; InputError as :meth:`ImageFile.read`."""
+    archive.seek(content_offset(archive, member))
+    content = archive.read(member.stored_bytes)
+    if member.is_deflated:
+        content = inflated(content, member.size_bytes)
+    if len(content) != member.size_bytes or zlib.crc32(content) != member.crc32:
+        raise InputError(f"{path}: {member.name}", "is damaged in the zip", fix="fetch the zip again")
+    return content
+
+
+def inflated(content: bytes, size_bytes: int) -> bytes:
+    """Unpack at most ``size_bytes`` and one; damaged bytes give fewer."""
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, size_bytes + 1)
+    except zlib.error:
+        return b""
+
+
+@dataclass(frozen=True, eq=False)
+class ZipIndex:
+    """Directory of one zip as flat arrays, sorted by name: 118,000 members take 9 MB, which workers share."""
+
+    path: Path
+    names: np.ndarray
+    """UTF-8, padded with zeros."""
+    members: Int64[np.ndarray, "m 5"]
+    """Offset of the header, bytes in the zip, bytes unpacked, deflated or not, CRC-32."""
+
+    def find(self, name: str) -> Member | None:
+        """The member of that name."""
+        wanted = name.encode()
+        at = int(np.searchsorted(self.names, np.bytes_(wanted)))
+        if at == len(self.names) or bytes(self.names[at]) != wanted:
+            return None
+        offset, stored_bytes, size_bytes, is_deflated, crc32 = self.members[at].tolist()
+        return Member(name, offset, stored_bytes, size_bytes, bool(is_deflated), crc32)
+
+
+def read_zip_index(path: Path) -> ZipIndex:
+    """Read the directory of a zip.
+
+    Raises:
+        InputError: no readable zip, or one that is encrypted or packed by a method other than stored and deflated.
+    """
+    fix = "fetch it again, or move it out of the folder of the images"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise InputError(str(path), f"is no readable zip: {error}", fix=fix) from None
+    for entry in entries:
+        if entry.flag_bits & ENCRYPTED or entry.compress_type not in READABLE_METHODS:
+            what = "is encrypted" if entry.flag_bits & ENCRYPTED else f"is packed by method {entry.compress_type}"
+            raise InputError(f"{path}: {entry.filename}", what, allowed="stored or deflated members", fix=fix)
+    names = np.array([entry.filename.encode() for entry in entries], dtype=np.bytes_)
+    columns = [
+        (e.header_offset, e.compress_size, e.file_size, int(e.compress_type == zipfile.ZIP_DEFLATED), e.CRC)
+        for e in entries
+    ]
+    order = np.argsort(names, kind="stable")
+    return ZipIndex(path, names[order], np.array(columns, dtype=np.int64).reshape(-1, 5)[order])
+
+
+class ImageFiles:
+    """The images below a folder, or of one zip.
+
+    Zips directly in the folder are found by their ending; their directories are read once, here, so that worker
+    processes share them.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        zips = [root] if root.is_file() else sorted(path for path in root.glob("*.zip") if path.is_file())
+        self.zips = [read_zip_index(path) for path in zips]
+        self.is_folder: dict[Path, bool] = {}
+
+    def find(self, names: Sequence[str]) -> ImageFile | None:
+        """The first of these names (relative, with slashes) that is there; of one name, a file before a zip."""
+        for name in names:
+            path = self.root / name
+            # One look at a folder spares one at each image; os.path.isfile, since Path.is_file raises for long names.
+            if self.has_folder(path.parent) and os.path.isfile(path):
+                return ImageFile(path)
+            for index in self.zips:
+                if member := index.find(name):
+                    return ImageFile(index.path, member)
+        return None
+
+    def has_folder(self, folder: Path) -> bool:
+        """Whether there is such a folder; asked once."""
+        if folder not in self.is_folder:
+            self.is_folder[folder] = os.path.isdir(folder)
+        return self.is_folder[folder]
+
+    def of(self, store: AnnotationStore, image: int) -> ImageFile:
+        """The file of the image at this position of the store.
+
+        Raises:
+            InputError: none of the names that LVIS uses for this image is there; they are listed.
+        """
+        candidates = image_candidates(*store.image_name(image))
+        found = self.find(candidates)
+        if found is None:
+            raise InputError(
+                f"{store.source_name}: image {store.image_ids[image]}",
+                f"not found in {self.root} or a zip in it; tried {', '.join(candidates)}",
+                fix="set the split's 'images' to the folder that holds the images or their zip, or add the file",
+            )
+        return found

@@ -1,0 +1,81 @@
+"""Which version of LVIS a file is, by its categories: names of files cannot be trusted.
+
+v0.5 left the official page, and people have renamed v1 to v0.5 since (lvis-api issue 23): 1230 and 1203 categories of
+other numbers under the same names train to nonsense without a word.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from lvis_rcnn.dataset.records import Category
+
+
+@dataclass(frozen=True)
+class LvisVersion:
+    """One version: its categories and what its full splits hold."""
+
+    name: str
+    categories_sha256: str
+    """:func:`categories_digest` of its categories."""
+    groups: tuple[int, int, int]
+    """Rare, common and frequent categories."""
+    splits: Mapping[str, tuple[int, int | None]]
+    """Images and annotations of each full split; None where no source is known."""
+
+
+# Categories, groups and sums of annotations follow from the per-class counts of both training files; image counts are
+# those of the LVIS paper's sets and of lvisdataset.org.
+VERSIONS = (
+    LvisVersion(
+        "v0.5",
+        "76c9b8774e2c5fd9c2a649a5b38f5e3c7bbdbc8f2224fb1756e4be0b61dafe6a",
+        (454, 461, 315),
+        {"train": (57_263, 693_958), "val": (5_000, None)},
+    ),
+    LvisVersion(
+        "v1",
+        "8168126b4eca7e509538d9114fbbf1326612c85d4a1dc2b6e1cd3f5b28189b12",
+        (337, 461, 405),
+        {"train": (100_170, 1_270_141), "val": (19_809, 244_707)},
+    ),
+)
+
+
+def categories_digest(categories: Iterable[Category]) -> str:
+    """Hex SHA-256 of the lines ``id synset``, sorted by id; the order of the file does not matter."""
+    lines = sorted((category.id, category.synset) for category in categories)
+    return hashlib.sha256("\n".join(f"{number} {synset}" for number, synset in lines).encode()).hexdigest()
+
+
+def version_of(categories: Iterable[Category]) -> LvisVersion | None:
+    """The version that has exactly these categories; None for any other dataset."""
+    digest = categories_digest(categories)
+    return next((version for version in VERSIONS if version.categories_sha256 == digest), None)
+
+
+def claimed_version(text: str) -> str | None:
+    """The version that a name speaks of: ``lvis_v0.5_train.json`` is v0.5; None where it speaks of none."""
+    found = re.search(r"lvis[-_]?(v\d+(?:\.\d+)?)", text.lower())
+    return {"v0.5": "v0.5", "v05": "v0.5", "v1": "v1", "v1.0": "v1"}.get(found[1]) if found else None
+
+
+def unlike_a_full_split(version: LvisVersion, counts: Mapping[str, int]) -> Iterator[str]:
+    """What a file of this version holds that no full split of it holds, as sentences."""
+    groups = tuple(counts[f"{group}_categories"] for group in ("rare", "common", "frequent"))
+    if groups != version.groups:
+        yield f"{slashed(groups)} rare/common/frequent categories; LVIS {version.name} has {slashed(version.groups)}"
+    split = next((split for split, (images, _) in version.splits.items() if images == counts["images"]), None)
+    if split is None:
+        known = ", ".join(f"{images:,} in {name}" for name, (images, _) in version.splits.items())
+        yield f"{counts['images']:,} images; LVIS {version.name} has {known}"
+        return
+    expected = version.splits[split][1]
+    if expected is not None and counts["annotations"] != expected:
+        yield f"{counts['annotations']:,} annotations; {split} of LVIS {version.name} has {expected:,}"
+
+
+def slashed(numbers: Sequence[int]) -> str:
+    """``454/461/315``."""
+    return "/".join(map(str, numbers))

@@ -1,0 +1,106 @@
+"""Draws the embedded dataset: LVIS in miniature, the same pixels and annotations on every machine.
+
+    python -m lvis_rcnn draw --seed 0 --train-images 480 --val-images 100 --out DIR
+
+What it looks like, and why: see dataset.mini.
+"""
+
+import argparse
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from lvis_rcnn.dataset.mini.scenes import TRAIN, VAL, describe_categories, draw_split
+from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
+from lvis_rcnn.system.files import atomic_folder, sha256_of_json, write_json
+
+WRITTEN = {"images", "train.json", "val.json", "manifest.json"}
+
+
+def draw_dataset(seed: int, num_train_images: int, num_val_images: int, out: Path) -> dict[str, Any]:
+    """Draw both splits into the folder ``out``, which appears whole; returns what manifest.json says.
+
+    The digests are over decoded pixels and canonical JSON: the bytes of a PNG depend on the version of zlib.
+    """
+    with atomic_folder(out) as folder:
+        pixels = hashlib.sha256()
+        train = draw_split(folder, seed, TRAIN, num_train_images, 1, pixels)
+        val = draw_split(folder, seed, VAL, num_val_images, num_train_images + 1, pixels)
+        categories = describe_categories(train["annotations"])
+        files = {split: lvis_file(split, records, categories) for split, records in ((TRAIN, train), (VAL, val))}
+        for split, content in files.items():
+            (folder / f"{split}.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+        manifest = {
+            "format": "lvis_rcnn.mini",
+            "version": 1,
+            "seed": seed,
+            "train_images": num_train_images,
+            "val_images": num_val_images,
+            "train_annotations": len(train["annotations"]),
+            "val_annotations": len(val["annotations"]),
+            "categories": dict(Counter(category["frequency"] for category in categories)),
+            "pixels_sha256": pixels.hexdigest(),
+            "annotations_sha256": sha256_of_json(files),
+        }
+        write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def lvis_file(split: str, records: dict[str, Any], categories: list[dict[str, Any]]) -> dict[str, Any]:
+    """One file in the form of LVIS v1."""
+    return {
+        "info": {"description": f"lvis-rcnn embedded dataset, {split}", "version": "1", "year": 2026},
+        "licenses": [{"id": 1, "name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}],
+        "categories": categories,
+        **records,
+    }
+
+
+def check_replaceable(out: Path) -> None:
+    """Refuse to replace a folder that holds anything but a drawn dataset.
+
+    Raises:
+        InputError: ``out`` is a file, or has an entry that this step does not write.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(str(out), "is not a folder", fix="name another folder with --out")
+    foreign = sorted({file.name for file in out.glob("*")} - WRITTEN)
+    if foreign:
+        raise InputError(
+            str(out),
+            f"holds {foreign[0]!r}, which is not part of a drawn dataset",
+            allowed="a new or empty folder, or one that this step wrote",
+            fix="name another folder with --out",
+        )
+
+
+def step(args: argparse.Namespace) -> None:
+    """Draw the dataset and say what is in it."""
+    for option, value, least in (
+        ("--seed", args.seed, 0),
+        ("--train-images", args.train_images, 1),
+        ("--val-images", args.val_images, 1),
+    ):
+        if value < least:
+            raise InputError(option, f"is {value}", allowed=f"{least} or more", fix="change the value")
+    check_replaceable(args.out)
+    manifest = draw_dataset(args.seed, args.train_images, args.val_images, args.out)
+    groups = ", ".join(f"{manifest['categories'].get(group, 0)} {group}" for group in "fcr")
+    log.info("%s: %d training and %d validation images", args.out, args.train_images, args.val_images)
+    log.info("categories by frequency: %s; pixels %s", groups, manifest["pixels_sha256"][:12])
+
+
+def main() -> None:
+    """Command line of this step."""
+    parser = step_parser(__doc__)
+    parser.add_argument("--seed", type=int, required=True, help="the same seed draws the same dataset everywhere")
+    parser.add_argument("--train-images", type=int, required=True, metavar="N", help="images of the training split")
+    parser.add_argument("--val-images", type=int, required=True, metavar="N", help="images of the validation split")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; replaced if it exists")
+    run_step(parser, step)
+
+
+if __name__ == "__main__":
+    main()

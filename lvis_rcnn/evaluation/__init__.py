@@ -1,0 +1,13 @@
+"""The LVIS protocol: from ground truth and detections to AP, intervals and paired tests. It knows no model.
+
+ground_truth       an annotation file as arrays, as it is scored
+results            anyone's detections as arrays
+masks              masks of ground truth and detections
+federated          which (image, category) pairs have verified annotations, so that detections are evaluated
+iou                overlaps of boxes and masks
+average_precision  who matches what; precision, recall, AP
+matches            match results of a scored run on disk
+bootstrap          confidence intervals over images and seeds
+compare            paired tests of runs and rows
+official           the lvis package beside it
+"""

@@ -1,0 +1,144 @@
+"""Masks in the one form that pycocotools compares, and what it says of them: areas and overlaps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from jaxtyping import Bool, Float64, Int64, UInt8
+from pycocotools import mask as coco_mask
+
+from lvis_rcnn.dataset.rle import BASE, MORE
+from lvis_rcnn.evaluation.ground_truth import Truth
+from lvis_rcnn.system.cli import InputError
+
+# {"size": [height, width], "counts": compressed run lengths}.
+Packed = dict[str, Any]
+
+# pycocotools fails on the area of 256 masks and more in one call under NumPy 2.
+AREAS_AT_ONCE = 255
+
+
+class Rle(msgspec.Struct, frozen=True):
+    """A run-length mask, compressed (text) or not (a list of run lengths)."""
+
+    size: tuple[int, int]
+    counts: str | list[int]
+
+
+Segmentation = Rle | list[list[float]]
+
+# The same once it was read: the check of types in the test run would look at every number again.
+Read = Rle | list[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """``d`` masks: compressed run lengths of mask i are bytes ``offsets[i]`` to ``offsets[i + 1]`` of ``counts``."""
+
+    sizes_hw: Int64[np.ndarray, "d 2"]
+    offsets: Int64[np.ndarray, " d+1"]
+    counts: UInt8[np.ndarray, " bytes"]
+
+    def packed(self, rows: Int64[np.ndarray, " m"]) -> list[Packed]:
+        """Some of them, as pycocotools takes them."""
+        text = self.counts.data
+        spans = zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True)
+        sizes = self.sizes_hw[rows].tolist()
+        return [{"size": size, "counts": text[a:b].tobytes()} for size, (a, b) in zip(sizes, spans, strict=True)]
+
+    def damaged(self) -> Bool[np.ndarray, " d"]:
+        """Texts that pycocotools would read beyond their end, or that hold what is no number."""
+        starts, ends = self.offsets[:-1], self.offsets[1:]
+        characters = self.counts
+        open_end = np.zeros(len(starts), bool)
+        filled = ends > starts
+        open_end[filled] = (characters[ends[filled] - 1] - BASE) & MORE != 0
+        if len(characters) and (characters.min() < BASE or characters.max() > BASE + 2 * MORE - 1):
+            strange = np.flatnonzero((characters < BASE) | (characters > BASE + 2 * MORE - 1))
+            open_end[np.searchsorted(ends, strange, side="right")] = True
+        return open_end
+
+
+def no_masks() -> Masks:
+    """Masks of no detections."""
+    return Masks(np.zeros((0, 2), np.int64), np.zeros(1, np.int64), np.zeros(0, np.uint8))
+
+
+def packed_mask(segmentation: Read, size: tuple[int, int], record: str) -> Packed:
+    """A mask of an image of ``size`` (height, width): polygons are drawn, run lengths packed.
+
+    Raises:
+        InputError: a polygon of fewer than three points, or a mask that does not fit; ``record`` names it.
+    """
+    height, width = size
+    if isinstance(segmentation, Rle):
+        if segmentation.size != size:
+            raise wrong_size(record, segmentation.size, size)
+        if not runs_fit(segmentation):
+            raise damaged(record)
+        if isinstance(segmentation.counts, str):
+            return {"size": [height, width], "counts": segmentation.counts.encode()}
+    for polygon in () if isinstance(segmentation, Rle) else segmentation:
+        if len(polygon) < 6 or len(polygon) % 2:
+            what = f"polygon of {len(polygon)} numbers"
+            raise InputError(record, what, allowed="an even number, at least 6", fix="remove or complete the polygon")
+    packed: Packed
+    if isinstance(segmentation, list) and segmentation:
+        packed = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    else:
+        counts = segmentation.counts if isinstance(segmentation, Rle) else [height * width]
+        packed = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return packed
+
+
+def wrong_size(record: str, size: Sequence[int], expected: Sequence[int]) -> InputError:
+    """The line for a mask that is not of its image's size."""
+    return InputError(record, f"mask size is {list(size)}", allowed=f"{list(expected)}, as the image")
+
+
+def damaged(record: str) -> InputError:
+    """The line for a mask that is none."""
+    return InputError(record, "mask is damaged: its runs do not fit its size", fix="write the mask again")
+
+
+def runs_fit(mask: Rle) -> bool:
+    """Whether the runs of a mask cover no more than its image (compressed) or exactly it (run lengths)."""
+    pixels = mask.size[0] * mask.size[1]
+    if isinstance(mask.counts, list):
+        return min(mask.counts, default=0) >= 0 and sum(mask.counts) == pixels
+    text = np.frombuffer(mask.counts.encode(), np.uint8)
+    if Masks(np.array([mask.size]), np.array([0, len(text)]), text).damaged().any():
+        return False
+    return bool(areas_of([{"size": list(mask.size), "counts": mask.counts}])[0] <= pixels)
+
+
+def masks_of_truth(truth: Truth) -> list[Packed]:
+    """The mask of every object.
+
+    Raises:
+        InputError: an outline is none or does not fit its image; the annotation is named.
+    """
+    decoder = msgspec.json.Decoder(Segmentation)
+    sizes = [(height, width) for height, width in truth.sizes_hw.tolist()]
+    masks = []
+    for raw, annotation, image in zip(
+        truth.outlines, truth.annotation_ids.tolist(), truth.images.tolist(), strict=True
+    ):
+        record = f"{truth.where}: annotation {annotation}"
+        try:
+            segmentation = decoder.decode(raw)
+        except msgspec.DecodeError as error:
+            raise InputError(record, f"segmentation: {error}", fix="correct the file") from None
+        masks.append(packed_mask(segmentation, sizes[image], record))
+    return masks
+
+
+def areas_of(masks: Sequence[Packed]) -> Float64[np.ndarray, " m"]:
+    """Pixels of each mask."""
+    areas = np.zeros(len(masks))
+    for start in range(0, len(masks), AREAS_AT_ONCE):
+        some = list(masks[start : start + AREAS_AT_ONCE])
+        areas[start : start + len(some)] = coco_mask.area(some)
+    return areas

@@ -1,0 +1,127 @@
+"""A trained network and what it finds in an image, at original size, as flat arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+
+from lvis_rcnn.config.study import Study
+from lvis_rcnn.dataloader.batches import Batch, TestImages
+from lvis_rcnn.dataset.detections import Detections
+from lvis_rcnn.dataset.store import AnnotationStore
+from lvis_rcnn.inference.paste import pasted_crops, run_length_texts
+from lvis_rcnn.model.mask_rcnn import PRECISIONS, MaskRcnn, detect, set_full_precision
+from lvis_rcnn.model.postprocess import ImageDetections
+from lvis_rcnn.model.weights import load_trained
+
+MASKS = {
+    "all": "all",
+    "scored": "scored: only of categories that are known to be in the image or not, which are all that AP depends on",
+}
+
+
+def boxes_in_original(
+    boxes_xyxy: Float[torch.Tensor, "d 4"], size_hw: tuple[int, int], original_hw: tuple[int, int]
+) -> Float[torch.Tensor, "d 4"]:
+    """Boxes of the network's frame in pixels of the original image, each axis by its own factor."""
+    scale = boxes_xyxy.new_tensor([size_hw[1] / original_hw[1], size_hw[0] / original_hw[0]] * 2)
+    return boxes_xyxy / scale
+
+
+def scored_labels(store: AnnotationStore, image: int) -> Int64[np.ndarray, " k"]:
+    """Labels of which it is known whether the image at this position shows them: all that the protocol looks at."""
+    negative = slice(*store.negative_offsets[image : image + 2].tolist())
+    labels = np.concatenate([store.labels[store.annotations_of(image)], store.negative_labels[negative]])
+    return np.unique(labels).astype(np.int64)
+
+
+def image_detections(
+    image_id: int,
+    found: ImageDetections,
+    boxes_xyxy: Float[torch.Tensor, "d 4"],
+    original_hw: tuple[int, int],
+    category_ids: Int64[np.ndarray, " c"],
+) -> Detections:
+    """Detections of one image as flat arrays; ``boxes_xyxy`` and masks in pixels of the original image.
+
+    ``category_ids[label - 1]`` is the id in the annotation file.
+    """
+    probabilities = found.mask_logits.float().sigmoid()
+    crops = pasted_crops(probabilities, boxes_xyxy[found.mask_rows], original_hw)
+    offsets, counts = run_length_texts(crops, len(probabilities), original_hw)
+    rows, boxes = found.mask_rows.cpu().numpy(), boxes_xyxy.cpu().numpy()
+    lengths = np.zeros(len(boxes), np.int64)
+    lengths[rows] = np.diff(offsets)
+    return Detections(
+        image_ids=np.full(len(boxes), image_id, dtype=np.int64),
+        category_ids=category_ids[found.labels.cpu().numpy() - 1],
+        scores=found.scores.float().cpu().numpy(),
+        boxes_xywh=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float32),
+        mask_sizes=np.full((len(boxes), 2), original_hw, np.int32),
+        rle_offsets=np.concatenate([[0], lengths.cumsum()]),
+        rle_counts=counts,
+        has_mask=lengths > 0,
+    )
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A trained network, what it looks at and how."""
+
+    model: MaskRcnn
+    images: TestImages
+    device: torch.device
+    masks: str = "all"
+    """Key of ``MASKS``."""
+    precision: str = "fp32"
+    """Key of ``finished_run.PRECISIONS``."""
+
+    def detect(self, batch: Batch, positions: Sequence[int]) -> list[ImageDetections]:
+        """What the network finds in a batch of the images at these positions of the store."""
+        wanted = None
+        if self.masks == "scored":
+            labels = (scored_labels(self.images.store, image) for image in positions)
+            wanted = [torch.from_numpy(one).to(self.device) for one in labels]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return detect(self.model, batch.to(self.device), wanted)
+
+    @torch.inference_mode()
+    def detections(self, batch: Batch, positions: Sequence[int]) -> list[Detections]:
+        """The same at original size, as flat arrays."""
+        category_ids = np.array([category.id for category in self.images.store.categories], dtype=np.int64)
+        found = self.detect(batch, positions)
+        boxes = [
+            boxes_in_original(one.boxes_xyxy, *sizes)
+            for one, *sizes in zip(found, batch.sizes_hw, batch.original_sizes_hw, strict=True)
+        ]
+        return [
+            image_detections(*one, category_ids)
+            for one in zip(batch.image_ids, found, boxes, batch.original_sizes_hw, strict=True)
+        ]
+
+
+def make_detector(
+    study: Study, backbone: str, model_path: Path, store_path: Path, images_dir: Path, device: torch.device
+) -> Detector:
+    """The trained network on its device, as a study tests it; InputError as :func:`load_trained`."""
+    torch.set_num_threads(study.compute.threads)
+    set_full_precision()
+    test, on_gpu = study.inference, device.type == "cuda"
+    images = TestImages(store_path, images_dir, test.short_edge_px, test.long_edge_px, channels_last=on_gpu)
+    model = load_trained(study, backbone, model_path, images.store).to(device)
+    return Detector(model, images, device, test.masks, test.precision)
+
+
+def conditions(study: Study, device: torch.device) -> dict[str, Any]:
+    """What inference ran on, and at which precision and size."""
+    test = study.inference
+    return {
+        "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "threads": study.compute.threads,
+        "precision": PRECISIONS[test.precision],
+        "resolution": f"short edge {test.short_edge_px} px, long edge at most {test.long_edge_px} px",
+    }

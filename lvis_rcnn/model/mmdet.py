@@ -1,0 +1,410 @@
+"""Files of MMDetection: read with suspicion, refused with a reason, written as MMDetection publishes them.
+
+A published file is {"meta", "state_dict"} in the format of torch before 1.6, its name ending in the first 8 digits of
+its SHA-256 (MMDetection, tools/model_converters/publish_model.py).
+"""
+
+import os
+import pickle
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lvis_rcnn import __version__
+from lvis_rcnn.config.schema import BACKBONES, Backbone
+from lvis_rcnn.config.zoo import checked_sha256, digest_in_name
+from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.system.files import atomic_file, sha256_of_file
+
+Weights = Mapping[str, torch.Tensor]
+Shapes = dict[str, tuple[int, ...]]
+
+# How names of MMDetection (left) begin here (right), in MMDetection's order; # is a number.
+KEY_MAP = (
+    ("backbone.", "backbone.body."),
+    ("neck.lateral_convs.#.conv.", "backbone.fpn.inner_blocks.#.0."),
+    ("neck.fpn_convs.#.conv.", "backbone.fpn.layer_blocks.#.0."),
+    ("rpn_head.rpn_conv.", "rpn.head.conv.0.0."),
+    ("rpn_head.rpn_cls.", "rpn.head.cls_logits."),
+    ("rpn_head.rpn_reg.", "rpn.head.bbox_pred."),
+    ("roi_head.bbox_head.fc_cls.", "roi_heads.box_predictor.cls_score."),  # rows rolled by one: the background
+    ("roi_head.bbox_head.fc_reg.", "roi_heads.box_predictor.bbox_pred."),
+    ("roi_head.bbox_head.shared_fcs.0.", "roi_heads.box_head.fc6."),
+    ("roi_head.bbox_head.shared_fcs.1.", "roi_heads.box_head.fc7."),
+    ("roi_head.mask_head.convs.#.conv.", "roi_heads.mask_head.#.0."),
+    ("roi_head.mask_head.upsample.", "roi_heads.mask_predictor.conv5_mask."),
+    ("roi_head.mask_head.conv_logits.", "roi_heads.mask_predictor.mask_fcn_logits."),
+)
+CLASSIFIER = "roi_heads.box_predictor.cls_score."
+IGNORED = "data_preprocessor."  # mean and std of 3.x, which the pixel chain has
+COUNTER = "num_batches_tracked"  # of batch normalisation: old files lack it, nothing reads it
+
+NAMED_KEYS = 3
+
+
+def patterns(side: int) -> tuple[re.Pattern[str], ...]:
+    """The prefixes of one column of ``KEY_MAP``."""
+    return tuple(re.compile(re.escape(row[side]).replace(r"\#", r"(\d+)")) for row in KEY_MAP)
+
+
+PATTERNS = (patterns(0), patterns(1))
+
+
+def renamed(key: str, source: int) -> tuple[int, str]:
+    """Place of a key's row in ``KEY_MAP``, and its name in the other column.
+
+    Raises:
+        InputError: no row begins like it.
+    """
+    for place, pattern in enumerate(PATTERNS[source]):
+        found = pattern.match(key)
+        if found:
+            number = found[1] if found.groups() else ""
+            return place, KEY_MAP[place][1 - source].replace("#", number) + key[found.end() :]
+    allowed = ", ".join(row[source] for row in KEY_MAP)
+    raise InputError(f"state_dict: {key}", "is no key of this Mask R-CNN", allowed=f"keys that begin with {allowed}")
+
+
+def to_ours(state: Weights) -> dict[str, torch.Tensor]:
+    """MMDetection's tensors under our names, the background's row first; absent batch counters become 0.
+
+    Raises:
+        InputError: a key is not MMDetection's.
+    """
+    ours = {}
+    for key, value in state.items():
+        if key.startswith(IGNORED):
+            continue
+        _, name = renamed(key, 0)
+        ours[name] = value.roll(1, 0) if name.startswith(CLASSIFIER) else value
+        if key.endswith("running_var") and key.replace("running_var", COUNTER) not in state:
+            ours[name.replace("running_var", COUNTER)] = torch.zeros((), dtype=torch.int64)
+    return ours
+
+
+def to_mmdet(state: Weights) -> dict[str, torch.Tensor]:
+    """Our tensors under MMDetection's names and in its order, the background's row last; the inverse of ``to_ours``.
+
+    Raises:
+        InputError: a key is not ours.
+    """
+    places = {key: renamed(key, 1) for key in state}
+    theirs = {}
+    for key in sorted(state, key=lambda key: places[key][0]):
+        value = state[key]
+        theirs[places[key][1]] = value.roll(-1, 0) if key.startswith(CLASSIFIER) else value
+    return theirs
+
+
+def layout(backbone: Backbone, num_categories: int) -> Shapes:
+    """Keys and shapes of MMDetection's state dict, in its order."""
+    return {**body_layout(backbone), **head_layout(num_categories)}
+
+
+def body_layout(backbone: Backbone) -> Shapes:
+    """Keys and shapes of a body: convolutions without bias, each with a batch normalisation."""
+    pairs: list[tuple[str, str, tuple[int, ...]]] = [("conv1", "bn1", (64, 3, 7, 7))]
+    inputs = 64
+    for stage, blocks in enumerate(backbone.blocks):
+        width_per_group, outputs = backbone.width_per_group * 2**stage, 256 * 2**stage
+        width = width_per_group * backbone.groups
+        for block in range(blocks):
+            name = f"layer{stage + 1}.{block}"
+            pairs.append((f"{name}.conv1", f"{name}.bn1", (width, inputs, 1, 1)))
+            pairs.append((f"{name}.conv2", f"{name}.bn2", (width, width_per_group, 3, 3)))
+            pairs.append((f"{name}.conv3", f"{name}.bn3", (outputs, width, 1, 1)))
+            if block == 0:
+                pairs.append((f"{name}.downsample.0", f"{name}.downsample.1", (outputs, inputs, 1, 1)))
+            inputs = outputs
+    shapes: Shapes = {}
+    for convolution, norm, shape in pairs:
+        shapes[f"backbone.{convolution}.weight"] = shape
+        shapes |= {f"backbone.{norm}.{key}": shape[:1] for key in ("weight", "bias", "running_mean", "running_var")}
+        shapes[f"backbone.{norm}.{COUNTER}"] = ()
+    return shapes
+
+
+def head_layout(num_categories: int) -> Shapes:
+    """Keys and shapes of everything above the body: layers with a bias."""
+    weights = {
+        **{f"neck.lateral_convs.{level}.conv": (256, 256 * 2**level, 1, 1) for level in range(4)},
+        **{f"neck.fpn_convs.{level}.conv": (256, 256, 3, 3) for level in range(4)},
+        "rpn_head.rpn_conv": (256, 256, 3, 3),
+        "rpn_head.rpn_cls": (3, 256, 1, 1),
+        "rpn_head.rpn_reg": (12, 256, 1, 1),
+        "roi_head.bbox_head.fc_cls": (num_categories + 1, 1024),
+        "roi_head.bbox_head.fc_reg": (4 * num_categories, 1024),
+        "roi_head.bbox_head.shared_fcs.0": (1024, 256 * 7 * 7),
+        "roi_head.bbox_head.shared_fcs.1": (1024, 1024),
+        **{f"roi_head.mask_head.convs.{layer}.conv": (256, 256, 3, 3) for layer in range(4)},
+        "roi_head.mask_head.upsample": (256, 256, 2, 2),
+        "roi_head.mask_head.conv_logits": (num_categories, 256, 1, 1),
+    }
+    shapes: Shapes = {}
+    for name, shape in weights.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return shapes
+
+
+def require_shapes(where: str, state: Weights, expected: Shapes, what_for: str) -> None:
+    """Refuse a state dict whose keys or shapes are not exactly those expected; batch counters may be absent.
+
+    Raises:
+        InputError: says how many keys are missing, unexpected or of another shape, and the first of each.
+    """
+    found = {key: tuple(value.shape) for key, value in state.items() if not key.startswith(IGNORED)}
+    missing = [key for key in expected if key not in found and not key.endswith(COUNTER)]
+    unexpected = [key for key in found if key not in expected]
+    differing = [
+        f"{key} {shape} instead of {expected[key]}"
+        for key, shape in found.items()
+        if key in expected and shape != expected[key]
+    ]
+    groups = {"missing": missing, "unexpected": unexpected, "of another shape": differing}
+    told = [f"{len(keys)} {kind} ({shortened(keys)})" for kind, keys in groups.items() if keys]
+    if told:
+        raise InputError(where, f"keys do not fit: {', '.join(told)}", allowed=what_for, fix="name another file")
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first few names."""
+    more = ", …" if len(names) > NAMED_KEYS else ""
+    return ", ".join(names[:NAMED_KEYS]) + more
+
+
+def backbone_of(state: Weights, prefix: str) -> str | None:
+    """The row of ``config.schema.BACKBONES`` whose body has these shapes; None if it is no row's.
+
+    Args:
+        state: Weights of a body, perhaps among others.
+        prefix: What stands before ``conv1.weight``.
+    """
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    for name, backbone in BACKBONES.items():
+        expected = {key: shape for key, shape in body_layout(backbone).items() if key.endswith("conv2.weight")}
+        body = {key.replace("backbone.", prefix, 1): shape for key, shape in expected.items()}
+        same_depth = len(body) == sum(key.startswith(prefix) and key.endswith("conv2.weight") for key in found)
+        if same_depth and all(found.get(key) == shape for key, shape in body.items()):
+            return name
+    return None
+
+
+# Names by position that may differ: spelling was corrected (stero_equipment); more means other categories.
+HANDFUL = 5
+
+CAFFE = re.compile(r"""['"]?style['"]?\s*[=:]\s*['"]caffe['"]|to_rgb['"]?\s*[=:]\s*False""")
+
+
+def read_content(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
+    """What a file of weights holds.
+
+    Args:
+        path: File of ``torch.save``, in the zip format or the one before it, as published files are.
+        trust_pickle: Run whatever code the file asks for, where it holds more than tensors and plain values.
+
+    Raises:
+        InputError: no readable file of weights, or it holds objects of a class that only ``trust_pickle`` makes.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except FileNotFoundError:
+        raise InputError(str(path), "no such file", fix="name a file of weights (.pth)") from None
+    except (RuntimeError, EOFError, OSError, LookupError, struct.error, pickle.UnpicklingError) as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if asked:
+            raise InputError(
+                str(path),
+                f"holds more than weights: an object made by {asked[1]}, and making it runs code of the file's choice",
+                fix="fetch a published file; or, if you trust who made this one, say --trust-pickle",
+            ) from None
+        what = f"no readable file of weights ({type(error).__name__})"
+        raise InputError(str(path), what, fix="fetch it again") from None
+    except (ImportError, AttributeError) as error:
+        what = f"holds an object that cannot be made here: {error}"
+        raise InputError(str(path), what, fix="install its package") from None
+    if not isinstance(content, dict):
+        raise InputError(str(path), f"holds a {type(content).__name__}", allowed="a dictionary with a state_dict")
+    return content
+
+
+@dataclass(frozen=True)
+class MmdetFile:
+    """A file of MMDetection: its weights and what it says of itself."""
+
+    path: Path
+    sha256: str
+    state: dict[str, torch.Tensor]
+    meta: dict[str, Any]
+
+    @property
+    def mmdet_version(self) -> str | None:
+        """Version of MMDetection where the file says it, as 2.x does."""
+        return text_of(self.meta, "mmdet_version")
+
+    @property
+    def config(self) -> str:
+        """Text of the config, of 2.x or 3.x; empty where there is none."""
+        return text_of(self.meta, "config") or text_of(self.meta, "cfg") or ""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes, of 2.x (CLASSES) or 3.x (dataset_meta); None where there are none."""
+        data = self.meta.get("dataset_meta") or {}
+        names = self.meta.get("CLASSES") or data.get("classes") or data.get("CLASSES")
+        return tuple(str(name) for name in names) if isinstance(names, (list, tuple)) else None
+
+    @property
+    def num_categories(self) -> int | None:
+        """Rows of the classifier but the background's; None without a classifier."""
+        bias = self.state.get("roi_head.bbox_head.fc_cls.bias")
+        return None if bias is None else len(bias) - 1
+
+
+def text_of(meta: dict[str, Any], key: str) -> str | None:
+    """A text of the meta; None where there is none."""
+    value = meta.get(key)
+    return value if isinstance(value, str) else None
+
+
+def read_mmdet(path: Path, *, trust_pickle: bool = False) -> MmdetFile:
+    """A file of MMDetection 2.x or 3.x, pytorch style.
+
+    Raises:
+        InputError: as :func:`read_content`; its digest is not that of its name; it holds no state_dict; or its weights
+            are of another family: "caffe" style, or MMDetection 1.x.
+    """
+    content = read_content(path, trust_pickle=trust_pickle)
+    sha256 = checked_sha256(path, digest_in_name(path.name))
+    state, meta = content.get("state_dict"), content.get("meta")
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        what = f"has no state_dict, but {shortened([str(key) for key in content]) or 'nothing'}"
+        raise InputError(str(path), what, allowed="a checkpoint of MMDetection: meta and state_dict")
+    file = MmdetFile(path, sha256, dict(state), meta if isinstance(meta, dict) else {})
+    refuse_caffe(file)
+    refuse_first_version(file)
+    return file
+
+
+def refuse_caffe(file: MmdetFile) -> None:
+    """Weights of "caffe" style want BGR pixels that are not divided, and stride in another convolution."""
+    found = CAFFE.search(file.config)
+    if found or "_caffe_" in file.path.name:
+        sign = f"its config says {found[0]}" if found else "its name says so"
+        what = f'are weights of "caffe" style ({sign}): BGR pixels, another network'
+        raise InputError(str(file.path), what, allowed="pytorch style", fix="name a file without caffe in its name")
+
+
+def refuse_first_version(file: MmdetFile) -> None:
+    """MMDetection 1.x has the background first, regresses boxes for it too, and has other names."""
+    version = file.mmdet_version or ""
+    shapes = {key: tuple(value.shape) for key, value in file.state.items()}
+    classifier, deltas = (shapes.get(f"roi_head.bbox_head.fc_{kind}.bias", (0,)) for kind in ("cls", "reg"))
+    signs = {
+        f"its mmdet_version is {version}": re.match(r"[01]\.", version),
+        "its keys begin with bbox_head or mask_head": any(re.match(r"(bbox|mask)_head\.", key) for key in shapes),
+        "it regresses boxes of the background": classifier[0] > 0 and deltas[0] == 4 * classifier[0],
+    }
+    for sign, seen in signs.items():
+        if seen:
+            fix = "upgrade it with MMDetection's tools/model_converters/upgrade_model_version.py"
+            raise InputError(str(file.path), f"is of MMDetection 1.x: {sign}", allowed="2.x or 3.x", fix=fix)
+
+
+def converted(file: MmdetFile, backbone: str, num_categories: int) -> dict[str, torch.Tensor]:
+    """The weights of a file under our names.
+
+    Raises:
+        InputError: they are of another backbone or another number of classes, or keys or shapes do not fit.
+    """
+    where, guess, found = str(file.path), backbone_of(file.state, "backbone."), file.num_categories
+    if guess not in (None, backbone):
+        raise InputError(where, f"is a model of {guess}", allowed=backbone, fix=f"say --backbone {guess}")
+    if found not in (None, num_categories):
+        fix = "name the file, or the annotations, of the same dataset version"
+        if (found, num_categories) == (1230, 1203):
+            fix = "take the file of August 2020: the first of LVIS v1 had 1230 by mistake (mmdetection#3593)"
+        raise InputError(where, f"has {found} classes", allowed=f"{num_categories}, as the annotations", fix=fix)
+    what_for = f"{BACKBONES[backbone].title}, {num_categories} classes"
+    require_shapes(where, file.state, layout(BACKBONES[backbone], num_categories), what_for)
+    return to_ours(file.state)
+
+
+def name_notes(file: MmdetFile, names: Sequence[str]) -> list[str]:
+    """How the class names of a file differ from those of the annotations; labels are positions in both.
+
+    Raises:
+        InputError: more than a handful differ, so the file is of other categories or of another order.
+    """
+    if file.classes is None:
+        return ["the file names no classes: that its order is that of the annotations is not checked"]
+    if len(file.classes) != len(names):
+        what = f"names {len(file.classes)} classes, but has rows for {len(names)}"
+        raise InputError(str(file.path), what, fix="name another file")
+    differing = [
+        f"class {place} is {theirs!r} in the file, {ours!r} in the annotations"
+        for place, (theirs, ours) in enumerate(zip(file.classes, names, strict=True))
+        if theirs != ours
+    ]
+    if len(differing) > HANDFUL:
+        raise InputError(
+            str(file.path),
+            f"{len(differing)} of {len(names)} class names differ, the first: {differing[0]}",
+            allowed="the categories of the annotations, in their order",
+            fix="name the file, or the annotations, of the same dataset version",
+        )
+    return differing
+
+
+def write_mmdet(path: Path, state: Weights, meta: dict[str, Any], *, publish: bool) -> Path:
+    """Write one of our models as a file that MMDetection 2.x and 3.x load; returns its path.
+
+    Args:
+        path: Where; with ``publish``, what its name begins with.
+        state: Our weights.
+        meta: What our model says of itself: ``backbone`` and ``CLASSES`` are needed.
+        publish: Append the first 8 digits of its SHA-256 to the name.
+
+    Raises:
+        InputError: the meta says too little, or keys or shapes are not those of MMDetection.
+    """
+    name, classes = meta.get("backbone"), meta.get("CLASSES")
+    if name not in BACKBONES or not isinstance(classes, (list, tuple)):
+        what = "does not say its backbone and classes"
+        raise InputError("model", what, allowed="a model.pth of lvis_rcnn.train or lvis_rcnn.weights import")
+    backbone = BACKBONES[name]
+    theirs, what_for = to_mmdet(state), f"{backbone.title}, {len(classes)} classes, with batch normalisation"
+    expected = layout(backbone, len(classes))
+    require_shapes("model", theirs, expected, what_for)
+    content = {"meta": mmdet_meta(backbone, tuple(classes), meta), "state_dict": {key: theirs[key] for key in expected}}
+    with atomic_file(path) as temporary:
+        torch.save(content, temporary, _use_new_zipfile_serialization=False)
+    if not publish:
+        return path
+    published = path.with_name(f"{path.stem}-{sha256_of_file(path)[:8]}.pth")
+    os.replace(path, published)
+    return published
+
+
+def mmdet_meta(backbone: Backbone, classes: tuple[str, ...], meta: dict[str, Any]) -> dict[str, Any]:
+    """Meta as 3.x reads it (cfg, dataset_meta), and 2.x (CLASSES)."""
+    kind = "ResNet" if backbone.groups == 1 else "ResNeXt"
+    depth = 3 * sum(backbone.blocks) + 2
+    groups = "" if backbone.groups == 1 else f", groups={backbone.groups}, base_width={backbone.width_per_group}"
+    config = (
+        f"model = dict(type='MaskRCNN', backbone=dict(type='{kind}', depth={depth}{groups}, style='pytorch'), "
+        f"roi_head=dict(bbox_head=dict(num_classes={len(classes)}), mask_head=dict(num_classes={len(classes)})))\n"
+    )
+    return {
+        "cfg": config,
+        "dataset_meta": {"classes": classes},
+        "CLASSES": classes,
+        "seed": meta.get("seed"),
+        "iter": meta.get("steps"),
+        "time": meta.get("time"),
+        "written_by": f"lvis_rcnn {__version__}",
+    }

@@ -1,0 +1,111 @@
+"""Box and mask heads: torchvision's modules and parameter names, without rows for the background that nothing reads.
+
+Initial weights are MMDetection's (3.3.0, ``init_weights``); torchvision leaves the linear layers and the biases of the
+mask predictor at PyTorch's defaults.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import nn
+from torch.nn.functional import relu
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+from torchvision.ops import roi_align
+
+from lvis_rcnn.model.boxes import STRIDES_PX, areas
+
+BOX_POOL = 7
+MASK_POOL = 14
+HIDDEN = 1024
+
+
+class BoxPredictor(nn.Module):
+    """Scores of ``num_labels`` labels, background first, and four deltas for each label but the background."""
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(HIDDEN, num_labels)
+        self.bbox_pred = nn.Linear(HIDDEN, 4 * (num_labels - 1))
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        for layer in (self.cls_score, self.bbox_pred):
+            nn.init.zeros_(layer.bias)
+
+    def deltas(
+        self,
+        hidden: Float[torch.Tensor, "n hidden"],
+        rows: Int64[torch.Tensor, " m"],
+        labels: Int64[torch.Tensor, " m"],
+    ) -> Float[torch.Tensor, "m 4"]:
+        """Deltas of pairs of a region (a row of ``hidden``) and a label (1 to C)."""
+        deltas: torch.Tensor = self.bbox_pred(hidden).unflatten(1, (-1, 4))
+        return deltas[rows, labels - 1]
+
+
+class MaskPredictor(nn.Module):
+    """Logits of one label a region.
+
+    The last layer is a 1 x 1 convolution with one row a label. All 1230 rows would be 942 MiB for the 256 positive
+    regions of two images; only the row of a region's label is applied, which has the same value and gradient.
+    """
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__()
+        self.conv5_mask = nn.ConvTranspose2d(256, 256, 2, 2)
+        self.mask_fcn_logits = nn.Conv2d(256, num_labels - 1, 1)
+        for name, value in self.named_parameters():
+            if name.endswith("weight"):
+                nn.init.kaiming_normal_(value, mode="fan_out", nonlinearity="relu")
+            else:
+                nn.init.zeros_(value)
+
+    def forward(
+        self, features: Float[torch.Tensor, "n 256 14 14"], labels: Int64[torch.Tensor, " n"]
+    ) -> Float[torch.Tensor, "n 28 28"]:
+        """Mask logits for the label (1 to C) of each region."""
+        upsampled = relu(self.conv5_mask(features), inplace=True)
+        weight, bias = self.mask_fcn_logits.parameters()
+        rows = weight[labels - 1, :, 0, 0]
+        logits = torch.bmm(rows[:, None], upsampled.flatten(2))[:, 0] + bias[labels - 1, None]
+        return logits.reshape(len(features), *upsampled.shape[2:])
+
+
+class RegionHeads(nn.Module):
+    """``roi_heads`` of the module tree."""
+
+    def __init__(self, channels: int, num_labels: int) -> None:
+        super().__init__()
+        self.box_head = TwoMLPHead(channels * BOX_POOL**2, HIDDEN)
+        for layer in (self.box_head.fc6, self.box_head.fc7):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.box_predictor = BoxPredictor(num_labels)
+        self.mask_head = MaskRCNNHeads(channels, (256, 256, 256, 256), dilation=1)
+        self.mask_predictor = MaskPredictor(num_labels)
+
+
+# P2 to P5; a region of 112 pixels a side and more goes to P3, of 224 to P4, of 448 to P5.
+REGION_STRIDES_PX = STRIDES_PX[:4]
+FINEST_SIDE_PX = 56
+
+
+def level_of(boxes_xyxy: Float[torch.Tensor, "n 4"]) -> Int64[torch.Tensor, " n"]:
+    """Level of each region, 0 for P2 (Lin et al. 2017, equation 1)."""
+    sides_px = areas(boxes_xyxy).sqrt()
+    return torch.floor(torch.log2(sides_px / FINEST_SIDE_PX + 1e-6)).clamp(0, len(REGION_STRIDES_PX) - 1).long()
+
+
+def region_features(
+    features: list[Float[torch.Tensor, "n c _ _"]], boxes_xyxy: list[Float[torch.Tensor, "_ 4"]], output_size: int
+) -> Float[torch.Tensor, "r c s s"]:
+    """``output_size`` squared cells of every region, images in order; ``boxes_xyxy`` has one tensor an image."""
+    boxes = torch.cat(boxes_xyxy)
+    image_of = torch.cat([boxes.new_full((len(own), 1), image) for image, own in enumerate(boxes_xyxy)])
+    regions, levels = torch.cat([image_of, boxes], dim=1), level_of(boxes)
+    pooled = features[0].new_zeros(len(regions), features[0].shape[1], output_size, output_size)
+    for level, (feature, stride_px) in enumerate(zip(features, REGION_STRIDES_PX, strict=False)):
+        rows = (levels == level).nonzero()[:, 0]
+        if len(rows):
+            cells = roi_align(feature, regions[rows], output_size, 1 / stride_px, sampling_ratio=0, aligned=True)
+            pooled.index_copy_(0, rows, cells)
+    return pooled

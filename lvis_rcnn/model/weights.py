@@ -1,0 +1,165 @@
+"""What a training begins with: ImageNet weights of the body, a published COCO detector without its classes, or nothing.
+
+The files are rows of the zoo. What a file brings is loaded strictly: no key is left over or missing unseen.
+"""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.config.study import Study
+from lvis_rcnn.config.zoo import ZooModel, initial_model, published_file
+from lvis_rcnn.dataset.store import AnnotationStore
+from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_settings
+from lvis_rcnn.model.mmdet import COUNTER, Shapes, read_content, read_mmdet, require_shapes, to_ours
+from lvis_rcnn.system.cli import InputError, log
+from lvis_rcnn.system.files import atomic_file
+
+
+def save_model(path: Path, state_dict: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+    """Write weights and what they are, without optimizer."""
+    with atomic_file(path) as temporary:
+        torch.save({"meta": meta, "state_dict": state_dict}, temporary)
+
+
+def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights and meta of a file that :func:`save_model` wrote.
+
+    Raises:
+        InputError: the file is missing, damaged or of another kind.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return content["state_dict"], content["meta"]
+    except FileNotFoundError:
+        raise InputError(str(path), "no such model", fix="train it first") from None
+    except (RuntimeError, EOFError, OSError, LookupError, TypeError, pickle.UnpicklingError) as error:
+        raise InputError(
+            str(path),
+            f"no readable model ({type(error).__name__})",
+            allowed="a model.pth of lvis_rcnn.train",
+            fix="train again, or name another file",
+        ) from None
+
+
+# Their rows are categories, so those of other categories are of no use.
+CLASS_LAYERS = (
+    "roi_heads.box_predictor.cls_score",
+    "roi_heads.box_predictor.bbox_pred",
+    "roi_heads.mask_predictor.mask_fcn_logits",
+)
+
+
+def load_initial_weights(
+    model: nn.Module, backbone: str, kind: str, zoo: Mapping[str, ZooModel], weights_dir: Path
+) -> str:
+    """Load the weights that a training begins with; returns one sentence that says which.
+
+    Args:
+        model: A Mask R-CNN of ``lvis_rcnn.model``, as initialised; what no file brings stays so.
+        backbone: Row of ``config.schema.BACKBONES``.
+        kind: Key of ``config.Model.weights``.
+        zoo: The published models.
+        weights_dir: Folder of published files; an absent one is fetched into it.
+
+    Raises:
+        InputError: the zoo has no row, the file cannot be had or is damaged, or its keys or shapes do not fit.
+    """
+    if kind == "none":
+        return "initial weights: none, trained from scratch"
+    if "backbone.body.bn1.running_mean" not in model.state_dict():
+        raise InputError(
+            "model.normalization",
+            f"is group, but the {kind} weights belong to batch normalisation",
+            allowed=f"fixed_batch or batch with {kind!r}",
+            fix="take fixed_batch, or train from scratch with weights: none",
+        )
+    row = initial_model(zoo, kind, backbone)
+    path = published_file(row, weights_dir)
+    if kind == "imagenet":
+        load_body(model, path)
+        what = "the body"
+    else:
+        load_detector(model, path)
+        what = "all but the class layers"
+    return f"initial weights: {what} of {row.name}, {row.file_name}, from {row.url}"
+
+
+def load_body(model: nn.Module, path: Path) -> None:
+    """Load an ImageNet classifier without its last layer, ``fc``."""
+    content = read_content(path, trust_pickle=False)
+    bare = {key: value for key, value in content.get("state_dict", content).items() if not key.startswith("fc.")}
+    load_strictly(model.get_submodule("backbone.body"), bare, {}, str(path), "a ResNet or ResNeXt of ImageNet")
+
+
+def load_detector(model: nn.Module, path: Path) -> None:
+    """Load a detector of other categories, and say which layers stay as they were initialised."""
+    ours = to_ours(read_mmdet(path).state)
+    shared = {key: value for key, value in ours.items() if not key.startswith(CLASS_LAYERS)}
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(CLASS_LAYERS)}
+    load_strictly(model, shared, own, str(path), "a Mask R-CNN of this backbone")
+    classes = len(ours[f"{CLASS_LAYERS[0]}.bias"]) - 1
+    log.info("%s was trained on %d classes; made anew are %s", path.name, classes, ", ".join(CLASS_LAYERS))
+
+
+def load_strictly(
+    module: nn.Module, state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], where: str, what_for: str
+) -> None:
+    """Load ``state`` into ``module``, which keeps ``own``; batch counters may be absent from ``state``.
+
+    Raises:
+        InputError: keys or shapes do not fit; nothing is loaded.
+    """
+    current = module.state_dict()
+    expected: Shapes = {key: tuple(value.shape) for key, value in current.items() if key not in own}
+    require_shapes(where, state, expected, what_for)
+    counters = {key: value for key, value in current.items() if key.endswith(COUNTER)}
+    module.load_state_dict({**counters, **state, **own})
+
+
+def load_trained(study: Study, backbone: str, model_path: Path, store: AnnotationStore) -> MaskRcnn:
+    """The trained network in evaluation mode.
+
+    Raises:
+        InputError: the model is not of this project, another backbone's, trained on other categories, or other
+            settings.
+    """
+    state, meta = load_model(model_path)
+    require_fit(str(model_path), backbone, meta, [category.name for category in store.categories])
+    model = MaskRcnn(BACKBONES[backbone], store.num_labels, network_settings(study))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError:
+        raise InputError(
+            str(model_path),
+            "its weights are those of another network",
+            allowed=f"a model of the study's model.normalization, {study.model.normalization}",
+            fix="train again, or name the model that was trained for this study",
+        ) from None
+    return model.eval()
+
+
+def require_fit(where: str, backbone: str, meta: dict[str, Any], names: list[str]) -> None:
+    """Refuse a model that was not trained for this backbone and these category names, in their order.
+
+    Raises:
+        InputError: says what it was trained for.
+    """
+    fix = "name the model that was trained for this study"
+    if not {"backbone", "CLASSES"} <= set(meta):
+        raise InputError(where, "says of itself nothing we know", allowed="a model.pth of lvis_rcnn.train", fix=fix)
+    if meta["backbone"] != backbone:
+        raise InputError(where, f"is a model of {meta['backbone']}", allowed=backbone, fix=fix)
+    classes = list(meta["CLASSES"])
+    if len(classes) != len(names):
+        what = f"knows {len(classes)} categories"
+        raise InputError(where, what, allowed=f"the {len(names)} of the annotations", fix=fix)
+    for trained, name in zip(classes, names, strict=True):
+        if trained != name:
+            what = f"knows category {trained!r} in the place of {name!r}"
+            raise InputError(where, what, allowed="the categories of the annotations, in their order", fix=fix)

@@ -1,0 +1,274 @@
+"""Objects on images: masks with outlines, boxes, and labels that nothing covers.
+
+Small images are enlarged by a whole factor without interpolation: a pixel stays a pixel, and letters are legible.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+from jaxtyping import Int64, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from lvis_rcnn.system.files import atomic_file
+
+Colour = tuple[int, int, int]
+Rectangle = tuple[int, int, int, int]
+"""Left, top, right, bottom, in pixels of a picture; right and bottom are outside."""
+
+# Okabe and Ito's colours, but for black and a yellow that white letters vanish on.
+COLOURS: tuple[Colour, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+    (160, 160, 160),
+)
+WHITE, BLACK, GREY = (255, 255, 255), (0, 0, 0), (90, 90, 90)
+RARE_MARK = "★"
+
+SHOWN_EDGE_PX = (460, 1000)
+"""The long edge of an image is enlarged to at least the first, and shrunk to at most the second."""
+MOST_LABELS = 40
+"""In one picture; more would hide it."""
+LABEL_ORDER = "rcf"
+"""Who gets a label first, by frequency: rare objects are few and small, and what a picture is looked at for."""
+LETTER_PX = 13
+LINE_PX = 18
+GAP_PX = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """One object to draw."""
+
+    box_xyxy: tuple[float, float, float, float]
+    """In pixels of the image."""
+    mask: UInt8[np.ndarray, "h w"]
+    text: str
+    colour: Colour
+    frequency: str = "f"
+    """Of its category: r, c or f."""
+
+    @property
+    def label(self) -> str:
+        """Its text, with a mark where it is rare."""
+        return f"{RARE_MARK} {self.text}" if self.is_rare else self.text
+
+    @property
+    def is_rare(self) -> bool:
+        """Whether its category is."""
+        return self.frequency == "r"
+
+
+def factor_of(height: int, width: int) -> tuple[int, int]:
+    """By what an image is enlarged (first) or shrunk (second): whole numbers, at least one of them 1."""
+    longest = max(height, width)
+    return max(1, -(-SHOWN_EDGE_PX[0] // longest)), max(1, -(-longest // SHOWN_EDGE_PX[1]))
+
+
+def rescaled(pixels: UInt8[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+    """An image or mask of one value a pixel as large as it is shown."""
+    up, down = factor_of(*pixels.shape[:2])
+    return np.repeat(np.repeat(pixels[::down, ::down], up, axis=0), up, axis=1)
+
+
+@cache
+def font(size_px: int = LETTER_PX, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The letters of plots, which come with matplotlib: the same on every machine."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size_px)
+
+
+def draw_objects(image_rgb: UInt8[np.ndarray, "h w 3"], objects: Sequence[Shown]) -> Image.Image:
+    """The image as large as it is shown, with masks below boxes below labels; a line says how many have no label."""
+    up, down = factor_of(*image_rgb.shape[:2])
+    pixels = np.ascontiguousarray(rescaled(image_rgb))
+    for one in objects:
+        blend_mask(pixels, rescaled(one.mask), one.colour)
+    picture = Image.fromarray(pixels)
+    pen = ImageDraw.Draw(picture)
+    boxes = [scaled_box(one.box_xyxy, up / down, picture.size) for one in objects]
+    for one, box in zip(objects, boxes, strict=True):
+        pen.rectangle(box, outline=BLACK, width=4 if one.is_rare else 3)
+        pen.rectangle(inset(box, 1), outline=one.colour, width=2 if one.is_rare else 1)
+    unlabelled = len(objects) - draw_labels(pen, objects, boxes, picture.size)
+    return footed(picture, f"{unlabelled} of {len(objects)} without a label") if unlabelled else picture
+
+
+def draw_labels(
+    pen: ImageDraw.ImageDraw, objects: Sequence[Shown], boxes: Sequence[Rectangle], canvas_wh: tuple[int, int]
+) -> int:
+    """Label objects, all lines to their boxes below all labels; how many were labelled."""
+    order = labelled(objects)
+    places = place_labels([boxes[at] for at in order], [label_size(objects[at].label) for at in order], canvas_wh)
+    placed = [(objects[at], boxes[at], place) for at, place in zip(order, places, strict=True) if place is not None]
+    for one, box, place in placed:
+        draw_leader(pen, one.colour, place, box)
+    for one, _, place in placed:
+        draw_label(pen, one.label, one.colour, place)
+    return len(placed)
+
+
+def labelled(objects: Sequence[Shown]) -> list[int]:
+    """Which objects get a label, the better places first: rare before common before frequent, then as given."""
+    order = sorted(range(len(objects)), key=lambda at: LABEL_ORDER.index(objects[at].frequency))
+    return order[:MOST_LABELS]
+
+
+def blend_mask(pixels: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], colour: Colour) -> None:
+    """Tint a mask and follow its outline, black below the colour, so that it shows on any ground."""
+    inside = mask > 0
+    pixels[inside] = (0.7 * pixels[inside] + 0.3 * np.array(colour)).astype(np.uint8)
+    outlines, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(pixels, outlines, -1, BLACK, 3)
+    cv2.drawContours(pixels, outlines, -1, colour, 2)
+
+
+def scaled_box(box_xyxy: Sequence[float], factor: float, size_wh: tuple[int, int]) -> Rectangle:
+    """A box in the picture, at least three pixels a side, and inside."""
+    width, height = size_wh
+    left, top, right, bottom = (round(factor * value) for value in box_xyxy)
+    left, top = min(max(left, 0), width - 4), min(max(top, 0), height - 4)
+    return left, top, min(max(right, left + 3), width - 1), min(max(bottom, top + 3), height - 1)
+
+
+def inset(box: Rectangle, by: int) -> Rectangle:
+    """A box with narrower sides."""
+    left, top, right, bottom = box
+    return left + by, top + by, max(right - by, left + by), max(bottom - by, top + by)
+
+
+def label_size(text: str) -> tuple[int, int]:
+    """Width and height of a label, with its margin."""
+    return round(font().getlength(text)) + 6, LINE_PX
+
+
+def place_labels(
+    boxes: Sequence[Rectangle], sizes_wh: Sequence[tuple[int, int]], canvas_wh: tuple[int, int]
+) -> list[Rectangle | None]:
+    """Where labels go: at their box if there is room, else near it; None where the canvas has no room left.
+
+    Invariant: no two overlap, and all lie on the canvas.
+    """
+    placed: list[Rectangle | None] = []
+    for box, (width, height) in zip(boxes, sizes_wh, strict=True):
+        taken = np.array([one for one in placed if one is not None], np.int64).reshape(-1, 4)
+        free = (first_free(corners, (width, height), taken) for corners in candidates(box, (width, height), canvas_wh))
+        corner = next((found for found in free if found is not None), None)
+        placed.append(None if corner is None else (*corner, corner[0] + width, corner[1] + height))
+    return placed
+
+
+def candidates(
+    box: Rectangle, size_wh: tuple[int, int], canvas_wh: tuple[int, int]
+) -> Iterator[Int64[np.ndarray, "k 2"]]:
+    """Upper left corners of a label on the canvas, best first: around its box, then everywhere, the nearest first."""
+    (left, top, right, bottom), (width, height) = box, size_wh
+    last = (canvas_wh[0] - width, canvas_wh[1] - height)
+    if min(last) < 0:
+        return
+    around = [(left, top - height), (left, bottom), (right - width, top - height), (right - width, bottom)]
+    around += [(right, top), (left - width, top), (left, top), (right - width, top), (left, bottom - height)]
+    yield np.array(around).clip(0, last)
+    columns, rows = np.meshgrid(np.arange(0, last[0] + 1, height), np.arange(0, last[1] + 1, height // 2))
+    grid = np.stack([columns.ravel(), rows.ravel()], axis=1)
+    yield grid[np.argsort(((grid - (left, top)) ** 2).sum(axis=1), kind="stable")]
+
+
+def first_free(
+    corners: Int64[np.ndarray, "k 2"], size_wh: tuple[int, int], taken: Int64[np.ndarray, "m 4"]
+) -> tuple[int, int] | None:
+    """The first corner at which a label covers none of the rectangles that are taken."""
+    ends = corners + size_wh
+    covers = (corners[:, None] < taken[:, 2:]).all(axis=2) & (taken[:, :2] < ends[:, None]).all(axis=2)
+    free = np.flatnonzero(covers.sum(axis=1) == 0)
+    return (int(corners[free[0], 0]), int(corners[free[0], 1])) if len(free) else None
+
+
+def overlap(one: Rectangle, other: Rectangle) -> bool:
+    """Whether two rectangles share a pixel."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def draw_leader(pen: ImageDraw.ImageDraw, colour: Colour, place: Rectangle, box: Rectangle) -> None:
+    """A line from a label to its box, where it had to go elsewhere."""
+    left, top, right, bottom = place
+    if not overlap((left - 3, top - 3, right + 3, bottom + 3), (box[0], box[1], box[2] + 1, box[3] + 1)):
+        pen.line([((left + right) // 2, (top + bottom) // 2), (box[0], box[1])], fill=colour, width=1)
+
+
+def draw_label(pen: ImageDraw.ImageDraw, text: str, colour: Colour, place: Rectangle) -> None:
+    """A label on its ground."""
+    left, top, right, bottom = place
+    pen.rectangle((left, top, right - 1, bottom - 1), fill=colour, outline=BLACK)
+    brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    pen.text((left + 3, top + LINE_PX // 2), text, fill=BLACK if brightness > 110 else WHITE, font=font(), anchor="lm")
+
+
+def captioned(picture: Image.Image, lines: Sequence[str], bold: bool = False) -> Image.Image:
+    """A picture with lines of text above it, cut to its width."""
+    sheet = Image.new("RGB", (picture.width, picture.height + LINE_PX * len(lines)), WHITE)
+    pen = ImageDraw.Draw(sheet)
+    for number, line in enumerate(lines):
+        pen.text(
+            (0, LINE_PX * number + LINE_PX // 2),
+            cut(line, picture.width),
+            fill=BLACK,
+            font=font(bold=bold),
+            anchor="lm",
+        )
+    sheet.paste(picture, (0, LINE_PX * len(lines)))
+    return sheet
+
+
+def footed(picture: Image.Image, line: str) -> Image.Image:
+    """A picture with a line of text below it, cut to its width."""
+    sheet = Image.new("RGB", (picture.width, picture.height + LINE_PX), WHITE)
+    sheet.paste(picture, (0, 0))
+    at = (0, picture.height + LINE_PX // 2)
+    ImageDraw.Draw(sheet).text(at, cut(line, picture.width), fill=BLACK, font=font(), anchor="lm")
+    return sheet
+
+
+def cut(text: str, width_px: int) -> str:
+    """As much of a text as fits."""
+    if font().getlength(text) <= width_px:
+        return text
+    kept = next(n for n in range(len(text) - 1, -1, -1) if font().getlength(f"{text[:n]}…") <= width_px or not n)
+    return f"{text[:kept].rstrip()}…"
+
+
+def sheet_of(title: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Pictures in rows and columns on white, below lines of a title."""
+    columns = max(map(len, rows), default=0)
+    widths = [max(row[at].width for row in rows if at < len(row)) + GAP_PX for at in range(columns)]
+    longest = max((round(font(bold=True).getlength(line)) + GAP_PX for line in title), default=0)
+    heights = [max(one.height for one in row) + GAP_PX for row in rows]
+    head = GAP_PX + LINE_PX * len(title) + (GAP_PX if title else 0)
+    sheet = Image.new("RGB", (max(sum(widths), longest) + GAP_PX, head + sum(heights)), WHITE)
+    pen = ImageDraw.Draw(sheet)
+    for number, line in enumerate(title):
+        y = GAP_PX + LINE_PX * number + LINE_PX // 2
+        pen.text((GAP_PX, y), line, fill=BLACK if not number else GREY, font=font(bold=not number), anchor="lm")
+    top = head
+    for row, height in zip(rows, heights, strict=True):
+        left = GAP_PX
+        for one, width in zip(row, widths, strict=False):
+            sheet.paste(one, (left, top))
+            left += width
+        top += height
+    return sheet
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a PNG, whole or not at all; the same picture gives the same bytes."""
+    with atomic_file(path) as temporary:
+        picture.save(temporary, format="PNG", optimize=False)

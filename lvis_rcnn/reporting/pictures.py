@@ -1,0 +1,341 @@
+"""What a run finds, as pictures: annotations beside detections, and the objects that it misses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float64, Int64, UInt8
+from PIL import Image
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from lvis_rcnn.dataset.detections import Detections, read_shards
+from lvis_rcnn.dataset.images import ImageFiles
+from lvis_rcnn.dataset.rle import pixels_of_runs
+from lvis_rcnn.dataset.store import AnnotationStore
+from lvis_rcnn.reporting.drawing import (
+    BLACK,
+    COLOURS,
+    RARE_MARK,
+    Colour,
+    Shown,
+    captioned,
+    draw_objects,
+    sheet_of,
+    write_picture,
+)
+from lvis_rcnn.system.cli import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """A split with its images and what was found in them."""
+
+    store: AnnotationStore
+    files: ImageFiles
+    found: Detections
+    labels: Int64[np.ndarray, " d"]
+    """Of each detection; 0 where the store does not know its category."""
+    starts: Int64[np.ndarray, " ends"]
+    """Detections of image i, best first: ``order[starts[i]:starts[i + 1]]``."""
+    order: Int64[np.ndarray, " k"]
+
+    def detections_of(self, image: int) -> Int64[np.ndarray, " m"]:
+        """Rows of the detections of an image, best first."""
+        return self.order[self.starts[image] : self.starts[image + 1]]
+
+    def frequency(self, label: int) -> str:
+        """Group of a category: r, c or f."""
+        return self.store.categories[label - 1].frequency
+
+
+def read_scenes(store: AnnotationStore, images_dir: Path, detections: Path) -> Scenes:
+    """Open what pictures are made of.
+
+    Raises:
+        InputError: shards or zips of images are damaged or missing.
+    """
+    found = read_shards(detections)
+    label_of = {category.id: label for label, category in enumerate(store.categories, start=1)}
+    labels = np.array([label_of.get(category, 0) for category in found.category_ids.tolist()], np.int64)
+    place = {image: at for at, image in enumerate(store.image_ids.tolist())}
+    images = np.array([place.get(image, -1) for image in found.image_ids.tolist()], np.int64)
+    order = np.lexsort((-found.scores, images))
+    starts = np.searchsorted(images[order], np.arange(store.num_images + 1))
+    return Scenes(store, ImageFiles(images_dir), found, labels, starts, order)
+
+
+def read_rgb(scenes: Scenes, image: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode an image.
+
+    Raises:
+        InputError: it is missing, no image, or not of the annotated size.
+    """
+    file, store = scenes.files.of(scenes.store, image), scenes.store
+    content = np.frombuffer(file.read(), np.uint8)
+    decoded: np.ndarray | None = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
+    expected = (int(store.heights[image]), int(store.widths[image]))
+    if decoded is None or decoded.shape[:2] != expected:
+        found = "is no image" if decoded is None else f"is {decoded.shape[1]} x {decoded.shape[0]} pixels"
+        fix = "use the images that belong to the annotations"
+        raise InputError(str(file), found, allowed=f"an image of {expected[1]} x {expected[0]}", fix=fix)
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+
+
+def mask_of_annotation(store: AnnotationStore, annotation: int, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+    """The mask of an object in its image, as pycocotools draws it."""
+    outline = store.outline_of(annotation)
+    if isinstance(outline, np.ndarray):
+        return pixels_of_runs(outline, size_hw)
+    packed = coco_mask.merge(coco_mask.frPyObjects([polygon.tolist() for polygon in outline], *size_hw))
+    mask: np.ndarray = coco_mask.decode(packed)
+    return mask
+
+
+def xyxy(box_xywh: Sequence[float]) -> tuple[float, float, float, float]:
+    """The same box by its corners."""
+    x, y, width, height = (float(value) for value in box_xywh)
+    return x, y, x + width, y + height
+
+
+def shown_annotation(scenes: Scenes, row: int, size_hw: tuple[int, int], colour: Colour) -> Shown:
+    """One annotated object."""
+    store, label = scenes.store, int(scenes.store.labels[row])
+    mask = mask_of_annotation(store, row, size_hw)
+    name = store.categories[label - 1].name
+    return Shown(xyxy(store.boxes_xywh[row].tolist()), mask, name, colour, scenes.frequency(label))
+
+
+def shown_detection(scenes: Scenes, row: int, colour: Colour) -> Shown:
+    """One detection; where inference left out its mask, which no score reads, its box alone."""
+    label = int(scenes.labels[row])
+    text = f"{scenes.store.categories[label - 1].name} {scenes.found.scores[row]:.2f}"
+    found, without = scenes.found, np.zeros(scenes.found.mask_sizes[row], np.uint8)
+    mask = coco_mask.decode(found.rle(row)) if found.has_mask[row] else without
+    return Shown(xyxy(scenes.found.boxes_xywh[row].tolist()), mask, text, colour, scenes.frequency(label))
+
+
+GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
+
+# An object is found if a detection of its category overlaps it by this.
+FOUND_IOU = 0.5
+
+# Only a detection from this score says what an object was taken for: of up to 300 an image, most are noise.
+NAMED_SCORE = 0.3
+
+MISSES_OF_CATEGORY = 2
+MISSES_IN_ROW, MISSES_SHOWN = 4, 12
+TILE_PX = 240
+LEAST_AROUND_PX = 24
+
+
+def missed(scenes: Scenes) -> Bool[np.ndarray, " A"]:
+    """Whether an object was found by no detection of its category, whatever the score; in the order of the store."""
+    store, found = scenes.store, scenes.found
+    misses = np.ones(len(store.annotation_ids), bool)
+    for image in tqdm(range(store.num_images), desc="looking for misses", unit="image", disable=None):
+        rows, detections = store.annotations_of(image), scenes.detections_of(image)
+        if rows.start == rows.stop or not len(detections):
+            continue
+        overlaps = box_overlaps(found.boxes_xywh[detections], store.boxes_xywh[rows])
+        same = scenes.labels[detections][:, None] == store.labels[rows]
+        misses[rows] = ~((overlaps >= FOUND_IOU) & same).any(axis=0)
+    return misses
+
+
+def box_overlaps(ours_xywh: np.ndarray, theirs_xywh: np.ndarray) -> Float64[np.ndarray, "a b"]:
+    """IoU of every two boxes."""
+    first, second = (np.asarray(boxes, np.float64) for boxes in (ours_xywh, theirs_xywh))
+    overlaps: np.ndarray = coco_mask.iou(first, second, np.zeros(len(second), np.uint8))
+    return overlaps
+
+
+def misses_sheet(scenes: Scenes, misses: Bool[np.ndarray, " A"], group: str) -> Image.Image:
+    """The largest missed objects of a frequency group, few of each category, with what was found in their place."""
+    store = scenes.store
+    of_group = np.array([False, *(category.frequency == group for category in store.categories)])[store.labels]
+    rows = np.flatnonzero(misses & of_group)
+    name, number = GROUPS[group], int(of_group.sum())
+    title = [f"{len(rows)} of {number} objects of {name} categories were missed"]
+    if not len(rows):
+        title[0] = f"no objects of {name} categories" if not number else f"none of {number} {name} objects was missed"
+        return sheet_of(title, [])
+    title.append(
+        f"no detection of their category, however unsure, overlaps them by IoU {FOUND_IOU:g}; the largest are shown"
+    )
+    title.append(
+        f"taken for: the detection with a score of {NAMED_SCORE:g} or more that overlaps them most, "
+        f"by IoU {FOUND_IOU:g} at least"
+    )
+    tiles = [miss_tile(scenes, row) for row in worst(store, rows)]
+    return sheet_of(title, [tiles[at : at + MISSES_IN_ROW] for at in range(0, len(tiles), MISSES_IN_ROW)])
+
+
+def worst(store: AnnotationStore, rows: Int64[np.ndarray, " k"]) -> list[int]:
+    """The largest of these objects, at most ``MISSES_OF_CATEGORY`` of one category."""
+    kept: list[int] = []
+    for row in rows[np.argsort(-store.areas[rows], kind="stable")].tolist():
+        if sum(store.labels[other] == store.labels[row] for other in kept) < MISSES_OF_CATEGORY:
+            kept.append(row)
+    return kept[:MISSES_SHOWN]
+
+
+def miss_tile(scenes: Scenes, row: int) -> Image.Image:
+    """A missed object with its surroundings, and what the best overlapping detection took it for."""
+    store = scenes.store
+    image = int(np.searchsorted(store.annotation_offsets, row, side="right")) - 1
+    size_hw = (int(store.heights[image]), int(store.widths[image]))
+    one = shown_annotation(scenes, row, size_hw, COLOURS[5])
+    left, top, right, bottom = surroundings(one.box_xyxy, size_hw)
+    picture = outlined(read_rgb(scenes, image)[top:bottom, left:right], one.mask[top:bottom, left:right], one.colour)
+    width, height = store.boxes_xywh[row, 2:]
+    lines = [
+        f"{one.label}, {width:.0f} x {height:.0f} px",
+        f"image {store.image_ids[image]}",
+    ]
+    return captioned(picture, [*lines, taken_for(scenes, image, row)])
+
+
+def outlined(pixels: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], colour: Colour) -> Image.Image:
+    """A square of one object, without a label, which its caption is."""
+    side = max(pixels.shape[:2])
+    shown = pixels.copy()
+    outlines, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    factor = TILE_PX / side
+    size_wh = (max(1, round(pixels.shape[1] * factor)), max(1, round(pixels.shape[0] * factor)))
+    shown = cv2.resize(shown, size_wh, interpolation=cv2.INTER_NEAREST if factor > 1 else cv2.INTER_AREA)
+    larger = [np.round((outline + 0.5) * factor).astype(np.int32) for outline in outlines]
+    for line, thickness in ((BLACK, 4), (colour, 2)):
+        cv2.polylines(shown, larger, isClosed=True, color=line, thickness=thickness)
+    tile = Image.new("RGB", (TILE_PX, TILE_PX), (235, 235, 235))
+    tile.paste(Image.fromarray(shown), ((TILE_PX - size_wh[0]) // 2, (TILE_PX - size_wh[1]) // 2))
+    return tile
+
+
+def surroundings(box_xyxy: Sequence[float], size_hw: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a box with half its longer side around it, at least 24 px, inside the image."""
+    left, top, right, bottom = box_xyxy
+    around = max(LEAST_AROUND_PX, max(right - left, bottom - top) / 2)
+    x = [int(np.clip(value, 0, size_hw[1])) for value in (left - around, right + around + 1)]
+    y = [int(np.clip(value, 0, size_hw[0])) for value in (top - around, bottom + around + 1)]
+    return x[0], y[0], x[1], y[1]
+
+
+def taken_for(scenes: Scenes, image: int, row: int) -> str:
+    """What the detection that overlaps an object most says it is, of those that are sure enough to be named."""
+    detections = scenes.detections_of(image)
+    detections = detections[(scenes.labels[detections] > 0) & (scenes.found.scores[detections] >= NAMED_SCORE)]
+    if not len(detections):
+        return "nothing sure in the image"
+    overlaps = box_overlaps(scenes.found.boxes_xywh[detections], scenes.store.boxes_xywh[row : row + 1])[:, 0]
+    at = int(np.argmax(overlaps))
+    if overlaps[at] < FOUND_IOU:
+        # Rounded down: what is below a half must not read as one.
+        return f"nothing there (best IoU {np.floor(100 * overlaps[at]) / 100:.2f})"
+    best = detections[at]
+    name = scenes.store.categories[int(scenes.labels[best]) - 1].name
+    return f"taken for {name} {scenes.found.scores[best]:.2f}"
+
+
+MOST_DETECTIONS = 20
+"""Drawn in an image; more hide it."""
+
+
+def annotated_objects(scenes: Scenes, image: int, colours: dict[int, Colour]) -> list[Shown]:
+    """What is annotated in an image, large objects first, so that they lie below."""
+    store = scenes.store
+    rows, size_hw = store.annotations_of(image), (int(store.heights[image]), int(store.widths[image]))
+    by_size = rows.start + np.argsort(-store.areas[rows], kind="stable")
+    return [shown_annotation(scenes, int(row), size_hw, colours[int(store.labels[row])]) for row in by_size]
+
+
+def pair(scenes: Scenes, image: int, least_score: float) -> list[Image.Image]:
+    """An image as annotated and as found, side by side; a category has one colour in both."""
+    store, found = scenes.store, scenes.found
+    rows = [int(row) for row in scenes.detections_of(image) if scenes.labels[row]]
+    best = [row for row in rows if found.scores[row] >= least_score][:MOST_DETECTIONS]
+    annotated = store.labels[store.annotations_of(image)].tolist()
+    present = dict.fromkeys([*annotated, *(int(scenes.labels[row]) for row in best)])
+    colours = {label: COLOURS[number % len(COLOURS)] for number, label in enumerate(present)}
+    pixels = read_rgb(scenes, image)
+    left = draw_objects(pixels, annotated_objects(scenes, image, colours))
+    right = draw_objects(pixels, [shown_detection(scenes, row, colours[int(scenes.labels[row])]) for row in best])
+    return [
+        captioned(left, [f"image {store.image_ids[image]}: {len(annotated)} annotated", annotated_line(store, image)]),
+        captioned(right, [f"{len(best)} found with a score of {least_score:g} or more", best_line(scenes, rows)]),
+    ]
+
+
+def annotated_line(store: AnnotationStore, image: int) -> str:
+    """What an image says beyond its objects: categories that are not all annotated."""
+    names = [store.categories[label - 1].name for label in store.not_exhaustive_of(image).tolist()]
+    return f"not all annotated: {', '.join(names)}" if names else ""
+
+
+def best_line(scenes: Scenes, rows: Sequence[int]) -> str:
+    """How many detections there are at all, how sure the surest is, and how many have no mask."""
+    if not rows:
+        return "nothing detected at all"
+    bare = int((~scenes.found.has_mask[rows]).sum())
+    masks = f"; {bare} have no mask, since no score reads it" if bare else ""
+    return f"of {len(rows)} detections, the best with {scenes.found.scores[rows[0]]:.2f}{masks}"
+
+
+def images_with_rare_objects(store: AnnotationStore, number: int) -> list[int]:
+    """The images with most objects of rare categories, then with most objects."""
+    rare = np.array([False, *(category.frequency == "r" for category in store.categories)])
+    image_of = np.repeat(np.arange(store.num_images), np.diff(store.annotation_offsets))
+    rare_objects = np.bincount(image_of[rare[store.labels]], minlength=store.num_images)
+    order = np.lexsort((np.arange(store.num_images), -np.diff(store.annotation_offsets), -rare_objects))
+    return [int(image) for image in order[:number]]
+
+
+def random_images(store: AnnotationStore, number: int, seed: int, without: Sequence[int]) -> list[int]:
+    """Other images, in the order of the store; a pure function of the arguments."""
+    others = np.setdiff1d(np.arange(store.num_images), without)
+    drawn = np.random.default_rng(seed).choice(others, min(number, len(others)), replace=False)
+    return sorted(drawn.tolist())
+
+
+def positions_of(store: AnnotationStore, image_ids: Sequence[int]) -> list[int]:
+    """Where images stand in the store.
+
+    Raises:
+        InputError: an id that it does not have.
+    """
+    place = {image: at for at, image in enumerate(store.image_ids.tolist())}
+    for image in image_ids:
+        if image not in place:
+            raise InputError(f"--show {image}", f"no image of {store.source_name}", allowed="ids of its images")
+    return [place[image] for image in image_ids]
+
+
+def write_pictures(scenes: Scenes, out: Path, shown: Sequence[int], number: int, seed: int, least_score: float) -> None:
+    """Write all sheets into ``out``.
+
+    Args:
+        scenes: the split and what was found.
+        out: folder.
+        shown: positions of chosen images; none for those with most rare objects.
+        number: images on a sheet.
+        seed: of the random ones.
+        least_score: detections below it are not drawn.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    chosen = list(shown) or images_with_rare_objects(scenes.store, number)
+    drawn = random_images(scenes.store, number, seed, chosen)
+    how = "chosen by id" if shown else "with most objects of rare categories"
+    titles = {"chosen": f"Images {how}", "random": f"Random images, drawn with seed {seed}"}
+    for name, images in (("chosen", chosen), ("random", drawn)):
+        title = [
+            f"{titles[name]}: left annotated, right found",
+            f"{scenes.store.source_name}; {RARE_MARK} rare category",
+        ]
+        write_picture(out / f"{name}.png", sheet_of(title, [pair(scenes, image, least_score) for image in images]))
+    misses = missed(scenes)
+    for group, name in GROUPS.items():
+        write_picture(out / f"missed_{name}.png", misses_sheet(scenes, misses, group))

@@ -1,0 +1,315 @@
+"""Plots with a point for each row of the table: AP by frequency group, and AP against what it costs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+from lvis_rcnn.reporting.figures import GROUPS, figure_file, legend_below, say_why, style, write_reason
+from lvis_rcnn.reporting.rows import TRAINED, Row, cost_of, moments_of
+
+KINDS = {"bbox": "box", "segm": "mask"}
+GROUP_METRICS = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric of a row in percent, and what is known of its uncertainty."""
+
+    value: float
+    low: float
+    high: float
+    basis: str
+    """What the interval is; empty where there is none."""
+
+
+def row_name(row: Row) -> str:
+    """What a legend calls a row."""
+    return row.title if row.source == TRAINED else f"{row.title}, {row.lr_schd}, published ({row.scored_on})"
+
+
+def metrics_of(row: Row) -> list[dict[str, Any]]:
+    """``metrics.json`` of each run of a row that is scored."""
+    return [run.records["evaluate"] for run in row.runs if "evaluate" in run.records]
+
+
+def estimate(row: Row, kind: str, name: str) -> Estimate | None:
+    """A metric with its 95 % interval, of one run or of the mean over several; where there is none, with the spread."""
+    found = moments_of(row, f"{KINDS[kind]}_{name}")
+    if found["mean"] is None or not metrics_of(row):
+        return None
+    mean, seeds = 100 * found["mean"], sum(value is not None for value in found["seeds"].values())
+    if bounds := found.get("interval"):
+        of_seeds = f" and the spread of {seeds} seeds" if seeds > 1 else ""
+        return Estimate(mean, 100 * bounds[0], 100 * bounds[1], f"95 % interval, over images{of_seeds}")
+    if found["sd"] is None:
+        return Estimate(mean, mean, mean, "")
+    spread = 100 * found["sd"]
+    return Estimate(mean, mean - spread, mean + spread, f"± standard deviation over {seeds} seeds")
+
+
+def basis_sentence(estimates: Sequence[Estimate | None]) -> str:
+    """What the error bars of a figure are."""
+    found = dict.fromkeys(one.basis for one in estimates if one and one.basis)
+    return f"Bars: {'; '.join(found)}" if found else "No intervals were recorded"
+
+
+def draw_estimate(axes: Axes, x: float, one: Estimate, place: int, **more: Any) -> None:
+    """A point with its error bar."""
+    look = style(place)
+    below_above = [[max(one.value - one.low, 0)], [max(one.high - one.value, 0)]]
+    axes.errorbar(
+        x, one.value, yerr=below_above if one.basis else None,
+        color=look["color"], marker=look["marker"], markersize=5, elinewidth=1.2, capsize=3, linestyle="", **more,
+    )  # fmt: skip
+
+
+def write_ap_by_group(rows: Sequence[Row], out: Path) -> None:
+    """Write ap_by_group.{png,svg}: box and mask AP of all, rare, common and frequent categories, row by row."""
+    if not any(map(metrics_of, rows)):
+        return write_reason(out / "ap_by_group", "no run is scored yet")
+    with figure_file(out / "ap_by_group", height_in=3.6) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        estimates = []
+        for axes, (kind, word) in zip(panels, KINDS.items(), strict=True):
+            for place, row in enumerate(rows):
+                for group, name in enumerate(GROUP_METRICS):
+                    one = estimate(row, kind, name)
+                    estimates.append(one)
+                    if one:
+                        x = group + 0.7 * ((place + 0.5) / len(rows) - 0.5)
+                        draw_estimate(axes, x, one, place, label=row_name(row) if not group else None)
+            axes.set(ylabel=f"{word} AP, percent", xticks=range(len(GROUP_METRICS)), xlabel="categories")
+            axes.set_xticklabels(GROUP_METRICS.values())
+            axes.yaxis.set_tick_params(labelleft=True)
+            axes.grid(axis="x", visible=False)
+        # Only now: a limit that is set ends the scaling of all panels that share it.
+        panels[0].set_ylim(bottom=0)
+        legend_below(figure, panels)
+        figure.suptitle(basis_sentence(estimates))
+
+
+def on_frontier(costs: Float64[np.ndarray, " k"], gains: Float64[np.ndarray, " k"]) -> Bool[np.ndarray, " k"]:
+    """Whether no other point costs no more and gains no less, one of both strictly."""
+    no_dearer = costs[:, None] >= costs
+    no_worse = gains[:, None] <= gains
+    better = (costs[:, None] > costs) | (gains[:, None] < gains)
+    return np.logical_not((no_dearer & no_worse & better).any(axis=1))
+
+
+def write_ap_and_cost(rows: Sequence[Row], out: Path) -> None:
+    """Write ap_and_cost.{png,svg}: who gains most for its time and memory stands on the frontier, filled."""
+    if not any(map(metrics_of, rows)):
+        return write_reason(out / "ap_and_cost", "no run is scored yet")
+    with figure_file(out / "ap_and_cost", height_in=5.6) as figure:
+        panels = figure.subplots(2, 2, sharey="row", sharex="col")
+        costs = [cost_of(row) for row in rows]
+        times = [None if cost.fps is None else 1000 / cost.fps for cost in costs]
+        columns = [
+            (times, "inference time, milliseconds an image", [cost.device for cost in costs]),
+            ([cost.memory_gb for cost in costs], "training memory, GB", [cost.device for cost in costs]),
+        ]
+        estimates = []
+        for line, (kind, word) in zip(panels, KINDS.items(), strict=True):
+            gains = [estimate(row, kind, "AP") for row in rows]
+            estimates += gains
+            for axes, (of_rows, label, devices) in zip(line, columns, strict=True):
+                draw_frontier(axes, rows, of_rows, gains)
+                axes.set_xlabel(f"{label}\n({devices_sentence(devices)})" if axes in panels[-1] else "")
+            line[0].set_ylabel(f"{word} AP, percent")
+        legend_below(figure, panels.ravel())
+        figure.suptitle(f"Filled, on the line: no other row is as good for less.\n{basis_sentence(estimates)}.")
+
+
+def devices_sentence(devices: Sequence[str | None]) -> str:
+    """Where a cost was measured; costs of different devices do not compare."""
+    found = list(dict.fromkeys(device for device in devices if device))
+    return f"{'devices differ: ' if len(found) > 1 else ''}{', '.join(found) or 'not measured'}"
+
+
+def draw_frontier(
+    axes: Axes, rows: Sequence[Row], costs: Sequence[float | None], gains: Sequence[Estimate | None]
+) -> None:
+    """One panel of points with the frontier through the best."""
+    known = [
+        (place, cost, gain)
+        for place, (cost, gain) in enumerate(zip(costs, gains, strict=True))
+        if cost is not None and gain is not None
+    ]
+    if not known:
+        return say_why(axes, "not measured for any row that is scored")
+    x, y = (np.array(values) for values in zip(*((cost, gain.value) for _, cost, gain in known), strict=True))
+    frontier = on_frontier(x, y)
+    order = np.flatnonzero(frontier)[np.argsort(x[frontier], kind="stable")]
+    axes.plot(x[order], y[order], color="0.5", linewidth=1, linestyle="--", zorder=1, drawstyle="steps-post")
+    for (place, cost, gain), on in zip(known, frontier, strict=True):
+        colour = style(place)["color"]
+        draw_estimate(axes, cost, gain, place, label=row_name(rows[place]), mfc=colour if on else "white", mec=colour)
+    axes.margins(0.12)
+
+
+def write_ap_and_images(rows: Sequence[Row], image_counts: Mapping[int, int], kind: str, out: Path) -> None:
+    """Write ap_and_images.{png,svg}: AP of each category against its training images, a panel a row, group means.
+
+    Args:
+        rows: of the table.
+        image_counts: training images of each category, by its id; empty where nothing was counted.
+        kind: bbox or segm.
+        out: folder.
+    """
+    shown = [row for row in rows if any(metrics.get("per_category") for metrics in metrics_of(row))]
+    if not shown or not image_counts:
+        reason = "no run is scored yet" if not shown else "nothing says how many training images categories have"
+        return write_reason(out / "ap_and_images", reason)
+    lines, columns = -(-len(shown) // 2), min(len(shown), 2)
+    with figure_file(out / "ap_and_images", height_in=2.6 * lines + 0.7) as figure:
+        panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, row in zip(panels, shown, strict=False):
+            draw_categories(axes, category_aps(row, kind), image_counts)
+            axes.set(
+                title=row_name(row), ylabel=f"{KINDS[kind]} AP, percent", xlabel="training images with the category"
+            )
+        # Only now: a limit that is set ends the scaling of all panels that share it.
+        panels[0].set_ylim(bottom=-3, top=max(5, panels[0].get_ylim()[1]))
+        for axes in panels[len(shown) :]:
+            axes.set_axis_off()
+        legend_below(figure, panels)
+
+
+def category_aps(row: Row, kind: str) -> dict[int, tuple[str, float | None]]:
+    """Frequency and AP in percent of each category by its id, mean over the runs that define it."""
+    found: dict[int, tuple[str, list[float]]] = {}
+    for metrics in metrics_of(row):
+        for category in metrics["per_category"]:
+            values = found.setdefault(category["id"], (category["frequency"], []))[1]
+            values += [] if category.get(kind) is None else [100 * category[kind]]
+    return {of: (group, sum(values) / len(values) if values else None) for of, (group, values) in found.items()}
+
+
+def draw_categories(axes: Axes, aps: Mapping[int, tuple[str, float | None]], image_counts: Mapping[int, int]) -> None:
+    """One panel: a point a category, a bar a group at the mean of all its categories."""
+    for group, (name, colour, marker) in GROUPS.items():
+        values = {of: ap for of, (frequency, ap) in aps.items() if frequency == group and ap is not None}
+        placed = [(image_counts[of], ap) for of, ap in values.items() if image_counts.get(of)]
+        if not placed:
+            continue
+        x, y = zip(*placed, strict=True)
+        axes.scatter(x, y, s=16, c=colour, marker=marker, alpha=0.6, linewidths=0, label=name)
+        mean = sum(values.values()) / len(values)
+        axes.plot([min(x) / 1.15, max(x) * 1.15], [mean, mean], color=colour, linewidth=2.2)
+        backed = {"fc": "white", "ec": "none", "alpha": 0.85, "pad": 0.5}
+        where: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": "right", "va": "bottom"}
+        look: dict[str, Any] = {"color": colour, "fontsize": 8, "fontweight": "bold", "bbox": backed}
+        axes.annotate(f"{mean:.1f}", (max(x) * 1.15, mean), **where, **look)
+    undefined = sum(ap is None for _, ap in aps.values())
+    unplaced = sum(ap is not None and not image_counts.get(of) for of, (_, ap) in aps.items())
+    notes = {"without validation objects": undefined, "without training images": unplaced}
+    text = "\n".join(f"not shown: {number} {what}" for what, number in notes.items() if number)
+    axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=7, color="0.35")
+    axes.margins(y=0.12)
+    axes.set(xscale="log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+IOUS = {"0.5": "IoU 0.5", "0.75": "IoU 0.75", "0.5:0.95": "IoU 0.5 to 0.95, mean"}
+MEMBERS = {"all": "all categories", **{group: f"{name} categories" for group, (name, _, _) in GROUPS.items()}}
+
+
+def write_precision_recall(
+    curves: Mapping[str, Mapping[str, Any] | None], what: str, mean_over: str, name: str, out: Path
+) -> None:
+    """Write ``name``.{png,svg}: a row of panels a frequency group, a column an IoU, a line a row of the table.
+
+    Args:
+        curves: of each row by its name, as ``metrics.json`` has them under ``curves`` for boxes or masks; None where
+            nothing has recorded them.
+        what: boxes or masks, for the title.
+        mean_over: what a line is the mean over, for the title.
+        name: of the files.
+        out: folder.
+    """
+    if not any(curves.values()):
+        return write_reason(out / name, f"no run has recorded curves of {what}")
+    with figure_file(out / name, height_in=7.4) as figure:
+        panels = figure.subplots(len(MEMBERS), len(IOUS), sharex=True, sharey=True)
+        for row, (group, members) in zip(panels, MEMBERS.items(), strict=True):
+            for axes, (iou, title) in zip(row, IOUS.items(), strict=True):
+                draw_precision(axes, curves, group, iou)
+                axes.set_title(title if group == "all" else "")
+            row[0].set_ylabel(f"{members}\nprecision")
+        for axes in panels[-1]:
+            axes.set_xlabel("recall")
+        figure.suptitle(f"Precision of {what} at each recall, mean over {mean_over}")
+        legend_below(figure, panels.ravel())
+
+
+def draw_precision(axes: Axes, curves: Mapping[str, Mapping[str, Any] | None], group: str, iou: str) -> None:
+    """One panel; the area under a line is its AP."""
+    for place, (label, curve) in enumerate(curves.items()):
+        if curve is None or curve[group][iou] is None:
+            continue
+        every = (0.03 * (1 + place), 0.25)
+        look = style(place) | {"markersize": 3.5, "markevery": every, "linewidth": 1.1}
+        axes.plot(curve["recall"], curve[group][iou], **look, label=label)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    if not axes.lines:
+        axes.text(0.5, 0.5, "no objects", ha="center", va="center", color="0.3")
+
+
+@dataclass(frozen=True, eq=False)
+class CategoryFigures:
+    """What the picture shows of each category; everything has one entry a category."""
+
+    frequencies: np.ndarray
+    """r, c or f."""
+    image_counts: Int64[np.ndarray, " c"]
+    factors: Float64[np.ndarray, " c"]
+    instances_once: Int64[np.ndarray, " c"]
+    """Instances of an epoch that draws each image once."""
+    instances_oversampled: Float64[np.ndarray, " c"]
+
+
+def write_sampling_figure(figures: CategoryFigures, title: str, out: Path) -> None:
+    """Write repeat_factors.png and .svg into the folder ``out``; the same figures give the same bytes."""
+    with figure_file(out / "repeat_factors", height_in=3.2) as figure:
+        left, right = figure.subplots(1, 2)
+        draw_factors(left, figures)
+        draw_instances(right, figures)
+        figure.suptitle(title)
+
+
+def draw_factors(axes: Axes, figures: CategoryFigures) -> None:
+    """Category frequency against factor; categories without an image have no place on a logarithmic axis."""
+    if not figures.image_counts.any():
+        return say_why(axes, "no category has an image")
+    for group, (name, colour, marker) in GROUPS.items():
+        of_group = (figures.frequencies == group) & (figures.image_counts > 0)
+        counts, factors = figures.image_counts[of_group], figures.factors[of_group]
+        axes.scatter(counts, factors, s=18, c=colour, marker=marker, label=name, alpha=0.7, linewidths=0)
+    axes.set(xscale="log", xlabel="training images with the category", ylabel="repeat factor of the category")
+    axes.axhline(1, color="0.5", linewidth=0.8, zorder=0.9)
+    axes.legend(title="categories")
+
+
+def draw_instances(axes: Axes, figures: CategoryFigures) -> None:
+    """Instances of one epoch, without and with oversampling, by group: the bars say what is gained."""
+    positions = np.arange(len(GROUPS))
+    before, after = (
+        np.array([values[figures.frequencies == group].sum() for group in GROUPS])
+        for values in (figures.instances_once, figures.instances_oversampled)
+    )
+    colours = [colour for _, colour, _ in GROUPS.values()]
+    axes.bar(positions - 0.2, before, 0.38, color=colours, alpha=0.35, label="each image once")
+    axes.bar(positions + 0.2, after, 0.38, color=colours, label="oversampled")
+    for position, first, second in zip(positions, before, after, strict=True):
+        gain = f"x {second / first:.2f}" if first else "none"
+        axes.annotate(gain, (position + 0.2, max(second, 1)), ha="center", va="bottom", fontsize=8)
+    axes.set(yscale="log", ylabel="instances in an epoch\n(pale: each image once)", xticks=positions)
+    axes.set_xticklabels([name for name, _, _ in GROUPS.values()])
+    axes.grid(axis="x", visible=False)
+    axes.margins(y=0.15)

@@ -1,0 +1,7 @@
+"""A run on disk: written by training, read by the table and by status.
+
+records   what each run has recorded, or why not; what makes two runs the same
+attempts  every start of a run and how it ended; whether it is tried again
+lease     one trainer at a time on one state folder
+states    whether a run is alive, how far it is, what is left and what it costs
+"""

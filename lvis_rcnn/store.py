@@ -1,0 +1,32 @@
+"""LVIS JSON becomes a memory-mapped store that every process shares: see dataset.store.
+
+python -m lvis_rcnn store --annotations lvis_v1_train.json --out train.store
+"""
+
+import argparse
+from pathlib import Path
+
+from lvis_rcnn.dataset.store import build_store
+from lvis_rcnn.system.cli import log, run_step, step_parser
+
+
+def step(args: argparse.Namespace) -> None:
+    """Build one store."""
+    counts = build_store(args.annotations, args.out)
+    log.info(
+        "%s: %s",
+        args.out,
+        ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items()),
+    )
+
+
+def main() -> None:
+    """Command line of this step."""
+    parser = step_parser(__doc__)
+    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="LVIS-format JSON file")
+    parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
+    run_step(parser, step)
+
+
+if __name__ == "__main__":
+    main()

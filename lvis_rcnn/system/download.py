@@ -1,0 +1,394 @@
+"""A file arrives whole or not at all: from the first server that has it, resumed where it broke off, checked.
+
+What has come lies in ``NAME.part`` beside the file, and which version it is of in ``NAME.part.json``; both outlive the
+process. A resumed download asks for the rest of that version only (RFC 9110, 13.1.5), so that it never joins two.
+"""
+
+import http.client
+import json
+import os
+import stat
+import time
+import urllib.request
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from io import FileIO
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from tqdm import tqdm
+
+from lvis_rcnn.system.cli import InputError, log
+from lvis_rcnn.system.files import append_to_part, check_space, keep_part, locked_part, part_of, sha256_of_file
+
+CHUNK_BYTES = 2**20
+# A server that says nothing for so long says nothing more.
+TIMEOUT_S = 60
+# Before each further try that brings nothing new; then it is the next server's turn.
+WAITS_S = (1.0, 4.0, 15.0, 60.0)
+# Of the answers that are no file, those that another try may change; so may every 5xx.
+PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
+HEADERS = {"User-Agent": "lvis-rcnn", "Accept-Encoding": "identity"}
+
+Check = Callable[[Path], object]
+
+
+class RefusedError(Exception):
+    """This server does not have what is wanted; another may."""
+
+
+class BrokenError(Exception):
+    """The rest may come with another try."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is known of a file before it is here."""
+
+    path: Path
+    size_bytes: int | None
+    sha256: str
+    """First digits, or all; empty where nothing is known."""
+    check: Check | None
+    """Called with the whole ``.part`` file; an InputError refuses it."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """What the bytes of a ``.part`` file are the beginning of."""
+
+    url: str
+    size_bytes: int
+    etag: str
+    """Strong one, else empty."""
+    last_modified: str
+
+
+def download(
+    urls: Sequence[str],
+    path: Path,
+    *,
+    size_bytes: int | None = None,
+    sha256: str = "",
+    check: Check | None = None,
+    waits_s: Sequence[float] | None = None,
+) -> None:
+    """Bring ``path``; nothing is done where it is there.
+
+    Invariant: ``path`` appears only with the size, the digest and the content that were asked for. Killed at any
+    moment, the next call goes on. Of several processes one downloads, the others wait and find the file.
+
+    Args:
+        urls: Addresses of the file, the preferred one first.
+        path: Where it shall lie.
+        size_bytes: Its length, where known.
+        sha256: First hexadecimal digits of its digest, or all; empty where not known.
+        check: Called with the whole file before it gets its name; an InputError refuses it.
+        waits_s: Seconds before each further try at one address; WAITS_S by default. Tries that bring more do not count.
+
+    Raises:
+        InputError: no address has it (each with its reason), or the disk is full.
+    """
+    if not path.exists():
+        wanted = Wanted(path, size_bytes, sha256, check)
+        with locked_part(path) as part:
+            if not path.exists():
+                from_first_server(urls, part, wanted, WAITS_S if waits_s is None else waits_s)
+            else:
+                part.truncate(0)
+    if not part_of(path).exists():
+        version_file(path).unlink(missing_ok=True)
+
+
+def from_first_server(urls: Sequence[str], part: FileIO, wanted: Wanted, waits_s: Sequence[float]) -> None:
+    """Bring the file from the first of ``urls`` that has it."""
+    reasons = []
+    for url in urls:
+        try:
+            receive_all(url, part, wanted, waits_s)
+            check_part(part, wanted)
+        except RefusedError as error:
+            reasons.append(f"{url}: {error}")
+            log.warning("warning: %s", reasons[-1])
+            continue
+        keep_part(part, wanted.path)
+        log.info("downloaded %s: %s bytes", wanted.path, f"{wanted.path.stat().st_size:,}")
+        return
+    raise none_has_it(reasons, part, wanted.path)
+
+
+def none_has_it(reasons: Sequence[str], part: FileIO, path: Path) -> InputError:
+    """The error that lists each address with its reason; the note of a part that is empty goes with it."""
+    fix = f"put the file into {path.parent}"
+    if part.seek(0, os.SEEK_END):
+        fix += f", or start again, which goes on from {part_of(path).name}"
+    else:
+        version_file(path).unlink(missing_ok=True)
+    told = "; ".join(reasons) or "no address is known"
+    return InputError(str(path), f"is not there and cannot be fetched ({told})", fix=fix)
+
+
+def receive_all(url: str, part: FileIO, wanted: Wanted, waits_s: Sequence[float]) -> None:
+    """Fill ``part``, in as many tries as bring more; RefusedError where that ends.
+
+    A server that cannot even be reached gets one try, so that a node without a network says so at once.
+    """
+    failures, most_bytes, was_reached = 0, part.seek(0, os.SEEK_END), False
+    while True:
+        try:
+            return receive(url, part, wanted)
+        except urllib.error.URLError as error:
+            reason = str(error.reason)
+            if not was_reached:
+                raise RefusedError(f"cannot be reached: {reason}") from None
+        except (OSError, http.client.HTTPException, BrokenError) as error:
+            reason, was_reached = str(error) or type(error).__name__, True
+        at = part.seek(0, os.SEEK_END)
+        failures = failures + 1 if at <= most_bytes else 0
+        most_bytes = max(most_bytes, at)
+        if failures > len(waits_s):
+            raise RefusedError(f"{reason}, {failures} times")
+        wait_s = waits_s[max(failures - 1, 0)] if waits_s else 0
+        log.warning("warning: %s: %s; next try in %g s", url, reason, wait_s)
+        time.sleep(wait_s)
+
+
+def receive(url: str, part: FileIO, wanted: Wanted) -> None:
+    """One try: ask for the rest, or for all where the part is of no use, and append what comes.
+
+    Raises:
+        RefusedError, BrokenError, OSError, HTTPException: see :func:`receive_all`.
+        InputError: the disk is full.
+    """
+    version = read_version(wanted.path)
+    at = part.seek(0, os.SEEK_END)
+    if at and at == (version.size_bytes if version else wanted.size_bytes):
+        return
+    headers = range_headers(version, url, at, has_digest=bool(wanted.sha256))
+    with answer_of(url, headers, part) as answer:
+        if answer.status == HTTPStatus.PARTIAL_CONTENT:
+            check_rest(answer, part, version, at)
+        else:
+            version, at = begin(answer, url, part, wanted), 0
+        assert version is not None
+        check_space(wanted.path.parent, version.size_bytes - at)
+        append(answer, part, wanted.path, at, version.size_bytes)
+
+
+def range_headers(version: Version | None, url: str, at: int, *, has_digest: bool) -> dict[str, str]:
+    """Headers that ask for the rest from byte ``at``; empty where only the whole file will do.
+
+    An ETag is asked of mirrors too: those in front of one store share it, others then send the whole file.
+    """
+    if version is None or not 0 < at < version.size_bytes:
+        return {}
+    headers = {"Range": f"bytes={at}-"}
+    validator = version.etag or (version.last_modified if url == version.url else "")
+    if validator:
+        return {**headers, "If-Range": validator}
+    return headers if has_digest and url == version.url else {}
+
+
+def answer_of(url: str, headers: dict[str, str], part: FileIO) -> http.client.HTTPResponse:
+    """The server's answer, 200 or 206; a part that it calls out of range is dropped."""
+    try:
+        request = urllib.request.Request(url, headers={**HEADERS, **headers})
+        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        error.close()
+        told = f"HTTP {error.code} {error.reason}".strip()
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            part.truncate(0)
+            raise BrokenError(told) from None
+        passes = error.code in PASSING or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
+        raise (BrokenError if passes else RefusedError)(told) from None
+    return answer
+
+
+def check_rest(answer: http.client.HTTPResponse, part: FileIO, version: Version | None, at: int) -> None:
+    """Drop the part and raise BrokenError where a 206 is not the rest of its version."""
+    said = answer.headers.get("Content-Range", "")
+    expected = f"bytes {at}-{version.size_bytes - 1}/{version.size_bytes}" if version else "none"
+    etag = strong_etag(answer)
+    if said != expected or (version and version.etag and etag and etag != version.etag):
+        part.truncate(0)
+        raise BrokenError(f"sent {said or 'a range without saying which'}, not {expected}; beginning again")
+
+
+def begin(answer: http.client.HTTPResponse, url: str, part: FileIO, wanted: Wanted) -> Version:
+    """Empty the part for the whole file, which is what the server sends, and note its version."""
+    said = answer.headers.get("Content-Length", "")
+    if not said.isdecimal() and wanted.size_bytes is None:
+        raise RefusedError("does not say how long the file is, so that a cut would not be seen")
+    size_bytes = int(said) if said.isdecimal() else wanted.size_bytes
+    assert size_bytes is not None
+    if wanted.size_bytes not in (None, size_bytes):
+        raise RefusedError(f"has {size_bytes:,} bytes under this name, not {wanted.size_bytes:,}")
+    part.truncate(0)
+    version = Version(url, size_bytes, strong_etag(answer), answer.headers.get("Last-Modified", ""))
+    # Not atomic: half a note is no version, and the part that it would describe is still empty.
+    version_file(wanted.path).write_text(json.dumps(asdict(version)), encoding="utf-8")
+    return version
+
+
+def append(answer: http.client.HTTPResponse, part: FileIO, path: Path, at: int, size_bytes: int) -> None:
+    """Write what comes, up to ``size_bytes``; BrokenError where less comes."""
+    log.info("downloading %s: %s of %s bytes are here", path, f"{at:,}", f"{size_bytes:,}")
+    with tqdm(total=size_bytes, initial=at, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+        while at < size_bytes and (chunk := answer.read1(min(CHUNK_BYTES, size_bytes - at))):
+            append_to_part(part, path, chunk)
+            at += len(chunk)
+            bar.update(len(chunk))
+    if at < size_bytes:
+        raise BrokenError(f"the connection ended after {at:,} of {size_bytes:,} bytes")
+
+
+def check_part(part: FileIO, wanted: Wanted) -> None:
+    """Empty the whole part and raise RefusedError where it is not the file that is wanted."""
+    path = part_of(wanted.path)
+    try:
+        found = sha256_of_file(path) if wanted.sha256 else ""
+        if not found.startswith(wanted.sha256):
+            digits = len(wanted.sha256)
+            raise RefusedError(f"what it sent has the SHA-256 {found[:digits]}, not {wanted.sha256}")
+        if wanted.check is not None:
+            wanted.check(path)
+    except (RefusedError, InputError) as error:
+        part.truncate(0)
+        raise RefusedError(str(error)) from None
+
+
+def strong_etag(answer: http.client.HTTPResponse) -> str:
+    """The ETag if equal ones mean equal bytes; empty without."""
+    etag: str = answer.headers.get("ETag", "")
+    return etag if etag.startswith('"') else ""
+
+
+def version_file(path: Path) -> Path:
+    """Where the :class:`Version` of ``path``'s part is noted."""
+    return path.with_name(f"{path.name}.part.json")
+
+
+def read_version(path: Path) -> Version | None:
+    """The version of ``path``'s part; None where it is not known."""
+    try:
+        return Version(**json.loads(version_file(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+# LVIS v1 is the largest file there is, with 1.1 GB and a ratio of 3.
+MOST_BYTES = 16 * 2**30
+MOST_RATIO = 200
+ENCRYPTED = 0x1
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+FIX = "delete it and fetch it again, or unpack it yourself if you trust it"
+
+
+def unpack_json(
+    archive: Path, out: Path, *, most_bytes: int = MOST_BYTES, check: Callable[[Path], object] | None = None
+) -> None:
+    """Write the JSON file of a zip to ``out``; nothing is done where it is there.
+
+    Invariant: ``out`` appears only whole (length and CRC-32 are the zip's). Killed at any moment, the next call begins
+    again and leaves no second unfinished file.
+
+    Args:
+        archive: The zip.
+        out: File to write.
+        most_bytes: A larger file is refused.
+        check: Called with the whole file before it gets its name; an InputError refuses it.
+
+    Raises:
+        InputError: a zip that :func:`json_member` refuses, damage, or no space.
+    """
+    member = json_member(archive, most_bytes)
+    with locked_part(out) as part:
+        part.truncate(0)
+        if out.exists():
+            return
+        check_space(out.parent, member.file_size)
+        try:
+            write_member(archive, member, part, out)
+            if check is not None:
+                check(part_of(out))
+        except InputError:
+            part.truncate(0)
+            raise
+        keep_part(part, out)
+    log.info("unpacked %s: %s bytes", out, f"{member.file_size:,}")
+
+
+def json_member(archive: Path, most_bytes: int = MOST_BYTES) -> zipfile.ZipInfo:
+    """The only JSON file of a zip, in whatever folder of it; what macOS adds does not count.
+
+    Raises:
+        InputError: no readable zip; none or several; and for any member: an absolute name, ``..``, a link or device, a
+            name twice, encryption, a method other than stored and deflated, a size or ratio that no annotations have.
+    """
+    members = members_of(archive)
+    times = Counter(member.filename for member in members)
+    for member in members:
+        problem = "stands twice" if times[member.filename] > 1 else problem_of(member, most_bytes)
+        if problem:
+            raise InputError(f"{archive}: {member.orig_filename!r}", problem, fix=FIX)
+    found = [member for member in members if is_json(member)]
+    if len(found) != 1:
+        listed = ", ".join(member.filename for member in (found or members)[:5])
+        what = f"holds {len(found)} JSON files: {listed or 'it is empty'}"
+        raise InputError(str(archive), what, allowed="one JSON file", fix="unpack the one that is meant yourself")
+    return found[0]
+
+
+def members_of(archive: Path) -> list[zipfile.ZipInfo]:
+    """What a zip's directory lists; InputError where it is none."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return opened.infolist()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise InputError(str(archive), f"is no readable zip: {error}", fix=FIX) from None
+
+
+def is_json(member: zipfile.ZipInfo) -> bool:
+    """Whether a member is a file that somebody put there."""
+    path = PurePosixPath(member.filename)
+    return path.suffix == ".json" and path.parts[0] != "__MACOSX" and not path.name.startswith("._")
+
+
+def problem_of(member: zipfile.ZipInfo, most_bytes: int) -> str | None:
+    """Why a member makes its zip one to refuse."""
+    name, kind = member.orig_filename, stat.S_IFMT(member.external_attr >> 16)
+    if "\0" in name or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
+        return "has an absolute name"
+    if ".." in PureWindowsPath(name).parts:
+        return "has a name that leads out of the folder"
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "is a link or a device"
+    if member.flag_bits & ENCRYPTED:
+        return "is encrypted"
+    if member.compress_type not in METHODS:
+        return f"is packed by method {member.compress_type}, not stored or deflated"
+    if member.file_size > most_bytes or member.file_size > MOST_RATIO * max(member.compress_size, 1024):
+        return f"would become {member.file_size:,} bytes from {member.compress_size:,}"
+    return None
+
+
+def write_member(archive: Path, member: zipfile.ZipInfo, part: FileIO, out: Path) -> None:
+    """Append a member's bytes, never more than the zip's directory says; InputError where they are damaged."""
+    try:
+        with (
+            zipfile.ZipFile(archive) as opened,
+            opened.open(member) as source,
+            tqdm(total=member.file_size, desc=out.name, unit="B", unit_scale=True, disable=None) as bar,
+        ):
+            while chunk := source.read(CHUNK_BYTES):
+                append_to_part(part, out, chunk)
+                bar.update(len(chunk))
+    except (OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error) as error:
+        raise InputError(f"{archive}: {member.filename}", f"is damaged: {error}", fix=FIX) from None
+    if part.tell() != member.file_size:
+        what = f"has {part.tell():,} bytes, not {member.file_size:,}"
+        raise InputError(f"{archive}: {member.filename}", what, fix=FIX)

@@ -1,0 +1,259 @@
+"""Files appear whole or not at all: written beside their place, flushed to disk, renamed."""
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from lvis_rcnn.system.cli import InputError, log
+
+YOUNG_S = 1.0
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on success it becomes ``path``, on failure it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; results are for the group
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; on success it replaces ``path``, on failure it is removed.
+
+    Whatever a killed process has left beside ``path`` is removed first. A folder cannot replace a full one in one
+    call, so an existing ``path`` is put aside just before the rename: a process killed then leaves none.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path)
+    with locked_folder(path) as temporary:
+        yield temporary
+        os.chmod(temporary, 0o755)
+        for file in temporary.rglob("*"):
+            sync(file)
+        sync(temporary)
+        with locked_folder(path) as old:
+            if path.exists():
+                os.replace(path, old)
+            os.replace(temporary, path)
+            sync(path.parent)
+
+
+@contextlib.contextmanager
+def locked_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside ``path``, locked while this process works on it, so that no other takes it for abandoned.
+
+    What is then left under its name is removed.
+    """
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: then none is taken for abandoned
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove temporary folders for ``path`` whose process was killed: those that no process holds locked."""
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with contextlib.suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                # One that is younger may be between its making and its lock.
+                if time.time() - folder.stat().st_mtime > YOUNG_S:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder)
+            finally:
+                os.close(handle)
+
+
+@contextlib.contextmanager
+def locked_part(path: Path) -> Iterator[FileIO]:
+    """Yield ``path``'s ``.part`` file, open at its end for appending, to its only writer; others wait here.
+
+    Unlike the file of :func:`atomic_file` it stays when the process is killed: a download goes on from it, and what
+    begins anew overwrites it, so that kills never leave more than one. An empty one is removed.
+    """
+    part = part_of(path)
+    while True:
+        with opened_part(part) as file:
+            lock(file, part)
+            # The writer before may have removed or renamed the file that was opened here.
+            if not is_file_of(file, part):
+                continue
+            try:
+                yield file
+            finally:
+                if file.seek(0, os.SEEK_END) == 0 and is_file_of(file, part):
+                    part.unlink(missing_ok=True)
+            return
+
+
+def is_file_of(file: FileIO, path: Path) -> bool:
+    """Whether ``path`` is the name of the open ``file`` (one call, since others rename and remove at any moment)."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def opened_part(part: Path) -> FileIO:
+    """The file, made where it is not there; unbuffered, so that a kill loses nothing and closing writes nothing."""
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        return part.open("a+b", buffering=0)
+    except OSError as error:
+        raise InputError(str(part), f"cannot be written: {error.strerror}", fix="name another folder") from None
+
+
+def append_to_part(file: FileIO, path: Path, chunk: bytes) -> None:
+    """Write all of ``chunk``; InputError where the disk or the quota is full."""
+    rest = memoryview(chunk)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        fix = "make room and start again"
+        raise InputError(str(part_of(path)), f"cannot be written: {error.strerror}", fix=fix) from None
+
+
+def part_of(path: Path) -> Path:
+    """The unfinished ``path``: same folder, so that it can be renamed."""
+    return path.with_name(f"{path.name}.part")
+
+
+def lock(file: FileIO, path: Path) -> None:
+    """Wait until no other process has ``file`` locked; the lock ends with the process, however it ends."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("waiting for another process that writes %s", path)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        # Some cluster file systems are mounted without locks.
+        log.warning("warning: %s cannot be locked (%s): let one process at a time write it", path, error.strerror)
+
+
+def keep_part(file: FileIO, path: Path) -> None:
+    """Give the ``.part`` file of :func:`locked_part` its name, its bytes on disk."""
+    os.fsync(file.fileno())
+    os.replace(part_of(path), path)
+    sync(path.parent)
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """Raise InputError where the disk of ``folder`` has less free than that."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        what = f"{free_bytes / 1e9:,.2f} GB are free, {needed_bytes / 1e9:,.2f} GB are needed"
+        raise InputError(str(folder), what, fix="free some, or name a folder on another disk")
+
+
+def sync(path: Path) -> None:
+    """Wait until the bytes (or, for a folder, the names) are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole or not at all; NaN and infinity are refused."""
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of one JSON object a line, without one that a kill cut short; none if there is no file."""
+    objects = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            objects.append(json.loads(line))
+    return objects
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex SHA-256 of the file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    """Hex SHA-256 of the canonical JSON (sorted keys, no blanks) of ``value``."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class ArrayFile:
+    """One flat array of a type that is known; its length is written when it is closed."""
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self.dtype = dtype
+        self.file = path.open("w+b")
+        self.restart()
+
+    def append(self, values: np.ndarray) -> None:
+        """Write ``values`` behind those that are there."""
+        self.file.write(values.astype(self.dtype, copy=False).data)
+        self.length += len(values)
+
+    def restart(self) -> None:
+        """Forget all values."""
+        self.file.truncate(0)
+        self.length = 0
+        self.write_header()
+
+    def write_header(self) -> None:
+        """NumPy leaves room for the length, so that a header is as long whatever it says."""
+        self.file.seek(0)
+        header = {"descr": self.dtype, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+    def __enter__(self) -> "ArrayFile":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.write_header()
+        self.file.close()
+
+
+def link(source: Path, target: Path) -> None:
+    """Hard link, or copy where the file system has none."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

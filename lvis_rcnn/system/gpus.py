@@ -1,0 +1,111 @@
+"""Runs a command on GPUs of its own, on a machine without a scheduler.
+
+    python -m lvis_rcnn.system.gpus --gpus 2 -- python -m lvis_rcnn train …
+
+A GPU is held by a lock on a file of its name, which the system drops with the last process that holds it, whatever ends
+it. The command takes this process's place, and sees its GPUs alone (CUDA_VISIBLE_DEVICES). Inside a SLURM job, which
+has its GPUs from SLURM, it is just run. Other programs, and other users, are not kept off.
+"""
+
+import argparse
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
+
+POLL_S = 2.0
+
+
+def gpus_of_this_machine() -> list[str]:
+    """Names of the GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, or numbers of all that there are."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    return [str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
+
+
+def lock_folder() -> Path:
+    """Folder of this user's locks on this machine."""
+    folder = Path(tempfile.gettempdir()) / f"lvis_rcnn_gpus_{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def lock(gpu: str, folder: Path) -> int | None:
+    """An open file that holds a GPU and outlives exec; None where another process holds it."""
+    handle = os.open(folder / gpu.replace("/", "_"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    os.set_inheritable(handle, True)
+    return handle
+
+
+def lease(wanted: int, folder: Path) -> list[str]:
+    """Hold so many GPUs until this process ends; waits while others hold them.
+
+    All or none: who waits holds nothing that another waits for.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    there = gpus_of_this_machine()
+    if wanted > len(there):
+        raise InputError(
+            "resources.gpus",
+            f"asks for {wanted}, and there are {len(there)} here",
+            allowed="the GPUs of this machine (CUDA_VISIBLE_DEVICES, nvidia-smi -L)",
+            fix="lower resources.gpus, or run on a machine that has them",
+        )
+    waits = False
+    while True:
+        held: dict[str, int] = {}
+        for gpu in there:
+            if len(held) < wanted and (handle := lock(gpu, folder)) is not None:
+                held[gpu] = handle
+        if len(held) == wanted:
+            return list(held)
+        for handle in held.values():
+            os.close(handle)
+        if not waits:
+            log.info("waiting for %d of the GPUs %s", wanted, ", ".join(there))
+        waits = True
+        time.sleep(POLL_S)
+
+
+def hold_one_gpu() -> None:
+    """Let this process see one GPU, which no other run of this user has; to be called before torch looks for one.
+
+    Nothing happens inside a SLURM job, in the processes of torchrun, whose GPUs are given already, and without a GPU.
+    """
+    if {"SLURM_JOB_ID", "WORLD_SIZE"}.isdisjoint(os.environ) and gpus_of_this_machine():
+        os.environ["CUDA_VISIBLE_DEVICES"] = lease(1, lock_folder())[0]
+
+
+def step(args: argparse.Namespace) -> None:
+    """Become the command, with its GPUs."""
+    if "SLURM_JOB_ID" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(lease(args.gpus, lock_folder()))
+    os.execvp(args.command[0], args.command)
+
+
+def main() -> None:
+    """Command line of this step."""
+    parser = step_parser(__doc__)
+    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="GPUs that the command gets")
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="what to run, after --")
+    run_step(parser, step)
+
+
+if __name__ == "__main__":
+    main()

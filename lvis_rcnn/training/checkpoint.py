@@ -1,0 +1,303 @@
+"""Save and restore a run: its newest checkpoint and the one before it, each whole, whatever happens.
+
+A checkpoint is ``step00001200-<digest>.pth``, a file of ``torch.save`` (format 1). The digest, the first 16 hex digits
+of the SHA-256 of its bytes, is part of the name, so that content and digest appear in one rename, and damage is told
+from what was written. Until then the file is ``.step00001200-<random>.part``, which the next start removes.
+"""
+
+import contextlib
+import copy
+import hashlib
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lvis_rcnn.system.cli import InputError, log
+from lvis_rcnn.system.files import sha256_of_file, sync
+
+CHECKPOINT = re.compile(r"step[0-9]{8,}-[0-9a-f]{16}\.pth")
+TEMPORARY = re.compile(r"\.step[0-9]{8,}-[a-z0-9_]{8}\.part")
+DIGEST_DIGITS = 16
+
+
+class TakenOver(InputError):
+    """Another trainer works on this run by now: what this one would save is no longer wanted."""
+
+
+class Saver:
+    """Saves a run's state, by the one process that holds its folder.
+
+    The newest checkpoint and the one before it are kept. A save that fails (full disk, I/O error, no permission) is a
+    warning and leaves the folder as it was: the training goes on, and the next save tries again. Making a saver removes
+    what killed processes left half written.
+
+    Args:
+        folder: State folder of the run.
+        saved_step: Steps done in the checkpoint that the run goes on from, 0 where it begins: that one is kept as the
+            one before the first that is saved, and not a damaged one.
+        background: Write in a thread, from a copy in CPU memory.
+        still_held: Whether this process still holds the folder, asked just before a checkpoint gets its name; an
+            OSError of it counts as a save that failed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        saved_step: int,
+        *,
+        background: bool = False,
+        still_held: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.folder = folder
+        self.saved_step = saved_step
+        self.asked_step = saved_step
+        self.background = background
+        self.still_held = still_held
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.writing: Future[None] | None = None
+        remove(folder, is_temporary)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Save what :func:`load_checkpoint` is to return; :meth:`wait` says whether it is on disk.
+
+        In the background ``state`` may change as soon as this returns. One write at a time: this waits for the one
+        before. A step that is saved already is not saved again.
+
+        Args:
+            step: Optimizer steps done, 1 or more.
+            state: Containers of tensors, numbers and text, as ``torch.load(weights_only=True)`` reads them.
+
+        Raises:
+            TakenOver: ``still_held`` said no, to this save or to the one before.
+        """
+        self.wait()
+        self.asked_step = step
+        if step == self.saved_step:
+            return
+        if not self.background:
+            self.write(step, state)
+            return
+        with self.failure_is_a_warning(step):
+            self.writing = self.writer.submit(self.write, step, on_cpu(state))
+
+    def wait(self) -> bool:
+        """Whether the state of the last :meth:`save` is on disk, once its write has ended.
+
+        Raises:
+            TakenOver: ``still_held`` said no.
+        """
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+        return self.saved_step == self.asked_step
+
+    def write(self, step: int, state: dict[str, Any]) -> None:
+        """Write a checkpoint; once it is durable, remove those that are neither it nor the one before."""
+        with self.failure_is_a_warning(step):
+            newest = write_checkpoint(self.folder, step, state, self.still_held)
+            before, self.saved_step = self.saved_step, step
+            remove_older(newest, before)
+
+    @contextlib.contextmanager
+    def failure_is_a_warning(self, step: int) -> Iterator[None]:
+        """Whatever goes wrong in a save, it must not end a week of training."""
+        try:
+            yield
+        except TakenOver:
+            raise
+        except Exception as error:
+            last = f"the last one is of step {self.saved_step}" if self.saved_step else "there is none yet"
+            log.warning(
+                "warning: no checkpoint of step %d could be saved in %s (%s); training goes on, the next save tries "
+                "again, %s",
+                *(step, self.folder, reason_of(error), last),
+            )
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The state of the newest whole checkpoint of a run, on the CPU; None where nothing was saved yet.
+
+    Nothing is written or removed, so every process of a run may load. Each newer one that is damaged is a warning.
+
+    Raises:
+        InputError: there are checkpoints and none is whole: to begin anew in silence might lose a week.
+        OSError: the folder cannot be read.
+    """
+    damaged: list[str] = []
+    for path in checkpoints_of(folder):
+        try:
+            state = read_checkpoint(path)
+        except (ValueError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            damaged.append(f"{path.name} cannot be used ({reason_of(error)})")
+            continue
+        for what in damaged:
+            log.warning("warning: %s/%s; the one before is used, %s", folder, what, path.name)
+        return state
+    if damaged:
+        fix = "bring a whole one back, or delete the folder to train from the beginning"
+        raise InputError(str(folder), f"no checkpoint is whole: {', '.join(damaged)}", fix=fix)
+    return None
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a run that is done; its model stays."""
+    remove(folder, lambda path: is_checkpoint(path) or is_temporary(path))
+
+
+def write_checkpoint(folder: Path, step: int, state: dict[str, Any], still_held: Callable[[], bool]) -> Path:
+    """Write a checkpoint, durably, and return its path; after an error nothing of it is left.
+
+    Raises:
+        TakenOver: ``still_held`` said no.
+        OSError: or what ``torch.save`` makes of it.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".step{step:08d}-", suffix=".part", dir=folder)
+    temporary = path = Path(name)
+    try:
+        digest = write_state(handle, state)
+        if not still_held():
+            fix = "leave it to that one, or stop it and start this one again"
+            raise TakenOver(str(folder), f"another trainer has taken over before step {step} was saved", fix=fix)
+        path = folder / f"step{step:08d}-{digest[:DIGEST_DIGITS]}.pth"
+        os.replace(temporary, path)
+        sync(folder)
+    except BaseException:
+        for left in (temporary, path):
+            with contextlib.suppress(OSError):
+                left.unlink()
+        raise
+    return path
+
+
+def write_state(handle: int, state: dict[str, Any]) -> str:
+    """Write ``state`` to an open file, flush it to disk, close it; returns the SHA-256 of what was to be written."""
+    try:
+        os.fchmod(handle, 0o644)  # mkstemp makes it private; results are for the group
+        file = DigestingFile(handle)
+        torch.save(state, file)  # type: ignore[arg-type]  # it writes and flushes, nothing else
+        os.fsync(handle)
+        return file.sha256.hexdigest()
+    finally:
+        os.close(handle)
+
+
+class DigestingFile:
+    """What ``torch.save`` needs of a file; hashes the bytes on their way, so that none are read again."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+        self.sha256 = hashlib.sha256()
+
+    def write(self, chunk: memoryview) -> int:
+        """Write all of ``chunk``."""
+        self.sha256.update(chunk)
+        rest = memoryview(chunk)
+        while rest:
+            rest = rest[os.write(self.handle, rest) :]
+        return len(chunk)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint.
+
+    Raises:
+        ValueError: its bytes are not those that were written.
+        OSError: it cannot be read; and whatever ``torch.load`` raises.
+    """
+    if sha256_of_file(path)[:DIGEST_DIGITS] != path.stem.rpartition("-")[2]:
+        raise ValueError("damaged: its bytes are not those that were written")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def on_cpu(value: Any) -> Any:
+    """A copy that shares nothing that changes: every tensor in CPU memory, containers of the same types."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        copied = copy.copy(value)  # not a new dict: a model's state_dict has the versions of its modules as attribute
+        copied.update((key, on_cpu(part)) for key, part in value.items())
+        return copied
+    if isinstance(value, (list, tuple)):
+        return type(value)(on_cpu(part) for part in value)
+    return value
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, newest first."""
+    return sorted((path for path in files_of(folder) if is_checkpoint(path)), key=step_of, reverse=True)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file has the name of a checkpoint."""
+    return CHECKPOINT.fullmatch(path.name) is not None
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file has the name of a checkpoint that is not whole yet."""
+    return TEMPORARY.fullmatch(path.name) is not None
+
+
+def step_of(path: Path) -> int:
+    """Optimizer steps done in a checkpoint."""
+    return int(path.stem.removeprefix("step").partition("-")[0])
+
+
+def files_of(folder: Path) -> list[Path]:
+    """What a folder holds, nothing where it is not there.
+
+    No glob, which takes a folder that cannot be read for an empty one.
+    """
+    try:
+        return [folder / name for name in os.listdir(folder)]
+    except FileNotFoundError:
+        return []
+
+
+def remove_older(newest: Path, step_before: int) -> None:
+    """Remove checkpoints but the newest and the one before it.
+
+    Later ones stay, so that a trainer that lost its folder, and does not know it yet, does no harm.
+    """
+
+    def is_older(path: Path) -> bool:
+        return path != newest and is_checkpoint(path) and step_before != step_of(path) <= step_of(newest)
+
+    remove(newest.parent, is_older)
+
+
+def remove(folder: Path, unwanted: Callable[[Path], bool]) -> None:
+    """Remove the files of a folder that are unwanted; one that stays does no harm but for its room."""
+    with stays_with_a_warning(folder):
+        for path in filter(unwanted, files_of(folder)):
+            with stays_with_a_warning(path):
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def stays_with_a_warning(path: Path) -> Iterator[None]:
+    """An error of the disk ends no training that only clears up."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("warning: old checkpoints stay: %s (%s)", path, reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """One line; the system's words where it has any, also if torch made another error of them."""
+    cause = error.__context__ if isinstance(error.__context__, OSError) else error
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    if isinstance(error, ValueError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,199 @@
+"""A run, its identity, and what it leaves when it is done: model, record and log under the names the page uses."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.config.study import Study, settings_digest, settings_of_step
+from lvis_rcnn.config.zoo import ZooModel
+from lvis_rcnn.dataloader.repeat_factors import read_sampling
+from lvis_rcnn.dataloader.sampler import SampleStream
+from lvis_rcnn.dataset.store import AnnotationStore, open_store
+from lvis_rcnn.model.mask_rcnn import PRECISIONS
+from lvis_rcnn.model.weights import save_model
+from lvis_rcnn.runs.attempts import cost_of, read_attempts
+from lvis_rcnn.runs.records import run_digest, state_folder_name
+from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.system.files import link, sha256_of_file, write_json
+from lvis_rcnn.system.provenance import code_version, library_versions
+from lvis_rcnn.training.checkpoint import drop_checkpoints
+from lvis_rcnn.training.log import Progress, write_heartbeat
+from lvis_rcnn.training.solver import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """One backbone and seed of a study: what it is made from and where its state lives."""
+
+    study: Study
+    backbone: str
+    seed: int
+    store_path: Path
+    images_dir: Path
+    repeat_factors_dir: Path
+    state_root: Path
+    zoo: Mapping[str, ZooModel]
+    """Where initial weights come from."""
+
+    @cached_property
+    def store(self) -> AnnotationStore:
+        """Annotations of the training split."""
+        return open_store(self.store_path)
+
+    @cached_property
+    def digest(self) -> str:
+        """As :func:`run_digest`."""
+        return run_digest(self.study, self.backbone, self.seed, self.store.annotations_sha256, self.zoo)
+
+    @property
+    def state_dir(self) -> Path:
+        """Folder of exactly this run."""
+        folder = self.state_root / self.study.study / self.backbone / f"seed{self.seed}"
+        return folder / state_folder_name(self.digest)
+
+
+def is_finished(state_dir: Path) -> bool:
+    """Whether a run has ended; its record is written last."""
+    return (state_dir / "train.json").exists()
+
+
+def finish(run: Run, weights: dict[str, torch.Tensor], recipe: Recipe, progress: Progress) -> None:
+    """Write model and record into the state folder, then drop the checkpoints."""
+    finished_at = datetime.now(UTC)
+    save_model(run.state_dir / "model.pth", weights, model_meta(run, recipe, finished_at))
+    write_json(run.state_dir / "train.json", run_record(run, recipe, progress, finished_at))
+    write_heartbeat(run.state_dir, progress, recipe, "done")
+    drop_checkpoints(run.state_dir)
+
+
+def model_meta(run: Run, recipe: Recipe, finished_at: datetime) -> dict[str, Any]:
+    """What a model file says of itself."""
+    return {
+        "study": run.study.study,
+        "backbone": run.backbone,
+        "seed": run.seed,
+        "run_digest": run.digest,
+        "CLASSES": tuple(category.name for category in run.store.categories),
+        "steps": recipe.steps,
+        "time": finished_at.isoformat(timespec="seconds"),
+        "code_version": code_version(),
+    }
+
+
+def run_record(run: Run, recipe: Recipe, progress: Progress, finished_at: datetime) -> dict[str, Any]:
+    """Everything that a reader of the table may ask about how a row was trained."""
+    model_sha256 = sha256_of_file(run.state_dir / "model.pth")
+    stem = f"{published_stem(run.study, run.backbone, run.seed)}_{finished_at:%Y%m%d_%H%M%S}"
+    return {
+        "format": "lvis_rcnn.run",
+        "version": 1,
+        "study": run.study.study,
+        "backbone": run.backbone,
+        "seed": run.seed,
+        "settings_digest": settings_digest(run.study, "train"),
+        "settings": settings_of_step(run.study, "train", with_defaults=True),
+        "run_digest": run.digest,
+        "annotations_sha256": run.store.annotations_sha256,
+        "num_categories": len(run.store.categories),
+        "steps": recipe.steps,
+        "images_per_step": recipe.images_per_step,
+        "images_seen": recipe.images_seen,
+        "skipped_images": progress.skipped_images,
+        "broken_images": len(progress.broken_images),
+        "epoch_length": recipe.epoch_length,
+        "epochs": recipe.images_seen / recipe.epoch_length,
+        "initial_weights": progress.initial_weights,
+        "normalisation_group": run.study.schedule.normalisation_group,
+        **hardware(run.study, progress),
+        "elapsed_s": progress.elapsed_s,
+        "started_at": datetime.fromtimestamp(progress.started_at, UTC).isoformat(timespec="seconds"),
+        "finished_at": finished_at.isoformat(timespec="seconds"),
+        "attempts": progress.attempts,
+        "cost": asdict(cost_of(read_attempts(run.state_dir), finished_at.timestamp()))
+        | {"peak_memory_gb": progress.peak_memory_bytes / 2**30},
+        "model_file": f"{stem}-{model_sha256[:8]}.pth",
+        "log_file": f"{stem}.log.json",
+        "model_sha256": model_sha256,
+        "versions": library_versions(),
+        "code_version": code_version(),
+    }
+
+
+def hardware(study: Study, progress: Progress) -> dict[str, Any]:
+    """Where and how a run was computed, with Mem as the page defines it (recipe: MMDetection's docs/model_zoo.md)."""
+    on_cpu = study.compute.device == "cpu"
+    edges = ", ".join(str(edge) for edge in study.augmentation.short_edges_px)
+    return {
+        "memory_gb": progress.peak_memory_bytes / 2**30,
+        "memory_definition": (
+            "peak resident memory of the training process" if on_cpu else "peak of torch.cuda.max_memory_allocated"
+        ),
+        "device": "cpu" if on_cpu else torch.cuda.get_device_name(),
+        "threads": study.compute.threads,
+        "ranks": progress.ranks,
+        "precision": PRECISIONS[study.compute.precision],
+        "resolution": f"short edge {edges} px, long edge at most {study.augmentation.long_edge_px} px",
+    }
+
+
+def published_stem(study: Study, backbone: str, seed: int) -> str:
+    """File name in MMDetection's manner, without time and digest."""
+    threshold = study.sampling.oversample_threshold
+    sampling = f"_sample{scientific(threshold)}" if threshold else ""
+    scales = "_mstrain" if len(study.augmentation.short_edges_px) > 1 else ""
+    schedule = f"{study.schedule.epochs}e" if study.schedule.epochs else f"{study.schedule.steps}it"
+    return f"mask_rcnn_{BACKBONES[backbone].file_stem}{sampling}{scales}_{schedule}_{study.study}_seed{seed}"
+
+
+def scientific(value: float) -> str:
+    """``1e-3`` for 0.001: a short form that loses no digit that a person wrote."""
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def export(state_dir: Path, out_dir: Path) -> None:
+    """Put a finished run where the workflow looks for it, and beside it under its published names.
+
+    Hard links where the file system has them: the state folder keeps the run when Snakemake deletes its outputs, at no
+    cost in space.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    record = json.loads((state_dir / "train.json").read_text(encoding="utf-8"))
+    for old in (*out_dir.glob("mask_rcnn_*.pth"), *out_dir.glob("mask_rcnn_*.log.json")):
+        old.unlink()
+    link(state_dir / "model.pth", out_dir / record["model_file"])
+    link(state_dir / "log.json", out_dir / record["log_file"])
+    for name in ("log.json", "model.pth", "train.json"):
+        link(state_dir / name, out_dir / name)
+
+
+def stream_of(run: Run) -> SampleStream:
+    """The sample stream of a run.
+
+    Raises:
+        InputError: as :func:`read_sampling`, or the table is of another store.
+    """
+    sampling, schedule = read_sampling(run.repeat_factors_dir), run.study.schedule
+    if len(sampling.factors) != run.store.num_images:
+        raise InputError(
+            str(run.repeat_factors_dir),
+            f"counts {len(sampling.factors)} images",
+            allowed=f"the {run.store.num_images} images of {run.store_path}",
+            fix="write it again with python -m lvis_rcnn repeat_factors --store",
+        )
+    return SampleStream(
+        factors=sampling.factors,
+        rounding=sampling.rounding,
+        portrait=np.asarray(run.store.widths < run.store.heights),
+        seed=run.seed,
+        group_size=schedule.normalisation_group,
+        groups_per_step=schedule.images_per_step // schedule.normalisation_group,
+    )

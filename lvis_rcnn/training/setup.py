@@ -1,0 +1,171 @@
+"""How a run begins, or goes on: network, optimizer and progress as the last checkpoint has them, or as they begin."""
+
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.dataloader.transforms import padded_size_hw
+from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_settings, set_full_precision
+from lvis_rcnn.model.roi_heads import BOX_POOL, HIDDEN, MASK_POOL
+from lvis_rcnn.model.weights import load_initial_weights
+from lvis_rcnn.system.cli import InputError, log
+from lvis_rcnn.training.checkpoint import load_checkpoint
+from lvis_rcnn.training.distributed import Ranks
+from lvis_rcnn.training.log import Progress
+from lvis_rcnn.training.run import Run, stream_of
+from lvis_rcnn.training.solver import OPTIMIZERS, Recipe, make_recipe
+
+# Weight, gradient, and what the optimizer keeps of each trained number.
+COPIES = {"sgd": 3, "adamw": 4}
+
+
+def training_bytes(model: MaskRcnn, images: int, canvas_hw: tuple[int, int], optimizer: str, precision: str) -> int:
+    """Bytes of weights, gradients, optimizer and activations of one normalisation group; a lower bound.
+
+    Counted are the tensors that the graph keeps for its gradient, of backbone and pyramid as they are, of the box and
+    mask heads by their sizes; not what kernels need for a moment, nor what the proposal head keeps of a few anchors.
+
+    Args:
+        model: on the meta device, in training mode.
+        images: of the group.
+        canvas_hw: size of the padded batch.
+        optimizer: a key of ``COPIES``.
+        precision: fp32 or bf16.
+    """
+    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    every = sum(value.numel() for value in model.parameters())
+    kept = kept_bytes(model.backbone, images, canvas_hw)
+    kept += head_bytes(images * model.settings.rois_per_image, model.settings.roi_positive_fraction)
+    # Weights and losses stay float32.
+    return 4 * (every + (COPIES[optimizer] - 1) * trained) + (kept if precision == "fp32" else kept // 2)
+
+
+def kept_bytes(backbone: nn.Module, images: int, canvas_hw: tuple[int, int]) -> int:
+    """Activations in float32 that the graph of one forward pass keeps, each storage once."""
+    storages: dict[int, int] = {}
+    weights = {value.untyped_storage()._cdata for value in backbone.parameters()}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            storages[storage._cdata] = storage.nbytes()
+            held.append(storage)  # so that no other gets its address
+        return tensor
+
+    held: list[torch.UntypedStorage] = []
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = backbone(torch.empty(images, 3, *canvas_hw, device="meta"))
+    del outputs
+    return sum(storages.values())
+
+
+def head_bytes(regions: int, positive_fraction: float) -> int:
+    """Activations in float32 of the box head for all regions and of the mask head for those on an object."""
+    box = 256 * BOX_POOL**2 + 2 * HIDDEN
+    mask = 5 * 256 * MASK_POOL**2 + 256 * (2 * MASK_POOL) ** 2 + (2 * MASK_POOL) ** 2
+    return 4 * int(regions * box + regions * positive_fraction * mask)
+
+
+@dataclass
+class Training:
+    """What the loop works on."""
+
+    run: Run
+    ranks: Ranks
+    recipe: Recipe
+    model: MaskRcnn
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Largest memory so far: of torch's allocator on a GPU, resident memory of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB, macOS bytes
+
+
+SMALLER = (
+    "set compute.precision to bf16, lower model.rois_per_image or augmentation.long_edge_px, or use a larger GPU; more "
+    "GPUs do not help, since each holds one normalisation group at a time"
+)
+
+
+def prepared(run: Run, ranks: Ranks) -> Training:
+    """Network, optimizer and progress as the last checkpoint has them, or as they begin."""
+    study, device = run.study, ranks.device
+    torch.set_num_threads(study.compute.threads)
+    set_full_precision()
+    torch.manual_seed(run.seed)
+    recipe = make_recipe(study.schedule, stream_of(run))
+    require_memory(run, device)
+    layout = torch.channels_last if study.compute.channels_last else torch.contiguous_format
+    model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, network_settings(study))
+    model = model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = OPTIMIZERS[study.schedule.optimizer](trained, study.schedule)
+    progress = restore(run, model, optimizer)
+    require_same_step(ranks, progress.step)
+    return Training(run, ranks, recipe, model, optimizer, progress)
+
+
+def require_same_step(ranks: Ranks, step: int) -> None:
+    """Refuse to mix weights of two checkpoints, where one process could not read the newest.
+
+    Raises:
+        InputError: in the processes that are behind.
+    """
+    if (furthest := ranks.largest(step)) != step:
+        raise InputError(
+            f"rank {ranks.rank} of {ranks.count}",
+            f"goes on from step {step}, another from step {furthest}",
+            allowed="the same checkpoint in all",
+            fix="start again; if it stays, see whether all hosts read the same files",
+        )
+
+
+def require_memory(run: Run, device: torch.device) -> None:
+    """Say how much of a GPU a step takes, and refuse a run that cannot fit.
+
+    Raises:
+        InputError: names what would make it smaller.
+    """
+    if device.type != "cuda":
+        return
+    needed_gb, total_gb = least_bytes(run) / 2**30, torch.cuda.get_device_properties(device).total_memory / 2**30
+    log.info("a step needs at least %.1f of the %.1f GB of this GPU", needed_gb, total_gb)
+    if needed_gb > total_gb:
+        what = f"a step needs at least {needed_gb:.1f} GB and there are {total_gb:.1f}"
+        raise InputError(torch.cuda.get_device_name(device), what, fix=SMALLER)
+
+
+def least_bytes(run: Run) -> int:
+    """Lower bound of the memory of a step, from the network's graph."""
+    study = run.study
+    with torch.device("meta"):
+        model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, network_settings(study)).train()
+    canvas_hw = padded_size_hw((max(study.augmentation.short_edges_px), study.augmentation.long_edge_px))
+    return training_bytes(
+        model, study.schedule.normalisation_group, canvas_hw, study.schedule.optimizer, study.compute.precision
+    )
+
+
+def restore(run: Run, model: MaskRcnn, optimizer: torch.optim.Optimizer) -> Progress:
+    """Load the newest checkpoint into model and optimizer, or the initial weights where there is none."""
+    state = load_checkpoint(run.state_dir)
+    if state is None:
+        weights_dir = Path(run.study.resources.weights_dir)
+        initial = load_initial_weights(model, run.backbone, run.study.model.weights, run.zoo, weights_dir)
+        log.info("%s", initial)
+        return Progress(initial_weights=initial)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    progress = Progress(**state["progress"])
+    log.info("going on from step %d (start %d)", progress.step, progress.attempts + 1)
+    return progress

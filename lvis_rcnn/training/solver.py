@@ -1,0 +1,161 @@
+"""Budgets and learning rates as pure functions of the step, so that resuming is arithmetic."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lvis_rcnn.config.schema import Schedule
+from lvis_rcnn.dataloader.sampler import SampleStream
+
+
+def warmup_factor(step: int, warmup_steps: int, start_factor: float) -> float:
+    """Linear warm-up from ``start_factor`` at step 0 to 1 at the last of ``warmup_steps``, then 1.
+
+    MMDetection 3.3.0 (mmengine's LinearLR of begin 0 and end ``warmup_steps``); 2.x reached 1 one step later.
+    """
+    if step >= warmup_steps:
+        return 1.0
+    return start_factor + (1 - start_factor) * step / max(warmup_steps - 1, 1)
+
+
+def step_factor(step: int, steps: int, decay_at_steps: Sequence[int], decay_factor: float) -> float:
+    """``decay_factor`` for each milestone that has been reached."""
+    return float(decay_factor ** sum(step >= milestone for milestone in decay_at_steps))
+
+
+def one_cycle_factor(step: int, steps: int, decay_at_steps: Sequence[int], decay_factor: float) -> float:
+    """Half a cosine from 1 at step 0 to 0 at ``steps`` (the annealing of Smith and Topin 2017, as PyTorch does it)."""
+    return 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+POLICIES: dict[str, Callable[[int, int, Sequence[int], float], float]] = {
+    "step": step_factor,
+    "one_cycle": one_cycle_factor,
+}
+
+
+def learning_rate(
+    step: int,
+    *,
+    peak: float,
+    policy: str,
+    steps: int,
+    warmup_steps: int,
+    warmup_start_factor: float,
+    decay_at_steps: Sequence[int],
+    decay_factor: float,
+) -> float:
+    """Learning rate of a 0-based optimizer step: peak times warm-up times a row of ``POLICIES``."""
+    warmup = warmup_factor(step, warmup_steps, warmup_start_factor)
+    return peak * warmup * POLICIES[policy](step, steps, decay_at_steps, decay_factor)
+
+
+def scaled_learning_rate(learning_rate: float, images_per_step: int, learning_rate_images: int | None) -> float:
+    """Linear scaling (Goyal et al. 2017, arXiv 1706.02677): the rate is meant for steps of ``learning_rate_images``."""
+    # The ratio first: where both are equal the rate stays as it is, to the last bit.
+    return learning_rate if learning_rate_images is None else learning_rate * (images_per_step / learning_rate_images)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one run does, with every count resolved to optimizer steps; made by :func:`make_recipe`."""
+
+    steps: int
+    schedule: Schedule
+    stream: SampleStream
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of a step; the last one of an epoch may have fewer."""
+        return self.schedule.images_per_step
+
+    @property
+    def images_seen(self) -> int:
+        """Images of the whole run, repeated ones each time."""
+        return self.stream.images_before_step(self.steps)
+
+    @property
+    def epoch_length(self) -> int:
+        """Images in the oversampled list of the first epoch."""
+        return int(self.stream.copies_of_epoch(0).sum())
+
+    @property
+    def steps_in_epoch(self) -> int:
+        """Optimizer steps of the first epoch; with stochastic rounding others differ by a little."""
+        return self.stream.steps_before_epoch(1)
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the oversampled list."""
+        whole = self.stream.epoch_of_step(self.steps)
+        first, end = self.stream.steps_before_epoch(whole), self.stream.steps_before_epoch(whole + 1)
+        return whole + (self.steps - first) / (end - first)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The rate after warm-up and before any decay."""
+        return scaled_learning_rate(
+            self.schedule.learning_rate, self.images_per_step, self.schedule.learning_rate_images
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a 0-based step."""
+        return learning_rate(
+            step,
+            peak=self.peak_learning_rate,
+            policy=self.schedule.policy,
+            steps=self.steps,
+            warmup_steps=self.schedule.warmup_steps,
+            warmup_start_factor=self.schedule.warmup_start_factor,
+            decay_at_steps=[self.stream.steps_before_epoch(epoch) for epoch in self.schedule.decay_at_epochs],
+            decay_factor=self.schedule.decay_factor,
+        )
+
+    @property
+    def sentence(self) -> str:
+        """The budget in steps and in images, and the learning rate, for a person."""
+        return (
+            f"{self.steps:,} steps of {self.images_per_step} images, {self.images_seen:,} images seen in "
+            f"{self.epochs:.2f} epochs; {self.rate_sentence}"
+        )
+
+    @property
+    def rate_sentence(self) -> str:
+        """The peak learning rate, and how it was scaled, for a person."""
+        given, images = self.schedule.learning_rate, self.schedule.learning_rate_images
+        if images in (None, self.images_per_step):
+            return f"learning rate {given:g}"
+        return (
+            f"learning rate {self.peak_learning_rate:g}: {given:g} is for steps of {images} images and is scaled "
+            f"linearly to {self.images_per_step}"
+        )
+
+
+def make_recipe(schedule: Schedule, stream: SampleStream) -> Recipe:
+    """Resolve the budget of a schedule on the epochs of a stream."""
+    if schedule.steps is not None:
+        return Recipe(schedule.steps, schedule, stream)
+    assert schedule.epochs is not None
+    return Recipe(stream.steps_before_epoch(schedule.epochs), schedule, stream)
+
+
+def sgd(parameters: list[torch.nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
+    """SGD with momentum: the recipe's."""
+    return torch.optim.SGD(
+        parameters,
+        lr=schedule.learning_rate,
+        momentum=schedule.momentum,
+        weight_decay=schedule.weight_decay,
+        fused=True,
+    )
+
+
+def adamw(parameters: list[torch.nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019)."""
+    return torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
+
+
+# Fused: one pass over all weights, and the one form that looks at ``found_inf``.
+OPTIMIZERS = {"sgd": sgd, "adamw": adamw}

@@ -1,0 +1,201 @@
+"""Save and restore models, and turn them into MMDetection's files and back.
+
+A published file becomes a model.pth, and a model.pth a file that MMDetection 2.x and 3.x load:
+
+    python -m lvis_rcnn weights import mask_rcnn_r50_fpn_….pth --backbone r50 --store val.store --out model.pth
+    python -m lvis_rcnn weights export model.pth --out mask_rcnn_r50_fpn.pth --publish
+    python -m lvis_rcnn weights show FILE.pth
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.config.zoo import digest_in_name
+from lvis_rcnn.dataset.store import open_store
+from lvis_rcnn.model.mmdet import (
+    COUNTER,
+    MmdetFile,
+    backbone_of,
+    converted,
+    name_notes,
+    read_content,
+    read_mmdet,
+    shortened,
+    write_mmdet,
+)
+from lvis_rcnn.model.weights import load_model, save_model
+from lvis_rcnn.system.cli import InputError, add_command, log, run_step, step_parser
+from lvis_rcnn.system.files import sha256_of_file, write_json
+from lvis_rcnn.system.provenance import code_version
+
+
+def import_mmdet(
+    file: MmdetFile, backbone: str, names: tuple[str, ...], out: Path, report: Path | None
+) -> dict[str, Any]:
+    """Write a file of MMDetection as one of our models, and its record.
+
+    Args:
+        file: What :func:`read_mmdet` read.
+        backbone: Row of ``config.schema.BACKBONES`` that it must be.
+        names: Names of the categories, in the annotations' order.
+        out: model.pth to write.
+        report: JSON file to write the record to.
+
+    Raises:
+        InputError: backbone, number of classes, keys or shapes do not fit, or the classes are others.
+    """
+    state = converted(file, backbone, len(names))
+    notes = name_notes(file, names)
+    added = sum(key.endswith(COUNTER) for key in state) - sum(key.endswith(COUNTER) for key in file.state)
+    if added:
+        notes.append(f"the file has no {COUNTER}: {added} are set to 0, which nothing reads")
+    source: dict[str, Any] = {"file": file.path.name, "sha256": file.sha256, **said_of_training(file)}
+    meta = {"backbone": backbone, "seed": None, "CLASSES": names, "source": source, "code_version": code_version()}
+    save_model(out, state, meta)
+    record = {"format": "lvis_rcnn.import", "version": 1, **source, "backbone": backbone, "num_categories": len(names)}
+    record |= {"notes": notes, "model_sha256": sha256_of_file(out), "code_version": code_version()}
+    if report is not None:
+        write_json(report, record)
+    return record
+
+
+def said_of_training(file: MmdetFile) -> dict[str, str | int | None]:
+    """What the meta of a file says of its training; None where it does not."""
+    keys = ("mmdet_version", "mmengine_version", "epoch", "iter", "seed", "time")
+    values = {key: file.meta.get(key) for key in keys}
+    return {key: value if isinstance(value, (str, int)) else None for key, value in values.items()}
+
+
+def page_of(path: Path, trust_pickle: bool) -> Iterator[str]:
+    """Lines that say what a file of weights is.
+
+    Raises:
+        InputError: no readable file of weights.
+    """
+    content = read_content(path, trust_pickle=trust_pickle)
+    found, wanted = sha256_of_file(path), digest_in_name(path.name)
+    fits = "begins as its name says" if found.startswith(wanted or "") else f"DIFFERS from its name, {wanted}"
+    yield f"file       {path}, {path.stat().st_size / 2**20:.1f} MiB"
+    yield f"sha256     {found}, {fits if wanted else 'its name carries none'}"
+    parts = {key: content[key] for key in ("state_dict", "meta") if isinstance(content.get(key), dict)}
+    state = parts.get("state_dict", content)
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    file = MmdetFile(path, found, tensors, parts.get("meta", {}))
+    kind, prefix = kind_of(file)
+    yield f"kind       {kind}"
+    yield f"backbone   {file.meta.get('backbone') or backbone_of(file.state, prefix) or 'none of ours'}"
+    yield f"tensors    {len(file.state)}, {sum(value.numel() for value in file.state.values()):,} numbers"
+    yield f"keys       {shortened(list(file.state))}"
+    if file.classes:
+        yield f"classes    {len(file.classes)}: {shortened(file.classes)}"
+    for key, value in said_of_training(file).items():
+        if value is not None:
+            yield f"{key:<10} {value}"
+    if prefix == "backbone.":
+        yield f"import     {import_verdict(path, trust_pickle)}"
+
+
+def kind_of(file: MmdetFile) -> tuple[str, str]:
+    """What a file is, and what the keys of its body begin with."""
+    if any(key.startswith("backbone.body.") for key in file.state):
+        return "a model of lvis_rcnn", "backbone.body."
+    if any(key.startswith("backbone.") for key in file.state):
+        return (
+            f"a model of MMDetection {'3.x' if 'dataset_meta' in file.meta else file.mmdet_version or '?'}",
+            "backbone.",
+        )
+    return "bare weights, as ImageNet classifiers have", ""
+
+
+def import_verdict(path: Path, trust_pickle: bool) -> str:
+    """Whether a file can be imported, and why not."""
+    try:
+        file = read_mmdet(path, trust_pickle=trust_pickle)
+        backbone = backbone_of(file.state, "backbone.") or next(iter(BACKBONES))
+        converted(file, backbone, file.num_categories or 0)
+    except InputError as error:
+        return f"no: {error}"
+    return f"yes, with --backbone {backbone} and annotations of {file.num_categories} categories"
+
+
+def step_import(args: argparse.Namespace) -> None:
+    """Turn a file of MMDetection into a model of ours.
+
+        python -m lvis_rcnn weights import mask_rcnn_r50_fpn_….pth --backbone r50 --store val.store --out model.pth
+
+    Body, classes and their order are compared with the backbone and the annotations that are named; what does not fit
+    is refused. --out is a model.pth, which lvis_rcnn.infer takes.
+    """
+    file = read_mmdet(args.file, trust_pickle=args.trust_pickle)
+    if args.store is not None:
+        names = tuple(category.name for category in open_store(args.store).categories)
+    else:
+        names = file.classes or ()
+        if len(names) != args.categories:
+            what = f"names {len(names)} classes, not {args.categories}"
+            raise InputError(str(args.file), what, fix="name the annotations with --store")
+    record = import_mmdet(file, args.backbone, names, args.out, args.report)
+    for note in record["notes"]:
+        log.info("note: %s", note)
+    log.info("wrote %s: %s, %d categories, from %s", args.out, args.backbone, len(names), args.file.name)
+
+
+def step_export(args: argparse.Namespace) -> None:
+    """Turn a model of ours into a file of MMDetection.
+
+        python -m lvis_rcnn weights export results/mini/r50/seed0/model.pth --out mask_rcnn_r50_fpn.pth --publish
+
+    MMDetection 2.x and 3.x load it with the config of the backbone.
+    """
+    if args.out.suffix != ".pth":
+        raise InputError(f"--out {args.out}", "is no file of weights", allowed="a name that ends in .pth")
+    state, meta = load_model(args.model)
+    log.info("wrote %s", write_mmdet(args.out, state, meta, publish=args.publish))
+
+
+def step_show(args: argparse.Namespace) -> None:
+    """Say what a file of weights is.
+
+        python -m lvis_rcnn weights show mask_rcnn_r50_fpn_….pth
+
+    Size, digest, maker, backbone, classes, and whether it can be imported. Nothing is written.
+    """
+    for line in page_of(args.file, args.trust_pickle):
+        log.info("%s", line)
+
+
+STEPS = {"import": step_import, "export": step_export, "show": step_show}
+
+
+def main() -> None:
+    """Command line of this step."""
+    parser = step_parser(__doc__)
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+    parts = {name: add_command(commands, name, step.__doc__) for name, step in STEPS.items()}
+    for name in ("import", "show"):
+        parts[name].add_argument("file", type=Path, metavar="FILE", help="file of weights")
+        trust = "run the code that the file asks for where it holds more than weights: only if you trust its maker"
+        parts[name].add_argument("--trust-pickle", action="store_true", help=trust)
+    parts["import"].add_argument(
+        "--backbone", choices=BACKBONES, required=True, help="row of the table that it must be"
+    )
+    categories = parts["import"].add_mutually_exclusive_group(required=True)
+    categories.add_argument("--store", type=Path, metavar="DIR", help="annotation store whose categories it must have")
+    categories.add_argument(
+        "--categories", type=int, metavar="N", help="number of categories, whose names the file holds"
+    )
+    parts["import"].add_argument("--out", type=Path, required=True, metavar="FILE", help="model.pth to write")
+    parts["import"].add_argument("--report", type=Path, metavar="FILE", help="JSON record to write")
+    parts["export"].add_argument("model", type=Path, metavar="MODEL", help="model.pth")
+    parts["export"].add_argument("--out", type=Path, required=True, metavar="FILE", help="file of MMDetection to write")
+    parts["export"].add_argument("--publish", action="store_true", help="append 8 characters of its digest to its name")
+    run_step(parser, lambda args: STEPS[args.command](args))
+
+
+if __name__ == "__main__":
+    main()

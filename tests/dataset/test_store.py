@@ -1,0 +1,482 @@
+import copy
+import json
+import pickle
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as rle
+
+import lvis_rcnn.dataset.reader as annotation_text
+import lvis_rcnn.dataset.store as annotation_file
+from lvis_rcnn.dataloader.masks import drawn
+from lvis_rcnn.dataset.rle import pixels_of_runs, runs_of_text
+from lvis_rcnn.dataset.store import AnnotationStore, build_store, image_candidates, open_store, positions
+from lvis_rcnn.system.cli import InputError
+from tests.helpers.small_dataset import annotation, build, small_dataset
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared reference data is not at hand")
+
+
+def assert_same(store: AnnotationStore, dataset: dict) -> None:
+    """The store holds what the parsed JSON holds, number for number."""
+    label_of = {category["id"]: label for label, category in enumerate(dataset["categories"], start=1)}
+    assert [(c.id, c.name, c.frequency) for c in store.categories] == [
+        (c["id"], c["name"], c["frequency"]) for c in dataset["categories"]
+    ]
+    assert store.num_labels == len(label_of) + 1
+    assert store.image_ids.tolist() == [image["id"] for image in dataset["images"]]
+    for position, image in enumerate(dataset["images"]):
+        assert (store.heights[position], store.widths[position]) == (image["height"], image["width"])
+        assert store.image_name(position) == (image.get("coco_url") or "", image.get("file_name") or "")
+        assert store.negatives_of(position).tolist() == [label_of[c] for c in image["neg_category_ids"]]
+        not_exhaustive = [label_of[c] for c in image["not_exhaustive_category_ids"]]
+        assert store.not_exhaustive_of(position).tolist() == not_exhaustive
+        ours = range(len(store.annotation_ids))[store.annotations_of(position)]
+        theirs = [a for a in dataset["annotations"] if a["image_id"] == image["id"]]
+        assert store.annotation_ids[list(ours)].tolist() == [a["id"] for a in theirs]
+        for at, one in zip(ours, theirs, strict=True):
+            assert store.labels[at] == label_of[one["category_id"]]
+            assert store.boxes_xywh[at].tolist() == [float(x) for x in one["bbox"]]
+            assert store.areas[at] == one["area"]
+            assert_same_outline(store.outline_of(at), one["segmentation"])
+    assert store.annotation_offsets[-1] == len(dataset["annotations"])
+
+
+def assert_same_outline(found, segmentation):
+    if isinstance(segmentation, list):
+        assert [polygon.tolist() for polygon in found] == [[float(x) for x in polygon] for polygon in segmentation]
+    else:
+        size = segmentation["size"]
+        packed = rle.frPyObjects(segmentation, *size) if isinstance(segmentation["counts"], list) else segmentation
+        assert np.array_equal(pixels_of_runs(found, size), rle.decode(packed))
+
+
+def test_by_hand(tmp_path):
+    store = build(tmp_path, small_dataset())
+    assert_same(store, small_dataset())
+    assert store.image_ids.tolist() == [7, 3, 9]
+    assert store.annotation_offsets.tolist() == [0, 2, 2, 3]
+    assert store.annotation_ids.tolist() == [1, 4, 5]
+    assert store.labels.tolist() == [2, 1, 1]
+    assert store.first_polygons.tolist() == [1, 2, 0]
+    assert store.polygon_counts.tolist() == [1, 2, 1]
+    assert store.coordinate_offsets.tolist() == [0, 6, 12, 18, 26]
+    assert store.negative_labels.tolist() == [2, 1, 3]
+    assert store.counts["clipped_boxes"] == 1  # 50 + 15 > 60
+    assert store.counts["images_without_annotation"] == 1
+    assert store.source_name == "annotations.json"
+
+
+def test_rounding_of_a_sum_is_no_overshoot(tmp_path):
+    dataset = small_dataset()
+    dataset["images"][0]["width"] = 1
+    dataset["annotations"] = [annotation(1, 7, 20, [0.7, 0, 0.3 + 1e-12, 4])]
+    assert build(tmp_path, dataset).counts["clipped_boxes"] == 0
+
+
+def test_arrays_are_mapped_read_only_and_pickled_by_path(tmp_path):
+    store = build(tmp_path, small_dataset())
+    with pytest.raises(ValueError, match="read-only"):
+        store.boxes_xywh[0] = 0
+    text = pickle.dumps(store)
+    assert len(text) < 1000
+    assert_same(pickle.loads(text), small_dataset())
+
+
+def test_candidates_in_order():
+    assert image_candidates("http://x.org/val2017/01.jpg", "") == ["val2017/01.jpg", "01.jpg"]
+    assert image_candidates("", "train/01.png") == ["train/01.png"]
+    assert image_candidates("", "COCO_val2014_000000266409.jpg")[-1] == "000000266409.jpg"
+
+
+def change(path, value):
+    """A dataset with one value replaced (or, for ``...``, removed); path in dots."""
+    dataset = small_dataset()
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    node = dataset
+    for part in parents:
+        node = node[part]
+    if value is ...:
+        del node[last]
+    else:
+        node[last] = value
+    return dataset
+
+
+MASK = {"counts": [500, 20, 1880], "size": [40, 60]}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("images", [], r"json: images: expected array of length >= 1; allowed: at least one image"),
+        ("annotations", [], r"annotations: expected array of length >= 1"),
+        ("categories", ..., r"json: missing field categories; .*images, annotations and categories"),
+        ("images.1", 5, r"json: images\[1\]: expected object, got int; allowed: LVIS-format JSON"),
+        ("images.1.id", 0, r"images\[1\] \(id 0\): id: expected int >= 1; .*fix: number the records from 1"),
+        ("images.1.id", "3", r"images\[1\] \(id '3'\): id: expected int, got str"),
+        ("images.1.id", 7, r"image 7: image id stands twice"),
+        ("images.1.height", 10**9, r"images\[1\] \(id 3\): height: expected int <= 65535"),
+        ("images.1.neg_category_ids", ..., r"images\[1\] \(id 3\): missing field neg_category_ids; .*or an empty list"),
+        ("images.0.neg_category_ids.0", 31, r"image 7: neg_category_ids names unknown category 31"),
+        (
+            "images.2.not_exhaustive_category_ids",
+            [99],
+            r"image 9: not_exhaustive_category_ids names unknown category 99",
+        ),
+        ("images.1.file_name", ..., r"image 3: has neither coco_url nor file_name"),
+        ("annotations.1.id", 0, r"annotations\[1\] \(id 0\): id: expected int >= 1"),
+        ("annotations.1.id", 10**30, r"annotations\[1\] .*: id: expected int <= 9223372036854775807"),
+        ("annotations.1.id", 5, r"annotation 5: annotation id stands twice"),
+        ("annotations.1.image_id", 8, r"annotation 1: unknown image 8; allowed: the id of an image of the file"),
+        ("annotations.1.category_id", 1, r"annotation 1: unknown category 1; allowed: the id of a category"),
+        ("annotations.1.bbox", [1, 2, 3], r"annotations\[1\] \(id 1\): bbox: expected array of length 4"),
+        ("annotations.1.bbox", [1, 2, -3, 4], r"annotation 1: bbox \[1.0, 2.0, -3.0, 4.0\] has a negative size"),
+        ("annotations.1.bbox", [60, 2, 3, 4], r"annotation 1: bbox .* is outside its 60 x 40 image"),
+        ("annotations.1.bbox", [-5, 2, 5, 4], r"annotation 1: bbox .* is outside its 60 x 40 image"),
+        ("annotations.1.bbox.2", float("nan"), r"not readable as JSON"),
+        ("annotations.1.area", -1, r"annotations\[1\] \(id 1\): area: expected float >= 0"),
+        ("annotations.1.segmentation", [], r"annotation 1: segmentation has no polygon"),
+        ("annotations.1.segmentation", [[]], r"annotation 1: segmentation\[0\] has 0 numbers"),
+        ("annotations.2.segmentation.1", [1, 2, 3, 4], r"annotation 4: segmentation\[1\] has 4 numbers; allowed: .*6"),
+        ("annotations.2.segmentation.1", [1] * 7, r"annotation 4: segmentation\[1\] has 7 numbers"),
+        ("annotations.2.segmentation.0.3", None, r"annotation 4: segmentation\[0\]\[3\]: expected float, got null"),
+        ("annotations.2.segmentation.0.3", float("inf"), r"not readable as JSON"),
+        ("annotations.2.segmentation.0.3", 10**400, r"annotation 4: segmentation\[0\]\[3\]: number out of range"),
+        (
+            "annotations.2.segmentation",
+            {**MASK, "counts": "abc"},
+            r"annotation 4: segmentation: the run-length mask ends within a number; .*size: \[height, width\], counts",
+        ),
+        ("annotations.2.segmentation", {**MASK, "counts": "11"}, r"mask fills 2 pixels, not 40 x 60 = 2400; allowed"),
+        (
+            "annotations.2.segmentation",
+            {**MASK, "counts": [1, 2.5]},
+            r"segmentation.counts\[1\]: expected int, got float",
+        ),
+        ("annotations.2.segmentation", {**MASK, "counts": [-1, 2401]}, r"segmentation.counts\[0\]: expected int >= 0"),
+        ("annotations.2.segmentation", {"counts": [2400]}, r"segmentation: object missing required field size"),
+        (
+            "annotations.2.segmentation",
+            {**MASK, "size": [60, 40]},
+            r"a mask of size \[60, 40\] in an image of \[40, 60\]",
+        ),
+        ("annotations.2.iscrowd", 1, r"annotation 4: is marked iscrowd or ignore"),
+        ("annotations.2.ignore", True, r"annotation 4: is marked iscrowd or ignore"),
+        (
+            "categories.1.frequency",
+            ...,
+            r"categories\[1\] \(id 30\): missing field frequency; .*r for 1 to 10 training",
+        ),
+        ("categories.1.frequency", "x", r"categories\[1\] \(id 30\): frequency: .*allowed: r, c or f"),
+        ("categories.1.id", 20, r"category 20: category id stands twice"),
+    ],
+)
+def test_a_wrong_record_is_named_and_no_store_left(tmp_path, path, value, message):
+    with pytest.raises(InputError, match=message) as error:
+        build(tmp_path, change(path, value))
+    assert "annotations.json" in str(error.value)
+    assert "fix:" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["annotations.json"]
+
+
+TEXT = json.dumps(small_dataset()).encode()
+NO_JSON = [
+    b"",
+    b"\xff\xfe",
+    b"{",
+    b'{"images": [{"id": 1',
+    b"[]",
+    b"null",
+    b"\xef\xbb\xbf{}",
+    b"[" * 100_000,
+    TEXT[:-1],
+]
+NO_JSON += [TEXT + b"x", TEXT.replace(b"bear", b"\xff"), TEXT.decode().encode("utf-16")]
+NO_JSON += [TEXT.replace(b"[[0, 0, 4, 0, 4, 4]]", b"[" * 9000 + b"]" * 9000)]
+
+
+@pytest.mark.parametrize("text", NO_JSON)
+def test_no_json_is_one_line(tmp_path, text):
+    with pytest.raises(InputError, match=r"annotations.json: (not readable as JSON|[eE]xpected object)"):
+        build(tmp_path, text)
+    assert not (tmp_path / "data.store").exists()
+
+
+def test_harmless_marks_and_nulls_are_accepted(tmp_path):
+    dataset = change("annotations.0.iscrowd", 0)
+    dataset["annotations"][1]["ignore"] = False
+    dataset["images"][1]["coco_url"] = None
+    assert_same(build(tmp_path, dataset), dataset)
+
+
+def test_a_missing_file_and_a_foreign_folder_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no.json: annotation file not readable: No such file"):
+        build_store(tmp_path / "no.json", tmp_path / "data.store")
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "dear.jpg").touch()
+    (tmp_path / "a.json").write_text(json.dumps(small_dataset()))
+    with pytest.raises(InputError, match="exists and is no annotation store"):
+        build_store(tmp_path / "a.json", tmp_path / "photographs")
+    assert (tmp_path / "photographs" / "dear.jpg").exists()
+
+
+def test_a_store_is_replaced_by_the_next(tmp_path):
+    build(tmp_path, small_dataset())
+    assert_same(build(tmp_path, change("categories.1.name", "mug")), change("categories.1.name", "mug"))
+
+
+def damage(store: Path, kind: str) -> None:
+    info = json.loads((store / "store.json").read_text())
+    if kind == "removed":
+        (store / "labels.npy").unlink()
+    elif kind == "truncated":
+        file = store / "coordinates.npy"
+        file.write_bytes(file.read_bytes()[:-8])
+    elif kind == "exchanged":
+        np.save(store / "labels.npy", np.zeros(2, "<i4"))
+    elif kind == "retyped":
+        np.save(store / "labels.npy", np.zeros(3, "<f4"))
+    else:
+        info.update({"version": {"version": 1}, "format": {"format": "other.store"}, "keys": {"shapes": {}}}[kind])
+    (store / "store.json").write_text("{" if kind == "garbled" else json.dumps(info))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("removed", "the store is incomplete: .*labels.npy"),
+        ("truncated", "the store is incomplete"),
+        ("exchanged", r"the store is incomplete: labels.npy holds <i4 \(2,\), not <i4 \(3,\)"),
+        ("retyped", r"labels.npy holds <f4 \(3,\), not <i4 \(3,\)"),
+        ("keys", "the store is incomplete"),
+        ("version", "format lvis_rcnn.annotations version 1; allowed: lvis_rcnn.annotations version 3"),
+        ("format", "store of format other.store version 3"),
+        ("garbled", "store.json is not one of ours"),
+    ],
+)
+def test_a_damaged_store_is_refused(tmp_path, kind, message):
+    if kind == "garbled":
+        (tmp_path / "data.store").mkdir()
+        (tmp_path / "data.store" / "store.json").write_text("{")
+    else:
+        build(tmp_path, small_dataset())
+        damage(tmp_path / "data.store", kind)
+    with pytest.raises(InputError, match=f"{message}.*fix: build it again"):
+        open_store(tmp_path / "data.store")
+
+
+def test_no_store_at_all(tmp_path):
+    with pytest.raises(InputError, match="no annotation store here; fix: build it"):
+        open_store(tmp_path / "absent.store")
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, unique=True), st.lists(st.integers(1, 50)))
+def test_positions_are_those_of_a_dictionary(ids, wanted):
+    where = {value: at for at, value in enumerate(ids)}
+    found = positions(np.array(ids, np.int64), np.array(wanted, np.int64))
+    assert found.tolist() == [where.get(value, -1) for value in wanted]
+
+
+numbers = st.floats(-100, 1000) | st.integers(-100, 1000)
+ids = st.integers(1, 2**63 - 1)
+
+
+@st.composite
+def datasets(draw):
+    category_ids = draw(st.lists(ids, min_size=1, max_size=4, unique=True))
+    image_ids = draw(st.lists(ids, min_size=1, max_size=4, unique=True))
+    some_categories = st.lists(st.sampled_from(category_ids), max_size=3)
+    sizes = st.integers(1, 65_535)
+    images = [
+        {
+            "id": image_id,
+            "height": draw(sizes),
+            "width": draw(sizes),
+            "coco_url": draw(st.none() | st.text(st.characters(exclude_categories=["Cs"]))),
+            "file_name": draw(st.text(st.characters(exclude_categories=["Cs"]), min_size=1)),
+            "neg_category_ids": draw(some_categories),
+            "not_exhaustive_category_ids": draw(some_categories),
+        }
+        for image_id in image_ids
+    ]
+    polygon = st.integers(3, 5).flatmap(lambda corners: st.lists(numbers, min_size=2 * corners, max_size=2 * corners))
+    annotations = [
+        {
+            "id": annotation_id,
+            "image_id": draw(st.sampled_from(image_ids)),
+            "category_id": draw(st.sampled_from(category_ids)),
+            "bbox": [*draw(st.tuples(st.floats(-0.5, 0.5), st.floats(-0.5, 0.5))), 0.75, draw(st.floats(0.6, 1e300))],
+            "area": draw(st.floats(0, 1e300)),
+            "segmentation": draw(st.lists(polygon, min_size=1, max_size=3)),
+        }
+        for annotation_id in draw(st.lists(ids, min_size=1, max_size=5, unique=True))
+    ]
+    frequencies = st.sampled_from("rcf")
+    categories = [
+        {"id": category_id, "name": draw(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))}
+        | {"frequency": draw(frequencies)}
+        for category_id in category_ids
+    ]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+@settings(max_examples=30)
+@given(datasets())
+def test_any_valid_file_comes_back_unchanged(tmp_path_factory, dataset):
+    assert_same(build(tmp_path_factory.mktemp("valid"), dataset), dataset)
+
+
+ODD_VALUES = [None, True, -1, 0, 1, 1.5, "", "7", [], {}, [[]], 1e308, 10**30, float("nan"), "\ud800", [1, 2, 3, 4]]
+
+
+def nodes(value, path=()):
+    """Paths of everything inside a JSON value."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield (*path, key)
+        yield from nodes(child, (*path, key))
+
+
+def mutated(seed: int) -> bytes:
+    """The small dataset with one to three things gone wrong."""
+    pick = random.Random(seed)
+    dataset = small_dataset()
+    for _ in range(pick.randint(1, 3)):
+        *parents, last = pick.choice(list(nodes(dataset)))
+        node = dataset
+        for part in parents:
+            node = node[part]
+        kind = pick.choice(["remove", "replace", "copy", "swap"])
+        if kind == "remove":
+            del node[last]
+        elif kind == "replace":
+            node[last] = copy.deepcopy(pick.choice(ODD_VALUES))
+        elif kind == "copy" and isinstance(node, list):
+            node.append(copy.deepcopy(node[last]))
+        else:
+            other = pick.choice(list(node) if isinstance(node, dict) else range(len(node)))
+            node[last], node[other] = node[other], node[last]
+        if not list(nodes(dataset)):
+            break
+    text = bytearray(json.dumps(dataset).encode())
+    kind = pick.choice(["keep", "keep", "truncate", "byte", "digits"])
+    at = pick.randrange(len(text))
+    if kind == "truncate":
+        del text[at:]
+    elif kind == "byte":
+        text[at] = pick.randrange(256)
+    elif kind == "digits":
+        text[at:at] = b"9" * pick.choice([1, 30, 400])
+    return bytes(text)
+
+
+def test_a_mutated_file_is_stored_exactly_or_refused_in_one_line(tmp_path):
+    outcomes = {"stored": 0, "refused": 0}
+    for seed in range(400):
+        text = mutated(seed)
+        try:
+            store = build(tmp_path, text)
+        except InputError:
+            outcomes["refused"] += 1
+        else:
+            assert_same(store, json.loads(text.decode(errors="replace"), strict=False))
+            outcomes["stored"] += 1
+    assert min(outcomes.values()) > 20, outcomes
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["lvis_val_100.json", "photos/annotations/photos_train.json"])
+def test_parity_with_the_official_class(tmp_path, name):
+    lvis = pytest.importorskip("lvis")
+    official = lvis.LVIS(str(SHARED / name))
+    build_store(SHARED / name, tmp_path / "data.store")
+    store = open_store(tmp_path / "data.store")
+    assert store.image_ids.tolist() == official.get_img_ids()
+    assert [category.id for category in store.categories] == official.get_cat_ids()
+    label_of = {category_id: label for label, category_id in enumerate(official.get_cat_ids(), start=1)}
+    for position, image_id in enumerate(store.image_ids.tolist()):
+        image = official.load_imgs([image_id])[0]
+        assert (store.heights[position], store.widths[position]) == (image["height"], image["width"])
+        assert store.negatives_of(position).tolist() == [label_of[c] for c in image["neg_category_ids"]]
+        assert store.not_exhaustive_of(position).tolist() == [label_of[c] for c in image["not_exhaustive_category_ids"]]
+        theirs = official.load_anns(official.get_ann_ids(img_ids=[image_id]))
+        ours = store.annotations_of(position)
+        size_hw = int(store.heights[position]), int(store.widths[position])
+        assert store.annotation_ids[ours].tolist() == [a["id"] for a in theirs]
+        for at, one in zip(range(ours.start, ours.stop), theirs, strict=True):
+            assert store.labels[at] == label_of[one["category_id"]]
+            assert store.boxes_xywh[at].tolist() == one["bbox"]
+            assert store.areas[at] == one["area"]
+            assert [polygon.tolist() for polygon in store.outline_of(at)] == one["segmentation"]
+            ours_rle = rle.merge(rle.frPyObjects([p.tolist() for p in store.outline_of(at)], *size_hw))
+            assert np.array_equal(rle.decode(ours_rle), official.ann_to_mask(one))
+        for category_id, label in label_of.items():
+            of_category = official.get_ann_ids(img_ids=[image_id], cat_ids=[category_id], area_rng=[-1, np.inf])
+            assert store.annotation_ids[ours][store.labels[ours] == label].tolist() == of_category
+
+
+def as_masks(dataset):
+    """The same objects as run-length masks, compressed and not in turn, but for every third."""
+    size_of = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
+    for number, one in enumerate(dataset["annotations"]):
+        packed = rle.merge(rle.frPyObjects(one["segmentation"], *size_of[one["image_id"]]))
+        runs = runs_of_text(packed["counts"]).tolist()
+        counts = packed["counts"].decode() if number % 3 == 0 else runs
+        if number % 3 < 2:
+            one["segmentation"] = {"size": list(packed["size"]), "counts": counts}
+    return dataset
+
+
+@needs_shared
+def test_masks_are_those_of_the_official_class(tmp_path):
+    lvis = pytest.importorskip("lvis")
+    (tmp_path / "masks.json").write_text(json.dumps(as_masks(json.loads((SHARED / "lvis_val_100.json").read_bytes()))))
+    official = lvis.LVIS(str(tmp_path / "masks.json"))
+    counts = build_store(tmp_path / "masks.json", tmp_path / "data.store")
+    assert counts["run_length_masks"] == 652
+    store = open_store(tmp_path / "data.store")
+    of_polygons = build_store(SHARED / "lvis_val_100.json", tmp_path / "polygons.store")
+    polygons = open_store(tmp_path / "polygons.store")
+    assert of_polygons["annotations"] == counts["annotations"]
+    for image in range(0, store.num_images, 3):
+        size_hw = int(store.heights[image]), int(store.widths[image])
+        rows = store.annotations_of(image)
+        assert store.annotation_ids[rows].tolist() == polygons.annotation_ids[rows].tolist()
+        for row in range(rows.start, rows.stop):
+            (theirs,) = official.load_anns([int(store.annotation_ids[row])])
+            found = drawn(store.outline_of(row), size_hw)
+            assert_crop_is(found, official.ann_to_mask(theirs))
+            assert_crop_is(drawn(polygons.outline_of(row), size_hw), official.ann_to_mask(theirs))
+
+
+def assert_crop_is(crop, mask):
+    whole = np.zeros_like(mask)
+    height, width = crop.bitmap.shape
+    whole[crop.top : crop.top + height, crop.left : crop.left + width] = crop.bitmap
+    assert np.array_equal(whole, mask)
+
+
+def test_a_file_as_lvis_writes_it_is_parsed_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(annotation_file, "read_all_rows", None)
+    monkeypatch.setattr(annotation_text, "PIECE", 300)
+    assert_same(build(tmp_path, small_dataset()), small_dataset())
+
+
+def test_the_command_fails_in_one_line(tmp_path):
+    source = tmp_path / "bad.json"
+    source.write_text(json.dumps(change("annotations.1.image_id", 8)))
+    command = [sys.executable, "-m", "lvis_rcnn.store", "--annotations", source, "--out", tmp_path / "x.store"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: \S+bad.json: annotation 1: unknown image 8; allowed: .*; fix: .*\n", done.stderr)
+    assert not (tmp_path / "x.store").exists()

@@ -1,0 +1,100 @@
+"""Match results on disk: the same after reading, the same bytes, and an error for each kind of damage."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lvis_rcnn.evaluation.average_precision import score
+from lvis_rcnn.evaluation.bootstrap import plans_of, resampled_metrics
+from lvis_rcnn.evaluation.ground_truth import parse_truth
+from lvis_rcnn.evaluation.matches import MatchesFile, outcomes_of, read_matches, read_resampled, write_matches
+from lvis_rcnn.evaluation.results import KINDS, found_of
+from lvis_rcnn.system.cli import InputError
+from tests.evaluation.test_average_precision import by_hand, results_of, small_set
+
+
+def kept_of(dataset, records) -> MatchesFile:
+    truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
+    found = found_of(results_of(records), truth)
+    outcomes = {kind: outcomes_of(score(truth, found, kind).matches, truth) for kind in KINDS}
+    samples = {kind: resampled_metrics(plans_of(outcomes[kind], truth.frequencies), 3, 0) for kind in KINDS}
+    return MatchesFile("a" * 64, "d" * 64, 300, truth.category_ids, truth.frequencies, outcomes, samples)
+
+
+@settings(max_examples=4)
+@given(seed=st.integers(0, 2**48))
+def test_what_is_read_is_what_was_written(tmp_path_factory, seed):
+    path = tmp_path_factory.mktemp("matches") / "matches.npz"
+    kept = kept_of(*small_set(seed)[:2])
+    write_matches(path, kept)
+    again = read_matches(path)
+    first = path.read_bytes()
+    write_matches(path, again)
+    assert path.read_bytes() == first
+    for kind in KINDS:
+        plans = [plans_of(file.outcomes[kind], file.frequencies) for file in (kept, again)]
+        samples = [resampled_metrics(each, 3, 0) for each in plans]
+        assert np.array_equal(*samples, equal_nan=True)
+        for kept_samples in (again.resampled, read_resampled(path, "d" * 64)):
+            assert np.array_equal(kept_samples[kind], samples[0], equal_nan=True)
+    assert (again.annotations_sha256, again.detections_sha256) == ("a" * 64, "d" * 64)
+
+
+def written(folder: Path) -> Path:
+    write_matches(folder / "matches.npz", kept_of(*by_hand()))
+    return folder / "matches.npz"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"format": np.array("lvis_rcnn.detections")},
+            "is lvis_rcnn.detections version 2; allowed: .*; fix: score",
+        ),
+        ({"version": np.array(1)}, "is lvis_rcnn.matches version 1; allowed: lvis_rcnn.matches version 2"),
+        ({"bbox_images": None}, r"damaged file of match results \(arrays bbox_images\)"),
+        ({"frequencies": np.array("rcf")}, "frequencies do not fit category_ids"),
+        ({"segm_images": np.zeros(3)}, r"images is float64\[3\]"),
+        ({"segm_images": np.array([0, 0, 1], np.int32)}, "images beyond the images"),
+        ({"bbox_starts": np.array([0, 9, 3])}, "starts do not fit the detections"),
+        ({"segm_resampled": None}, r"damaged file of match results \(arrays segm_resampled\)"),
+        ({"segm_resampled": np.zeros((3, 12))}, r"resampled is float64\[3, 12\]"),
+        ({"bbox_found_by": np.array([2, 0], np.int32)}, "found_by does not fit the detections"),
+    ],
+)
+def test_a_file_of_another_kind_or_whose_arrays_do_not_fit_is_refused(tmp_path, change, message):
+    path = written(tmp_path)
+    with np.load(path) as archive:
+        arrays = {**archive, **change}
+    with path.open("wb") as file:
+        np.savez(file, **{name: value for name, value in arrays.items() if value is not None})
+    with pytest.raises(InputError, match=rf"matches.npz: .*{message}"):
+        read_matches(path)
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    path = written(tmp_path)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:500], whole[:700] + b"\x00\x01" + whole[702:]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"matches.npz: (damaged|is another format)"):
+            read_matches(path)
+    path.unlink()
+    with pytest.raises(InputError, match="no such file of match results; fix: score the detections again"):
+        read_matches(path)
+
+
+def test_resamples_alone_are_read_of_their_own_detections_only(tmp_path):
+    path = written(tmp_path)
+    with pytest.raises(InputError, match=r"matches.npz: is of other detections than its metrics; fix: score"):
+        read_resampled(path, "e" * 64)
+    bare = kept_of(*by_hand())
+    write_matches(path, replace(bare, resampled={}))
+    assert read_resampled(path, "d" * 64) == {}
+    assert read_matches(path).resampled == {}

@@ -1,0 +1,422 @@
+"""Files of MMDetection: taken with suspicion, refused with a reason, written as published; and the commands."""
+
+import csv
+import functools
+import http.server
+import json
+import subprocess
+import sys
+import threading
+import types
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import lvis_rcnn.weights as checkpoints
+from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.dataset.store import build_store
+from lvis_rcnn.model.mask_rcnn import MaskRcnn
+from lvis_rcnn.model.mmdet import MmdetFile, converted, mmdet_meta, name_notes, read_mmdet, to_ours, write_mmdet
+from lvis_rcnn.model.weights import load_model, save_model
+from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.system.files import sha256_of_file
+from tests.conftest import REPOSITORY
+from tests.helpers.flat_weights import flat_state, same, write_old, write_published
+from tests.reference.golden_figures import GOLDEN, RECIPE
+
+R50 = BACKBONES["r50"]
+NAMES = ("bear", "cup", "kite")
+TRAINED = {"epoch": 24, "iter": 12, "seed": 7, "time": "Sun Jan 21 2024", "hook_msgs": {}}
+# What 2.x and 3.x write beside the weights.
+META_2X = {**TRAINED, "mmdet_version": "2.3.0", "config": "img_norm = dict(to_rgb=True)", "CLASSES": NAMES}
+META_3X = {
+    **TRAINED,
+    "mmengine_version": "0.10.3",
+    "cfg": "model = dict(data_preprocessor=dict(bgr_to_rgb=True), backbone=dict(style='pytorch'))",
+    "dataset_meta": {"classes": NAMES, "palette": [(1, 2, 3)] * 3},
+}
+
+
+class HistoryBuffer:
+    """Stands for what a training of 3.x leaves in its checkpoints."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return flat_state(R50, 3)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An annotation store of the three categories, as small as may be."""
+    image = {"id": 1, "height": 9, "width": 9, "file_name": "1.jpg"}
+    image |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    categories = [{"id": place, "name": name, "frequency": "f"} for place, name in enumerate(NAMES, start=1)]
+    box = {"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 1, 4, 4], "area": 16}
+    annotations = [{**box, "segmentation": [[1, 1, 5, 1, 5, 5, 1, 5]]}]
+    dataset = {"images": [image], "annotations": annotations, "categories": categories}
+    (tmp_path / "a.json").write_text(json.dumps(dataset))
+    build_store(tmp_path / "a.json", tmp_path / "a.store")
+    return tmp_path / "a.store"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command; what it said."""
+
+    def ended(*words, code=0):
+        monkeypatch.setattr(sys, "argv", ["checkpoints", *map(str, words)])
+        if code:
+            with pytest.raises(SystemExit) as exit_:
+                checkpoints.main()
+            assert exit_.value.code == code
+        else:
+            checkpoints.main()
+        return capsys.readouterr().err
+
+    return ended
+
+
+def refused(path, message, **options):
+    with pytest.raises(InputError, match=message):
+        read_mmdet(path, **options)
+
+
+def content_of(state, meta=META_2X):
+    return {"meta": meta, "state_dict": state}
+
+
+@pytest.mark.parametrize(("meta", "version"), [(META_2X, "2.3.0"), (META_3X, None)], ids=["2.x", "3.x"])
+def test_a_published_file_is_read(tmp_path, state, meta, version):
+    path = write_published(tmp_path, "mask_rcnn_r50_fpn", content_of(state, meta))
+    assert not zipfile.is_zipfile(path)
+    file = read_mmdet(path)
+    assert same(file.state, state)
+    assert (file.classes, file.num_categories, file.mmdet_version) == (NAMES, 3, version)
+    assert file.config == meta.get("config", meta.get("cfg"))
+    assert file.sha256 == sha256_of_file(path)
+    assert same(converted(file, "r50", 3), to_ours(state))
+    assert name_notes(file, NAMES) == []
+
+
+def test_the_checkpoint_of_a_training_wants_trust(tmp_path, state, monkeypatch):
+    path = tmp_path / "epoch_24.pth"
+    torch.save({**content_of(state, META_3X), "message_hub": {"loss": HistoryBuffer()}}, path)
+    refused(path, rf"more than weights: an object made by {__name__}.HistoryBuffer, and .*; fix: .*--trust-pickle$")
+    assert same(read_mmdet(path, trust_pickle=True).state, state)
+    monkeypatch.delattr(sys.modules[__name__], "HistoryBuffer")
+    refused(path, r"cannot be made here: .*HistoryBuffer.*; fix: install its package", trust_pickle=True)
+
+
+def test_an_object_of_a_package_that_is_not_installed(tmp_path, monkeypatch):
+    absent = types.ModuleType("absent_package")
+    absent.Thing = type("Thing", (), {"__module__": "absent_package"})
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "absent_package", absent)
+        torch.save({"a": absent.Thing()}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "made by absent_package.Thing")
+    refused(tmp_path / "a.pth", "cannot be made here: No module named 'absent_package'", trust_pickle=True)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "folder", "missing"])
+def test_no_file_of_weights(tmp_path, damage):
+    path = tmp_path / "a.pth"
+    if damage == "folder":
+        path.mkdir()
+    elif damage != "missing":
+        whole = write_old(path, content_of({"a": torch.zeros(1000)})).read_bytes()
+        path.write_bytes({"cut": whole[: len(whole) // 2], "text": b"<html>404</html>", "empty": b""}[damage])
+    refused(path, "a.pth: no such file; to" if damage == "missing" else r"a.pth: no readable file of weights \(\w+\)")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1], "holds a list; allowed: a dictionary with a state_dict"),
+        ({}, "has no state_dict, but nothing; allowed: a checkpoint of MMDetection"),
+        ({"conv1.weight": torch.zeros(1), "b": 1, "c": 2, "d": 3}, "has no state_dict, but conv1.weight, b, c, …; all"),
+        ({"state_dict": {"a": 1}, "meta": {}}, "has no state_dict, but state_dict, meta"),
+    ],
+)
+def test_another_content(tmp_path, content, message):
+    refused(write_old(tmp_path / "a.pth", content), message)
+
+
+def test_the_digest_in_the_name_is_held_to(tmp_path, state):
+    path = write_published(tmp_path, "a", content_of(state))
+    digest = path.stem[-8:]
+    read_mmdet(path)
+    refused(path.rename(tmp_path / "a-0123abcd.pth"), rf"begins with {digest}, so it is damaged.*; allowed: 0123abcd")
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "sign"),
+    [
+        ("a.pth", "backbone=dict(style='caffe')", "its config says style='caffe'"),
+        ("a.pth", '{"backbone": {"style": "caffe"}}', 'its config says "style": "caffe"'),
+        ("a.pth", "dict(mean=[103.5], to_rgb=False)", "its config says to_rgb=False"),
+        ("a.pth", "dict(bgr_to_rgb=False)", "its config says to_rgb=False"),
+        ("mask_rcnn_r50_caffe_fpn.pth", "", "its name says so"),
+    ],
+)
+@pytest.mark.parametrize("key", ["config", "cfg"])
+def test_caffe_style_is_refused(tmp_path, name, config, sign, key):
+    path = write_old(tmp_path / name, content_of({}, {key: config}))
+    refused(path, rf'are weights of "caffe" style \({sign}\): BGR pixels, another network; allowed: pytorch style')
+
+
+@pytest.mark.parametrize(
+    ("state_1x", "version", "sign"),
+    [
+        ({}, "1.2.0+abc", r"its mmdet_version is 1\.2\.0\+abc"),
+        ({"bbox_head.fc_cls.bias": torch.zeros(4)}, "", "its keys begin with bbox_head or mask_head"),
+        (
+            {f"roi_head.bbox_head.fc_{key}.bias": torch.zeros(rows) for key, rows in (("cls", 4), ("reg", 16))},
+            "2.0.0",
+            "it regresses boxes of the background",
+        ),
+    ],
+)
+def test_the_first_version_is_refused(tmp_path, state_1x, version, sign):
+    path = write_old(tmp_path / "a.pth", content_of(state_1x, {"mmdet_version": version}))
+    refused(path, f"is of MMDetection 1.x: {sign}; allowed: 2.x or 3.x; fix: .*/upgrade_model_version.py")
+
+
+@pytest.mark.parametrize(
+    ("held", "backbone", "classes", "message"),
+    [
+        (("r101", 3), "r50", 3, "is a model of r101; allowed: r50; fix: say --backbone r101"),
+        (("r50", 4), "r50", 3, "has 4 classes; allowed: 3, as the annotations; fix: name the file, or the annotat"),
+        (("r50", 1230), "r50", 1203, r"has 1230 classes; .* August 2020: .* had 1230 by mistake \(mmdetection#3593\)"),
+        (("r50", 1203), "r50", 1230, "has 1203 classes; .* fix: name the file, or the annotations, of the same"),
+    ],
+)
+def test_another_model_than_wanted(held, backbone, classes, message):
+    file = MmdetFile(Path("a.pth"), "", flat_state(BACKBONES[held[0]], held[1]), {})
+    assert converted(file, *held)
+    with pytest.raises(InputError, match=f"^a.pth: {message}"):
+        converted(file, backbone, classes)
+
+
+def test_keys_that_do_not_fit(state):
+    other = {key: value for key, value in state.items() if key != "rpn_head.rpn_cls.bias"}
+    file = MmdetFile(Path("a.pth"), "", other | {"extra": torch.zeros(1)}, {})
+    message = (
+        r"^a.pth: keys do not fit: 1 missing \(rpn_head.rpn_cls.bias\), 1 unexpected \(extra\); allowed: R-50-FPN, 3"
+    )
+    with pytest.raises(InputError, match=message):
+        converted(file, "r50", 3)
+
+
+def named(classes):
+    return MmdetFile(Path("a.pth"), "", {}, {"CLASSES": classes})
+
+
+def test_a_corrected_spelling_is_a_note():
+    with (GOLDEN / "lvis_v1_train_counts.csv").open() as file:
+        names = [row["name"] for row in csv.DictReader(file)]
+    spelt = [name.replace("stero", "stereo") for name in names]
+    place = names.index("speaker_(stero_equipment)")
+    told = f"class {place} is 'speaker_(stero_equipment)' in the file, 'speaker_(stereo_equipment)' in the annotations"
+    assert name_notes(named(names), names) == []
+    assert name_notes(named(names), spelt) == [told]
+
+
+def test_a_handful_of_names_may_differ_and_no_more():
+    names = [str(number) for number in range(20)]
+    assert len(name_notes(named(["other"] * 5 + names[5:]), names)) == 5
+    message = (
+        "a.pth: 6 of 20 class names differ, the first: class 0 is 'other' in the file, '0' in the annotations; all"
+    )
+    with pytest.raises(InputError, match=message):
+        name_notes(named(["other"] * 6 + names[6:]), names)
+    with pytest.raises(InputError, match=r"a.pth: names 19 classes, but has rows for 20; fix"):
+        name_notes(named(names[1:]), names)
+    assert name_notes(named(None), names)[0].startswith("the file names no classes")
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_what_is_written_is_read_as_the_same(tmp_path, name):
+    theirs = flat_state(BACKBONES[name], 3)
+    meta = {"backbone": name, "CLASSES": NAMES, "seed": 5, "steps": 90}
+    shuffled = dict(reversed(to_ours(theirs).items()))
+    path = write_mmdet(tmp_path / "out.pth", shuffled, meta, publish=False)
+    assert path == tmp_path / "out.pth"
+    assert not zipfile.is_zipfile(path)
+    file = read_mmdet(path)
+    assert list(file.state) == list(theirs)
+    assert same(file.state, theirs)
+    assert (file.classes, file.meta["dataset_meta"], file.meta["seed"]) == (NAMES, {"classes": NAMES}, 5)
+    assert file.meta["iter"] == 90
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("r50", {"type": "ResNet", "depth": 50}),
+        ("r101", {"type": "ResNet", "depth": 101}),
+        ("x101_32x4d", {"type": "ResNeXt", "depth": 101, "groups": 32, "base_width": 4}),
+        ("x101_64x4d", {"type": "ResNeXt", "depth": 101, "groups": 64, "base_width": 4}),
+    ],
+)
+def test_the_config_written_is_python_that_says_what_the_network_is(name, body):
+    scope = {}
+    exec(mmdet_meta(BACKBONES[name], NAMES, {})["cfg"], scope)
+    assert scope["model"]["backbone"] == {**body, "style": "pytorch"}
+    heads = scope["model"]["roi_head"]
+    assert (heads["bbox_head"]["num_classes"], heads["mask_head"]["num_classes"]) == (3, 3)
+
+
+@pytest.mark.parametrize("meta", [{}, {"backbone": "r50"}, {"backbone": "r18", "CLASSES": NAMES}])
+def test_a_model_that_does_not_say_what_it_is_is_not_written(tmp_path, meta, state):
+    with pytest.raises(InputError, match=r"model: does not say its backbone and classes; allowed: a model.pth of"):
+        write_mmdet(tmp_path / "out.pth", to_ours(state), meta, publish=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_other_shapes_is_not_written(tmp_path, state):
+    with pytest.raises(
+        InputError, match=r"model: keys do not fit: .* allowed: R-101-FPN, 3 classes, with batch normal"
+    ):
+        write_mmdet(tmp_path / "out.pth", to_ours(state), {"backbone": "r101", "CLASSES": NAMES}, publish=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_import_then_export_as_commands(tmp_path, state, store, run):
+    path = write_published(
+        tmp_path, "mask_rcnn_r50_fpn", content_of(state, {**META_2X, "CLASSES": ("bär", *NAMES[1:])})
+    )
+    model, report, log = (tmp_path / name for name in ("model.pth", "report.json", "import.log"))
+    words = ["import", path, "--backbone", "r50", "--store", store, "--out", model, "--report", report, "--log", log]
+    said = run(*words)
+    note = "class 0 is 'bär' in the file, 'bear' in the annotations"
+    assert said.splitlines() == [f"note: {note}", f"wrote {model}: r50, 3 categories, from {path.name}"]
+    assert f"note: {note}" in log.read_text()
+
+    weights, meta = load_model(model)
+    with torch.device("meta"):
+        network = MaskRcnn(R50, 4, RECIPE)
+    network.load_state_dict(weights, assign=True)
+    source = {"file": path.name, "sha256": sha256_of_file(path), "mmdet_version": "2.3.0", "mmengine_version": None}
+    source |= {key: TRAINED[key] for key in ("epoch", "iter", "seed", "time")}
+    assert (meta["backbone"], meta["CLASSES"], meta["source"]) == ("r50", NAMES, source)
+    record = json.loads(report.read_text())
+    assert record["notes"] == [note]
+    assert record["model_sha256"] == sha256_of_file(model)
+    assert source.items() <= record.items()
+
+    said = run("export", model, "--out", tmp_path / "mask_rcnn.pth", "--publish")
+    (written,) = tmp_path.glob("mask_rcnn-*.pth")
+    assert said == f"wrote {written}\n"
+    assert written.name == f"mask_rcnn-{sha256_of_file(written)[:8]}.pth"
+    assert not (tmp_path / "mask_rcnn.pth").exists()
+    assert same(read_mmdet(written).state, state)
+
+
+def test_import_with_a_number_of_categories(tmp_path, state, run):
+    old = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    path = write_old(tmp_path / "a.pth", content_of(old, META_3X))
+    words = ["import", path, "--backbone", "r50", "--out", tmp_path / "model.pth", "--categories"]
+    assert "a.pth: names 3 classes, not 4; fix: name the annotations with --store" in run(*words, 4, code=2)
+    assert not (tmp_path / "model.pth").exists()
+    assert "note: the file has no num_batches_tracked: 53 are set to 0" in run(*words, 3)
+    weights, meta = load_model(tmp_path / "model.pth")
+    assert meta["CLASSES"] == NAMES
+    assert weights.keys() == to_ours(state).keys()
+
+
+def test_commands_refuse_in_one_line(tmp_path, state, store, run):
+    trained = tmp_path / "epoch_1.pth"
+    torch.save({**content_of(state), "message_hub": HistoryBuffer()}, trained)
+    words = ["import", trained, "--backbone", "r50", "--store", store, "--out", tmp_path / "model.pth"]
+    assert run(*words, code=2).count("\n") == 1
+    assert "wrote" in run(*words, "--trust-pickle")
+    assert "allowed: a name that ends in .pth" in run("export", trained, "--out", tmp_path / "model", code=2)
+    save_model(tmp_path / "bare.pth", {}, {})
+    said = run("export", tmp_path / "bare.pth", "--out", tmp_path / "b.pth", code=2)
+    assert said.startswith("error: model: does not say its backbone and classes")
+    said = run(*words[:4], "--out", tmp_path / "b.pth", code=2)
+    assert "one of the arguments --store --categories is required" in said
+
+
+def test_show_says_what_a_file_is(tmp_path, state, run):
+    path = write_published(tmp_path, "a", content_of(state))
+    said = run("show", path)
+    digest = sha256_of_file(path)
+    numbers = f"{sum(value.numel() for value in state.values()):,}"
+    for line in (
+        f"sha256     {digest}, begins as its name says",
+        "kind       a model of MMDetection 2.3.0",
+        "backbone   r50",
+        f"tensors    {len(state)}, {numbers} numbers",
+        "keys       backbone.conv1.weight, backbone.bn1.weight, backbone.bn1.bias, …",
+        "classes    3: bear, cup, kite",
+        "epoch      24",
+        "import     yes, with --backbone r50 and annotations of 3 categories",
+    ):
+        assert line in said.splitlines()
+    said = run("show", path.rename(tmp_path / "a-0123abcd.pth"))
+    assert f"sha256     {digest}, DIFFERS from its name, 0123abcd" in said
+    assert f"import     no: {tmp_path / 'a-0123abcd.pth'}: its SHA-256 begins with {digest[:8]}" in said
+    said = run("show", write_old(tmp_path / "a.pth", content_of(state, {**META_3X, "cfg": "style='caffe'"})))
+    assert "its name carries none" in said
+    assert "a model of MMDetection 3.x" in said
+    assert (
+        f"import     no: {tmp_path / 'a.pth'}: are weights of \"caffe\" style (its config says style='caffe')" in said
+    )
+
+
+def test_show_of_a_model_and_of_bare_weights(tmp_path, state, run):
+    save_model(tmp_path / "model.pth", to_ours(state), {"backbone": "r50", "CLASSES": NAMES})
+    said = run("show", tmp_path / "model.pth")
+    assert "kind       a model of lvis_rcnn\nbackbone   r50\n" in said
+    assert "import" not in said
+    bare = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    said = run("show", write_old(tmp_path / "resnet50.pth", bare))
+    assert "kind       bare weights, as ImageNet classifiers have\nbackbone   r50\n" in said
+    assert "no readable file of weights" in run("show", REPOSITORY / "README.md", code=2)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        """Nothing."""
+
+
+def test_fetch_as_a_user_does(tmp_path):
+    (tmp_path / "served").mkdir()
+    served = write_published(tmp_path / "served", "a", {"a": torch.zeros(3)})
+    handler = functools.partial(Quiet, directory=str(served.parent))
+    row = {"name": "a_r50", "kind": "imagenet", "backbone": "r50"}
+    folder = tmp_path / "weights"
+    command = [sys.executable, "-m", "lvis_rcnn.fetch", "--zoo", tmp_path / "zoo.yaml"]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        row["url"] = f"http://127.0.0.1:{server.server_port}/{served.name}"
+        (tmp_path / "zoo.yaml").write_text(yaml.safe_dump({"models": [row]}))
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        words = [*command, "--name", "a_r50", "--folder", folder]
+        done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        server.shutdown()
+        thread.join()
+    assert done.returncode == 0, done.stderr
+    path, size_bytes = folder / served.name, served.stat().st_size
+    assert done.stderr.splitlines() == [
+        f"downloading {path}: 0 of {size_bytes:,} bytes are here",
+        f"downloaded {path}: {size_bytes:,} bytes",
+        f"{path} is whole",
+    ]
+    assert (folder / served.name).read_bytes() == served.read_bytes()
+
+
+def test_fetch_of_a_name_that_is_not_there(run, tmp_path):
+    said = run("fetch", "--name", "lvis_v2_r50", "--folder", tmp_path, code=2)
+    assert "error: --name lvis_v2_r50: is not in " in said
+    assert "; allowed: lvis_v0.5_r50, lvis_v0.5_r101, " in said

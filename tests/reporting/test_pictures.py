@@ -1,0 +1,337 @@
+"""Pictures show what is annotated and what was found; labels never cover each other; the same files, the same bytes."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+
+import lvis_rcnn.reporting.drawing as drawing
+from lvis_rcnn.dataset.detections import Detections, pack_rles, shard_path, write_shard
+from lvis_rcnn.dataset.store import build_store, open_store
+from lvis_rcnn.reporting.drawing import (
+    COLOURS,
+    LINE_PX,
+    MOST_LABELS,
+    Shown,
+    captioned,
+    cut,
+    draw_label,
+    draw_objects,
+    factor_of,
+    font,
+    label_size,
+    labelled,
+    overlap,
+    place_labels,
+    scaled_box,
+    sheet_of,
+)
+from lvis_rcnn.reporting.pictures import (
+    Scenes,
+    best_line,
+    images_with_rare_objects,
+    mask_of_annotation,
+    missed,
+    misses_sheet,
+    positions_of,
+    random_images,
+    read_rgb,
+    read_scenes,
+    shown_detection,
+    surroundings,
+    taken_for,
+    worst,
+    write_pictures,
+)
+from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.training.batch_picture import colours_of, step_picture
+from tests.conftest import REPOSITORY
+from tests.helpers.tiny_run import make_data, tiny_study
+
+WIDTH, HEIGHT = 64, 48
+NAMES = ["chosen.png", "missed_common.png", "missed_frequent.png", "missed_rare.png", "random.png"]
+
+
+def square(x: float, y: float, side: float) -> list[list[float]]:
+    return [[x, y, x + side, y, x + side, y + side, x, y + side]]
+
+
+def dataset() -> dict[str, object]:
+    """Three images: a bear and a kite; a kite alone; nothing."""
+    images = [
+        {
+            "id": number,
+            "height": HEIGHT,
+            "width": WIDTH,
+            "file_name": f"{number}.png",
+            "neg_category_ids": [],
+            "not_exhaustive_category_ids": [30] if number == 11 else [],
+        }
+        for number in (11, 12, 13)
+    ]
+    objects = [(1, 11, 20, 4, 4, 20), (2, 11, 30, 40, 8, 16), (3, 12, 30, 10, 10, 12)]
+    annotations = [
+        {"id": number, "image_id": image, "category_id": category, "bbox": [x, y, side, side], "area": side * side,
+         "segmentation": square(x, y, side)}
+        for number, image, category, x, y, side in objects
+    ]  # fmt: skip
+    categories = [
+        {"id": 20, "name": "bear", "frequency": "f"},
+        {"id": 30, "name": "kite", "frequency": "r"},
+        {"id": 40, "name": "cup", "frequency": "c"},
+    ]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def put_detections(folder: Path, *found: tuple[int, int, float, tuple[float, float, float]]) -> None:
+    """(image, category, score, (x, y, side)) each."""
+    masks = [coco_mask.merge(coco_mask.frPyObjects(square(*place), HEIGHT, WIDTH)) for _, _, _, place in found]
+    boxes = np.array([[x, y, side, side] for _, _, _, (x, y, side) in found], np.float32).reshape(-1, 4)
+    ids, categories, scores = (np.array([row[at] for row in found]) for at in range(3))
+    detections = Detections(
+        ids.astype(np.int64), categories.astype(np.int64), scores.astype(np.float32), boxes, *pack_rles(masks)
+    )
+    write_shard(shard_path(folder, 0), detections)
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Scenes:
+    """The bear is found, one kite taken for a bear, the other not found; one detection is of an unknown category."""
+    (tmp_path / "val.json").write_text(json.dumps(dataset()))
+    build_store(tmp_path / "val.json", tmp_path / "val.store")
+    (tmp_path / "images").mkdir()
+    for number in (11, 12, 13):
+        pixels = np.random.default_rng(number).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    put_detections(
+        tmp_path / "detections",
+        (11, 20, 0.9, (5, 5, 20)),
+        (11, 20, 0.4, (40, 9, 16)),
+        (11, 99, 0.8, (40, 9, 16)),
+        (11, 30, 0.2, (10, 30, 16)),
+    )
+    return read_scenes(open_store(tmp_path / "val.store"), tmp_path / "images", tmp_path / "detections")
+
+
+def test_an_object_is_missed_unless_a_detection_of_its_category_overlaps_it(scenes):
+    assert missed(scenes).tolist() == [False, True, True]
+    assert taken_for(scenes, 0, 1) == "taken for bear 0.40"
+    assert taken_for(scenes, 0, 0) == "taken for bear 0.90"
+    assert taken_for(scenes, 1, 2) == "nothing sure in the image"
+
+
+def test_noise_is_not_what_an_object_was_taken_for(scenes):
+    scenes.found.scores[1] = 0.29
+    assert taken_for(scenes, 0, 1) == "nothing there (best IoU 0.00)"
+    scenes.found.scores[0] = 0.1
+    assert taken_for(scenes, 0, 1) == "nothing sure in the image"
+
+
+def test_sheets_of_misses_say_how_many_and_why_there_are_none(scenes, monkeypatch):
+    titles = []
+    monkeypatch.setattr(
+        "lvis_rcnn.reporting.pictures.sheet_of", lambda title, rows: titles.append(title) or sheet_of(title, rows)
+    )
+    for group in "rcf":
+        misses_sheet(scenes, missed(scenes), group)
+    assert [title[0] for title in titles] == [
+        "2 of 2 objects of rare categories were missed",
+        "no objects of common categories",
+        "none of 1 frequent objects was missed",
+    ]
+
+
+def test_the_worst_misses_are_the_largest_few_of_a_category(scenes):
+    rows = np.array([0, 1, 2])
+    assert worst(scenes.store, rows) == [0, 1, 2]
+    assert worst(scenes.store, np.array([2, 1])) == [1, 2]
+
+
+def test_chosen_images_have_most_rare_objects_and_random_ones_are_others(scenes):
+    assert images_with_rare_objects(scenes.store, 2) == [0, 1]
+    assert random_images(scenes.store, 5, 0, without=[0]) == [1, 2]
+    drawn = [random_images(scenes.store, 1, seed, without=[]) for seed in range(20)]
+    assert drawn == [random_images(scenes.store, 1, seed, without=[]) for seed in range(20)]
+    assert len({tuple(images) for images in drawn}) == 3
+
+
+def test_an_unknown_image_is_named(scenes):
+    assert positions_of(scenes.store, [13, 11]) == [2, 0]
+    with pytest.raises(InputError, match=r"--show 7: no image of val.json; allowed: ids of its images"):
+        positions_of(scenes.store, [7])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is no image"), (b"nonsense", "is no image"), (None, "is 9 x 8 pixels; allowed: an image of 64 x 48")],
+)
+def test_a_wrong_image_is_named(scenes, content, message):
+    path = scenes.files.root / "12.png"
+    if content is None:
+        Image.new("RGB", (9, 8)).save(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"12.png: {message}.*use the images that belong to the annotations"):
+        read_rgb(scenes, 1)
+
+
+def test_masks_are_those_of_polygons_and_of_runs(scenes, tmp_path):
+    expected = np.zeros((HEIGHT, WIDTH), np.uint8)
+    expected[4:24, 4:24] = 1
+    assert np.array_equal(mask_of_annotation(scenes.store, 0, (HEIGHT, WIDTH)), expected)
+    values = dataset()
+    runs = {"size": [HEIGHT, WIDTH], "counts": [3, 5, HEIGHT * WIDTH - 8]}
+    values["annotations"][0] |= {"segmentation": runs, "area": 5}  # type: ignore[index]
+    (tmp_path / "runs.json").write_text(json.dumps(values))
+    build_store(tmp_path / "runs.json", tmp_path / "runs.store")
+    mask = mask_of_annotation(open_store(tmp_path / "runs.store"), 0, (HEIGHT, WIDTH))
+    assert (mask.sum(), mask[3:8, 0].sum()) == (5, 5)
+
+
+def test_a_detection_whose_mask_was_left_out_is_a_box_alone(scenes, tmp_path):
+    found = scenes.found
+    bare = dataclasses.replace(scenes, found=dataclasses.replace(found, has_mask=found.scores > 0.5))
+    assert not shown_detection(bare, 1, (0, 0, 0)).mask.any()
+    assert shown_detection(bare, 0, (0, 0, 0)).mask.sum() == 400
+    assert best_line(bare, [0, 1, 3]).endswith("the best with 0.90; 2 have no mask, since no score reads it")
+    assert best_line(scenes, [0, 1, 3]) == "of 3 detections, the best with 0.90"
+    write_pictures(bare, tmp_path / "bare", shown=[], number=2, seed=0, least_score=0.3)
+
+
+def test_the_same_files_give_the_same_pictures_and_the_command_needs_no_torch(scenes, tmp_path):
+    write_pictures(scenes, tmp_path / "once", shown=[], number=2, seed=0, least_score=0.3)
+    options = {"--store": "val.store", "--images": "images", "--detections": "detections", "--out": "again"}
+    words = [word for option, name in options.items() for word in (option, str(tmp_path / name))]
+    code = "import sys; from lvis_rcnn import pictures; pictures.main(); sys.exit('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, *words, "--number", "2"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "once").iterdir()) == NAMES
+    for name in NAMES:
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_objects_are_tinted_and_outlined_and_small_images_enlarged():
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 20:50] = 1
+    picture = np.array(
+        draw_objects(np.zeros((40, 60, 3), np.uint8), [Shown((20, 10, 50, 30), mask, "cup", (200, 100, 50))])
+    )
+    assert picture.shape == (320, 480, 3)
+    assert picture[160, 280].tolist() == [60, 30, 15]
+    assert picture[300, 20].tolist() == [0, 0, 0]
+    assert (picture == (200, 100, 50)).all(axis=2).any()
+
+
+@pytest.mark.parametrize(
+    ("size", "factor"), [((96, 130), (4, 1)), ((480, 640), (1, 1)), ((3000, 2000), (1, 3)), ((460, 1), (1, 1))]
+)
+def test_images_are_shown_at_whole_factors(size, factor):
+    assert factor_of(*size) == factor
+
+
+NUMBER = st.integers(0, 300)
+LABELLED = st.tuples(NUMBER, NUMBER, NUMBER, NUMBER, st.integers(5, 160))
+
+
+@settings(max_examples=40)
+@given(objects=st.lists(LABELLED, max_size=15), canvas=st.tuples(st.integers(20, 300), st.integers(10, 300)))
+def test_labels_lie_on_the_canvas_and_never_cover_each_other(objects, canvas):
+    boxes = [(min(a, c), min(b, d), max(a, c) + 1, max(b, d) + 1) for a, b, c, d, _ in objects]
+    sizes = [(width, LINE_PX) for *_, width in objects]
+    placed = place_labels(boxes, sizes, canvas)
+    assert len(placed) == len(objects)
+    kept = [one for one in placed if one is not None]
+    for at, one in enumerate(kept):
+        assert 0 <= one[0] < one[2] <= canvas[0]
+        assert 0 <= one[1] < one[3] <= canvas[1]
+        assert not any(overlap(one, other) for other in kept[:at])
+    if placed and sizes[0][0] <= canvas[0] and canvas[1] >= LINE_PX:
+        assert placed[0] is not None
+
+
+def test_a_label_stands_on_its_box_and_gives_way_below():
+    box = (50, 50, 90, 80)
+    assert place_labels([box, box], [(30, 18)] * 2, (200, 200)) == [(50, 32, 80, 50), (50, 80, 80, 98)]
+
+
+def in_one_place(number: int, height: int = 100, **more: str) -> list[Shown]:
+    """Objects whose labels have to go far away."""
+    mask = np.zeros((height, 200), np.uint8)
+    return [Shown((80, 40, 110, 60), mask, f"label {at}", COLOURS[at % len(COLOURS)], **more) for at in range(number)]
+
+
+def test_rare_objects_keep_their_labels_and_a_line_says_how_many_have_none():
+    objects = in_one_place(MOST_LABELS) + in_one_place(1, frequency="c") + in_one_place(2, frequency="r")
+    kept = labelled(objects)
+    assert kept == [MOST_LABELS + 1, MOST_LABELS + 2, MOST_LABELS, *range(MOST_LABELS - 3)]
+    blank = np.zeros((100, 200, 3), np.uint8)
+    with_all, without = draw_objects(blank, objects[:MOST_LABELS]), draw_objects(blank, objects)
+    assert (with_all.height, without.height) == (300, 300 + LINE_PX)
+
+
+def test_the_line_counts_what_has_no_label(monkeypatch):
+    said = []
+    monkeypatch.setattr(drawing, "footed", lambda picture, line: said.append(line) or picture)
+    draw_objects(np.zeros((100, 200, 3), np.uint8), in_one_place(MOST_LABELS + 2))
+    # 600 x 24 pixels: labels of one height, each wider than 50.
+    draw_objects(np.zeros((8, 200, 3), np.uint8), in_one_place(30, height=8))
+    assert said[0] == "2 of 42 without a label"
+    assert 18 < int(said[1].split()[0]) < 30
+
+
+def test_no_line_runs_over_a_label():
+    objects = in_one_place(25)
+    picture = draw_objects(np.zeros((100, 200, 3), np.uint8), objects)
+    box = scaled_box(objects[0].box_xyxy, picture.height / 100, picture.size)
+    places = place_labels([box] * 25, [label_size(one.label) for one in objects], picture.size)
+    for one, place in zip(objects, places, strict=True):
+        assert place is not None
+        alone = Image.new("RGB", picture.size)
+        draw_label(ImageDraw.Draw(alone), one.text, one.colour, place)
+        assert picture.crop(place).tobytes() == alone.crop(place).tobytes(), one.text
+
+
+def test_text_is_cut_to_its_picture():
+    text = "a very long name of a category, and more"
+    short = cut(text, 90)
+    assert font().getlength(short) <= 90
+    assert short.endswith("…")
+    assert text.startswith(short[:-1])
+    assert cut("cup", 90) == "cup"
+    assert captioned(Image.new("RGB", (90, 10)), [text, ""]).size == (90, 10 + 2 * LINE_PX)
+
+
+def test_surroundings_stay_in_the_image():
+    assert surroundings((4, 4, 24, 24), (HEIGHT, WIDTH)) == (0, 0, 49, 48)
+    assert surroundings((100, 100, 200, 140), (400, 400)) == (50, 50, 251, 191)
+
+
+def test_the_input_of_the_network_becomes_colours_again():
+    from lvis_rcnn.dataloader.transforms import network_pixels
+
+    image = np.random.default_rng(0).integers(0, 255, (32, 64, 3), np.uint8)
+    assert np.array_equal(colours_of(network_pixels(image, (32, 64), flip=False)), image[..., ::-1])
+    assert colours_of(torch.zeros(3, 1, 1)).tolist() == [[[124, 116, 104]]]
+
+
+@pytest.mark.slow
+def test_a_training_step_is_drawn_from_its_targets(tmp_path):
+    from lvis_rcnn.training.run import Run
+
+    data, study = make_data(tmp_path), tiny_study(tmp_path)
+    run = Run(study, "r50", 0, data.train_store, data.images, data.repeat_factors, tmp_path, {})
+    once, again = step_picture(run, 0), step_picture(run, 0)
+    assert once.tobytes() == again.tobytes()
+    assert once.tobytes() != step_picture(run, 1).tobytes()
+    with pytest.raises(InputError, match="--step: is 6; allowed: 0 to 5; fix: change the value"):
+        step_picture(run, 6)

@@ -1,0 +1,111 @@
+"""The short measurement: what it records, which steps it takes, and a row that was trained elsewhere."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import lvis_rcnn.dataloader.batches as data
+import lvis_rcnn.inference.detector as detector
+import lvis_rcnn.measure as measure
+from lvis_rcnn.config.study import load_study_for_step, settings_digest
+from lvis_rcnn.dataloader.sampler import SampleStream
+from lvis_rcnn.dataset.store import open_store
+from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_settings
+from lvis_rcnn.model.weights import save_model
+from lvis_rcnn.system.files import sha256_of_file
+from tests.conftest import REPOSITORY
+from tests.helpers.tiny_run import SMALLEST, make_data, tiny_study, write_tiny_study
+
+SHORT = {"training_steps": 1, "images": 2}
+
+
+@pytest.fixture(autouse=True)
+def smallest_body(monkeypatch):
+    monkeypatch.setitem(detector.BACKBONES, "r50", SMALLEST)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"), train_images=4, val_images=4)
+
+
+@pytest.fixture(scope="module")
+def model_path(drawn, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    store = open_store(drawn.val_store)
+    torch.manual_seed(0)
+    model = MaskRcnn(SMALLEST, store.num_labels, network_settings(tiny_study(folder)))
+    names = tuple(category.name for category in store.categories)
+    save_model(folder / "model.pth", model.state_dict(), {"backbone": "r50", "CLASSES": names})
+    return folder / "model.pth"
+
+
+def arguments(drawn, model_path, folder, training=True):
+    study = write_tiny_study(folder, measure=SHORT)
+    words = ["--study", study, "--backbone", "r50", "--model", model_path, "--out", folder / "measure.json"]
+    words += ["--val-store", drawn.val_store, "--val-images", drawn.images]
+    if training:
+        words += ["--train-store", drawn.train_store, "--train-images", drawn.images]
+        words += ["--repeat-factors", drawn.repeat_factors]
+    return list(map(str, words))
+
+
+def measured(monkeypatch, *given, **more):
+    monkeypatch.setattr(sys, "argv", ["measure", *arguments(*given, **more)])
+    measure.main()
+    return json.loads((given[2] / "measure.json").read_text())
+
+
+class Terminal(io.StringIO):
+    """Text that believes to be a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_memory_and_both_speeds_say_how_they_were_measured(drawn, model_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    record = measured(monkeypatch, drawn, model_path, tmp_path)
+    assert "measure memory r50: 100%" in terminal.getvalue()
+    assert "measure speed r50: 100%" in terminal.getvalue()
+    assert (record["format"], record["version"], record["device"]) == ("lvis_rcnn.measure", 1, "cpu")
+    assert record["model_sha256"] == sha256_of_file(model_path)
+    assert record["settings_digest"] == settings_digest(tiny_study(tmp_path, measure=SHORT), "measure")
+    training, inference = record["training"], record["inference"]
+    assert training["memory_gb"] > 0.1
+    assert (training["steps"], training["images"], training["precision"]) == (1, 2, "fp32 without TF32")
+    assert training["resolution"] == "short edge 64 px, long edge at most 96 px"
+    assert training["definition"] == "peak resident memory of the training process"
+    assert (inference["images"], inference["warmup_images"], inference["batch_size"]) == (1, 3, 1)
+    assert inference["fps"] > 0
+    assert inference["end_to_end_fps"] > 0
+    assert "bitmaps of all masks at original size on the host" in inference["definition"]
+
+
+@pytest.mark.slow
+def test_a_row_that_was_trained_elsewhere_has_a_speed_only(drawn, model_path, tmp_path, monkeypatch):
+    record = measured(monkeypatch, drawn, model_path, tmp_path, training=False)
+    assert record["training"] is None
+    assert record["inference"]["fps"] > 0
+
+
+def test_a_study_that_trains_nothing_can_be_measured():
+    study = load_study_for_step(REPOSITORY / "configs" / "published.yaml", "measure", None)
+    assert study.schedule is None
+    assert len(settings_digest(study, "measure")) == 64
+
+
+def test_the_largest_padded_groups_come_first(drawn):
+    store = open_store(drawn.train_store)
+    count = store.num_images
+    stream = SampleStream(np.ones(count), "ceil", np.asarray(store.widths < store.heights), 0, 1, 1)
+    steps = measure.largest_steps(stream, store, data.Augmentation((256,), 512, 0.5), 100)
+    assert sorted(steps) == list(range(100))
+    images = data.TestImages(drawn.train_store, drawn.images, 256, 512)
+    pixels = [np.prod(data.padded_size_hw(images.size_hw(stream.groups_of_step(step)[0][0]))) for step in steps]
+    assert pixels == sorted(pixels, reverse=True)
+    assert pixels[0] > pixels[-1]

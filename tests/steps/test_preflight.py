@@ -1,0 +1,461 @@
+import copy
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lvis_rcnn.config.study import check_study, read_yaml
+from lvis_rcnn.dataset.checks import image_problem
+from lvis_rcnn.dataset.images import ImageFile
+from lvis_rcnn.dataset.store import build_store, open_store
+from lvis_rcnn.preflight import (
+    PARAMETERS_WITHOUT_CLASSES,
+    image_folders,
+    machine_warnings,
+    page_text,
+    preflight,
+    run_bytes,
+    write_page,
+)
+from lvis_rcnn.system.cli import InputError
+
+REPOSITORY = Path(__file__).parents[2]
+SHARED = REPOSITORY.parent / "shared" / "data" / "photos"
+HEIGHT, WIDTH = 40, 60
+ROTATE_90 = 6
+
+
+def study(**sections):
+    """The embedded study with some of its settings changed."""
+    values = copy.deepcopy(read_yaml(REPOSITORY / "configs" / "mini.yaml"))
+    values["schedule"].update(steps=300, images_per_step=4)
+    values["sampling"].update(oversample_threshold=0.05)
+    for section, changes in sections.items():
+        values[section].update(changes)
+    return check_study(values, "study.yaml")
+
+
+def dataset(split, first_id=1):
+    """Four images: two PNG, one JPEG, and one without annotation."""
+    names = [
+        f"{split}/{first_id}.png",
+        f"{split}/{first_id + 1}.png",
+        f"{split}/{first_id + 2}.jpg",
+        f"{split}/none.png",
+    ]
+    images = [
+        {"id": image_id, "height": HEIGHT, "width": WIDTH, "file_name": name}
+        | {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+        for image_id, name in enumerate(names, start=first_id)
+    ]
+    annotations = [
+        {"id": n, "image_id": image_id, "category_id": category_id, "bbox": [0, 0, 4, 4], "area": 8}
+        | {"segmentation": [[0, 0, 4, 0, 4, 4]]}
+        for n, (image_id, category_id) in enumerate(
+            [(first_id, 1), (first_id + 1, 1), (first_id + 2, 1), (first_id, 2)], start=1
+        )
+    ]
+    categories = [{"id": c, "name": name, "frequency": "r"} for c, name in enumerate(["bear", "cup"], start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def draw(folder, data):
+    """The image files of a dataset."""
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    for image in data["images"]:
+        file = folder / image["file_name"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+
+
+def store(folder, name, data):
+    (folder / f"{name}.json").write_text(json.dumps(data))
+    build_store(folder / f"{name}.json", folder / f"{name}.store")
+    return open_store(folder / f"{name}.store")
+
+
+def check(folder, train=None, val=None, settings=None, images=True):
+    """Preflight of two splits whose images, as far as they were drawn, are in ``folder``."""
+    train = store(folder, "train", train or dataset("train"))
+    val = store(folder, "val", val or dataset("val", first_id=11))
+    return preflight(settings or study(), train, val, (folder, folder) if images else None)
+
+
+def test_sound_data_gives_a_page_without_errors(tmp_path):
+    for split in ("train", "val"):
+        draw(tmp_path, dataset(split, 1 if split == "train" else 11))
+    page = check(tmp_path)
+    assert page.errors == []
+    assert page.facts["train"]["images"] == 4
+    assert page.facts["train"]["rare_categories"] == 2
+    # Category 2 is in one of three images: sqrt(0.05 / (1 / 3)) < 1, so an epoch is the three annotated images.
+    expected = {"epoch_length": 3, "steps_in_epoch": 1, "steps": 300, "images_seen": 900, "epochs": 300}
+    assert expected.items() <= page.facts["schedule"].items()
+    assert page.warnings == [warning for warning in page.warnings if "repeats nothing" in warning]
+    write_page(page, tmp_path / "out" / "preflight.json")
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["preflight.json", "preflight.txt"]
+    assert json.loads((tmp_path / "out" / "preflight.json").read_text())["errors"] == []
+    text = (tmp_path / "out" / "preflight.txt").read_text()
+    assert text.startswith("Preflight of study mini: ok, 1 warning(s), image files checked\n")
+    assert "300 steps of 4 images: 900 seen" in text
+    assert "2x, 24 epochs, is 24 steps, 72 images seen" in text
+    assert len(text.splitlines()) < 60
+
+
+def pages_training(folder, **sections):
+    """The part of the page that speaks of the training."""
+    text = page_text(check(folder, settings=study(**sections), images=False))
+    return text.split("Training, each run\n")[1]
+
+
+def test_the_page_says_what_2x_comes_to_after_oversampling(tmp_path):
+    """Category 2 is in 1 of 3 images: sqrt(1 / (1 / 3)) = 1.73, so an epoch has 4 images."""
+    recipe = {"steps": None, "epochs": 2, "images_per_step": 2, "normalisation_group": 2, "learning_rate_images": 2}
+    text = pages_training(tmp_path, sampling={"oversample_threshold": 1}, schedule=recipe)
+    assert text.startswith(
+        "  4 steps of 2 images: 8 seen\n"
+        "  an epoch is 4 images, 2 steps\n"
+        "  so 2.00 epochs; 2x, 24 epochs, is 48 steps, 96 images seen\n"
+        "  learning rate 0.001\n"
+    )
+
+
+def test_the_page_says_how_long_a_stochastic_epoch_is_on_average(tmp_path):
+    text = pages_training(tmp_path, sampling={"oversample_threshold": 1, "rounding": "stochastic"})
+    assert f"  an epoch is {2 + 3**0.5:.1f} images on average (stochastic rounding), the first " in text
+    text = pages_training(tmp_path, sampling={"oversample_threshold": 1, "rounding": "stochastic", "exponent": 1})
+    assert "  an epoch is 5.0 images on average (stochastic rounding), the first 5 images, 2 steps\n" in text
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "problem"),
+    [
+        ("1.png", lambda data: b"", r"train/1.png is empty \(0 bytes\)"),
+        ("1.png", lambda data: b"<html>404</html>", "is no image of a known format"),
+        ("1.png", cut, "is damaged: "),
+        (
+            "1.png",
+            lambda data: data[:-12],
+            "is truncated: it has no end mark",
+        ),  # OpenCV reads nothing, Pillow everything
+        ("1.png", lambda data: data + b"more", None),
+        ("3.jpg", cut, "is damaged: .*truncated"),
+        ("3.jpg", lambda data: data + b"\0\0", None),  # cameras append to the end mark
+        ("3.jpg", lambda data: data[:20], "is (damaged|no image)"),
+    ],
+)
+def test_damaged_files_are_found(tmp_path, name, damage, problem):
+    draw(tmp_path, dataset("train"))
+    draw(tmp_path, dataset("val", 11))
+    file = tmp_path / "train" / name
+    file.write_bytes(damage(file.read_bytes()))
+    errors = check(tmp_path).errors
+    assert len(errors) == (0 if problem is None else 1)
+    if problem is not None:
+        with pytest.raises(InputError, match=f"train.json: image {name[0]}: .*{problem}.*fix: fetch the file again"):
+            write_page(check(tmp_path), tmp_path / "out" / "preflight.json")
+
+
+def test_broken_training_images_are_warnings_where_training_skips_them(tmp_path):
+    draw(tmp_path, dataset("train"))
+    draw(tmp_path, dataset("val", 11))
+    skips = study(augmentation={"skip_broken_images": True})
+    (tmp_path / "train" / "1.png").unlink()
+    assert len(check(tmp_path).errors) == 1
+    page = check(tmp_path, settings=skips)
+    assert (page.errors, page.missing_images) == ([], [])
+    assert any(re.search("train.json: image 1: .*not found.*; training skips it$", one) for one in page.warnings)
+    (tmp_path / "val" / "11.png").unlink()
+    assert len(check(tmp_path, settings=skips).errors) == 1
+    for path in (tmp_path / "train").iterdir():
+        path.unlink()
+    assert len(check(tmp_path, settings=skips).errors) == 2  # nothing is left to train on
+
+
+def test_another_size_is_found(tmp_path):
+    draw(tmp_path, dataset("train"))
+    file = tmp_path / "train" / "1.png"
+    assert image_problem(ImageFile(file), HEIGHT, WIDTH) is None
+    assert image_problem(ImageFile(file), WIDTH, HEIGHT) == "is 60 x 40 pixels, annotated as 40 x 60"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_rotation_in_exif_is_applied_as_the_loader_does(tmp_path, suffix):
+    mmcv = pytest.importorskip("mmcv")
+    exif = Image.Exif()
+    exif[0x0112] = ROTATE_90
+    file = tmp_path / f"turned.{suffix}"
+    Image.new("RGB", (WIDTH, HEIGHT)).save(file, exif=exif)
+    loaded = mmcv.imfrombytes(file.read_bytes(), flag="color")
+    assert loaded.shape[:2] == (WIDTH, HEIGHT)
+    assert image_problem(ImageFile(file), *loaded.shape[:2]) is None
+    assert image_problem(ImageFile(file), HEIGHT, WIDTH) == (
+        "is 40 x 60 pixels after the rotation in its EXIF data, annotated as 60 x 40"
+    )
+
+
+def test_a_format_that_is_not_trained_on_is_refused(tmp_path):
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "moving.gif")
+    assert "is no image of a known format (JPEG" in image_problem(ImageFile(tmp_path / "moving.gif"), HEIGHT, WIDTH)
+
+
+def test_missing_images_are_counted_and_the_first_named(tmp_path):
+    data = dataset("train")
+    data["images"] += [dict(data["images"][0], id=n, file_name=f"train/{n}.png") for n in range(100, 700)]
+    draw(tmp_path, dataset("val", 11))
+    draw(tmp_path, dataset("train"))
+    (error,) = check(tmp_path, train=data).errors
+    assert str(error).startswith(
+        f"train.json: image 100: 600 of 604 images not found in {tmp_path}: train/100.png, train/101.png, "
+        "train/102.png, train/103.png, train/104.png, ... (595 more); fix: set the split's 'images'"
+    )
+
+
+def test_missing_images_of_coco_are_said_to_be_fetched_in_which_zips(tmp_path):
+    data = dataset("train")
+    for number, name in ((100, "val2017/1.jpg"), (101, "train2017/1.jpg"), (102, "mine/1.jpg")):
+        url = f"http://images.cocodataset.org/{name}"
+        data["images"].append(dict(data["images"][0], id=number, coco_url=url, file_name=None))
+    draw(tmp_path, dataset("val", 11))
+    draw(tmp_path, dataset("train"))
+    (error,) = check(tmp_path, train=data).errors
+    assert str(error).endswith("or add the files; the target fetch of Snakemake brings what is missing of COCO")
+
+
+def test_many_damaged_files_are_shortened(tmp_path):
+    data = dataset("train")
+    data["images"] += [dict(data["images"][0], id=n, file_name=f"train/{n}.png") for n in range(100, 110)]
+    draw(tmp_path, dataset("val", 11))
+    draw(tmp_path, data)
+    for n in range(100, 110):
+        (tmp_path / "train" / f"{n}.png").write_bytes(b"")
+    errors = check(tmp_path, train=data).errors
+    assert len(errors) == 6
+    assert "5 more images are damaged" in str(errors[-1])
+
+
+def renamed(data):
+    data["categories"][1]["name"] = "mug"
+    return "categories\\[1\\]: is 'mug', id 2, but 'cup', id 2, in train.json"
+
+
+def added(data):
+    data["categories"].append({"id": 3, "name": "kite", "frequency": "r"})
+    return "val.json: 3 categories, but 2 in train.json; .*one dataset version"
+
+
+def reordered(data):
+    data["categories"].reverse()
+    return "categories\\[0\\]: is 'cup', id 2, .*sort the categories of both files by id"
+
+
+@pytest.mark.parametrize("change", [renamed, added, reordered])
+def test_both_splits_have_the_same_categories(tmp_path, change):
+    val = dataset("val", 11)
+    message = change(val)
+    page = check(tmp_path, val=val, images=False)
+    with pytest.raises(InputError, match=message):
+        write_page(page, tmp_path / "preflight.json")
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"augmentation": {"short_edges_px": [88, 200]}}, "augmentation.short_edges_px: 200 px is above long_edge_px"),
+        ({"model": {"rois_per_image": 4, "roi_positive_fraction": 0.2}}, "0.2 of 4 regions leaves no positive one"),
+    ],
+)
+def test_settings_that_cannot_go_together(tmp_path, sections, message):
+    (error,) = check(tmp_path, settings=study(**sections), images=False).errors
+    assert message in str(error)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"sampling": {"oversample_threshold": 1e-3}},
+            "oversample_threshold repeats nothing: even the rarest category",
+        ),
+        ({"schedule": {"steps": 300, "warmup_steps": 300}}, "warmup_steps is 300 of 300 steps"),
+        (
+            {"schedule": {"steps": None, "epochs": 2, "policy": "step", "decay_at_epochs": [1, 2]}},
+            "[2] are never reached",
+        ),
+        ({"schedule": {"normalisation_group": 1}}, "batch statistics of a single image"),
+        (
+            {"schedule": {"learning_rate_images": 16}},
+            "schedule: learning rate 0.00025: 0.001 is for steps of 16 images and is scaled linearly to 4",
+        ),
+    ],
+)
+def test_settings_that_are_rarely_meant(tmp_path, sections, message):
+    page = check(tmp_path, settings=study(**sections), images=False)
+    assert page.errors == []
+    assert any(message in warning for warning in page.warnings), page.warnings
+
+
+def test_data_that_is_rarely_meant(tmp_path):
+    train = dataset("train")
+    train["images"][0]["neg_category_ids"] = [2]
+    train["annotations"][0].update(bbox=[58, 0, 4, 4], area=0)
+    train["categories"].append({"id": 3, "name": "kite", "frequency": "f"})
+    train["categories"][0]["frequency"] = "c"
+    val = copy.deepcopy(train)
+    val["categories"][2]["frequency"] = "r"
+    warnings = "\n".join(check(tmp_path, train=train, val=val, images=False).warnings)
+    assert "train.json: 1 boxes overshoot their image" in warnings
+    assert "train.json: 1 annotations have area 0" in warnings
+    assert "train.json: 1 categories of an image are annotated and listed as absent" in warnings
+    assert "train.json: 1 of 2 categories have a frequency that is not that of their images" in warnings
+    assert "train.json: 1 of 3 categories have no training image" in warnings
+    assert "val.json: 1 frequencies are not those of the training split" in warnings
+    assert "4 images are in both splits" in warnings
+
+
+def test_equal_names_in_different_folders_are_no_overlap(tmp_path):
+    data = dataset("images")
+    draw(tmp_path / "train", data)
+    draw(tmp_path / "val", data)
+    train, val = store(tmp_path, "train", data), store(tmp_path, "val", data)
+    page = preflight(study(), train, val, (tmp_path / "train", tmp_path / "val"))
+    assert page.errors == []
+    assert not any("both splits" in warning for warning in page.warnings)
+
+
+def test_image_folders_are_asked_for():
+    assert image_folders(None, None, skip=True) is None
+    with pytest.raises(InputError, match=r"--val-images: missing; fix: name the folder, or .* --no-images"):
+        image_folders(Path("train"), None, skip=False)
+
+
+def test_the_command_leaves_only_the_failed_page(tmp_path):
+    store(tmp_path, "train", dataset("train"))
+    store(tmp_path, "val", dataset("val", 11))
+    draw(tmp_path, dataset("train"))
+    out = tmp_path / "out" / "preflight.json"
+    out.parent.mkdir()
+    out.write_text("of an earlier run")
+    command = [sys.executable, "-m", "lvis_rcnn.preflight", "--study", "configs/mini.yaml", "--out", out]
+    for split in ("train", "val"):
+        command += [f"--{split}-store", tmp_path / f"{split}.store", f"--{split}-images", tmp_path]
+    bad = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert bad.returncode == 2
+    last = bad.stderr.splitlines()[-1]
+    assert last.startswith(f"error: val.json: image 11: 4 of 4 images not found in {tmp_path}: val/11.png")
+    assert last.endswith(f"(page: {tmp_path}/out/preflight_failed.txt)")
+    assert "Traceback" not in bad.stderr
+    assert sorted(file.name for file in out.parent.iterdir()) == ["preflight_failed.json", "preflight_failed.txt"]
+    assert json.loads((out.parent / "preflight_failed.json").read_text())["missing_images"][1] == "val/12.png"
+    assert "FAILED, 1 error(s)" in (out.parent / "preflight_failed.txt").read_text()
+    draw(tmp_path, dataset("val", 11))
+    good = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert re.search(r"ok; \d+ steps, [\d,]+ images seen, [\d.]+ epochs of 3 images", good.stderr)
+    assert sorted(file.name for file in out.parent.iterdir()) == ["preflight.json", "preflight.txt"]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared reference data is not at hand")
+@pytest.mark.parametrize("in_split_folder", [False, True])
+def test_real_photographs(tmp_path, in_split_folder):
+    stores = []
+    for split in ("train", "val"):
+        build_store(SHARED / "annotations" / f"photos_{split}.json", tmp_path / split)
+        stores.append(open_store(tmp_path / split))
+    folders = (SHARED / "train2017", SHARED / "val2017") if in_split_folder else (SHARED, SHARED)
+    page = preflight(study(), *stores, folders)
+    assert page.errors == []
+    assert "image files checked" in page_text(page)
+
+
+def lvis(name, **changes):
+    """A dataset of one image with the categories of a version."""
+    with (REPOSITORY / "tests" / "golden" / f"lvis_{name}_train_counts.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    data = dataset("train")
+    keys = ("name", "frequency", "synset")
+    data["categories"] = [{"id": int(row["id"]), **{key: row[key] for key in keys}} for row in rows]
+    return data
+
+
+def version_messages(folder, version, dataset_name="photos", file_name="train"):
+    """What preflight says of two splits that have the categories of a version."""
+    ours, theirs = store(folder, file_name, lvis(version)), store(folder, "val", lvis(version))
+    return preflight(study(dataset={"name": dataset_name}), ours, theirs, None)
+
+
+def test_a_version_is_known_by_its_content(tmp_path):
+    page = version_messages(tmp_path, "v1")
+    assert page.errors == []
+    assert page.facts["train"]["version"] == "LVIS v1"
+    assert "train.json: 4 images; LVIS v1 has 100,170 in train, 19,809 in val" in page.warnings
+    assert "LVIS v1" in page_text(page)
+    assert check(tmp_path, images=False).facts["train"]["version"] == "not LVIS"
+
+
+@pytest.mark.parametrize(
+    ("dataset_name", "file_name", "message"),
+    [
+        ("lvis_v0.5", "train", "dataset.name: speaks of LVIS v0.5, but the categories of train.json are those of v1; "),
+        ("lvis_v1", "lvis_v0.5_train", "lvis_v0.5_train.json: speaks of LVIS v0.5, but the categories of lvis_v0.5_tr"),
+    ],
+)
+def test_v1_renamed_to_v05_is_refused(tmp_path, dataset_name, file_name, message):
+    errors = version_messages(tmp_path, "v1", dataset_name, file_name).errors
+    assert str(errors[0]).startswith(message)
+    assert "allowed: v1, by content; fix: name the file of LVIS v0.5, or call it what it is" in str(errors[0])
+
+
+def test_missing_images_name_the_zip_that_holds_them(tmp_path):
+    data = dataset("train")
+    for image, name in zip(
+        data["images"], ("train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg", "4.jpg"), strict=True
+    ):
+        image["coco_url"] = f"http://images.cocodataset.org/{name}"
+    page = check(tmp_path, train=data)
+    assert (
+        "val2017/3.jpg, images.cocodataset.org/4.jpg; train2017.zip holds 2 of them and val2017.zip holds 1 of them"
+        in page.errors[0].what
+    )
+    assert page.missing_images[:3] == ["train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg"]
+
+
+def test_images_in_a_zip_are_checked(tmp_path):
+    for split in ("train", "val"):
+        draw(tmp_path / "loose", dataset(split, 1 if split == "train" else 11))
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for file in sorted((tmp_path / "loose").rglob("*.*")):
+            content = file.read_bytes()
+            archive.writestr(
+                str(file.relative_to(tmp_path / "loose")), content[:-20] if file.name == "1.png" else content
+            )
+    (error,) = check(tmp_path).errors
+    assert str(error).startswith(f"train.json: image 1: {tmp_path}/all.zip: train/1.png is truncated")
+
+
+@pytest.mark.parametrize("backbone", PARAMETERS_WITHOUT_CLASSES)
+def test_disk_of_a_run(backbone):
+    """Parameter counts at 1230 classes are published: MMDetection's own structures."""
+    published = {"r50": 50_585_636, "r101": 69_577_764, "x101_32x4d": 69_206_308, "x101_64x4d": 108_483_876}
+    assert run_bytes(backbone, 1230) == 28 * published[backbone]
+
+
+def test_too_little_disk_or_memory_is_told(tmp_path, monkeypatch):
+    mini = study(resources={"memory_mb": 10**9})
+    assert [line.split(":")[0] for line in machine_warnings(mini, tmp_path, 26)][-1].startswith(
+        "resources.memory_mb is"
+    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
+    (line,) = machine_warnings(study(resources={"memory_mb": 1}), tmp_path / "new", 26)
+    assert line == f"{tmp_path}/new: 1.0 GB free; checkpoints and models of the study take about 7.6 GB"

@@ -1,0 +1,433 @@
+"""Training: stopped anywhere, it goes on to the same weights and the same log; whatever is wrong is one line.
+
+How the loop resumes is shown with a network of a few numbers that has all that matters: batch statistics, dropout, and
+losses that depend on pixels and labels. Two tests train the real one.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import lvis_rcnn.train as train
+import lvis_rcnn.training.recorder as run_records
+import lvis_rcnn.training.setup as run_start
+import lvis_rcnn.training.step as gradient_step
+from lvis_rcnn.dataloader.batches import Batch
+from lvis_rcnn.model.mask_rcnn import LOSS_NAMES
+from lvis_rcnn.model.weights import load_model
+from lvis_rcnn.runs.attempts import read_attempts
+from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.training.distributed import Ranks
+from lvis_rcnn.training.log import MEASURED_KEYS
+from lvis_rcnn.training.run import Run
+from lvis_rcnn.training.solver import make_recipe
+from tests.conftest import REPOSITORY
+from tests.helpers.few_numbers import FewNumbers, few_losses
+from tests.helpers.tiny_run import SMALLEST, TinyData, make_data, tiny_study, write_tiny_study
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_signal_handlers():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def few_numbers(monkeypatch):
+    monkeypatch.setattr(run_start, "MaskRcnn", FewNumbers)
+    monkeypatch.setattr(gradient_step, "losses", few_losses)
+
+
+def make_run(drawn, folder, **changes):
+    folder.mkdir(exist_ok=True)
+    study = tiny_study(folder, **changes)
+    return Run(study, "r50", 0, drawn.train_store, drawn.images, drawn.repeat_factors, folder / "state", zoo={})
+
+
+def outcome(run, folder):
+    """Weights and log of a run, without what differs from one start to the next."""
+    train.train(run, folder / "out", ALONE)
+    weights, _ = load_model(folder / "out" / "model.pth")
+    lines = [json.loads(line) for line in (folder / "out" / "log.json").read_text().splitlines()]
+    return weights, [{key: value for key, value in line.items() if key not in MEASURED_KEYS} for line in lines]
+
+
+def assert_same(ours, theirs):
+    assert ours[0].keys() == theirs[0].keys()
+    assert all(torch.equal(ours[0][name], theirs[0][name]) for name in ours[0])
+    assert ours[1] == theirs[1]
+
+
+def times(values):
+    """Losses of these values that have a gradient."""
+    return lambda model, *others: {
+        name: value * (1 + 0 * sum(weight.sum() for weight in model.parameters())) for name, value in values.items()
+    }
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def interrupt(monkeypatch, run, folder, step, how):
+    """Start a run that ends during ``step``, and check that it left no output."""
+    take_step = train.take_step
+
+    def interrupted(model, optimizer, groups, position, *others, **settings):
+        if position == step:
+            if how is Killed:
+                raise Killed
+            os.kill(os.getpid(), how)
+        return take_step(model, optimizer, groups, position, *others, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "take_step", interrupted)
+        with pytest.raises((SystemExit, Killed)) as ended:
+            train.train(run, folder / "out", ALONE)
+    assert not (folder / "out").exists()
+    state = json.loads((run.state_dir / "progress.json").read_text())["state"]
+    assert state == ("failed" if how is Killed else "stopped")
+    return ended.value
+
+
+@pytest.mark.usefixtures("few_numbers")
+@pytest.mark.parametrize("log_every_steps", [1, 4])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_anywhere_it_ends_in_the_same_weights_and_log(drawn, tmp_path, monkeypatch, number, log_every_steps):
+    resources = {"log_every_steps": log_every_steps}
+    whole = outcome(make_run(drawn, tmp_path / "whole", resources=resources), tmp_path / "whole")
+    assert [line["step"] for line in whole[1]] == ([1, 2, 3, 4, 5, 6] if log_every_steps == 1 else [4, 6])
+    for step in (0, 2, 5):
+        folder = tmp_path / f"stopped{step}"
+        run = make_run(drawn, folder, resources=resources)
+        assert interrupt(monkeypatch, run, folder, step, number).code == 75
+        assert json.loads((run.state_dir / "progress.json").read_text())["step"] == step + 1
+        assert_same(outcome(run, folder), whole)
+        assert json.loads((folder / "out" / "train.json").read_text())["attempts"] == 2
+
+
+@pytest.mark.usefixtures("few_numbers")
+@pytest.mark.parametrize("saved_each_step", [True, False])
+def test_killed_again_and_again_it_ends_in_the_same_weights_and_log(drawn, tmp_path, monkeypatch, saved_each_step):
+    whole = outcome(make_run(drawn, tmp_path / "whole"), tmp_path / "whole")
+    run = make_run(drawn, tmp_path / "killed")
+    monkeypatch.setattr(run_records, "SECONDS_BETWEEN_CHECKPOINTS", -1.0 if saved_each_step else 1e9)
+    for step in (2, 3, 5):
+        interrupt(monkeypatch, run, tmp_path / "killed", step, Killed)
+    assert_same(outcome(run, tmp_path / "killed"), whole)
+    attempts = json.loads((tmp_path / "killed" / "out" / "train.json").read_text())["attempts"]
+    assert attempts == 4
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_a_kill_while_finishing_loses_nothing(drawn, tmp_path, monkeypatch):
+    whole = outcome(make_run(drawn, tmp_path / "whole"), tmp_path / "whole")
+    run = make_run(drawn, tmp_path / "killed")
+    interrupt(monkeypatch, run, tmp_path / "killed", 5, signal.SIGTERM)  # all steps are done, and saved
+    monkeypatch.setattr(train, "take_step", None)
+    assert_same(outcome(run, tmp_path / "killed"), whole)
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_a_finished_run_is_exported_again_and_not_trained(drawn, tmp_path, monkeypatch):
+    run = make_run(drawn, tmp_path / "run")
+    first = outcome(run, tmp_path / "run")
+    record = (tmp_path / "run" / "out" / "train.json").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "out")
+    monkeypatch.setattr(run_start, "MaskRcnn", None)
+    assert_same(outcome(run, tmp_path / "run"), first)
+    assert (tmp_path / "run" / "out" / "train.json").read_bytes() == record
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_other_settings_do_not_meet_these_checkpoints(drawn, tmp_path, monkeypatch):
+    run = make_run(drawn, tmp_path / "run")
+    interrupt(monkeypatch, run, tmp_path / "run", 2, signal.SIGTERM)
+    changed = make_run(drawn, tmp_path / "run", schedule={"learning_rate": 0.002})
+    outcome(changed, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "out" / "train.json").read_text())["attempts"] == 1
+    assert run_start.restore(run, *model_and_optimizer(run)).step == 3
+
+
+def model_and_optimizer(run):
+    model = FewNumbers(None, 0, None)
+    return model, gradient_step.OPTIMIZERS["adamw"](list(model.parameters()), run.study.schedule)
+
+
+@pytest.mark.usefixtures("few_numbers")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside threads, from Python 3.12 on
+def test_reading_processes_change_nothing(drawn, tmp_path):
+    alone, helped = (
+        outcome(
+            make_run(drawn, tmp_path / str(workers), resources={"loader_workers": workers}), tmp_path / str(workers)
+        )
+        for workers in (0, 2)
+    )
+    assert_same(alone, helped)
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_seeds_differ(drawn, tmp_path):
+    runs = [make_run(drawn, tmp_path / "0"), make_run(drawn, tmp_path / "1")]
+    other = Run(**{**vars(runs[1]), "seed": 1})
+    assert outcome(runs[0], tmp_path / "0")[1] != outcome(other, tmp_path / "1")[1]
+
+
+def test_a_loss_that_is_not_finite_is_named_and_touches_no_weight(drawn, tmp_path, monkeypatch, few_numbers):
+    run = make_run(drawn, tmp_path / "run")
+    model, optimizer = model_and_optimizer(run)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+
+    values = {**dict.fromkeys(LOSS_NAMES, 1.0), "loss_cls": torch.nan, "loss_mask": torch.inf}
+    monkeypatch.setattr(gradient_step, "losses", times(values))
+    batch = Batch(torch.rand(2, 3, 32, 32), [(32, 32)] * 2, [(32, 32)] * 2, [17, 4], [])
+    expected = r"step 3, images 17, 4: loss is not finite: loss_cls = nan, loss_mask = inf; fix: lower schedule"
+    recipe = make_recipe(run.study.schedule, run_start.stream_of(run))
+    taken = train.take_step(model, optimizer, [batch], 3, 0, recipe, ALONE, precision="fp32")
+    with pytest.raises(InputError, match=expected):
+        taken.values()
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_after_an_error_the_heartbeat_says_why(drawn, tmp_path, monkeypatch):
+    run = make_run(drawn, tmp_path / "run")
+    monkeypatch.setattr(gradient_step, "losses", times({**dict.fromkeys(LOSS_NAMES, 1.0), "loss_cls": torch.nan}))
+    with pytest.raises(InputError, match="step 0, images "):
+        train.train(run, tmp_path / "run" / "out", ALONE)
+    heartbeat = json.loads((run.state_dir / "progress.json").read_text())
+    assert heartbeat["state"] == "failed"
+    assert "loss is not finite: loss_cls = nan" in heartbeat["error"]
+    assert [one.ended for one in read_attempts(run.state_dir)] == ["error"]
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_rates_and_random_numbers_depend_on_the_step_alone(drawn, tmp_path):
+    run = make_run(drawn, tmp_path / "run")
+    stream = run_start.stream_of(run)
+    recipe = make_recipe(run.study.schedule, stream)
+    augmentation = train.Augmentation(**run.study.augmentation.model_dump())
+    items = train.TrainingSteps(drawn.train_store, drawn.images, stream, augmentation)
+    results = []
+    for noise in (0, 1):
+        torch.manual_seed(7)
+        model, optimizer = model_and_optimizer(run)
+        torch.manual_seed(noise)
+        taken = train.take_step(model.train(), optimizer, items[4], 4, 0, recipe, ALONE, precision="fp32")
+        results.append((taken.values(), model.state_dict()))
+        assert optimizer.param_groups[0]["lr"] == recipe.learning_rate(4)
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(value, results[1][1][name]) for name, value in results[0][1].items())
+
+
+def test_gradients_are_clipped_where_the_study_says_so(drawn, tmp_path, monkeypatch, few_numbers):
+    asked = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grads_with_norm_", lambda parameters, limit, norm: asked.append(limit))
+    outcome(make_run(drawn, tmp_path / "run", schedule={"gradient_clip_norm": 35.0}), tmp_path / "run")
+    assert asked == [35.0] * 6
+
+
+def test_the_published_optimizer_has_one_group(tmp_path):
+    schedule = tiny_study(tmp_path, schedule={"optimizer": "sgd", "learning_rate": 0.02, "weight_decay": 1e-4}).schedule
+    (group,) = gradient_step.sgd(list(nn.Linear(2, 2).parameters()), schedule).param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"], len(group["params"])) == (0.02, 0.9, 1e-4, 2)
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_a_broken_image_is_named_once_and_counted_over_all_starts(drawn, tmp_path, monkeypatch):
+    shutil.copytree(drawn.folder, tmp_path / "data")
+    copy = TinyData(tmp_path / "data")
+    broken = sorted(copy.images.rglob("train/*.png"))[:3]
+    for path in broken:
+        path.write_bytes(b"")
+    runs = [
+        make_run(copy, tmp_path / name, augmentation={"skip_broken_images": True}, schedule={"steps": 20})
+        for name in ("whole", "stopped")
+    ]
+    lines = []
+    with monkeypatch.context() as patch:
+        patch.setattr(train.log, "warning", lambda text, *words: lines.append(text % words))
+        whole = outcome(runs[0], tmp_path / "whole")
+    named = [line for line in lines if "an image is skipped, another takes its place: " in line]
+    record = json.loads((tmp_path / "whole" / "out" / "train.json").read_text())
+    assert len(named) == record["broken_images"] > 0
+    assert record["skipped_images"] == whole[1][-1]["skipped_images"] > record["broken_images"]
+    assert interrupt(monkeypatch, runs[1], tmp_path / "stopped", 9, signal.SIGTERM).code == 75
+    assert_same(outcome(runs[1], tmp_path / "stopped"), whole)
+
+
+# The command
+
+
+def arguments(drawn, study, folder, **changes):
+    options = {
+        "--study": study,
+        "--backbone": "r50",
+        "--seed": 0,
+        "--store": drawn.train_store,
+        "--images": drawn.images,
+        "--repeat-factors": drawn.repeat_factors,
+        "--state": folder / "state",
+        "--out": folder / "out",
+        **changes,
+    }
+    return [str(part) for pair in options.items() for part in pair]
+
+
+def error_of(monkeypatch, capsys, words):
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_processes_that_restored_different_steps_are_refused():
+    class Behind(Ranks):
+        def largest(self, value):
+            return value + 40
+
+    run_start.require_same_step(ALONE, 5)
+    with pytest.raises(InputError, match=r"rank 1 of 2: goes on from step 5, another from step 45; allowed: the same"):
+        run_start.require_same_step(Behind(1, 2, torch.device("cpu")), 5)
+
+
+def test_a_negative_seed_is_refused(drawn, tmp_path, monkeypatch, capsys):
+    words = arguments(drawn, write_tiny_study(tmp_path), tmp_path, **{"--seed": -1})
+    assert error_of(monkeypatch, capsys, words) == "error: --seed: is -1; allowed: 0 or more; fix: change the value"
+
+
+def test_a_gpu_that_is_not_there_is_said(drawn, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    study = write_tiny_study(tmp_path, compute={"device": "cuda"})
+    line = error_of(monkeypatch, capsys, arguments(drawn, study, tmp_path))
+    built = f"torch {torch.__version__} (CUDA {torch.version.cuda}) sees no GPU"
+    if torch.version.cuda is None:
+        built = f"torch {torch.__version__} was built without CUDA"
+    assert line.startswith(f"error: {study}: compute.device: is cuda, but {built}; allowed: cpu, or")
+
+
+def test_a_torch_without_cuda_is_named_where_a_gpu_is_asked_for(drawn, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    study = write_tiny_study(tmp_path, compute={"device": "cuda"})
+    line = error_of(monkeypatch, capsys, arguments(drawn, study, tmp_path))
+    assert f"is cuda, but torch {torch.__version__} was built without CUDA; allowed: cpu, or" in line
+
+
+def test_a_study_that_changed_after_planning_is_refused(drawn, tmp_path, monkeypatch, capsys):
+    words = arguments(drawn, write_tiny_study(tmp_path), tmp_path, **{"--settings-digest": "0" * 64})
+    assert "the settings of step 'train' changed after this run was planned" in error_of(monkeypatch, capsys, words)
+
+
+@pytest.mark.parametrize(
+    ("copies", "expected"),
+    [
+        (["1"] * 3, "counts 3 images; allowed: the 8 images of "),
+        (["0"] * 8, "no readable tables of repeat factors: ValueError('no image is drawn"),
+    ],
+    ids=["another store", "nothing to train on"],
+)
+def test_unfit_repeat_factors_are_refused(drawn, tmp_path, monkeypatch, capsys, copies, expected):
+    rows = [f"1,{copy}.0,{copy}" for copy in copies]
+    (tmp_path / "images.csv").write_text("\n".join(["image_id,factor,copies", *rows]))
+    (tmp_path / "summary.json").write_text('{"rounding": "ceil"}')
+    words = arguments(drawn, write_tiny_study(tmp_path), tmp_path, **{"--repeat-factors": tmp_path})
+    assert expected in error_of(monkeypatch, capsys, words)
+
+
+def test_a_damaged_image_is_one_line(drawn, tmp_path, monkeypatch, capsys, few_numbers):
+    shutil.copytree(drawn.images, tmp_path / "images")
+    for file in (tmp_path / "images").rglob("*.png"):
+        file.write_bytes(file.read_bytes()[:200])
+    words = arguments(drawn, write_tiny_study(tmp_path), tmp_path, **{"--images": tmp_path / "images"})
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    with pytest.raises(SystemExit, match="2"):
+        train.main()
+    # What the run is comes first, then one line that says why it ends.
+    *_, budget, line = capsys.readouterr().err.splitlines()
+    assert budget.startswith("6 steps of 2 images")
+    assert line.endswith("is no complete image; fix: copy the file again")
+
+
+def test_the_help_is_readable(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        train.main()
+    text = capsys.readouterr().out
+    assert "stopped anywhere, the next start goes on" in text
+    assert "--repeat-factors DIR" in text
+
+
+# The real network
+
+
+def test_the_real_network_learns_and_resumes(drawn, tmp_path, monkeypatch):
+    monkeypatch.setitem(train.BACKBONES, "r50", SMALLEST)
+    schedule = {"steps": 3}
+    whole = outcome(make_run(drawn, tmp_path / "whole", schedule=schedule), tmp_path / "whole")
+    run = make_run(drawn, tmp_path / "stopped", schedule=schedule)
+    interrupt(monkeypatch, run, tmp_path / "stopped", 1, signal.SIGTERM)
+    assert_same(outcome(run, tmp_path / "stopped"), whole)
+    assert set(LOSS_NAMES) < set(whole[1][0])
+    for name in ("stopped", "whole"):
+        shutil.rmtree(tmp_path / name)  # 100 MB of weights
+
+
+def test_a_signal_while_the_network_is_built_just_ends_the_process(drawn, tmp_path, monkeypatch):
+    found = []
+
+    def build(*arguments):
+        found.extend(signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT))
+        raise Killed
+
+    monkeypatch.setattr(run_start, "MaskRcnn", build)
+    run = make_run(drawn, tmp_path / "run")
+    with pytest.raises(Killed):
+        train.train(run, tmp_path / "run" / "out", ALONE)
+    assert found == [signal.SIG_DFL, signal.default_int_handler]
+    assert [path.name for path in run.state_dir.iterdir()] == ["lease-1.json"]
+
+
+@pytest.mark.slow
+def test_a_terminated_process_exits_with_the_code_that_says_start_me_again(drawn, tmp_path):
+    study = write_tiny_study(tmp_path, schedule={"steps": 500})
+    words = [*arguments(drawn, study, tmp_path), "--log", str(tmp_path / "train.log")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lvis_rcnn.train", *words], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list((tmp_path / "state").rglob("progress.json")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 75
+    assert error.splitlines()[:2] == [
+        "initial weights: none, trained from scratch",
+        "500 steps of 2 images, 1,000 images seen in 62.50 epochs; learning rate 0.001",
+    ]
+    assert re.fullmatch(r"stopped at step \d+ of 500; the next start goes on from there", error.splitlines()[-1])
+    assert "stopped at step" in (tmp_path / "train.log").read_text().splitlines()[-1]
+    shutil.rmtree(tmp_path / "state")

@@ -1,0 +1,76 @@
+"""What a start has of the machine comes from SLURM where there is one, and all starts together cost the sum."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from lvis_rcnn.runs.attempts import begin_attempt, cost_of, end_attempt, read_attempts
+from lvis_rcnn.system.files import write_json
+from lvis_rcnn.system.machine import Allocation, allocation
+
+SHOWN = (
+    "JobId=7 JobName=lvis SubmitTime=2026-11-25T10:00:00 EligibleTime=2026-11-25T10:00:30 "
+    "StartTime=2026-11-25T10:02:00 NumNodes=2 NumCPUs=16 TRES=cpu=16,mem=8G,node=2,billing=16,gres/gpu=4,gres/gpu:toy=4"
+)
+
+
+def scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, shown: str, job: str = "7") -> None:
+    (folder / "scontrol").write_text(f"#!/bin/sh\n[ \"$*\" = 'show job -o 7' ] && echo '{shown}'\n")
+    (folder / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+
+
+def test_slurm_says_what_a_job_has_and_how_long_it_waited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol(tmp_path, monkeypatch, SHOWN)
+    began = time.mktime(time.strptime("2026-11-25 10:02:00", "%Y-%m-%d %H:%M:%S"))
+    assert allocation(cpus=1, gpus=1) == Allocation(gpus=4, cpus=16, since=began, waited_s=90)
+    scontrol(tmp_path, monkeypatch, SHOWN.replace("gres/gpu=4,", ""))
+    assert allocation(cpus=1, gpus=1).gpus == 4
+    scontrol(tmp_path, monkeypatch, SHOWN.split(",billing")[0])
+    assert allocation(cpus=1, gpus=0).gpus == 0
+
+
+def test_without_slurm_or_its_answer_a_process_has_what_it_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    for _ in range(2):
+        before = time.time()
+        found = allocation(cpus=6, gpus=2)
+        assert (found.gpus, found.cpus, found.waited_s) == (2, 6, 0)
+        assert before <= found.since <= time.time()
+        scontrol(tmp_path, monkeypatch, "JobId=7", job="8")
+
+
+def test_killed_starts_cost_until_their_last_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    # Held from 990 on; ended, by its own word, at 1010.
+    first = begin_attempt(tmp_path, 0, Allocation(gpus=2, cpus=8, since=990.0, waited_s=30.0))
+    now[0] = 1010.0
+    end_attempt(tmp_path, first, "stopped", 5)
+    # Held from 1100 on; killed, its heartbeat written last at 1150.
+    now[0] = 1120.0
+    begin_attempt(tmp_path, 5, Allocation(gpus=2, cpus=8, since=1100.0, waited_s=15.0))
+    write_json(tmp_path / "progress.json", {})
+
+    os.utime(tmp_path / "progress.json", (1150.0, 1150.0))
+    # Held from 1200 on, and still running at 1260.
+    now[0] = 1200.0
+    begin_attempt(tmp_path, 9, Allocation(gpus=1, cpus=4, since=1200.0, waited_s=0.0))
+    cost = cost_of(read_attempts(tmp_path), 1260.0)
+    assert cost.starts == 3
+    assert cost.gpu_hours * 3600 == pytest.approx(2 * 20 + 2 * 50 + 1 * 60)
+    assert cost.cpu_hours * 3600 == pytest.approx(8 * 20 + 8 * 50 + 4 * 60)
+    assert cost.waited_s == 45
+
+
+def test_a_ledger_without_what_starts_had_costs_nothing(tmp_path: Path) -> None:
+    end_attempt(tmp_path, begin_attempt(tmp_path, 0), "done", 3)
+    cost = cost_of(read_attempts(tmp_path), time.time())
+    assert (cost.starts, cost.gpu_hours, cost.cpu_hours) == (1, 0, 0)
+    assert cost_of([], 0.0).starts == 0

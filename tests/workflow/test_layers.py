@@ -1,0 +1,85 @@
+"""The rooms of the package: each imports only rooms before it, and the first six run without torch."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lvis_rcnn
+from lvis_rcnn import ROOMS, STEPS, WITHOUT_TORCH
+
+PACKAGE = Path(lvis_rcnn.__file__).parent
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem in STEPS)
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that a file imports, anywhere in it."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    froms = [(node.module, node.names) for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    plain = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    return (
+        plain | {module for module, _ in froms} | {f"{module}.{name.name}" for module, names in froms for name in names}
+    )
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """Rooms, steps and what else lies in the package's folder, of which a file imports something."""
+    parts = [name.split(".") for name in imported(path) if name.startswith("lvis_rcnn.")]
+    return {part[1] for part in parts if part[1] in {one.stem for one in PACKAGE.iterdir()}}
+
+
+def place_of(path: Path) -> str:
+    """The room of a file, or its step."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_imports_only_rooms_before_it_and_nobody_imports_a_step(path):
+    place = place_of(path)
+    allowed = {*ROOMS[: ROOMS.index(place) + 1]} if place in ROOMS else {*ROOMS}
+    assert rooms_imported(path) <= allowed
+
+
+def test_every_folder_is_a_room_and_every_other_module_a_step():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert (folders, modules) == ({*ROOMS}, {*STEPS})
+
+
+def test_the_face_of_a_room_names_each_of_its_files():
+    for room in [*ROOMS, "dataset/mini"]:
+        folder = PACKAGE / room
+        there = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+        face = (folder / "__init__.py").read_text()
+        named = [name.strip("/") for name in re.findall(r"^ *([\w/]+)  +\w", face, re.MULTILINE)]
+        assert sorted(named) == sorted(there - {"__init__"}), room
+
+
+def test_the_first_rooms_run_without_torch():
+    files = [path for path in FILES if place_of(path) in WITHOUT_TORCH and path.stem not in ("__init__", "__main__")]
+    modules = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in files]
+    code = (
+        f"import importlib, sys; [importlib.import_module(name) for name in {modules}]; print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
+
+
+def test_the_package_knows_no_snakemake():
+    assert [path for path in FILES if any(name.partition(".")[0] == "snakemake" for name in imported(path))] == []
+
+
+def test_all_steps_are_listed_and_run_by_one_name(tmp_path):
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "lvis_rcnn", *words], capture_output=True, text=True, check=False)
+
+    listed = run()
+    assert [line.split()[0] for line in listed.stdout.splitlines()[-len(STEPS) :]] == [*STEPS]
+    assert all(len(line) > 30 for line in listed.stdout.splitlines()[-len(STEPS) :])
+    assert "usage: python -m lvis_rcnn export" in run("export", "--help").stdout
+    wrong = run("exprt")
+    assert wrong.returncode == 2
+    assert "exprt: no such step" in wrong.stderr
+    assert "write 'export'" in wrong.stderr
