@@ -429,7 +429,7 @@ SIGNALLED = """
 import os, signal, sys, time
 from pathlib import Path
 from torch.utils.data import Dataset
-from lvis_rcnn import data
+from lvis_rcnn.dataloader import batches as data
 
 class Slow(Dataset):
     def __getitem__(self, index):
@@ -461,7 +461,7 @@ LEFT = """
 import os, torch
 from multiprocessing import connection
 from torch.utils.data import Dataset
-from lvis_rcnn import data
+from lvis_rcnn.dataloader import batches as data
 
 class Tensors(Dataset):
     def __getitem__(self, index):

@@ -16,9 +16,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 import lvis_rcnn.dataset.mini.scenes as mini
+import lvis_rcnn.draw as draw
 from lvis_rcnn.dataset.mini.categories import CATEGORIES
 from lvis_rcnn.dataset.mini.paint import Stream, noise, paint_object, visible_polygons
 from lvis_rcnn.dataset.mini.scenes import TRAIN, VAL, plan_split
+from tests.conftest import REPOSITORY
 
 SMALL = (0, 40, 24)
 FULL = (0, 480, 100)
@@ -37,7 +39,7 @@ def draw_by_command(seed, num_train_images, num_val_images, out):
     """Draw as a user does; in a process of its own this is also free of the cost of shape checks."""
     sizes = ["--train-images", str(num_train_images), "--val-images", str(num_val_images)]
     command = [sys.executable, "-m", "lvis_rcnn.draw", "--seed", str(seed), *sizes, "--out", str(out)]
-    subprocess.run(command, check=True, cwd=Path(mini.__file__).parents[1])
+    subprocess.run(command, check=True, cwd=REPOSITORY)
     return out
 
 
@@ -97,7 +99,7 @@ def test_full_set_has_the_stored_digests_and_its_categories(tmp_path):
 
 def test_another_seed_draws_other_pixels_and_annotations(tmp_path):
     first, second, third = (
-        digests(mini.draw_dataset(seed, 1, 1, tmp_path / name)) for seed, name in ((0, "a"), (0, "b"), (1, "c"))
+        digests(draw.draw_dataset(seed, 1, 1, tmp_path / name)) for seed, name in ((0, "a"), (0, "b"), (1, "c"))
     )
     assert first == second
     assert first[0] != third[0]
@@ -281,13 +283,13 @@ def test_interrupted_drawing_leaves_no_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(mini, "draw_image", stops_in_validation)
     with pytest.raises(KeyboardInterrupt):
-        mini.draw_dataset(0, 1, 1, tmp_path / "drawn")
+        draw.draw_dataset(0, 1, 1, tmp_path / "drawn")
     assert list(tmp_path.iterdir()) == []
 
 
 def run_main(monkeypatch, *options):
-    monkeypatch.setattr(sys, "argv", ["mini", *map(str, options)])
-    mini.main()
+    monkeypatch.setattr(sys, "argv", ["draw", *map(str, options)])
+    draw.main()
 
 
 def test_command_draws_and_draws_over_its_own_folder(tmp_path, monkeypatch):
@@ -295,7 +297,7 @@ def test_command_draws_and_draws_over_its_own_folder(tmp_path, monkeypatch):
     for seed in (0, 3):
         run_main(monkeypatch, "--seed", seed, "--train-images", 1, "--val-images", 1, "--out", out)
         assert json.loads((out / "manifest.json").read_text())["seed"] == seed
-    assert {file.name for file in out.iterdir()} == mini.WRITTEN
+    assert {file.name for file in out.iterdir()} == draw.WRITTEN
 
 
 def test_command_keeps_a_folder_with_other_files(tmp_path, monkeypatch, capsys):

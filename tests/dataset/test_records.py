@@ -177,8 +177,8 @@ def test_a_corruption_at_the_end_of_a_larger_file_costs_no_more_memory(tmp_path)
     code = f"""
 import resource, sys
 from pathlib import Path
-from lvis_rcnn.annotations import build_store
-from lvis_rcnn.command import InputError
+from lvis_rcnn.dataset.store import build_store
+from lvis_rcnn.system.cli import InputError
 peak_mb = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before_mb = peak_mb()
 try:

@@ -7,8 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-import lvis_rcnn.compare
-import lvis_rcnn.report as report
+import lvis_rcnn.compare as step
 from lvis_rcnn.evaluate import evaluate
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.bootstrap import SEED, image_weights, plans_of, seed_noise, weighted_metrics
@@ -59,7 +58,7 @@ def test_resamples_that_scoring_kept_are_not_made_again(tmp_path, monkeypatch):
     made = compare((first,), (second,), 8, SEED)
     assert compare((kept[0],), (kept[1],), 10, SEED) == compare((first,), (second,), 10, SEED)
     assert compare((kept[0],), (kept[1],), 8, SEED + 1) == compare((first,), (second,), 8, SEED + 1)
-    monkeypatch.setattr(lvis_rcnn.compare, "resampled_metrics", None)
+    monkeypatch.setattr("lvis_rcnn.evaluation.compare.resampled_metrics", None)
     assert compare((kept[0],), (kept[1],), 8, SEED) == made
 
 
@@ -99,9 +98,9 @@ def test_the_command_prints_metrics_categories_and_settings(tmp_path, monkeypatc
     monkeypatch.setattr(
         sys,
         "argv",
-        ["report", "compare", str(first), str(second / "metrics.json"), "--resamples", "20", "--plot", str(tmp_path)],
+        ["compare", str(first), str(second / "metrics.json"), "--resamples", "20", "--plot", str(tmp_path)],
     )
-    report.main()
+    step.main()
     text = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[:2] == [f"A: {first}", f"B: {second / 'metrics.json'}"]
@@ -213,8 +212,8 @@ def test_of_a_study_only_the_runs_asked_for_are_compared_and_the_text_goes_to_a_
     for name in ("one/r50/seed0", "two/r50/seed0", "two/r50/seed1", "two/r101/seed0"):
         scored(tmp_path / name, WORSE)
     words = [str(tmp_path / "one"), str(tmp_path / "two"), "--only", "r50/seed0", "--out", str(tmp_path / "said.txt")]
-    monkeypatch.setattr(sys, "argv", ["report", "compare", *words, "--resamples", "3"])
-    report.main()
+    monkeypatch.setattr(sys, "argv", ["compare", *words, "--resamples", "3"])
+    step.main()
     assert capsys.readouterr().out == ""
     lines = (tmp_path / "said.txt").read_text().splitlines()
     assert lines[1] == f"B: {tmp_path / 'two' / 'r50' / 'seed0' / 'metrics.json'}"

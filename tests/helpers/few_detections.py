@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import lvis_rcnn.infer as infer
 import lvis_rcnn.inference.detector as detector
+import lvis_rcnn.inference.shards as shards
 from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.model.postprocess import ImageDetections
 
@@ -38,5 +39,5 @@ def few_detections(model: torch.nn.Module, batch: Batch, mask_labels) -> list[Im
 if __name__ == "__main__":
     detector.load_trained = lambda *given: torch.nn.Linear(1, 1)
     detector.detect = few_detections
-    infer.IMAGES_PER_SHARD = 1
+    infer.IMAGES_PER_SHARD = shards.IMAGES_PER_SHARD = 1
     infer.main()

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+import lvis_rcnn.fetch as fetch
 import lvis_rcnn.weights as checkpoints
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.dataset.store import build_store
@@ -73,7 +74,7 @@ def run(monkeypatch, capsys):
     """Run a command; what it said."""
 
     def ended(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["checkpoints", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["weights", *map(str, words)])
         if code:
             with pytest.raises(SystemExit) as exit_:
                 checkpoints.main()
@@ -134,7 +135,7 @@ def test_no_file_of_weights(tmp_path, damage):
     elif damage != "missing":
         whole = write_old(path, content_of({"a": torch.zeros(1000)})).read_bytes()
         path.write_bytes({"cut": whole[: len(whole) // 2], "text": b"<html>404</html>", "empty": b""}[damage])
-    refused(path, "a.pth: no such file; to" if damage == "missing" else r"a.pth: no readable file of weights \(\w+\)")
+    refused(path, "a.pth: no such file; fix" if damage == "missing" else r"a.pth: no readable file of weights \(\w+\)")
 
 
 @pytest.mark.parametrize(
@@ -402,7 +403,7 @@ def test_fetch_as_a_user_does(tmp_path):
         (tmp_path / "zoo.yaml").write_text(yaml.safe_dump({"models": [row]}))
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        words = [*command, "--name", "a_r50", "--folder", folder]
+        words = [*command, "--weights", "a_r50", "--out", folder]
         done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         server.shutdown()
         thread.join()
@@ -416,7 +417,11 @@ def test_fetch_as_a_user_does(tmp_path):
     assert (folder / served.name).read_bytes() == served.read_bytes()
 
 
-def test_fetch_of_a_name_that_is_not_there(run, tmp_path):
-    said = run("fetch", "--name", "lvis_v2_r50", "--folder", tmp_path, code=2)
-    assert "error: --name lvis_v2_r50: is not in " in said
+def test_fetch_of_a_name_that_is_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fetch", "--weights", "lvis_v2_r50", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as exit_:
+        fetch.main()
+    said = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert "error: --weights lvis_v2_r50: is not in " in said
     assert "; allowed: lvis_v0.5_r50, lvis_v0.5_r101, " in said

@@ -130,12 +130,12 @@ def test_an_interval_is_not_broken_and_the_best_stands_out():
 
 def test_the_command_writes_without_torch_and_names_a_missing_folder(tmp_path):
     (tmp_path / "results").mkdir()
-    code = "import sys; from lvis_rcnn import pages; pages.main(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from lvis_rcnn import report; report.main(); sys.exit('torch' in sys.modules)"
 
     def call(results: str) -> subprocess.CompletedProcess[str]:
         study = str(REPOSITORY / "configs" / "smoke.yaml")
         words = ["--study", study, "--results", str(tmp_path / results), "--out", str(tmp_path / "out")]
-        command = [sys.executable, "-c", code, *words]
+        command = [sys.executable, "-c", code, "pages", *words]
         return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
     done = call("results")

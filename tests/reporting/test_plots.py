@@ -437,12 +437,12 @@ def test_a_row_without_curves_does_not_give_its_colour_to_the_next():
 
 def test_the_command_draws_without_torch(tmp_path):
     (tmp_path / "results").mkdir()
-    code = "import sys; from lvis_rcnn import plots; plots.main(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from lvis_rcnn import report; report.main(); sys.exit('torch' in sys.modules)"
 
     def call(results: str) -> subprocess.CompletedProcess[str]:
         study = str(REPOSITORY / "configs" / "smoke.yaml")
         words = ["--study", study, "--results", str(tmp_path / results), "--out", str(tmp_path / "out")]
-        command = [sys.executable, "-c", code, *words]
+        command = [sys.executable, "-c", code, "plots", *words]
         return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
     done = call("results")

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lvis_rcnn import attempts
+from lvis_rcnn.runs import attempts
 attempts.code_version = lambda: "1"
 attempts.begin_attempt(Path(sys.argv[1]), 40)
 os.kill(os.getpid(), signal.SIGKILL)

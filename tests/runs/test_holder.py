@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 import lvis_rcnn.runs.lease as holder
+import lvis_rcnn.system.machine as machine
 from lvis_rcnn.runs.lease import is_gone, new_holder, other_job, read_holder, signal_job, terminate
 from lvis_rcnn.system.machine import ENDED, slurm_job, start_ticks
 
@@ -116,7 +117,8 @@ def test_of_a_process_elsewhere_nothing_is_known(sleeper, unknown):
 
 def test_without_proc_nothing_is_known(sleeper, monkeypatch):
     monkeypatch.setattr(holder, "this_machine", lambda: "")
-    monkeypatch.setattr(holder, "start_ticks", lambda pid: None)
+    for module in (holder, machine):
+        monkeypatch.setattr(module, "start_ticks", lambda pid: None)
     other = holder_of(sleeper)
     sleeper.kill()
     sleeper.wait()
@@ -125,7 +127,7 @@ def test_without_proc_nothing_is_known(sleeper, monkeypatch):
 
 def test_a_process_that_proc_hides_is_not_taken_for_gone(sleeper, monkeypatch):
     other = holder_of(sleeper)
-    monkeypatch.setattr(holder, "Path", lambda name: Path("/nowhere"))
+    monkeypatch.setattr(machine, "Path", lambda name: Path("/nowhere"))
     assert start_ticks(sleeper.pid) is None
     monkeypatch.setattr(holder, "this_machine", lambda: other.machine)
     assert not is_gone(other)

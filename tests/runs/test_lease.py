@@ -27,14 +27,14 @@ SHORT = {"renew_s": 0.04, "stale_s": LONG_S, "handover_s": LONG_S}
 TRAINER = """
 import json, os, signal, sys, time
 from pathlib import Path
-from lvis_rcnn import holder, lease
+from lvis_rcnn.runs import lease
 
 folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 events = os.open(folder.parent / "events", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 arrived = []
 signal.signal(signal.SIGTERM, lambda number, frame: arrived.append(number))
 if options["machine"]:
-    holder.this_machine = lambda: options["machine"]
+    lease.this_machine = lambda: options["machine"]
 
 def say(*words):
     os.write(events, (" ".join(map(str, words)) + "\\n").encode())

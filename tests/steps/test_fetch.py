@@ -149,7 +149,7 @@ PROGRAM = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 from lvis_rcnn.fetch import fetch
-from lvis_rcnn.sources import load_sources
+from lvis_rcnn.config.zoo import load_sources
 source, out, moments = load_sources(Path(sys.argv[1]))["a"], Path(sys.argv[2]), random.Random(3)
 for _ in range(20):
     for file in out.parent.glob("a.json*"):

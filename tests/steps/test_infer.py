@@ -15,9 +15,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
+import lvis_rcnn.config.schema as schema
 import lvis_rcnn.dataloader.batches as data
 import lvis_rcnn.infer as infer
 import lvis_rcnn.inference.detector as detector
+import lvis_rcnn.inference.shards as shards
 from lvis_rcnn.config.study import settings_digest
 from lvis_rcnn.dataloader.transforms import padded_size_hw
 from lvis_rcnn.dataset.detections import (
@@ -55,7 +57,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def smallest_body(monkeypatch):
-    monkeypatch.setitem(detector.BACKBONES, "r50", SMALLEST)
+    monkeypatch.setitem(schema.BACKBONES, "r50", SMALLEST)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +168,7 @@ def test_a_small_run_records_what_the_table_and_a_reader_need(drawn, model_path,
 
 
 def test_killed_between_shards_it_goes_on_to_the_same_bytes(drawn, model_path, tmp_path, monkeypatch):
-    monkeypatch.setattr(infer, "IMAGES_PER_SHARD", 3)
+    monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 3)
     whole = run(drawn, model_path, tmp_path / "whole")[1]
     expected = contents(tmp_path / "whole" / "out" / "detections")
     assert list(expected) == ["shard-00000.npz", "shard-00001.npz", "shard-00002.npz"]
@@ -193,7 +195,7 @@ def test_killed_between_shards_it_goes_on_to_the_same_bytes(drawn, model_path, t
 
 
 def test_finished_shards_are_exported_again_and_not_inferred(drawn, model_path, tmp_path, monkeypatch):
-    monkeypatch.setattr(infer, "IMAGES_PER_SHARD", 4)
+    monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 4)
     first = run(drawn, model_path, tmp_path)[1]
     expected = contents(tmp_path / "out" / "detections")
     (tmp_path / "out" / "inference.json").unlink()
@@ -390,11 +392,12 @@ def test_the_help_is_readable(monkeypatch, capsys):
 
 
 INTERRUPTED = """
-from lvis_rcnn import detector, infer
-from lvis_rcnn.backbones import Backbone
+from lvis_rcnn import infer
+from lvis_rcnn.config import schema
+from lvis_rcnn.inference import shards
 
-detector.BACKBONES["r50"] = Backbone("R-14-FPN", "r14_fpn", (1, 1, 1, 1), groups=1, width_per_group=64)
-infer.IMAGES_PER_SHARD = 1
+schema.BACKBONES["r50"] = schema.Backbone("R-14-FPN", "r14_fpn", (1, 1, 1, 1), groups=1, width_per_group=64)
+infer.IMAGES_PER_SHARD = shards.IMAGES_PER_SHARD = 1
 infer.main()
 """
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+import lvis_rcnn.config.schema as schema
 import lvis_rcnn.dataloader.batches as data
-import lvis_rcnn.inference.detector as detector
 import lvis_rcnn.measure as measure
 from lvis_rcnn.config.study import load_study_for_step, settings_digest
 from lvis_rcnn.dataloader.sampler import SampleStream
@@ -25,7 +25,7 @@ SHORT = {"training_steps": 1, "images": 2}
 
 @pytest.fixture(autouse=True)
 def smallest_body(monkeypatch):
-    monkeypatch.setitem(detector.BACKBONES, "r50", SMALLEST)
+    monkeypatch.setitem(schema.BACKBONES, "r50", SMALLEST)
 
 
 @pytest.fixture(scope="module")

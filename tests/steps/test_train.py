@@ -20,6 +20,7 @@ from torch import nn
 import lvis_rcnn.train as train
 import lvis_rcnn.training.recorder as run_records
 import lvis_rcnn.training.setup as run_start
+import lvis_rcnn.training.solver as solver
 import lvis_rcnn.training.step as gradient_step
 from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES
@@ -94,7 +95,7 @@ class Killed(BaseException):
 
 def interrupt(monkeypatch, run, folder, step, how):
     """Start a run that ends during ``step``, and check that it left no output."""
-    take_step = train.take_step
+    take_step = gradient_step.take_step
 
     def interrupted(model, optimizer, groups, position, *others, **settings):
         if position == step:
@@ -104,7 +105,7 @@ def interrupt(monkeypatch, run, folder, step, how):
         return take_step(model, optimizer, groups, position, *others, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "take_step", interrupted)
+        patch.setattr(gradient_step, "take_step", interrupted)
         with pytest.raises((SystemExit, Killed)) as ended:
             train.train(run, folder / "out", ALONE)
     assert not (folder / "out").exists()
@@ -147,7 +148,7 @@ def test_a_kill_while_finishing_loses_nothing(drawn, tmp_path, monkeypatch):
     whole = outcome(make_run(drawn, tmp_path / "whole"), tmp_path / "whole")
     run = make_run(drawn, tmp_path / "killed")
     interrupt(monkeypatch, run, tmp_path / "killed", 5, signal.SIGTERM)  # all steps are done, and saved
-    monkeypatch.setattr(train, "take_step", None)
+    monkeypatch.setattr(gradient_step, "take_step", None)
     assert_same(outcome(run, tmp_path / "killed"), whole)
 
 
@@ -174,7 +175,7 @@ def test_other_settings_do_not_meet_these_checkpoints(drawn, tmp_path, monkeypat
 
 def model_and_optimizer(run):
     model = FewNumbers(None, 0, None)
-    return model, gradient_step.OPTIMIZERS["adamw"](list(model.parameters()), run.study.schedule)
+    return model, solver.OPTIMIZERS["adamw"](list(model.parameters()), run.study.schedule)
 
 
 @pytest.mark.usefixtures("few_numbers")
@@ -206,7 +207,7 @@ def test_a_loss_that_is_not_finite_is_named_and_touches_no_weight(drawn, tmp_pat
     batch = Batch(torch.rand(2, 3, 32, 32), [(32, 32)] * 2, [(32, 32)] * 2, [17, 4], [])
     expected = r"step 3, images 17, 4: loss is not finite: loss_cls = nan, loss_mask = inf; fix: lower schedule"
     recipe = make_recipe(run.study.schedule, run_start.stream_of(run))
-    taken = train.take_step(model, optimizer, [batch], 3, 0, recipe, ALONE, precision="fp32")
+    taken = gradient_step.take_step(model, optimizer, [batch], 3, 0, recipe, ALONE, precision="fp32")
     with pytest.raises(InputError, match=expected):
         taken.values()
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
@@ -236,7 +237,7 @@ def test_rates_and_random_numbers_depend_on_the_step_alone(drawn, tmp_path):
         torch.manual_seed(7)
         model, optimizer = model_and_optimizer(run)
         torch.manual_seed(noise)
-        taken = train.take_step(model.train(), optimizer, items[4], 4, 0, recipe, ALONE, precision="fp32")
+        taken = gradient_step.take_step(model.train(), optimizer, items[4], 4, 0, recipe, ALONE, precision="fp32")
         results.append((taken.values(), model.state_dict()))
         assert optimizer.param_groups[0]["lr"] == recipe.learning_rate(4)
     assert results[0][0] == results[1][0]
@@ -252,7 +253,7 @@ def test_gradients_are_clipped_where_the_study_says_so(drawn, tmp_path, monkeypa
 
 def test_the_published_optimizer_has_one_group(tmp_path):
     schedule = tiny_study(tmp_path, schedule={"optimizer": "sgd", "learning_rate": 0.02, "weight_decay": 1e-4}).schedule
-    (group,) = gradient_step.sgd(list(nn.Linear(2, 2).parameters()), schedule).param_groups
+    (group,) = solver.sgd(list(nn.Linear(2, 2).parameters()), schedule).param_groups
     assert (group["lr"], group["momentum"], group["weight_decay"], len(group["params"])) == (0.02, 0.9, 1e-4, 2)
 
 

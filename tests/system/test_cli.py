@@ -144,7 +144,7 @@ def test_pages_show_how_far_they_are_on_a_terminal_only(tmp_path: Path) -> None:
 
 PRINTS = """
 import argparse, sys
-from lvis_rcnn.command import run_step, step_parser
+from lvis_rcnn.system.cli import run_step, step_parser
 run_step(step_parser("A step."), lambda args: [print("a line") for _ in range(100_000)])
 """
 

@@ -244,7 +244,7 @@ def test_a_whole_part_that_was_not_renamed_is_not_fetched_again(server: tuple[st
 PROGRAM = """
 import sys
 from pathlib import Path
-from lvis_rcnn.download import download
+from lvis_rcnn.system.download import download
 download([sys.argv[1]], Path(sys.argv[2]), sha256=sys.argv[3], waits_s=(0.05, 0.05))
 """
 

@@ -149,7 +149,7 @@ def test_content_that_a_check_refuses_and_a_full_disk(tmp_path: Path, monkeypatc
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from lvis_rcnn import unpack
+from lvis_rcnn.system import download as unpack
 append = unpack.append_to_part
 unpack.append_to_part = lambda *words: (time.sleep(0.002), append(*words))  # a slow disk
 unpack.CHUNK_BYTES = 2**14

@@ -516,7 +516,7 @@ def test_one_write_at_a_time(tmp_path, held_up):
 @pytest.mark.slow
 def test_a_process_that_ends_in_the_middle_of_a_write_finishes_it(tmp_path):
     code = (
-        "import sys, time, torch; from pathlib import Path; from lvis_rcnn import run_state;"
+        "import sys, time, torch; from pathlib import Path; from lvis_rcnn.training import checkpoint as run_state;"
         "write = run_state.write_state;"
         "run_state.write_state = lambda *arguments: time.sleep(0.5) or write(*arguments);"
         "saver = run_state.Saver(Path(sys.argv[1]), 0, background=True);"
