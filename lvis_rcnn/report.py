@@ -57,6 +57,8 @@ def table(args: argparse.Namespace) -> None:
 def plots(args: argparse.Namespace) -> None:
     """Draw the plots of a study, each as SVG for print and as PNG for the screen.
 
+        python -m lvis_rcnn report plots --study configs/mini.yaml --results results --out results/mini/plots
+
     training_curves, training_losses    how the trainings went, and where they were started again
     repeat_factors                      how often categories are drawn
     ap_and_images                       AP of each category against its training images
@@ -73,6 +75,8 @@ def plots(args: argparse.Namespace) -> None:
 
 def pages(args: argparse.Namespace) -> None:
     """Write pages about a study, one HTML file each, which open anywhere without a network.
+
+        python -m lvis_rcnn report pages --study configs/mini.yaml --results results --out results/mini
 
     table.html          the results table, with how its numbers came about
     per_category.html   AP of every category in every row, to sort and search
@@ -91,6 +95,8 @@ def pages(args: argparse.Namespace) -> None:
 def pictures(args: argparse.Namespace) -> None:
     """Draw what a run finds: annotations beside detections, and the objects that it misses.
 
+        python -m lvis_rcnn report pictures --store val.store --images FOLDER --detections DETECTIONS --out pictures
+
     chosen.png      images of --show, or those with most objects of rare categories: left annotated, right found
     random.png      the same of other images, drawn by --seed
     missed_rare.png, missed_common.png, missed_frequent.png
@@ -107,6 +113,9 @@ def pictures(args: argparse.Namespace) -> None:
 
 def batch(args: argparse.Namespace) -> None:
     """Draw a training step as the network sees it: augmented, normalised and padded images, with their targets.
+
+        python -m lvis_rcnn report batch --study configs/mini.yaml --store train.store --images FOLDER
+            --repeat-factors repeat_factors --step 0 --out batch.png
 
     Pixels are the network's input, turned back into colours; boxes and masks are its targets, not the annotations.
     What is grey at the right and below is padding, which is zero to the network.
