@@ -1,107 +1,113 @@
-"""Mask R-CNN with four backbones on LVIS, from annotations to results/table.md.
+"""Mask R-CNN with four backbones on LVIS, from annotations to a results table.
 
 A study is one file of configs/; without --configfile it is configs/mini.yaml. Each rule calls one command of the
-package lvis_rcnn, which reads files and writes files.
+package lvis_rcnn, which reads files and writes files. `rule all` writes below results/<study>/ only, so that studies can
+run side by side.
 """
+
+import subprocess
 
 from snakemake.utils import min_version
 
 min_version("9.19")
 
 
-# How the study is loaded, and the few functions that rules share.
-include: "workflow/rules/common.smk"
+# What rules share: the study, checked; names of files; what a job asks of the machine.
+include: "workflow/rules/study.smk"
+include: "workflow/rules/paths.smk"
+include: "workflow/rules/resources.smk"
 
 
 # What the report opens with.
 report: "workflow/report/workflow.rst"
 
 
-study = load_the_study()
-published = load_published()
-lacking_dataset, lacking_models = load_lacking()
-
-
-# What jobs ask of the machine, and what stands between Snakemake and SLURM.
-include: "workflow/rules/jobs.smk"
-
-
-# A run is a backbone with a seed, r50/seed0, or a published model, published/lvis_v0.5_r50: group/member.
+# A run is a row with a seed, r50/seed0, or a published model, published/lvis_v0.5_r50: group/member.
 wildcard_constraints:
     study=re.escape(study.study),
-    backbone="|".join(study.backbones),
+    row="|".join(map(re.escape, paths.rows)),
     seed="|".join(map(str, study.seeds)),
-    group="|".join([*study.backbones, "published"]),
+    group="|".join([*map(re.escape, paths.trained_rows), "published"]),
     member="|".join(
-        [*(f"seed{seed}" for seed in study.seeds), *map(re.escape, published)]
+        [*(f"seed{seed}" for seed in study.seeds), *map(re.escape, paths.published)]
     ),
-    model="|".join(map(re.escape, published)),
+    model="|".join(map(re.escape, paths.published)),
     split="|".join(map(re.escape, ["train", "val", *study.dataset.splits])),
 
 
-# A job finds the package under --directory, in conda environments (where PYTHONPATH is unset from outside) and in the
-# processes that torchrun starts; its Python is the one Snakemake runs in, whatever PATH says, unless conda provides one.
 shell.prefix(job_prefix())
 
 
-include: "workflow/rules/download.smk"
-include: "workflow/rules/data.smk"
+include: "workflow/rules/draw.smk"
+include: "workflow/rules/fetch.smk"
+include: "workflow/rules/store.smk"
 
 
-if study.backbones:
+if paths.trained_rows:
 
     include: "workflow/rules/preflight.smk"
-    include: "workflow/rules/sampling.smk"
+    include: "workflow/rules/repeat_factors.smk"
     include: "workflow/rules/train.smk"
-    include: "workflow/rules/measure.smk"
 
 
-if published:
+if paths.published:
 
-    include: "workflow/rules/published.smk"
-    include: "workflow/rules/measure_published.smk"
+    include: "workflow/rules/weights.smk"
 
 
+include: "workflow/rules/infer.smk"
+include: "workflow/rules/measure.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
-use_environment_of_the_site()
-if on_a_cluster:
-    say_resources()
+if study.report.compare_with:
+
+    include: "workflow/rules/compare.smk"
 
 
 rule all:
     input:
-        runs=of_all_runs("metrics.json"),
+        runs=paths.of_runs("metrics.json"),
         # Whatever is named here is made again when it is deleted; a model is not, which may have taken weeks.
-        measured=measurements(),
-        table="results/table.md",
-        shown=what_people_see(),
+        measured=paths.of_rows("measure.json"),
+        table=f"{paths.folder}/table.md",
+        shown=paths.shown,
 
 
-# `snakemake r50`: that backbone alone, with all its seeds, up to its scores and its measurement.
-for backbone in study.backbones:
+# `snakemake r50`: that row alone, with all its seeds, up to its scores and its measurement.
+for row in paths.trained_rows:
 
     rule:
         name:
-            backbone
+            row
         input:
-            [
-                made
-                for made in of_trained_runs("metrics.json") + measurements()
-                if f"/{backbone}/" in made
-            ],
+            paths.results_of(row),
         localrule: True
 
 
 onstart:
-    stand_between(workflow, Path(STUDY_FILE))
+    if snakemake_internals.executor(workflow) == "slurm":
+        refusals.extend(submission.prepare(workflow, STUDY_FILE))
+    if refusals:
+        sys.exit("\n".join(f"error: {refusal}" for refusal in refusals))
 
 
 onsuccess:
-    say_what_was_made()
+    for name, place in paths.results_to_look_at():
+        logger.info(f"The {name}: {place}")
 
 
+# The rows there are, and why each other one is missing; quiet, since the error matters more.
 onerror:
-    write_table_of_what_exists()
+    partial = f"{paths.folder}/partial_table.md"
+    words = ["--study", STUDY_FILE, "--results", "results", "--out", partial]
+    done = subprocess.run(
+        [sys.executable, "-m", "lvis_rcnn.report", "table", *words],
+        env={**os.environ, "PYTHONPATH": str(workflow.basedir)},
+        capture_output=True,
+        text=True,
+    )
+    logger.info(
+        done.stderr if done.returncode else f"The table of what exists: {partial}"
+    )

@@ -40,7 +40,7 @@ def table(args: argparse.Namespace) -> None:
 
         python -m lvis_rcnn report table --study configs/mini.yaml --results results --out results/mini/table.md
 
-    Writes OUT, and .csv and .json beside it, and the same three into RESULTS/<study>/. A cell that cannot be filled
+    Writes OUT, and .csv and .json beside it. A cell that cannot be filled
     says why. AP and AR are percent in table.md and fractions in table.csv and table.json; memory is in GB, speed in
     images per second. A published model has two rows, as published and as scored here.
     """

@@ -1,4 +1,4 @@
-"""What a person sees.
+"""What a person sees of a study.
 
 rows         what all runs recorded, as rows
 table        table.md, .csv and .json: columns, cells, captions
@@ -10,4 +10,45 @@ drawing      objects on images
 pictures     what a run finds and misses
 html         how every page looks
 pages        table, categories, cost and provenance as pages
+
+Below are the only lists of the pages, plots and pictures, each with its chapter and title in Snakemake's report: rules
+declare these files, steps write them, tests look for them. The caption of NAME is workflow/report/NAME.rst. Nothing is
+imported here.
 """
+
+# results/<study>/table.md and training_batch.png
+TABLE = ("1 Results", "the results table, as Markdown with links")
+TRAINING_BATCH = ("4 Training", "the first training step, as the network sees it")
+# results/<study>/NAME.html
+PAGES = {
+    "table": ("1 Results", "the results table"),
+    "per_category": ("1 Results", "AP of each category"),
+    "preflight": ("5 Data", "preflight"),
+    "provenance": ("6 Provenance and cost", "what the numbers were made with"),
+    "cost": ("6 Provenance and cost", "time and memory of trainings and jobs"),
+}
+# results/<study>/plots/NAME.png and .svg
+PLOTS = {
+    "ap_by_group": ("2 Plots", "AP of rare, common and frequent categories"),
+    "ap_and_images": ("2 Plots", "AP of each category against its training images"),
+    "ap_and_cost": ("2 Plots", "AP against inference time and memory"),
+    "precision_recall_box": ("2 Plots", "precision and recall of boxes"),
+    "precision_recall_mask": ("2 Plots", "precision and recall of masks"),
+    "training_curves": ("4 Training", "loss, gradient norm, learning rate, speed"),
+    "training_losses": ("4 Training", "parts of the loss"),
+    "repeat_factors": ("5 Data", "repeat factors of categories"),
+}
+# results/<study>/comparison/<row>/NAME.png and .svg
+DIFFERENCES = {
+    "differences": ("2 Plots", "differences"),
+    "category_differences": ("2 Plots", "differences of each category"),
+}
+COMPARISON = ("1 Results", "differences, with intervals")
+# results/<study>/<row>/seed<k>/pictures/NAME.png
+PICTURES = {
+    "chosen": ("3 Pictures", "images with most objects of rare categories, annotated and detected"),
+    "random": ("3 Pictures", "random images, annotated and detected"),
+    "missed_rare": ("3 Pictures", "missed objects of rare categories"),
+    "missed_common": ("3 Pictures", "missed objects of common categories"),
+    "missed_frequent": ("3 Pictures", "missed objects of frequent categories"),
+}

@@ -136,11 +136,12 @@ def records_of(row: Row, step: str) -> list[dict[str, Any]]:
 def job_costs(folder: Path) -> list[list[Any]]:
     """Name, seconds, CPU seconds and gigabytes of each job that Snakemake has measured; a dash where it could not."""
     jobs = []
-    for file in sorted(folder.glob("*.tsv")):
+    for file in sorted(folder.rglob("*.tsv")):
         with file.open(newline="", encoding="utf-8") as lines:
             for measured in csv.DictReader(lines, delimiter="\t"):
                 seconds, cpu, memory_mib = (number(measured.get(key)) for key in ("s", "cpu_time", "max_rss"))
-                jobs.append([file.stem, seconds, cpu, None if memory_mib is None else memory_mib / MIB_A_GB])
+                name = str(file.relative_to(folder).with_suffix(""))
+                jobs.append([name, seconds, cpu, None if memory_mib is None else memory_mib / MIB_A_GB])
     return jobs
 
 

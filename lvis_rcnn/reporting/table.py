@@ -252,7 +252,7 @@ MOST_SIDE_BY_SIDE = 4  # rows of the table that fit beside each other on a termi
 
 
 def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, out: Path, now_s: float) -> str:
-    """Write the table of ``study`` to ``out`` and into its folder in ``results``; return it as text for the terminal.
+    """Write the table of ``study`` to ``out``; return it as text for the terminal.
 
     Args:
         study: what should have been run.
@@ -262,11 +262,10 @@ def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, ou
         now_s: Unix time; tells a live run from a dead one.
     """
     rows = rows_of(study, results, models, now_s)
-    for path in (results / study.study / "table.md", out):
-        link = links_from(path.parent, results, study.report.base_url)
-        write_text(path, markdown(study, rows, link))
-        write_text(path.with_suffix(".csv"), spreadsheet(study, rows, link).to_csv(index=False))
-        write_json(path.with_suffix(".json"), everything(study, rows, link))
+    link = links_from(out.parent, results, study.report.base_url)
+    write_text(out, markdown(study, rows, link))
+    write_text(out.with_suffix(".csv"), spreadsheet(study, rows, link).to_csv(index=False))
+    write_json(out.with_suffix(".json"), everything(study, rows, link))
     said = [fill(text, TERMINAL_CHARACTERS) for text in (reading_line(rows), devices_line(rows)) if text]
     return "\n\n".join([terminal_table(cells(rows)), *said])
 

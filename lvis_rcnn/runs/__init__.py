@@ -1,5 +1,6 @@
 """A run on disk: written by training, read by the table and by status.
 
+paths     where the files of a study lie and what its steps read, for the rules
 records   what each run has recorded, or why not; what makes two runs the same
 attempts  every start of a run and how it ended; whether it is tried again
 lease     one trainer at a time on one state folder

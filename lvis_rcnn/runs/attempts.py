@@ -246,6 +246,11 @@ def require_no_repeated_error(path: Path, last: list[Attempt], version: str) -> 
     )
 
 
+def is_refusal(error: str) -> bool:
+    """Whether an error is one by which :func:`begin_attempt` refuses a start, so that another could only fail, too."""
+    return f"{FILE}: the last " in error
+
+
 def without_numbers(error: str) -> str:
     """What two errors of the same cause share: pids, addresses and bytes free differ each time."""
     return re.sub(r"0x[0-9a-fA-F]+|\d+", "#", error)

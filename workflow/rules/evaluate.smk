@@ -1,44 +1,8 @@
-rule infer:
-    """Detect objects in the validation images."""
-    input:
-        model="results/{study}/{group}/{member}/model.pth",
-        store=store_of_run,
-        images=images_of_run,
-    output:
-        detections=directory("results/{study}/{group}/{member}/detections"),
-        summary="results/{study}/{group}/{member}/inference.json",
-    log:
-        "results/{study}/logs/infer_{group}_{member}.log",
-    benchmark:
-        "results/{study}/benchmarks/infer_{group}_{member}.tsv"
-    priority: 100
-    conda:
-        "../../envs/lvis_rcnn.yaml"
-    threads: study.compute.threads
-    resources:
-        **inference_resources(),
-        mem_mb=study.resources.memory_mb,
-        runtime=inference_minutes(),
-    params:
-        settings=settings("infer"),
-        digest=digest("infer"),
-        study=untracked(STUDY_FILE),
-        images=image_folder_of_run,
-        backbone=backbone_of_run,
-        folder=subpath(output.summary, parent=True),
-    message:
-        "Detecting with {wildcards.group}/{wildcards.member} in the validation images of {wildcards.study}"
-    shell:
-        'exec "$PYTHON" -m lvis_rcnn.infer --study {params.study:q} --settings-digest {params.digest}'
-        " --backbone {params.backbone} --model {input.model} --store {input.store} --images {params.images:q}"
-        " --state results/state --run {wildcards.group}/{wildcards.member} --out {params.folder} --log {log}"
-
-
 rule evaluate:
     """Score the detections by the LVIS protocol."""
     input:
         detections="results/{study}/{group}/{member}/detections",
-        annotations=annotations_of_run,
+        annotations=ancient(of_split(paths.annotations)),
     output:
         metrics="results/{study}/{group}/{member}/metrics.json",
         matches="results/{study}/{group}/{member}/matches.npz",
@@ -48,7 +12,7 @@ rule evaluate:
         "results/{study}/benchmarks/evaluate_{group}_{member}.tsv"
     priority: 100
     conda:
-        "../../envs/lvis_rcnn.yaml"
+        ENVIRONMENT
     threads: study.compute.threads
     resources:
         mem_mb=memory_without_gpu_mb,
@@ -56,7 +20,7 @@ rule evaluate:
     params:
         detections_per_image=study.evaluation.detections_per_image,
         resamples=study.evaluation.bootstrap_resamples,
-        annotations=annotation_file_of_run,
+        annotations=untracked(of_split(paths.annotation_file)),
     message:
         "Scoring {wildcards.group}/{wildcards.member} of {wildcards.study}"
     shell:

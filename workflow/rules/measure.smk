@@ -1,37 +1,43 @@
 rule measure:
     """Measure memory and speed of a row on a device that does nothing else: all cores of a machine, or a whole node."""
     input:
-        model=model_of_first_seed,
-        val_store="results/{study}/data/val.store",
-        val_images=ancient(if_made_or_present(image_folder("val"))),
-        train_store="results/{study}/data/train.store",
-        train_images=ancient(if_made_or_present(image_folder("train"))),
-        repeat_factors="results/{study}/repeat_factors",
+        model=of_row(lambda row: f"{paths.folder}/{paths.first_run(row)}/model.pth"),
+        val_store=of_split(paths.store),
+        val_images=ancient(of_split(paths.images)),
+        training=of_row(paths.training_inputs),
+        train_images=ancient(of_row(paths.training_images)),
     output:
-        "results/{study}/{backbone}/measure.json",
+        "results/{study}/{row}/measure.json",
     log:
-        "results/{study}/logs/measure_{backbone}.log",
+        "results/{study}/logs/measure_{row}.log",
     benchmark:
-        "results/{study}/benchmarks/measure_{backbone}.tsv"
+        "results/{study}/benchmarks/measure_{row}.tsv"
     priority: 100
     conda:
-        "../../envs/lvis_rcnn.yaml"
-    threads: all_cores()
+        ENVIRONMENT
+    threads: ALL_CORES
     resources:
         **inference_resources(),
-        mem_mb=study.resources.memory_mb,
         runtime=60,
     params:
         settings=settings("measure"),
         digest=digest("measure"),
+        # Records of published rows, once made by a rule of their own, hold their backbone, too. Snakemake compares sets of
+        # values, in which the digest a second time is nothing new.
+        recorded=of_row(
+            lambda row: (
+                digest("measure")
+                if row in paths.trained_rows
+                else paths.backbone_of(row)
+            )
+        ),
         study=untracked(STUDY_FILE),
-        val_images=untracked(image_folder("val")),
-        train_images=untracked(image_folder("train")),
+        val_images=untracked(of_split(paths.image_folder)),
+        backbone=untracked(of_row(paths.backbone_of)),
+        training=untracked(of_row(paths.training_options)),
     message:
-        "Measuring memory and speed of {wildcards.backbone} of {wildcards.study}"
+        "Measuring memory and speed of {wildcards.row} of {wildcards.study}"
     shell:
         'exec "$PYTHON" -m lvis_rcnn.measure --study {params.study:q} --settings-digest {params.digest}'
-        " --backbone {wildcards.backbone} --model {input.model}"
-        " --val-store {input.val_store} --val-images {params.val_images:q}"
-        " --train-store {input.train_store} --train-images {params.train_images:q}"
-        " --repeat-factors {input.repeat_factors} --out {output} --log {log}"
+        " --backbone {params.backbone} --model {input.model}"
+        " --val-store {input.val_store} --val-images {params.val_images:q} {params.training} --out {output} --log {log}"

@@ -3,8 +3,8 @@ rule preflight:
     input:
         train_store="results/{study}/data/train.store",
         val_store="results/{study}/data/val.store",
-        train_images=ancient(if_made_or_present(image_folder("train"))),
-        val_images=ancient(if_made_or_present(image_folder("val"))),
+        train_images=ancient(paths.images("train")),
+        val_images=ancient(paths.images("val")),
     output:
         summary="results/{study}/preflight.json",
         text="results/{study}/preflight.txt",
@@ -13,7 +13,7 @@ rule preflight:
     benchmark:
         "results/{study}/benchmarks/preflight.tsv"
     conda:
-        "../../envs/lvis_rcnn.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=memory_without_gpu_mb,
@@ -21,8 +21,8 @@ rule preflight:
     params:
         settings=settings("preflight"),
         study=untracked(STUDY_FILE),
-        train_images=untracked(image_folder("train")),
-        val_images=untracked(image_folder("val")),
+        train_images=untracked(paths.image_folder("train")),
+        val_images=untracked(paths.image_folder("val")),
     message:
         "Checking data and settings of {wildcards.study}"
     shell:

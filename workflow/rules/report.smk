@@ -1,32 +1,29 @@
-localrules:
-    table,
-    pages,
+# What rules of this file read, and of which they show nothing where it is not there.
+of_all_runs = {
+    "metrics": paths.of_runs("metrics.json"),
+    "trainings": paths.of_trained_runs("train.json"),
+    "imports": paths.of_published("import.json"),
+    "inferences": paths.of_runs("inference.json"),
+    "measurements": paths.of_rows("measure.json"),
+    "zoo": paths.zoo_compared_with,
+}
+if_trained = {"repeat_factors": [paths.repeat_factors] if paths.trained_rows else []}
 
 
 rule table:
     """Write the results table."""
     input:
-        metrics=of_all_runs("metrics.json"),
-        trainings=of_trained_runs("train.json"),
-        imports=of_published_runs("import.json"),
-        inferences=of_all_runs("inference.json"),
-        measurements=measurements(),
-        zoo=zoo_compared_with(),
+        **of_all_runs,
     output:
-        page=shown(
-            "results/table.md",
-            "table",
-            "1 Results",
-            shows="the results table, as Markdown with links",
-        ),
-        others=multiext("results/table", ".csv", ".json"),
-        kept=multiext(f"results/{study.study}/table", ".md", ".csv", ".json"),
+        page=shown(f"{paths.folder}/table.md", "table", TABLE),
+        others=multiext(f"{paths.folder}/table", ".csv", ".json"),
     log:
-        f"results/{study.study}/logs/table.log",
+        f"{paths.folder}/logs/table.log",
     benchmark:
-        f"results/{study.study}/benchmarks/table.tsv"
+        f"{paths.folder}/benchmarks/table.tsv"
+    localrule: True
     conda:
-        "../../envs/lvis_rcnn.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=1000,
@@ -42,27 +39,52 @@ rule table:
         " --out {output.page} --log {log}"
 
 
+rule results_table:
+    """Write the table where any study may: results/table.md is that of the study it was last asked of."""
+    input:
+        f"{paths.folder}/table.md",
+    output:
+        page="results/table.md",
+        others=multiext("results/table", ".csv", ".json"),
+    log:
+        f"{paths.folder}/logs/results_table.log",
+    benchmark:
+        f"{paths.folder}/benchmarks/results_table.tsv"
+    localrule: True
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        name=study.study,
+        study=untracked(STUDY_FILE),
+    message:
+        "Writing the table of {params.name} to {output.page}"
+    shell:
+        'exec "$PYTHON" -m lvis_rcnn.report table --study {params.study:q} --results results'
+        " --out {output.page} --log {log}"
+
+
 rule pages:
     """Write the pages of a study: the table, every category, cost, provenance, preflight."""
     input:
-        metrics=of_all_runs("metrics.json"),
-        trainings=of_trained_runs("train.json"),
-        imports=of_published_runs("import.json"),
-        inferences=of_all_runs("inference.json"),
-        measurements=measurements(),
-        zoo=zoo_compared_with(),
-        preflight=(f"results/{study.study}/preflight.txt" if study.backbones else []),
-        repeat_factors=(
-            f"results/{study.study}/repeat_factors" if study.backbones else []
-        ),
+        **of_all_runs,
+        **if_trained,
+        preflight=(f"{paths.folder}/preflight.txt" if paths.trained_rows else []),
     output:
-        pages_shown(),
+        [
+            shown(f"{paths.folder}/{name}.html", name, where)
+            for name, where in PAGES.items()
+        ],
     log:
-        f"results/{study.study}/logs/pages.log",
+        f"{paths.folder}/logs/pages.log",
     benchmark:
-        f"results/{study.study}/benchmarks/pages.tsv"
+        f"{paths.folder}/benchmarks/pages.tsv"
+    localrule: True
     conda:
-        "../../envs/lvis_rcnn.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=1000,
@@ -81,22 +103,23 @@ rule pages:
 rule plots:
     """Draw the plots of a study."""
     input:
-        metrics=of_all_runs("metrics.json"),
-        inferences=of_all_runs("inference.json"),
-        measurements=measurements(),
-        histories=of_trained_runs("log.json"),
-        repeat_factors=(
-            f"results/{study.study}/repeat_factors" if study.backbones else []
-        ),
+        **if_trained,
+        metrics=paths.of_runs("metrics.json"),
+        inferences=paths.of_runs("inference.json"),
+        measurements=paths.of_rows("measure.json"),
+        histories=paths.of_trained_runs("log.json"),
     output:
-        plots_shown(),
-        collect(f"results/{study.study}/plots/{{name}}.svg", name=PLOTS),
+        [
+            shown(f"{paths.folder}/plots/{name}.png", name, where)
+            for name, where in PLOTS.items()
+        ],
+        [f"{paths.folder}/plots/{name}.svg" for name in PLOTS],
     log:
-        f"results/{study.study}/logs/plots.log",
+        f"{paths.folder}/logs/plots.log",
     benchmark:
-        f"results/{study.study}/benchmarks/plots.tsv"
+        f"{paths.folder}/benchmarks/plots.tsv"
     conda:
-        "../../envs/lvis_rcnn.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=2000,
@@ -115,22 +138,30 @@ rule pictures:
     """Draw annotations beside detections, and what was missed."""
     input:
         detections="results/{study}/{group}/{member}/detections",
-        store=store_of_run,
-        images=images_of_run,
+        store=of_split(paths.store),
+        images=ancient(of_split(paths.images)),
     output:
-        pictures_shown(),
+        [
+            shown(
+                f"results/{{study}}/{{group}}/{{member}}/pictures/{name}.png",
+                name.split("_")[0],
+                where,
+                run="{group}/{member}",
+            )
+            for name, where in PICTURES.items()
+        ],
     log:
         "results/{study}/logs/pictures_{group}_{member}.log",
     benchmark:
         "results/{study}/benchmarks/pictures_{group}_{member}.tsv"
     conda:
-        "../../envs/lvis_rcnn.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=study.resources.memory_mb,
         runtime=60,
     params:
-        images=image_folder_of_run,
+        images=untracked(of_split(paths.image_folder)),
         folder=subpath(output[0], parent=True),
     message:
         "Drawing the pictures of {wildcards.group}/{wildcards.member} of {wildcards.study}"
@@ -139,27 +170,24 @@ rule pictures:
         " --detections {input.detections} --out {params.folder} --log {log}"
 
 
-if study.backbones:
+if paths.trained_rows:
 
     rule training_pictures:
         """Draw the first training step, as the network sees it."""
         input:
             store="results/{study}/data/train.store",
             repeat_factors="results/{study}/repeat_factors",
-            images=ancient(if_made_or_present(image_folder("train"))),
+            images=ancient(paths.images("train")),
         output:
             shown(
-                "results/{study}/training_batch.png",
-                "training_batch",
-                "4 Training",
-                shows="the first training step, as the network sees it",
+                "results/{study}/training_batch.png", "training_batch", TRAINING_BATCH
             ),
         log:
             "results/{study}/logs/training_pictures.log",
         benchmark:
             "results/{study}/benchmarks/training_pictures.tsv"
         conda:
-            "../../envs/lvis_rcnn.yaml"
+            ENVIRONMENT
         threads: 1
         resources:
             mem_mb=study.resources.memory_mb,
@@ -167,55 +195,9 @@ if study.backbones:
         params:
             settings=settings("preflight"),
             study=untracked(STUDY_FILE),
-            images=untracked(image_folder("train")),
+            images=untracked(paths.image_folder("train")),
         message:
             "Drawing the first training step of {wildcards.study}"
         shell:
             'exec "$PYTHON" -m lvis_rcnn.report batch --study {params.study:q} --store {input.store}'
             " --images {params.images:q} --repeat-factors {input.repeat_factors} --out {output} --log {log}"
-
-
-if study.report.compare_with:
-
-    include: "compared.smk"
-
-    rule compare:
-        """Say how the rows of the study differ from those of another one."""
-        input:
-            metrics=of_all_runs("metrics.json"),
-            matches=of_all_runs("matches.npz"),
-            other=files_of_other,
-        output:
-            differences_shown(),
-            collect(
-                "{folder}/{name}.svg",
-                folder=[Path(COMPARISON, pair) for pair in pairs],
-                name=DIFFERENCES,
-            ),
-            text=f"{COMPARISON}/comparison.txt",
-            page=shown(
-                f"{COMPARISON}/comparison.html",
-                "comparison",
-                "1 Results",
-                shows=f"differences from {COMPARED_WITH}, with intervals",
-            ),
-        log:
-            f"results/{study.study}/logs/compare.log",
-        benchmark:
-            f"results/{study.study}/benchmarks/compare.tsv"
-        conda:
-            "../../envs/lvis_rcnn.yaml"
-        threads: 1
-        resources:
-            mem_mb=memory_without_gpu_mb,
-            runtime=60,
-        params:
-            first=f"results/{COMPARED_WITH}",
-            second=subpath(output.text, ancestor=2),
-            runs=runs_of_study(),
-            folder=subpath(output.text, parent=True),
-        message:
-            f"Comparing {study.study} with {COMPARED_WITH}"
-        shell:
-            'exec "$PYTHON" -m lvis_rcnn.compare {params.first} {params.second} --only {params.runs}'
-            " --plot {params.folder} --out {output.text} --log {log}"

@@ -9,13 +9,13 @@ rule repeat_factors:
     benchmark:
         "results/{study}/benchmarks/repeat_factors.tsv"
     conda:
-        "../../envs/lvis_rcnn.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=memory_without_gpu_mb,
         runtime=30,
     params:
-        sampling=sampling_options(),
+        sampling=paths.sampling_options,
     message:
         "Computing how often each training image of {wildcards.study} is drawn"
     shell:

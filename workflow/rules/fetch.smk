@@ -1,39 +1,34 @@
-localrules:
-    fetch,
-
-
 rule fetch:
     """Bring all that a study needs and that is not at hand, where there is a network: a login or transfer node."""
     input:
-        [*lacking_dataset, *lacking_models],
+        [*paths.missing_files, *paths.missing_weights],
+    localrule: True
     message:
         "All that can be fetched for this study is here"
 
 
-if lacking_models:
-
-    localrules:
-        fetch_published,
+if paths.missing_weights:
 
     rule fetch_published:
         """Fetch a published file; where it comes from and its digest are the zoo's."""
         output:
             f"{study.resources.weights_dir}/{{file}}",
         log:
-            f"results/{study.study}/logs/fetch_{{file}}.log",
+            f"{paths.folder}/logs/fetch_{{file}}.log",
         benchmark:
-            f"results/{study.study}/benchmarks/fetch_{{file}}.tsv"
+            f"{paths.folder}/benchmarks/fetch_{{file}}.tsv"
         wildcard_constraints:
-            file="|".join(map(re.escape, weights_to_fetch())),
+            file="|".join(map(re.escape, paths.weights_to_fetch)),
+        localrule: True
         conda:
-            "../../envs/lvis_rcnn.yaml"
+            ENVIRONMENT
         threads: 1
         resources:
             mem_mb=2000,
             runtime=120,
         params:
-            zoo=untracked(zoo_of(study, Path(STUDY_FILE))),
-            name=model_of_file,
+            zoo=untracked(paths.zoo),
+            name=untracked(lambda wildcards: paths.weights_to_fetch[wildcards.file]),
             folder=untracked(study.resources.weights_dir),
         message:
             "Fetching {wildcards.file}"
@@ -43,21 +38,21 @@ if lacking_models:
 
 
 # A rule of each file, since a study names the path of each. What came of an interrupted download lies beside it and is
-# no output: Snakemake deletes the outputs of a job that failed.
-for path, source in lacking_dataset.items():
+# no output: Snakemake deletes the outputs of a job that failed. A file that is at hand has no rule, for the same reason.
+for path, source in paths.missing_files.items():
 
     rule:
         name:
-            numbered(source.name, path)
+            paths.fetch_name(path)
         output:
             path,
         log:
-            f"results/{study.study}/logs/{numbered(source.name, path)}.log",
+            f"{paths.folder}/logs/{paths.fetch_name(path)}.log",
         benchmark:
-            f"results/{study.study}/benchmarks/{numbered(source.name, path)}.tsv"
+            f"{paths.folder}/benchmarks/{paths.fetch_name(path)}.tsv"
         localrule: True
         conda:
-            "../../envs/lvis_rcnn.yaml"
+            ENVIRONMENT
         threads: 1
         resources:
             mem_mb=2000,

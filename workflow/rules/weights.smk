@@ -1,8 +1,8 @@
 rule import_published:
     """Turn a published file into a model of this project."""
     input:
-        file=published_file_of_model,
-        store=store_of_model,
+        file=lambda wildcards: paths.published_file(wildcards.model),
+        store=of_split(paths.store),
     output:
         model="results/{study}/published/{model}/model.pth",
         summary="results/{study}/published/{model}/import.json",
@@ -11,13 +11,13 @@ rule import_published:
     benchmark:
         "results/{study}/benchmarks/import_published_{model}.tsv"
     conda:
-        "../../envs/lvis_rcnn.yaml"
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=memory_without_gpu_mb,
         runtime=30,
     params:
-        backbone=backbone_of_model,
+        backbone=of_row(paths.backbone_of),
     message:
         "Importing {wildcards.model}: {input.file}"
     shell:

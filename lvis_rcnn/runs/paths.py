@@ -1,0 +1,289 @@
+"""Where the files of a study lie and what its steps read: pure functions of the study, which the workflow's rules call.
+
+A row is a named variant of a study: one that is trained, whose name today is that of its backbone (``r50``), or a
+published model (``published/lvis_v0.5_r50``). A run is a row with a seed (``r50/seed0``), or a published row itself.
+Paths are relative to the folder that Snakemake runs in.
+"""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lvis_rcnn.config.schema import BACKBONES, Ask
+from lvis_rcnn.config.study import Study, load_study, zoo_of
+from lvis_rcnn.config.zoo import (
+    SCORED_KINDS,
+    Source,
+    ZooModel,
+    lacking_files,
+    lacking_weights,
+    load_sources,
+    scored_models,
+)
+from lvis_rcnn.system.cli import InputError
+
+RESULTS = "results"
+PUBLISHED = "published/"
+"""What the name of a row begins with that is not trained here."""
+
+
+@dataclass(frozen=True)
+class StudyPaths:
+    """A study with what it takes to name its files; :func:`load_study_paths` makes it."""
+
+    study: Study
+    study_file: Path
+    published: Mapping[str, ZooModel]
+    """Models that are scored without training, by name."""
+    missing_files: Mapping[str, Source]
+    """Files of the dataset that can be fetched and are not there, by path."""
+    missing_weights: Mapping[str, ZooModel]
+    """The same of published weights."""
+
+    @property
+    def folder(self) -> str:
+        """Folder of all results of the study."""
+        return f"{RESULTS}/{self.study.study}"
+
+    # Rows and runs
+
+    @property
+    def trained_rows(self) -> list[str]:
+        """Rows that are trained."""
+        return list(self.study.backbones)
+
+    @property
+    def rows(self) -> list[str]:
+        """All rows of the results table, in its order."""
+        return [*self.trained_rows, *(f"{PUBLISHED}{model}" for model in self.published)]
+
+    def row_of(self, wildcards: Mapping[str, str]) -> str:
+        """The row of a job, whose rule names it (row), a run of it (group and member) or a published model (model)."""
+        if "row" in wildcards:
+            return wildcards["row"]
+        model = wildcards.get("model") or wildcards["member"]
+        return f"{PUBLISHED}{model}" if wildcards.get("group", "published") == "published" else wildcards["group"]
+
+    def backbone_of(self, row: str) -> str:
+        """The backbone of a row: the one place that knows it."""
+        return self.published[row.removeprefix(PUBLISHED)].backbone if row.startswith(PUBLISHED) else row
+
+    def split_of(self, row: str) -> str:
+        """The validation split that a row is scored on."""
+        splits = {f"{PUBLISHED}{published.model}": published.split for published in self.study.published}
+        return splits.get(row, "val")
+
+    def first_run(self, row: str) -> str:
+        """The run that is measured and pictured for its row: that of the first seed."""
+        return row if row.startswith(PUBLISHED) else f"{row}/seed{self.study.seeds[0]}"
+
+    @property
+    def trained_runs(self) -> list[str]:
+        """Every trained row with every seed."""
+        return [f"{row}/seed{seed}" for row in self.trained_rows for seed in self.study.seeds]
+
+    @property
+    def runs(self) -> list[str]:
+        """All runs, each of which is scored."""
+        return [*self.trained_runs, *(row for row in self.rows if row.startswith(PUBLISHED))]
+
+    def of_runs(self, name: str) -> list[str]:
+        """The file ``name`` of every run."""
+        return [f"{self.folder}/{run}/{name}" for run in self.runs]
+
+    def of_trained_runs(self, name: str) -> list[str]:
+        """The file ``name`` of every run that is trained."""
+        return [f"{self.folder}/{run}/{name}" for run in self.trained_runs]
+
+    def of_rows(self, name: str) -> list[str]:
+        """The file ``name`` of every row."""
+        return [f"{self.folder}/{row}/{name}" for row in self.rows]
+
+    def of_published(self, name: str) -> list[str]:
+        """The file ``name`` of every published row."""
+        return [f"{self.folder}/{row}/{name}" for row in self.rows if row.startswith(PUBLISHED)]
+
+    def results_of(self, row: str) -> list[str]:
+        """Scores of every run of a row, and its measurement."""
+        runs = [run for run in self.runs if run == row or run.startswith(f"{row}/")]
+        return [*(f"{self.folder}/{run}/metrics.json" for run in runs), f"{self.folder}/{row}/measure.json"]
+
+    def asked(self, row: str) -> Ask:
+        """What the training of a row asks of the machine."""
+        return self.study.asked(self.backbone_of(row))
+
+    def priority(self, row: str) -> int:
+        """What takes longest is trained first, so that trainings side by side end at about the same time."""
+        return 1 + list(BACKBONES).index(self.backbone_of(row))
+
+    # Data
+
+    @property
+    def drawn_folder(self) -> str:
+        """Folder of the drawn dataset; studies that draw the same one share it."""
+        draw = self.study.dataset.draw
+        assert draw is not None
+        return f"{RESULTS}/data/drawn_seed{draw.seed}_{draw.train_images}_{draw.val_images}"
+
+    def annotation_file(self, split: str) -> str:
+        """LVIS-format JSON of a split."""
+        named = self.study.dataset.named(split)
+        return named.annotations if named else f"{self.drawn_folder}/{split}.json"
+
+    def image_folder(self, split: str) -> str:
+        """Folder that the image names of a split are relative to."""
+        named = self.study.dataset.named(split)
+        return named.images if named else f"{self.drawn_folder}/images"
+
+    def store(self, split: str) -> str:
+        """Annotation store of a split."""
+        return f"{self.folder}/data/{split}.store"
+
+    @property
+    def repeat_factors(self) -> str:
+        """Folder of the repeat factors of the training images."""
+        return f"{self.folder}/repeat_factors"
+
+    def if_available(self, path: str) -> list[str]:
+        """``path`` where it exists or a rule makes it; otherwise none: the step itself says best what is missing."""
+        is_drawn = self.study.dataset.draw is not None and Path(path).is_relative_to(self.drawn_folder)
+        return [path] if is_drawn or path in self.missing_files or Path(path).exists() else []
+
+    def images(self, split: str) -> list[str]:
+        """The images of a split as an input."""
+        return self.if_available(self.image_folder(split))
+
+    def annotations(self, split: str) -> list[str]:
+        """The annotations of a split as an input."""
+        return self.if_available(self.annotation_file(split))
+
+    def is_drawn(self, split: str) -> bool:
+        """Whether a split is drawn and not read from files of the user."""
+        return self.study.dataset.named(split) is None
+
+    def store_source(self, split: str) -> list[str]:
+        """The file whose change makes a store anew: of drawn data the small manifest, which equal files leave equal."""
+        return [f"{self.drawn_folder}/manifest.json"] if self.is_drawn(split) else self.annotations(split)
+
+    def store_source_drawn(self, split: str) -> list[str]:
+        """The drawn annotations of a store, none where they are the user's files."""
+        return [self.annotation_file(split)] if self.is_drawn(split) else []
+
+    # What is fetched
+
+    def fetch_name(self, path: str) -> str:
+        """Name of the rule that fetches ``path``, with a number where a study wants one file in two places."""
+        source = self.missing_files[path].name
+        at = [other for other, row in self.missing_files.items() if row.name == source].index(path)
+        return f"fetch_{source}_{at}" if at else f"fetch_{source}"
+
+    @property
+    def weights_to_fetch(self) -> dict[str, str]:
+        """Name in the zoo of each missing published file, by the name of the file."""
+        return {model.file_name: model.name for model in self.missing_weights.values()}
+
+    def published_file(self, model: str) -> str:
+        """Where the published file of a model lies, or will lie once it is fetched."""
+        return f"{self.study.resources.weights_dir}/{self.published[model].file_name}"
+
+    @property
+    def zoo(self) -> Path:
+        """File of the published models."""
+        return zoo_of(self.study, self.study_file)
+
+    @property
+    def zoo_compared_with(self) -> list[str]:
+        """The published numbers as an input, where rows have any to be compared with."""
+        has_any = self.published or self.study.dataset.name in SCORED_KINDS
+        return [str(self.zoo)] if has_any else []
+
+    # Options of steps
+
+    @property
+    def sampling_options(self) -> str:
+        """The sampling settings as options; without a threshold every image counts once."""
+        sampling = self.study.sampling
+        threshold = sampling.oversample_threshold
+        given = "" if threshold is None else f"--threshold {threshold} "
+        return f"{given}--rounding {sampling.rounding} --exponent {sampling.exponent}"
+
+    def training_inputs(self, row: str) -> list[str]:
+        """What a measurement of training memory reads beside images; nothing for a published row."""
+        return [] if row.startswith(PUBLISHED) else [self.store("train"), self.repeat_factors]
+
+    def training_images(self, row: str) -> list[str]:
+        """The images that it reads."""
+        return [] if row.startswith(PUBLISHED) else self.images("train")
+
+    def training_options(self, row: str) -> str:
+        """Options of that measurement; empty for a published row, of which only the speed is measured."""
+        if row.startswith(PUBLISHED):
+            return ""
+        images = shlex.quote(self.image_folder("train"))
+        return f"--train-store {self.store('train')} --train-images {images} --repeat-factors {self.repeat_factors}"
+
+    # What a person looks at
+
+    @property
+    def shown(self) -> list[str]:
+        """One output of each rule that makes pages, plots and pictures."""
+        names = ["table.html", "plots/ap_by_group.png"]
+        names += [f"{self.first_run(row)}/pictures/chosen.png" for row in self.rows]
+        names += ["training_batch.png"] if self.trained_rows else []
+        names += ["comparison/comparison.txt"] if self.study.report.compare_with else []
+        return [f"{self.folder}/{name}" for name in names]
+
+    def results_to_look_at(self) -> list[tuple[str, str]]:
+        """What there is to see now: a word for it and where it lies, for a shell."""
+        places = {"table": "table.md", "pages": "*.html", "plots": "plots", "pictures": "*/*/pictures"}
+        places["comparison"] = "comparison/comparison.txt"
+        return [(name, f"{self.folder}/{at}") for name, at in places.items() if any(Path(self.folder).glob(at))]
+
+    @property
+    def compared_folder(self) -> Path:
+        """Results of the study that this one is compared with, which no rule makes."""
+        return Path(RESULTS, self.study.report.compare_with or "")
+
+    def compared_pairs(self) -> list[str]:
+        """Names of the pairs of rows that are compared; one without a name where each study has a single row.
+
+        Raises:
+            InputError: nothing of the other study is scored, or it has no row in common with this one.
+        """
+        # Every process of Snakemake loads this file; only a study that is compared needs what compares.
+        from lvis_rcnn.evaluation.compare import pair_names, rows_of_study
+
+        others = rows_of_study(self.compared_folder)
+        if not others:
+            file = self.study_file.with_name(f"{self.study.report.compare_with}.yaml")
+            raise InputError(
+                f"{self.study_file}: report.compare_with",
+                f"nothing in {self.compared_folder} is scored",
+                allowed="a study that ran here up to its scores",
+                fix=f"run it first: snakemake --cores 2 --configfile {file}",
+            )
+        return list(pair_names(self.compared_folder, others, Path(self.folder), self.rows))
+
+    def compared_files(self) -> list[str]:
+        """Scores and match results of the other study."""
+        from lvis_rcnn.evaluation.compare import rows_of_study
+
+        scores = [file for files in rows_of_study(self.compared_folder).values() for file in files]
+        return [*map(str, scores), *(str(file.with_name("matches.npz")) for file in scores)]
+
+
+def load_study_paths(study_file: Path) -> StudyPaths:
+    """Read and check a study, its published models, and what of its data is there.
+
+    Raises:
+        InputError: the study, the zoo or the list of files to fetch is wrong.
+    """
+    study = load_study(study_file)
+    return StudyPaths(
+        study=study,
+        study_file=study_file,
+        published=scored_models(study, study_file),
+        missing_files=lacking_files(study, load_sources()),
+        missing_weights=lacking_weights(study, study_file),
+    )
