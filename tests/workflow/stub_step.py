@@ -4,24 +4,48 @@ import argparse
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+from lvis_rcnn.reporting import DIFFERENCES, PAGES, PICTURES, PLOTS
 from lvis_rcnn.system.cli import InputError, run_step
 
 STEP = Path(__file__).stem
-PLOTS = (
-    *("training_curves", "training_losses", "repeat_factors", "ap_and_images", "ap_by_group", "ap_and_cost"),
-    *("precision_recall_box", "precision_recall_mask"),
-)
-FILES = {
-    "mini": ["train.json", "val.json", "images/train/000001.png", "manifest.json"],
-    "annotations": ["store.json"],
-    "repeat_factors": ["images.csv"],
-    "train": ["model.pth", "train.json", "log.json"],
-    "plots": [f"{name}.{suffix}" for name in PLOTS for suffix in ("png", "svg")],
-    "pictures": [f"{name}.png" for name in ("chosen", "random", "missed_rare", "missed_common", "missed_frequent")],
-    "pages": [f"{name}.html" for name in ("table", "per_category", "cost", "provenance", "preflight")],
-    "infer": ["detections/shard-00000.npz", "inference.json"],
+
+
+def in_two_forms(folder: Path, names: object) -> list[Path]:
+    return [folder / f"{name}.{suffix}" for name in names for suffix in ("png", "svg")]  # type: ignore[attr-defined]
+
+
+def fetched(args: argparse.Namespace) -> list[Path]:
+    if not args.weights:
+        return [args.out]
+    # The conda environment of the tests is empty: nothing but the standard library is imported above.
+    from lvis_rcnn.config.zoo import load_zoo
+
+    return [args.folder / load_zoo(args.zoo)[args.weights].file_name]
+
+
+MAKES: dict[str, Callable[[argparse.Namespace], list[Path]]] = {
+    "draw": lambda args: [
+        args.out / name for name in ("train.json", "val.json", "images/train/000001.png", "manifest.json")
+    ],
+    "fetch": fetched,
+    "store": lambda args: [args.out / "store.json"],
+    "preflight": lambda args: [args.out, args.out.with_suffix(".txt")],
+    "repeat_factors": lambda args: [args.out / "images.csv"],
+    "weights": lambda args: [args.out, args.report],
+    "train": lambda args: [args.out / name for name in ("model.pth", "train.json", "log.json")],
+    "infer": lambda args: [args.out / name for name in ("detections/shard-00000.npz", "inference.json")],
+    "measure": lambda args: [args.out],
+    "evaluate": lambda args: [args.out, args.matches],
+    "compare": lambda args: [args.out, args.out.with_suffix(".html"), *in_two_forms(args.plot, DIFFERENCES)],
+    "report table": lambda args: [args.out.with_suffix(suffix) for suffix in (".md", ".csv", ".json")],
+    "report plots": lambda args: in_two_forms(args.out, PLOTS),
+    "report pages": lambda args: [args.out / f"{name}.html" for name in PAGES],
+    "report pictures": lambda args: [args.out / f"{name}.png" for name in PICTURES],
+    "report batch": lambda args: [args.out],
 }
 
 
@@ -29,47 +53,30 @@ def step(args: argparse.Namespace) -> None:
     call = {"step": STEP, "python": sys.executable, "path": os.environ["PYTHONPATH"], "arguments": sys.argv[1:]}
     with Path("calls.jsonl").open("a") as file:
         file.write(json.dumps(call) + "\n")
+    if Path(f"meet_in_{STEP}").exists():
+        meet()
     if Path(f"fail_{STEP}").exists():
         raise InputError("gt.json: annotation 7", "names no image")
-    if STEP == "report" and args.command == "compare":
-        plots = ("differences", "category_differences")
-        files = [
-            args.out,
-            args.out.with_suffix(".html"),
-            *(args.plot / f"{name}.{suffix}" for name in plots for suffix in ("png", "svg")),
-        ]
-    elif STEP == "report":
-        study = Path(args.study).read_text().split("study: ", 1)[1].split("\n", 1)[0]
-        bases = [args.out.with_suffix(""), args.results / study / "table"]
-        files = [base.with_suffix(suffix) for base in bases for suffix in (".md", ".csv", ".json")]
-    elif STEP == "checkpoints" and args.command == "fetch":
-        # The conda environment of the tests is empty: nothing but the standard library is imported above.
-        from lvis_rcnn.config.zoo import load_zoo
-
-        files = [args.folder / load_zoo(args.zoo)[args.name].file_name]
-    elif STEP == "checkpoints":
-        files = [args.out, args.report]
-    elif STEP == "preflight":
-        files = [args.out, args.out.with_suffix(".txt")]
-    else:
-        files = [args.out / name for name in FILES[STEP]] if STEP in FILES else [args.out]
-    for file in [*files, *([args.matches] if args.matches else [])]:
+    for file in MAKES[f"{STEP} {args.command}" if STEP == "report" else STEP](args):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("made by a stub\n")
 
 
+def meet() -> None:
+    """Wait until two steps are here."""
+    Path(f"here_{os.getpid()}").touch()
+    until_s = time.monotonic() + 120
+    while len(list(Path().glob("here_*"))) < 2:
+        if time.monotonic() > until_s:
+            raise InputError("nobody", "came")
+        time.sleep(0.05)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--log", type=Path)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--results", type=Path)
-    parser.add_argument("--study")
-    parser.add_argument("--zoo", type=Path)
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--report", type=Path)
-    parser.add_argument("--matches", type=Path)
-    parser.add_argument("--name")
-    parser.add_argument("--plot", type=Path)
+    for name in ("log", "out", "zoo", "folder", "report", "matches", "plot"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--weights")
     parser.add_argument("command", nargs="?")
     known, _ = parser.parse_known_args()
     parser.parse_args = lambda: known  # type: ignore[assignment,misc]

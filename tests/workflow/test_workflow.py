@@ -1,5 +1,6 @@
 """The DAG as a user meets it: what is planned, what reruns, what stops it; stubs stand for the steps."""
 
+import base64
 import hashlib
 import itertools
 import json
@@ -14,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from lvis_rcnn.config.study import DEFAULT_ZOO
+from lvis_rcnn import STEPS
+from lvis_rcnn.config.study import DEFAULT_ZOO, load_study, settings_digest, settings_of_step
 from lvis_rcnn.config.zoo import load_zoo
 from tests.conftest import REPOSITORY, Ended, run_snakemake, snakemake_command, write_study
 from tests.system.test_cli import seen_on_a_terminal
@@ -43,7 +45,7 @@ def fetched(*names: str) -> dict[str, int]:
 
 
 def published(number: int) -> dict[str, int]:
-    steps = ("fetch_published", "import_published", "measure_published", "infer", "evaluate", "pictures")
+    steps = ("fetch_published", "import_published", "measure", "infer", "evaluate", "pictures")
     return dict.fromkeys(steps, number) | RENEWED
 
 
@@ -72,44 +74,11 @@ class Stubbed:
 
 def stub_workflow(folder: Path) -> Path:
     """Copy the workflow to ``folder``, with stubs for its steps."""
-    for name in ("workflow", "profiles", "envs", "slurm", "configs"):
-        shutil.copytree(REPOSITORY / name, folder / name)
+    for name in ("workflow", "profiles", "envs", "slurm", "configs", "lvis_rcnn"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "Snakefile", folder)
-    (folder / "lvis_rcnn").mkdir()
-    for name in (
-        "__init__",
-        "command",
-        "files",
-        "backbones",
-        "download",
-        "sections",
-        "config",
-        "zoo",
-        "pairs",
-        "published",
-        "sources",
-        "gpu_lease",
-    ):
-        shutil.copy(REPOSITORY / "lvis_rcnn" / f"{name}.py", folder / "lvis_rcnn")
-    steps = (
-        "measure",
-        "fetch",
-        "mini",
-        "annotations",
-        "preflight",
-        "repeat_factors",
-        "train",
-        "checkpoints",
-        "infer",
-        "evaluate",
-        "report",
-        "plots",
-        "pictures",
-        "training_pictures",
-        "pages",
-    )
-    for name in steps:
-        shutil.copy(REPOSITORY / "tests" / "workflow" / "stub_step.py", folder / "lvis_rcnn" / f"{name}.py")
+    for step in set(STEPS) - {"export", "status"}:
+        shutil.copy(REPOSITORY / "tests" / "workflow" / "stub_step.py", folder / "lvis_rcnn" / f"{step}.py")
     return folder
 
 
@@ -133,20 +102,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Stubbed:
     ended = stubbed.snakemake("--cores", "2", env={"PATH": f"{base / 'decoy'}:{os.environ['PATH']}"})
     assert ended.code == 0, ended.text
     assert last_lines(ended) == [
-        "The table: results/table.md",
-        "The plots: results/tiny/plots",
+        "The table: results/tiny/table.md",
         "The pages: results/tiny/*.html",
+        "The plots: results/tiny/plots",
         "The pictures: results/tiny/*/*/pictures",
     ]
-    for place in ("plots", "*.html", "*/*/pictures"):
-        assert list((stubbed.folder / "results" / "tiny").glob(place))
     assert "Training r101 (seed 0) on tiny" in ended.text
     return stubbed
 
 
 def test_steps_run_in_snakemakes_own_python_and_find_the_package_of_the_checkout(finished: Stubbed) -> None:
     calls = finished.calls()
-    assert {call["step"] for call in calls} >= {"mini", "annotations", "train", "infer", "evaluate", "report"}
+    assert {call["step"] for call in calls} >= {"draw", "store", "train", "infer", "evaluate", "report"}
     assert {call["python"] for call in calls} == {sys.executable}
     assert {call["path"].split(":")[0] for call in calls} == {str(finished.workflow)}
 
@@ -203,7 +170,7 @@ def test_comments_resources_renewed_times_and_a_moved_checkout_rerun_nothing(fin
 
 def test_one_backbone_alone_can_be_run_again(finished: Stubbed, tmp_path: Path) -> None:
     only_r50 = {**runs(1), "table": 1}
-    ended = finished.snakemake("results/table.md", "-R", "results/tiny/r50/seed0/model.pth", "-n")
+    ended = finished.snakemake("results/tiny/table.md", "-R", "results/tiny/r50/seed0/model.pth", "-n")
     assert ended.jobs() == only_r50
     assert "Training r50" in ended.text
     shutil.move(finished.folder / "results" / "tiny" / "r50", tmp_path / "r50")
@@ -236,10 +203,10 @@ def test_a_study_is_compared_with_the_one_it_names_and_trained_no_more_for_it(fi
     assert ended.code == 0, ended.text
     assert "Comparing with_sampler with before" in ended.text
     assert "The comparison: results/with_sampler/comparison/comparison.txt" in ended.text
-    (call,) = [call["arguments"] for call in finished.calls() if call["arguments"][0] == "compare"]
+    (call,) = [call["arguments"] for call in finished.calls() if call["step"] == "compare"]
     folder = "results/with_sampler/comparison"
-    assert call[1:6] == ["results/before", "results/with_sampler", "--only", "r50/seed0", "r50/seed1"]
-    assert call[6:10] == ["--plot", folder, "--out", f"{folder}/comparison.txt"]
+    assert call[:5] == ["results/before", "results/with_sampler", "--only", "r50/seed0", "r50/seed1"]
+    assert call[5:9] == ["--plot", folder, "--out", f"{folder}/comparison.txt"]
     assert finished.plan(study=study) == {}
     put_scored(finished, "before/r50/seed1", text="scored again")
     assert finished.plan(study=study) == {"compare": 1}
@@ -286,27 +253,39 @@ def test_what_is_not_there_to_compare_with_is_one_line_before_any_job_and_no_hin
     assert finished.snakemake("results/later/repeat_factors", "--cores", "1", study=study).code == 0
 
 
-def test_studies_share_the_drawn_data_and_take_turns_in_the_table(finished: Stubbed) -> None:
+def test_studies_share_the_drawn_data_and_take_turns_in_the_table_of_the_last_one(finished: Stubbed) -> None:
     other = write_study(finished.folder / "other.yaml", study="other")
-    ended = finished.snakemake("--cores", "2", study=other)
+    ended = finished.snakemake("results/table.md", "--cores", "2", study=other)
     assert ended.code == 0, ended.text
-    assert ended.jobs() == {**EVERY_STEP, **shown(1), "training_pictures": 1}
-    assert (finished.folder / "results" / "tiny" / "table.md").exists()
-    assert finished.snakemake("--cores", "2").jobs() == {"table": 1}
+    assert ended.jobs() == {**EVERY_STEP, **runs(1), "results_table": 1}
     assert finished.plan() == {}
+    assert finished.plan("results/table.md", study=other) == {}
+    assert finished.snakemake("results/table.md", "--cores", "2").jobs() == {"results_table": 1}
+    assert finished.plan("results/table.md") == {}
+    assert finished.plan("results/table.md", study=other) == {"results_table": 1}
 
 
-@pytest.mark.slow
-def test_only_a_run_that_wrote_the_table_says_where_it_is(finished: Stubbed, tmp_path: Path) -> None:
-    assert (finished.folder / "results" / "table.md").exists()
-    ended = finished.snakemake("r50", "--cores", "2", "-R", "evaluate")
-    assert (ended.code, last_lines(ended)) == (0, [])
-    # What was not planned may be of another time than this table.
-    ended = finished.snakemake("results/table.md", "--cores", "2", "--forcerun", "table")
-    assert (ended.code, last_lines(ended)) == (0, ["The table: results/table.md"])
-    ended = finished.snakemake("--cores", "2", "--touch", "--forceall")
-    assert (ended.code, last_lines(ended)) == (0, [])
-    assert finished.plan() == {}
+def test_two_studies_run_at_the_same_time_in_one_folder(finished: Stubbed) -> None:
+    meeting = finished.folder / "meet_in_train"
+    meeting.touch()
+    commands = []
+    for name in ("left", "right"):
+        study = write_study(finished.folder / f"{name}.yaml", study=name)
+        words = ("--cores", "1", "--configfile", study)
+        commands.append(snakemake_command(*words, workflow=finished.workflow))
+    try:
+        both = [
+            subprocess.Popen(words, cwd=finished.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for words in commands
+        ]
+        # A training of either waits until that of the other has begun.
+        ended = [Ended(process.wait(), text) for process in both for text in process.communicate()[:1]]
+    finally:
+        meeting.unlink()
+    for name, one in zip(("left", "right"), ended, strict=True):
+        assert one.code == 0, one.text
+        assert f"The table: results/{name}/table.md" in one.text
+        assert (finished.folder / "results" / name / "table.md").exists()
 
 
 @pytest.mark.parametrize(("value", "plain"), [("", False), ("1", True)])
@@ -346,7 +325,9 @@ def test_a_failed_step_shows_its_line_and_leaves_the_table_of_what_exists(tmp_pa
     ended = stubbed.snakemake("--cores", "2")
     assert ended.code != 0
     assert "\nerror: gt.json: annotation 7: names no image\n" in ended.text
-    assert "The table of what exists: results/table.md" in ended.text
+    assert "The table of what exists: results/tiny/partial_table.md" in ended.text
+    assert (stubbed.folder / "results" / "tiny" / "partial_table.json").exists()
+    assert not (stubbed.folder / "results" / "tiny" / "table.md").exists()
     assert "train" not in [call["step"] for call in stubbed.calls()]
     log = (stubbed.folder / "results" / "tiny" / "logs" / "preflight.log").read_text()
     assert log.endswith("error: gt.json: annotation 7: names no image\n")
@@ -394,7 +375,7 @@ def test_a_job_that_is_its_own_process_loads_the_same_study(finished: Stubbed) -
         (
             ["--profile", "slurm", "results/table.md"],
             "lvis_v0.5",
-            {**fetched("lvis_v0.5_train", "lvis_v0.5_val"), **EVERY_STEP, **runs(4)},
+            {**fetched("lvis_v0.5_train", "lvis_v0.5_val"), **EVERY_STEP, **runs(4), "results_table": 1},
         ),
         (
             ["--profile", "slurm", "--configfile", "configs/smoke.yaml"],
@@ -431,7 +412,7 @@ def with_published(finished: Stubbed) -> Path:
     (finished.folder / "my weights" / PUBLISHED.file_name).write_text("weights")
     ended = finished.snakemake("--cores", "2", study=study)
     assert ended.code == 0, ended.text
-    of_both = {"import_published": 1, **shown(2), "train": 1, "measure": 1, "measure_published": 1}
+    of_both = {"import_published": 1, **shown(2), "train": 1}
     assert ended.jobs() == {**EVERY_STEP, "store": 3, "training_pictures": 1, **of_both}
     return study
 
@@ -447,11 +428,11 @@ def test_a_published_model_is_imported_detected_with_and_scored_on_its_split(
     finished: Stubbed, with_published: Path
 ) -> None:
     folder = "results/both/published/lvis_v0.5_r50"
-    made = arguments_of(finished, "checkpoints", folder)
+    made = arguments_of(finished, "weights", folder)
     assert made["--backbone"] == "r50"
     assert made["--store"] == "results/both/data/far.store"
     assert (made["--out"], made["--report"]) == (f"{folder}/model.pth", f"{folder}/import.json")
-    (call,) = [call["arguments"] for call in finished.calls() if call["step"] == "checkpoints"]
+    (call,) = [call["arguments"] for call in finished.calls() if call["step"] == "weights"]
     assert call[:2] == ["import", f"my weights/{PUBLISHED.file_name}"]
     detected = arguments_of(finished, "infer", folder)
     assert (detected["--backbone"], detected["--run"]) == ("r50", "published/lvis_v0.5_r50")
@@ -463,9 +444,29 @@ def test_a_published_model_is_imported_detected_with_and_scored_on_its_split(
     assert trained["--store"] == "results/both/data/val.store"
 
 
+def recorded_parameters(folder: Path, output: str) -> set[str]:
+    """Parameters whose change reruns the job of an output, as Snakemake has recorded them."""
+    record = folder / ".snakemake" / "metadata" / base64.b64encode(output.encode()).decode()
+    return set(json.loads(record.read_text())["params"])
+
+
+def test_a_measurement_is_recorded_as_it_always_was(finished: Stubbed, with_published: Path) -> None:
+    """So that no measurement of an earlier version is made again: those of published rows had a rule of their own."""
+    study = load_study(with_published)
+    always = {repr(settings_of_step(study, "measure")), repr(settings_digest(study, "measure"))}
+    assert recorded_parameters(finished.folder, "results/both/r50/measure.json") == always
+    published = recorded_parameters(finished.folder, "results/both/published/lvis_v0.5_r50/measure.json")
+    assert published == {*always, repr("r50")}
+    given = arguments_of(finished, "measure", "results/both/r50/measure.json")
+    assert given["--train-store"] == "results/both/data/train.store"
+    given = arguments_of(finished, "measure", "results/both/published/lvis_v0.5_r50/measure.json")
+    assert (given["--backbone"], given["--val-store"]) == ("r50", "results/both/data/far.store")
+    assert "--train-store" not in given
+
+
 @pytest.mark.slow
 def test_a_published_row_reruns_where_it_changes(finished: Stubbed, with_published: Path) -> None:
-    again = {"import_published": 1, "measure_published": 1, "infer": 1, "evaluate": 1, "pictures": 1, **RENEWED}
+    again = {"import_published": 1, "measure": 1, "infer": 1, "evaluate": 1, "pictures": 1, **RENEWED}
     file, zoo = finished.folder / "my weights" / PUBLISHED.file_name, finished.folder / "zoo.yaml"
     kept = zoo.read_text()
     assert finished.plan(study=with_published) == {}
@@ -493,15 +494,9 @@ def test_a_published_file_at_hand_is_never_made_again_and_an_absent_one_is_fetch
         ended = finished.snakemake("--cores", "1", str(file.relative_to(finished.folder)), study=with_published)
         assert ended.code == 0, ended.text
         assert file.read_text() == "made by a stub\n"
-        (call,) = [call["arguments"] for call in finished.calls() if call["arguments"][0] == "fetch"]
-        assert call[1:7] == [
-            "--zoo",
-            str(finished.folder / "zoo.yaml"),
-            "--name",
-            "lvis_v0.5_r50",
-            "--folder",
-            "my weights",
-        ]
+        (call,) = [call["arguments"] for call in finished.calls() if "--weights" in call["arguments"]]
+        zoo = str(finished.folder / "zoo.yaml")
+        assert call[:6] == ["--zoo", zoo, "--weights", "lvis_v0.5_r50", "--folder", "my weights"]
     finally:
         shutil.move(tmp_path / PUBLISHED.file_name, file)
 
@@ -530,7 +525,7 @@ def test_fetch_brings_what_a_study_lacks_and_nothing_else(finished: Stubbed, of_
     ended = finished.snakemake("fetch", "--cores", "2", study=of_lvis)
     assert ended.code == 0, ended.text
     assert "Fetching lvis_v1_val.json.zip for lvis/lvis_v1_val.json" in ended.text
-    calls = [call["arguments"] for call in finished.calls() if call["step"] == "fetch"]
+    calls = [call["arguments"] for call in finished.calls() if "--sources" in call["arguments"]]
     sources = str(finished.workflow / "configs" / "zoo" / "lvis.yaml")
     assert sorted(call[:6] for call in calls) == [
         ["--sources", sources, "--name", name, "--out", out]
@@ -619,6 +614,15 @@ def test_a_study_is_one_file(arguments: list[str], message: str) -> None:
     assert ended.text.splitlines()[-1].startswith(message)
 
 
+@pytest.mark.parametrize("use", ["module lvis:\n    snakefile: {}\nuse rule * from lvis\n", "include: {}\n"])
+def test_another_workflow_cannot_include_this_one(tmp_path: Path, use: str) -> None:
+    (tmp_path / "Snakefile").write_text(use.format(repr(str(REPOSITORY / "Snakefile"))))
+    ended = run_snakemake("--cores", "1", "-n", cwd=tmp_path, workflow=tmp_path)
+    assert ended.code != 0
+    assert "Traceback" not in ended.text
+    assert ended.text.splitlines()[-1].startswith("error: lvis-rcnn is neither a module nor an include")
+
+
 def test_another_directory_finds_the_default_study_and_the_package(tmp_path: Path) -> None:
     checkout, elsewhere = stub_workflow(tmp_path / "checkout"), tmp_path / "elsewhere"
     words = ["--cores", "1", "--directory", elsewhere, "results/mini/repeat_factors"]
@@ -660,8 +664,8 @@ def test_a_deleted_measurement_is_made_again(finished: Stubbed, tmp_path: Path) 
 
 
 def test_scoring_alone_is_run_again(finished: Stubbed) -> None:
-    assert finished.plan("results/table.md", "-R", "evaluate") == {"evaluate": 2, "table": 1}
-    one = finished.plan("results/table.md", "-R", "results/tiny/r50/seed0/metrics.json")
+    assert finished.plan("results/tiny/table.md", "-R", "evaluate") == {"evaluate": 2, "table": 1}
+    one = finished.plan("results/tiny/table.md", "-R", "results/tiny/r50/seed0/metrics.json")
     assert one == {"evaluate": 1, "table": 1}
 
 
@@ -690,15 +694,13 @@ def test_training_from_scratch_begins_with_nothing(finished: Stubbed, tmp_path: 
 def test_conda_on_or_off_and_a_comment_in_its_environment_rerun_nothing(
     finished: Stubbed, conda_stand_in: dict[str, str]
 ) -> None:
-    without = finished.plan()
-    assert without in ({}, {"table": 1})  # another study may have written the shared table last
-    assert finished.plan("--use-conda", env=conda_stand_in) == without
+    assert finished.plan("--use-conda", env=conda_stand_in) == {}
     environment = finished.workflow / "envs" / "lvis_rcnn.yaml"
     kept = environment.read_text()
     environment.write_text(f"# a comment\n{kept}")
     try:
-        assert finished.plan() == without
-        assert finished.plan("--use-conda", env=conda_stand_in) == without
+        assert finished.plan() == {}
+        assert finished.plan("--use-conda", env=conda_stand_in) == {}
     finally:
         environment.write_text(kept)
 
