@@ -1,6 +1,6 @@
 """What a cluster and a user of it need beside the workflow: ``slurm/site.yaml``, or variables of the environment.
 
-Read by ``slurm/profile.yaml`` and ``workflow/rules/common.smk``; nothing here is needed, so a missing file is no error.
+Read by ``slurm/profile.yaml`` and ``workflow/rules/resources.smk``; nothing here is needed: a missing file is no error.
 """
 
 import difflib

@@ -47,8 +47,11 @@ def jobs_to_submit(workflow: Any) -> list[Job]:
     return [job for job in workflow.dag.needrun_jobs() if not job.is_local]
 
 
-def sbatch_command(job: Job) -> str:
-    """The command that the SLURM executor submits ``job`` with, for a shell, without what the job runs."""
+def sbatch_command(job: Job, workdir: str | None = None) -> str:
+    """The command that the SLURM executor submits ``job`` with, for a shell, without what the job runs.
+
+    ``slurm/bin/sbatch`` reads its ``--job-name``, ``--comment`` and ``-D`` (``workdir``), each a word before its value.
+    """
     from snakemake_executor_plugin_slurm.submit_string import get_submit_command
     from snakemake_executor_plugin_slurm.utils import set_gres_string
 
@@ -59,7 +62,7 @@ def sbatch_command(job: Job) -> str:
         "comment_str": "test",
         "account": f"-A '{account}'" if account else "",
         "partition": f"-p '{partition}'" if partition else "",
-        "workdir": None,
+        "workdir": workdir,
     }
     return f"{get_submit_command(job, words)}{set_gres_string(job)}"
 

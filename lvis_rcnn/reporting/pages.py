@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import known_models
+from lvis_rcnn.reporting import PAGES
 from lvis_rcnn.reporting.figures import GROUPS
 from lvis_rcnn.reporting.html import MISSING, Best, Column, heading, page, paragraph, plain_text, sortable_table, table
 from lvis_rcnn.reporting.plots import read_category_figures
@@ -218,5 +219,5 @@ def write_pages(study: Study, study_file: Path, results: Path, out: Path, now_s:
         "provenance": lambda: provenance_page(study, rows),
         "preflight": lambda: preflight_page(study, results),
     }
-    for name, make in tqdm(pages.items(), desc="pages", unit="page", disable=None):
-        write_text(out / f"{name}.html", make())
+    for name in tqdm(PAGES, desc="pages", unit="page", disable=None):
+        write_text(out / f"{name}.html", pages[name]())

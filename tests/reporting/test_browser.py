@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from lvis_rcnn.reporting import PAGES
 from lvis_rcnn.reporting.html import Column, page, sortable_table
 from lvis_rcnn.reporting.pages import write_pages
 from tests.conftest import run_snakemake
-from tests.reporting.test_pages import PAGES
 from tests.reporting.test_plots import put_everything
 from tests.steps.test_report import NOW_S, put, study_with
 from tests.workflow.test_end_to_end import tiny_study

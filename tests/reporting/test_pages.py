@@ -9,20 +9,19 @@ from pathlib import Path
 import pytest
 
 from lvis_rcnn.config.study import Study
+from lvis_rcnn.reporting import PAGES
 from lvis_rcnn.reporting.html import Column, cell, page, paragraph, sortable_table
 from lvis_rcnn.reporting.pages import from_markdown, job_costs, write_pages
 from tests.conftest import REPOSITORY
 from tests.reporting.test_plots import put_everything
 from tests.steps.test_report import NOW_S, put, study_with
 
-PAGES = {"table", "per_category", "cost", "provenance", "preflight"}
-
 
 def written(results: Path, study: Study) -> dict[str, str]:
     """The text of each page by its name."""
     write_pages(study, Path("study.yaml"), results, results / "pages", NOW_S)
     pages = {path.stem: path.read_text() for path in (results / "pages").iterdir()}
-    assert set(pages) == PAGES
+    assert set(pages) == {*PAGES}
     return pages
 
 

@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 import lvis_rcnn.reporting.drawing as drawing
 from lvis_rcnn.dataset.detections import Detections, pack_rles, shard_path, write_shard
 from lvis_rcnn.dataset.store import build_store, open_store
+from lvis_rcnn.reporting import PICTURES
 from lvis_rcnn.reporting.drawing import (
     COLOURS,
     LINE_PX,
@@ -58,7 +59,7 @@ from tests.conftest import REPOSITORY
 from tests.helpers.tiny_run import make_data, tiny_study
 
 WIDTH, HEIGHT = 64, 48
-NAMES = ["chosen.png", "missed_common.png", "missed_frequent.png", "missed_rare.png", "random.png"]
+NAMES = sorted(f"{name}.png" for name in PICTURES)
 
 
 def square(x: float, y: float, side: float) -> list[list[float]]:

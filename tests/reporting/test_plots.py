@@ -21,6 +21,7 @@ import lvis_rcnn.reporting.score_plots as row_plots
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, RECALLS, UNDEFINED, ap_of_categories, mean_curves
 from lvis_rcnn.evaluation.compare import Difference
+from lvis_rcnn.reporting import PLOTS
 from lvis_rcnn.reporting.comparison import (
     paired_categories,
     row_path,
@@ -58,10 +59,6 @@ from lvis_rcnn.system.cli import InputError
 from tests.conftest import REPOSITORY
 from tests.steps.test_report import NOW_S, put, put_metrics, put_run, study_with
 
-PLOTS = {
-    *("training_curves", "training_losses", "repeat_factors", "ap_and_images", "ap_by_group", "ap_and_cost"),
-    *("precision_recall_box", "precision_recall_mask"),
-}
 CATEGORIES = [
     {"id": 5, "name": "kite", "frequency": "r", "bbox": 0.1, "segm": 0.2},
     {"id": 2, "name": "cup", "frequency": "r", "bbox": 0.3, "segm": 0.4},
@@ -101,7 +98,7 @@ def put_everything(results: Path, study: Study, seed: int = 0, ap: float = 0.25,
 def drawn(results: Path, study: Study, out: Path) -> dict[str, str]:
     """The texts of all plots of a study, by name."""
     write_plots(study, Path("study.yaml"), results, out, NOW_S)
-    assert {path.stem for path in out.glob("*.png")} == {path.stem for path in out.glob("*.svg")} == PLOTS
+    assert {path.stem for path in out.glob("*.png")} == {path.stem for path in out.glob("*.svg")} == {*PLOTS}
     return {path.stem: path.read_text() for path in out.glob("*.svg")}
 
 
@@ -127,7 +124,7 @@ def test_a_finished_study_has_every_plot_the_same_every_time_whatever_a_user_has
         ("precision_recall_mask", "no objects"),
     ):
         assert says(texts[name], words), (name, words)
-    assert all(says(texts[name], "R-50-FPN") for name in PLOTS - {"repeat_factors"})
+    assert all(says(texts[name], "R-50-FPN") for name in {*PLOTS} - {"repeat_factors"})
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "svg.fonttype": "none"}):
         drawn(tmp_path, study, tmp_path / "again")
     for path in (tmp_path / "once").iterdir():

@@ -251,8 +251,8 @@ class Study:
         found = json.loads((self.folder / "results" / "toy" / backbone / "seed0" / "metrics.json").read_text())
         return {kind: found[kind] for kind in ("bbox", "segm")}
 
-    def table(self) -> dict[str, Any]:
-        return json.loads((self.folder / "results" / "table.json").read_text())
+    def table(self, name: str = "table.json") -> dict[str, Any]:
+        return json.loads((self.folder / "results" / name).read_text())
 
     def end(self) -> None:
         """End what a failed test has left."""

@@ -190,19 +190,18 @@ def test_the_title_names_the_study(title, expected):
 def test_links_lead_from_the_table_to_files(tmp_path, place):
     study = study_with()
     put_run(tmp_path, study)
-    table = written(tmp_path, study, tmp_path / place)
-    for page in (table, tmp_path / "mini" / "table.md"):
-        links = re.findall(r"\]\(([^)]+)\)", page.read_text())
-        assert len(links) == 2
-        assert all((page.parent / link).is_file() for link in links)
+    page = written(tmp_path, study, tmp_path / place)
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text())
+    assert len(links) == 2
+    assert all((page.parent / link).is_file() for link in links)
 
 
 def test_a_base_url_replaces_the_folder(tmp_path):
     study = study_with(report={"base_url": "https://example.org/runs/"})
     put_run(tmp_path, study)
-    for table in (written(tmp_path, study), tmp_path / "mini" / "table.md"):
-        links = re.findall(r"\]\(([^)]+)\)", table.read_text())
-        assert all(link.startswith("https://example.org/runs/mini/r50/seed0/mask_rcnn_") for link in links)
+    links = re.findall(r"\]\(([^)]+)\)", written(tmp_path, study).read_text())
+    assert links
+    assert all(link.startswith("https://example.org/runs/mini/r50/seed0/mask_rcnn_") for link in links)
 
 
 def test_a_linked_file_that_is_gone_is_named(tmp_path):
@@ -544,16 +543,13 @@ def test_json_and_csv_hold_unrounded_numbers_of_every_seed(tmp_path):
     assert (tmp_path / rows[0]["model"]).is_file()
 
 
-def test_a_study_keeps_its_table_when_another_is_written(tmp_path):
-    study, other = study_with(), study_with(study="other")
+def test_a_table_is_written_where_it_is_asked_for_and_nowhere_else(tmp_path):
+    study = study_with()
     put_run(tmp_path, study)
-    written(tmp_path, study)
-    kept = {suffix: (tmp_path / "mini" / f"table{suffix}").read_bytes() for suffix in (".md", ".csv", ".json")}
-    written(tmp_path, other)
-    assert "(other)" in (tmp_path / "table.md").read_text()
-    for suffix, content in kept.items():
-        assert (tmp_path / "mini" / f"table{suffix}").read_bytes() == content
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mini", "other", "table.csv", "table.json", "table.md"]
+    written(tmp_path, study, tmp_path / "mini" / "partial_table.md")
+    names = [f"partial_table.{suffix}" for suffix in ("csv", "json", "md")]
+    assert sorted(path.name for path in (tmp_path / "mini").glob("*table*")) == names
+    assert not list(tmp_path.glob("*table*"))
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path):

@@ -42,12 +42,12 @@ def test_one_command_draws_trains_scores_and_writes_the_table(tmp_path: Path) ->
     assert ended.code == 0, ended.text
     assert "Warning" not in ended.text
 
-    (row,) = csv.DictReader((tmp_path / "results" / "table.csv").read_text().splitlines())
+    (row,) = csv.DictReader((tmp_path / "results" / "tiny" / "table.csv").read_text().splitlines())
     assert (row["study"], row["title"], row["missing"]) == ("tiny", "R-50-FPN", "")
     assert all(float(row[column]) >= 0 for column in ("memory_gb", "fps", "box_AP", "mask_AP"))
     record = json.loads((tmp_path / RUN / "train.json").read_text())
-    for page, folder in (("table.md", "tiny/r50/seed0"), ("tiny/table.md", "r50/seed0")):
-        assert f"[model]({folder}/{record['model_file']})" in (tmp_path / "results" / page).read_text()
+    page = tmp_path / "results" / "tiny" / "table.md"
+    assert f"[model](r50/seed0/{record['model_file']})" in page.read_text()
     assert (tmp_path / RUN / record["model_file"]).samefile(tmp_path / RUN / "model.pth")
 
     assert "Nothing to be done" in run(study).text

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import yte
 
 from tests.conftest import REPOSITORY
 
-sys.path.append(str(REPOSITORY / "slurm"))
+sys.path += [str(REPOSITORY / "slurm"), str(REPOSITORY / "workflow")]
 
 import submission
 from site_settings import Site, load_site
@@ -115,19 +116,15 @@ def test_time_limits_are_read_as_slurm_writes_them(time: str, minutes: float) ->
 
 
 @pytest.mark.parametrize(
-    ("ends", "hopeless"),
-    [
-        ([("boom", "3")], False),
-        ([("boom", "3"), ("boom", "3")], True),
-        ([("boom", "3"), ("boom", "7")], False),
-        ([("boom", "3"), ("", "3"), ("boom", "3")], False),
-        ([("", "3")] * 5, False),
-        ([("", "3")] * 6, True),
-        ([("", "3"), ("", "4")] * 4, False),
-    ],
+    ("error", "refused"),
+    [("boom", False), ("results/state/a/attempts.jsonl: the last 2 starts (1 on n, 2 on n) ended in the same", True)],
 )
-def test_a_job_is_tried_again_while_there_is_hope(ends: list[tuple[str, str]], hopeless: bool) -> None:
-    assert submission.is_hopeless(ends) is hopeless
+def test_a_training_that_refused_to_start_again_is_not_submitted_again(
+    tmp_path: Path, error: str, refused: bool
+) -> None:
+    (tmp_path / "train.log").write_text(f"a line\nerror: {error}\n")
+    assert submission.was_refused(SimpleNamespace(log=[tmp_path / "train.log"])) is refused
+    assert not submission.was_refused(SimpleNamespace(log=[]))
 
 
 class Commands:
