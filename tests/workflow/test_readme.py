@@ -1,8 +1,10 @@
-"""Every command of the README is typed, in a checkout whose embedded study is a tiny one; some only as a dry run."""
+"""README.md and docs/: each command is run, run dry or parsed; links, paths and the map of the package are true."""
 
+import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,12 +12,17 @@ from pathlib import Path
 
 import pytest
 
+import lvis_rcnn
+from lvis_rcnn import ROOMS, STEPS
 from tests.conftest import REPOSITORY
 from tests.workflow.test_end_to_end import tiny_study
 
-BEGINNINGS = r"(?:snakemake|python3? -m|tensorboard|sbatch|git clone|cp|rm -r|bash|pytest|squeue|scontrol) "
+PACKAGE = Path(lvis_rcnn.__file__).parent
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BEGINNINGS = r"(?:snakemake|python3? -m|torchrun|tensorboard|sbatch|git|cp|rm|bash|pytest|squeue|scontrol) "
 
-# What the README leaves to its reader, in the order in which it is replaced.
+# What the pages leave to their reader, in the order in which it is replaced.
 FILLED = {
     "GT.json": "results/data/drawn_seed0_40_10/val.json",
     "DT.json": "results.json",
@@ -27,93 +34,144 @@ FILLED = {
     "export model.pth": "export results/mini/r50/seed0/model.pth",
     "import FILE": "import mask_rcnn_r50.pth",
     "show FILE": "show mask_rcnn_r50.pth",
-    "--study … --watch 30": "--study configs/mini.yaml",
+    "compare A B": "compare results/mini/r50/seed0 results/mini/r101/seed0",
+    "--study …": "--study configs/mini.yaml",
     " --watch 30": "",  # it would never end
 }
 
-# In this order: later ones read what earlier ones wrote.
+# Run as typed, in this order: later ones read what earlier ones wrote. Other commands of Snakemake are dry runs, other
+# commands of the package are parsed only.
 TYPED = [
     "snakemake --cores 2 -n",
     "snakemake --cores 2",
-    "snakemake --cores 2 results/mini/r50/seed0/metrics.json",
-    "python -m lvis_rcnn.preflight --no-images --study … --train-store … --val-store … --out preflight.json",
-    "python -m lvis_rcnn.compare results/mini/r50/seed0 results/mini/r101/seed0",
+    "snakemake --cores 2 results/mini/table.md",
+    "python -m lvis_rcnn preflight --no-images --study … --train-store … --val-store … --out preflight.json",
+    "python -m lvis_rcnn compare results/mini/r50/seed0 results/mini/r101/seed0",
     "snakemake --report report.html",
-    "python -m lvis_rcnn.report pictures --store results/mini/data/val.store --images … --detections "
+    "python -m lvis_rcnn report pictures --store results/mini/data/val.store --images … --detections "
     "results/mini/r50/seed0/detections --show 508 539 --out pictures",
-    "python -m lvis_rcnn.export --detections results/mini/r50/seed0/detections --out results.json",
-    "python -m lvis_rcnn.evaluate --annotations GT.json --detections DT.json --bootstrap 1000 --out metrics.json",
-    "python -m lvis_rcnn.weights export model.pth --out mask_rcnn_r50.pth",
-    "python -m lvis_rcnn.weights import FILE --backbone r50 --store val.store --out model.pth",
-    "python -m lvis_rcnn.weights show FILE",
-    "python -m lvis_rcnn.report table --study configs/mini.yaml --results results --out results/table.md",
-    "python -m lvis_rcnn.status",
-    "python -m lvis_rcnn.status --study configs/lvis_v1.yaml --watch 30",
-    "python -m lvis_rcnn.status --plan --study configs/lvis_v1.yaml",
-    "python -m lvis_rcnn.status --study configs/lvis_v0.5.yaml",
-    "python -m lvis_rcnn.status --study … --watch 30",
+    "python -m lvis_rcnn export --detections results/mini/r50/seed0/detections --out results.json",
+    "python -m lvis_rcnn evaluate --annotations GT.json --detections DT.json --bootstrap 1000 --out metrics.json",
+    "python -m lvis_rcnn weights export model.pth --out mask_rcnn_r50.pth",
+    "python -m lvis_rcnn weights import FILE --backbone r50 --store val.store --out model.pth",
+    "python -m lvis_rcnn weights show FILE",
+    "python -m lvis_rcnn report table --study configs/mini.yaml --results results --out results/mini/table.md",
+    "python -m lvis_rcnn.config --check configs/mini.yaml",
+    "python -m lvis_rcnn store --annotations GT.json --out val.store",
+    "python -m lvis_rcnn",
+    "python -m lvis_rcnn status",
+    "python -m lvis_rcnn status --study configs/lvis_v1.yaml --watch 30",
+    "python -m lvis_rcnn status --plan --study configs/lvis_v1.yaml",
     "snakemake --unlock",
     "rm -r results/mini/r50 results/state/mini/r50 && snakemake --cores 2",
 ]
 
-# Gigabytes, a cluster, conda or hours: a dry run; what runs them whole stands beside it.
-DRY = {
-    "snakemake --cores 2 --configfile configs/smoke.yaml": "test_end_to_end.py, on fewer images",
-    "snakemake --cores 2 --configfile configs/mini_no_sampling.yaml": "test_end_to_end.py, its steps on fewer images",
-    "snakemake --cores 2 --configfile configs/mini_sampling.yaml": "test_compare.py, its comparison",
-    "snakemake --cores 2 --configfile configs/photos.yaml": "test_workflow.py",
-    "snakemake --cores 2 results/photos/preflight.txt --configfile configs/photos.yaml": "test_workflow.py",
-    "snakemake --cores 8 --configfile configs/published.yaml": "test_published.py",
-    "snakemake --cores 2 fetch --configfile configs/lvis_v1.yaml": "test_workflow.py",
-    "snakemake --cores 2 fetch --configfile configs/lvis_v0.5.yaml": "test_workflow.py",
-    "snakemake --profile slurm results/table.md": "tests/slurm",
-    "snakemake --profile slurm r50": "tests/slurm",
-    "snakemake --profile slurm": "tests/slurm",
-    "snakemake --profile slurm results/lvis_v0.5/r50/seed0/metrics.json": "tests/slurm",
-    "snakemake --profile slurm results/table.md -R evaluate": "test_workflow.py",
-}
-
-LOCKED = "python3 -m venv .venv && .venv/bin/python -m pip install --no-deps --require-hashes -r requirements.lock && "
+# How the rest begins, and what tests it.
 ELSEWHERE = {
-    "snakemake --cores 8 --use-conda": "the tests marked conda",
-    f"{LOCKED}.venv/bin/snakemake --cores 2": "installs gigabytes; its last command is typed above",
-    f"{LOCKED}.venv/bin/python -m pytest -n 2": "the run that this test is part of",
-    f"{LOCKED}. .venv/bin/activate": "installs gigabytes",
-    "git clone https://…/lvis-rcnn && cd lvis-rcnn": "tests/slurm",
-    "cp slurm/site.example.yaml slurm/site.yaml": "test_slurm_profile.py",
-    "sbatch --account lab --time 1-0 slurm/head.sbatch results/table.md --configfile configs/lvis_v0.5.yaml":
-        "tests/slurm",
-    "snakemake --profile slurm results/table.md --unlock": "tests/slurm",
-    "rm -r results/lvis_v0.5/r50 results/state/lvis_v0.5/r50": "typed above for the embedded study",
-    "tensorboard --logdir results/state/mini": "serves until it is stopped; test_tensorboard_files.py reads the files",
-    "squeue --me -o '%i %P %T %M %r %k'": "SLURM's own",
-    "scontrol show job ID": "SLURM's own",
-    "scontrol requeue": "tests/slurm",
+    "python3 -m venv .venv && ": "installs gigabytes; its last command is typed above or runs this test",
+    "python -m pytest": ".ci/run",
+    "pytest ": ".ci/run, but for the long ones",
     "bash .ci/run": "runs this test",
-    "pytest -m slow": ".ci/run",
-    'pytest -n 2 -m "long and not slurm"': "by hand",
-    "pytest -m slurm tests/slurm": ".ci/run",
-}  # fmt: skip
+    "snakemake --cores 8 --use-conda": "the tests marked conda",
+    "snakemake --profile slurm results/table.md --unlock": "tests/slurm",
+    "snakemake --lint": ".ci/run",
+    "cp slurm/site.example.yaml ": "test_slurm_profile.py",
+    "rm -r results/lvis_v0.5/": "typed above for the embedded study",
+    "sbatch": "tests/slurm",
+    "squeue": "SLURM's own",
+    "scontrol": "SLURM's own",
+    "tensorboard": "serves until it is stopped; training/test_log.py reads its files",
+    "torchrun": "training/test_distributed.py",
+    "python -m lvis_rcnn STEP": "no command",
+    "python -m lvis_rcnn.STEP": "no command",
+}
 
 
 def commands() -> list[str]:
-    """All commands of the README: lines of its fenced blocks without a language, and words between backquotes."""
-    text = (REPOSITORY / "README.md").read_text()
-    fenced = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-    lines = [line for language, block in fenced.findall(text) if not language for line in block.splitlines()]
-    spans = re.findall(r"`([^`]+)`", fenced.sub("", text))
-    found = [re.sub(r"\s+# .*", "", line).strip() for line in lines]
-    found += [" ".join(span.split()) for span in spans]
+    """All commands of the pages: lines of fenced blocks without a language, and words between backquotes."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        lines = [line for language, block in FENCED.findall(text) if not language for line in block.splitlines()]
+        found += [re.sub(r"\s+# .*", "", line).strip() for line in lines]
+        found += [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", FENCED.sub("", text))]
     return list(dict.fromkeys(one for one in found if re.match(BEGINNINGS, f"{one} ")))
 
 
-def test_every_command_of_the_readme_is_accounted_for():
-    named = {"sbatch", "squeue", "scontrol", "snakemake --lint"}  # what something needs or does
-    assert set(commands()) - named == {*TYPED, *DRY, *ELSEWHERE}
+def is_elsewhere(command: str) -> bool:
+    """Whether another test runs it, or nothing can."""
+    return command.startswith(tuple(ELSEWHERE))
+
+
+def with_gaps_filled(command: str) -> str:
+    """The command with a file of the tiny study for each that is left to the reader."""
+    for gap, filling in FILLED.items():
+        command = command.replace(gap, filling)
+    return command
+
+
+STEP_COMMANDS = [one for one in commands() if one.startswith("python -m lvis_rcnn") and not is_elsewhere(one)]
+DRY = [one for one in commands() if one.startswith("snakemake ") and one not in TYPED and not is_elsewhere(one)]
+
+
+def test_every_command_of_the_pages_is_accounted_for():
+    there = commands()
+    assert [one for one in there if one not in {*TYPED, *STEP_COMMANDS, *DRY} and not is_elsewhere(one)] == []
+    assert [one for one in TYPED if one not in there] == []
+    assert [start for start in ELSEWHERE if not any(one.startswith(start) for one in there)] == []
+
+
+@pytest.mark.parametrize("command", [one for one in STEP_COMMANDS if one != "python -m lvis_rcnn"])
+def test_a_command_of_the_package_has_these_arguments(command, monkeypatch):
+    _, _, name, *words = shlex.split(with_gaps_filled(command))
+    if name == "lvis_rcnn":
+        name = f"lvis_rcnn.{words.pop(0)}"
+    module = importlib.import_module(f"{name}.__main__" if name == "lvis_rcnn.config" else name)
+    parsed = []
+    monkeypatch.setattr(module, "run_step", lambda parser, step: parsed.append(parser.parse_args()))
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    module.main()
+    assert len(parsed) == 1
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors_of(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_that_are_named_exist(page):
+    """Those of the checkout or, as development.md says, of the package; not what a user writes or a run leaves."""
+    made = ("results/", "data/", "r50/", "configs/photos.yaml", "slurm/site.yaml")
+    spans = re.findall(r"`([^`]+)`", FENCED.sub("", page.read_text(encoding="utf-8")))
+    named = {span for span in spans if re.fullmatch(r"[\w./]*/[\w.]+\.(py|smk|yaml|json|md|sbatch)", span)}
+    assert [one for one in named if not one.startswith(made) and not any(
+        (folder / one).exists() for folder in (REPOSITORY, PACKAGE, REPOSITORY / "docs"))] == []  # fmt: skip
+
+
+def test_the_readme_shows_the_package_as_it_is():
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == [*STEPS]
+    rooms = dict(re.findall(r"^\| `(\w+)/` \| (.*) \|$", text, re.MULTILINE))
+    assert [*rooms] == [*ROOMS]
+    for room, line in rooms.items():
+        for name in re.findall(r"`(\w+)/?`", line):
+            assert (PACKAGE / room / f"{name}.py").exists() or (PACKAGE / room / name).is_dir(), f"{room}: {name}"
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_readme_work_as_typed(tmp_path: Path) -> None:
+def test_the_commands_of_the_pages_work_as_typed(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     tracked = subprocess.run(
         ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True
@@ -137,8 +195,6 @@ def test_the_commands_of_the_readme_work_as_typed(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
     for command in TYPED:
-        for gap, filling in FILLED.items():
-            command = command.replace(gap, filling)
-        type_in(command)
+        type_in(with_gaps_filled(command))
     for command in DRY:
         type_in(f"{command} --dry-run --quiet rules")
