@@ -3,6 +3,8 @@
 import gzip
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from lvis_rcnn.evaluation.ground_truth import parse_truth, positions
 from lvis_rcnn.evaluation.official import difference, official_scores
 from lvis_rcnn.evaluation.results import Result, found_of, read_found
 from lvis_rcnn.system.cli import InputError
+from tests.conftest import REPOSITORY
 
 LVIS_VAL_100 = Path(__file__).parents[3] / "shared" / "data" / "lvis_val_100.json"
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -373,6 +376,18 @@ def test_text_of_a_mask_that_pycocotools_would_read_beyond_is_refused(counts):
         return
     with pytest.raises(InputError, match=r"result 1 \(image 1, category 7\): mask is damaged"):
         found_of(results_of(records), truth)
+
+
+def test_packing_large_runs_leaves_the_memory_of_others_alone():
+    # Four runs of 6 characters each: pycocotools would write a 25th byte into 24, which ends a process within a second.
+    code = (
+        "from lvis_rcnn.evaluation.masks import Rle, packed_mask\n"
+        "runs = [2**24, 2**24, 2**24, 2**30 - 3 * 2**24]\n"
+        "kept = [packed_mask(Rle((2**15, 2**15), runs), (2**15, 2**15), '')['counts'] for _ in range(2000)]\n"
+        "assert len(set(kept)) == 1, set(kept)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @given(st.sets(st.integers(-3, 40), min_size=1), st.lists(st.integers(-5, 45)), st.sampled_from([1, 2**40]))
