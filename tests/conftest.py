@@ -16,8 +16,13 @@ import yaml
 from hypothesis import HealthCheck, settings
 
 from lvis_rcnn.config.study import read_yaml
+from tests.helpers.lvis_like import write_lvis_like
 
 REPOSITORY = Path(__file__).parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+# 100 images of LVIS v0.5, which are not redistributed: where they lie beside the checkout, tests run with them as well.
+LVIS_VAL_100 = SHARED_DATA / "lvis_val_100.json"
+AND_REAL = ["real"] if LVIS_VAL_100.exists() else []
 
 # No test depends on time: cores that others use make examples slow, and nothing wrong.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -96,6 +101,14 @@ def no_log_left_open() -> Iterator[None]:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
+
+
+@pytest.fixture(scope="session", params=["generated", *AND_REAL])
+def lvis_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Annotations with all that LVIS has: generated ones, and the real ones where they are at hand."""
+    if request.param == "real":
+        return LVIS_VAL_100
+    return write_lvis_like(tmp_path_factory.mktemp("lvis_like") / "lvis_like.json")
 
 
 @pytest.fixture(scope="session")

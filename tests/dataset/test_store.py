@@ -18,11 +18,9 @@ import lvis_rcnn.dataset.store as annotation_file
 from lvis_rcnn.dataloader.masks import drawn
 from lvis_rcnn.dataset.rle import pixels_of_runs, runs_of_text
 from lvis_rcnn.dataset.store import AnnotationStore, build_store, image_candidates, open_store, positions
+from lvis_rcnn.evaluation.official import official_package
 from lvis_rcnn.system.cli import InputError
 from tests.helpers.small_dataset import annotation, build, small_dataset
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared reference data is not at hand")
 
 
 def assert_same(store: AnnotationStore, dataset: dict) -> None:
@@ -394,12 +392,15 @@ def test_a_mutated_file_is_stored_exactly_or_refused_in_one_line(tmp_path):
     assert min(outcomes.values()) > 20, outcomes
 
 
-@needs_shared
-@pytest.mark.parametrize("name", ["lvis_val_100.json", "photos/annotations/photos_train.json"])
-def test_parity_with_the_official_class(tmp_path, name):
-    lvis = pytest.importorskip("lvis")
-    official = lvis.LVIS(str(SHARED / name))
-    build_store(SHARED / name, tmp_path / "data.store")
+def official_class(file):
+    """The annotations as the lvis package reads them."""
+    with official_package() as lvis:
+        return lvis.LVIS(str(file))
+
+
+def test_parity_with_the_official_class(tmp_path, lvis_file):
+    official = official_class(lvis_file)
+    build_store(lvis_file, tmp_path / "data.store")
     store = open_store(tmp_path / "data.store")
     assert store.image_ids.tolist() == official.get_img_ids()
     assert [category.id for category in store.categories] == official.get_cat_ids()
@@ -437,15 +438,14 @@ def as_masks(dataset):
     return dataset
 
 
-@needs_shared
-def test_masks_are_those_of_the_official_class(tmp_path):
-    lvis = pytest.importorskip("lvis")
-    (tmp_path / "masks.json").write_text(json.dumps(as_masks(json.loads((SHARED / "lvis_val_100.json").read_bytes()))))
-    official = lvis.LVIS(str(tmp_path / "masks.json"))
+def test_masks_are_those_of_the_official_class(tmp_path, lvis_file):
+    dataset = as_masks(json.loads(lvis_file.read_bytes()))
+    (tmp_path / "masks.json").write_text(json.dumps(dataset))
+    official = official_class(tmp_path / "masks.json")
     counts = build_store(tmp_path / "masks.json", tmp_path / "data.store")
-    assert counts["run_length_masks"] == 652
+    assert counts["run_length_masks"] == sum(isinstance(one["segmentation"], dict) for one in dataset["annotations"])
     store = open_store(tmp_path / "data.store")
-    of_polygons = build_store(SHARED / "lvis_val_100.json", tmp_path / "polygons.store")
+    of_polygons = build_store(lvis_file, tmp_path / "polygons.store")
     polygons = open_store(tmp_path / "polygons.store")
     assert of_polygons["annotations"] == counts["annotations"]
     for image in range(0, store.num_images, 3):

@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import json
 
 import pytest
 from hypothesis import given
@@ -12,7 +11,6 @@ from lvis_rcnn.dataset.records import Category
 from lvis_rcnn.dataset.versions import VERSIONS, claimed_version, unlike_a_full_split, version_of
 from tests.conftest import REPOSITORY
 
-SHARED = REPOSITORY.parent / "shared" / "data"
 BY_NAME = {version.name: version for version in VERSIONS}
 
 
@@ -41,13 +39,6 @@ def test_the_order_does_not_matter_and_every_category_does(random, at):
     random.shuffle(shuffled)
     assert version_of(shuffled) is BY_NAME["v1"]
     assert version_of(shuffled[:at] + shuffled[at + 1 :]) is None
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="needs lvis_val_100.json, which is not redistributed")
-def test_real_annotations_are_v05():
-    found = json.loads((SHARED / "lvis_val_100.json").read_bytes())["categories"]
-    named = [Category(row["id"], row["name"], row["frequency"], row["synset"]) for row in found]
-    assert version_of(named) is BY_NAME["v0.5"]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Our scorer beside the lvis package: the same to the last bit, or not at all."""
 
+import copy
 import gzip
 import json
 import random
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,14 @@ from pycocotools import mask as coco_mask
 import lvis_rcnn.dataset.reader as annotation_text
 import lvis_rcnn.evaluation.iou as overlaps
 from lvis_rcnn.dataset.detections import Detections, pack_rles, shard_path, write_shard
-from lvis_rcnn.evaluation.average_precision import score, score_fixed, scores_of
+from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score, score_fixed, scores_of
 from lvis_rcnn.evaluation.ground_truth import parse_truth, positions
-from lvis_rcnn.evaluation.official import difference, official_scores
+from lvis_rcnn.evaluation.official import difference, official_package, official_scores
 from lvis_rcnn.evaluation.results import Result, found_of, read_found
 from lvis_rcnn.system.cli import InputError
-from tests.conftest import REPOSITORY
+from tests.conftest import AND_REAL, LVIS_VAL_100, REPOSITORY
+from tests.helpers.lvis_like import write_lvis_like
 
-LVIS_VAL_100 = Path(__file__).parents[3] / "shared" / "data" / "lvis_val_100.json"
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIDE_PX = 112
 
@@ -163,7 +165,7 @@ def test_ap_fixed_of_many_small_sets(made, most):
 
 
 def jittered(dataset: dict[str, Any], seed: int) -> list[dict[str, Any]]:
-    """Results over a real annotation file: moved, missed, doubled, mislabelled and invented objects, with ties.
+    """Results over the annotations of a file: moved, missed, doubled, mislabelled and invented objects, with ties.
 
     A tenth of the images, and the one with most objects, have many more than others: over 300.
     """
@@ -194,19 +196,11 @@ def jittered(dataset: dict[str, Any], seed: int) -> list[dict[str, Any]]:
     return records
 
 
-def real_annotations() -> dict[str, Any]:
-    if not LVIS_VAL_100.exists():
-        pytest.skip(f"needs the 100 real images' annotations of {LVIS_VAL_100.name}")
-    return json.loads(LVIS_VAL_100.read_text())
-
-
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 11))])
-def test_real_annotations_score_as_in_the_lvis_package(seed):
-    dataset = real_annotations()
-    records = jittered(dataset, seed)
-    text = json.dumps(dataset).encode()
+def test_lvis_annotations_score_as_in_the_lvis_package(lvis_file, seed):
+    text = lvis_file.read_bytes()
     truth = parse_truth(text, "truth.json")
-    found = found_of(results_of(records), truth)
+    found = found_of(results_of(jittered(json.loads(text), seed)), truth)
     assert np.bincount(found.image_ids).max() > 300
     for kind in ("bbox", "segm"):
         ours = score(truth, found, kind)
@@ -214,19 +208,55 @@ def test_real_annotations_score_as_in_the_lvis_package(seed):
         assert 0.05 < ours.metrics["AP"] < 0.95
 
 
+@pytest.fixture(scope="module", params=["lvis package", *("MMDetection" for _ in AND_REAL)])
+def figures(request, tmp_path_factory):
+    """Annotations, results and the metrics of both by lvis, with and without boxes in the results of masks.
+
+    MMDetection's are of the 100 real images; where these are not at hand, the lvis package says the same of others.
+    """
+    if request.param == "MMDetection":
+        records = json.loads(gzip.decompress((GOLDEN / "metric_detections.json.gz").read_bytes()))
+        expected = json.loads((GOLDEN / "metric_expected.json").read_text())["full_precision"]
+        return LVIS_VAL_100, records, expected
+    file = write_lvis_like(tmp_path_factory.mktemp("figures") / "lvis_like.json", images=12, seed=1)
+    records = jittered(json.loads(file.read_bytes()), seed=20)
+    without_boxes = [{key: value for key, value in record.items() if key != "bbox"} for record in records]
+    return (
+        file,
+        records,
+        {
+            "bbox": metrics_of_lvis(file, records, "bbox"),
+            "segm": metrics_of_lvis(file, records, "segm"),
+            "segm_without_bbox_key": metrics_of_lvis(file, without_boxes, "segm"),
+        },
+    )
+
+
+def metrics_of_lvis(file: Path, records: list[dict[str, Any]], kind: str) -> dict[str, float]:
+    """What the package says by itself, as its README calls it."""
+    with official_package() as lvis, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        truth = lvis.LVIS(str(file))
+        judge = lvis.LVISEval(truth, lvis.LVISResults(truth, copy.deepcopy(records)), kind)
+        judge.run()
+    return {name: float(judge.results[name]) for name in METRIC_NAMES}
+
+
 @pytest.mark.parametrize(
     ("kind", "mask_sizes_from", "theirs"),
     [("bbox", "masks", "bbox"), ("segm", "boxes", "segm"), ("segm", "masks", "segm_without_bbox_key")],
 )
-def test_figures_of_mmdetection_with_and_without_its_boxes_in_mask_results(kind, mask_sizes_from, theirs):
-    truth = parse_truth(json.dumps(real_annotations()).encode(), "truth.json")
-    found = found_of(
-        results_of(json.loads(gzip.decompress((GOLDEN / "metric_detections.json.gz").read_bytes()))), truth
-    )
-    expected = json.loads((GOLDEN / "metric_expected.json").read_text())
-    ours = score(truth, found, kind, 300, mask_sizes_from)
+def test_figures_of_mmdetection_with_and_without_its_boxes_in_mask_results(figures, kind, mask_sizes_from, theirs):
+    file, records, expected = figures
+    truth = parse_truth(file.read_bytes(), "truth.json")
+    ours = score(truth, found_of(results_of(records), truth), kind, 300, mask_sizes_from)
     # Means of another release of NumPy round otherwise.
-    assert ours.metrics == pytest.approx(expected["full_precision"][theirs], rel=1e-14)
+    assert ours.metrics == pytest.approx(expected[theirs], rel=1e-14)
+
+
+def test_sizes_by_boxes_are_others_than_by_masks(figures):
+    segm, without_boxes = figures[2]["segm"], figures[2]["segm_without_bbox_key"]
+    assert segm["APm"] != without_boxes["APm"]
 
 
 def by_hand() -> tuple[dict[str, Any], list[dict[str, Any]]]:

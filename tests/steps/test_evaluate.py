@@ -37,7 +37,6 @@ from lvis_rcnn.evaluation.results import Result, found_of
 from lvis_rcnn.system.cli import InputError
 from tests.system.test_cli import seen_on_a_terminal
 
-LVIS_VAL_100 = Path(__file__).parents[3] / "shared" / "data" / "lvis_val_100.json"
 SIDE_PX = 100
 
 
@@ -226,7 +225,7 @@ def test_scoring_changes_neither_the_callers_data_nor_numpy_nor_logging():
 
 
 def jittered(dataset: dict[str, Any], seed: int) -> list[dict[str, Any]]:
-    """Results over a real annotation file: moved, missed, doubled, mislabelled and invented objects, with ties."""
+    """Results over the annotations of a file: moved, missed, doubled, mislabelled and invented objects, with ties."""
     pick = random.Random(seed)
     categories = [category["id"] for category in dataset["categories"]]
     results = []
@@ -275,10 +274,8 @@ def officially(path: Path, results: list[dict[str, Any]], kind: str) -> dict[str
     return judge.results
 
 
-def test_the_values_are_those_of_the_lvis_package_on_real_annotations(tmp_path, monkeypatch):
-    if not LVIS_VAL_100.exists():
-        pytest.skip(f"needs the 100 real images' annotations of {LVIS_VAL_100.name}")
-    dataset = first_images(json.loads(LVIS_VAL_100.read_text()), 25)
+def test_the_values_are_those_of_the_lvis_package_on_lvis_annotations(lvis_file, tmp_path, monkeypatch):
+    dataset = first_images(json.loads(lvis_file.read_text()), 25)
     annotations = write(tmp_path / "truth.json", dataset)
     results = jittered(dataset, seed=3)
     ours = evaluate(annotations, write(tmp_path / "results.json", results), 300)

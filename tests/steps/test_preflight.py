@@ -26,9 +26,10 @@ from lvis_rcnn.preflight import (
     write_page,
 )
 from lvis_rcnn.system.cli import InputError
+from tests.conftest import SHARED_DATA
 
 REPOSITORY = Path(__file__).parents[2]
-SHARED = REPOSITORY.parent / "shared" / "data" / "photos"
+PHOTOS = SHARED_DATA / "photos"
 HEIGHT, WIDTH = 40, 60
 ROTATE_90 = 6
 
@@ -366,14 +367,30 @@ def test_the_command_leaves_only_the_failed_page(tmp_path):
     assert sorted(file.name for file in out.parent.iterdir()) == ["preflight.json", "preflight.txt"]
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared reference data is not at hand")
+@pytest.fixture(params=["generated", *(["real"] if PHOTOS.is_dir() else [])])
+def photos(request, tmp_path):
+    """Images and annotations under COCO's names: drawn ones, and photographs where they are at hand."""
+    if request.param == "real":
+        return PHOTOS
+    for split, first_id in (("train", 1), ("val", 11)):
+        data = dataset(split, first_id)
+        for image in data["images"]:
+            image["file_name"] = f"{split}2017/{image['id']:012}.jpg"
+        draw(tmp_path, data)
+        for image in data["images"]:
+            image["coco_url"] = f"http://images.cocodataset.org/{image.pop('file_name')}"
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "annotations" / f"photos_{split}.json").write_text(json.dumps(data))
+    return tmp_path
+
+
 @pytest.mark.parametrize("in_split_folder", [False, True])
-def test_real_photographs(tmp_path, in_split_folder):
+def test_images_under_the_names_of_coco(photos, tmp_path, in_split_folder):
     stores = []
     for split in ("train", "val"):
-        build_store(SHARED / "annotations" / f"photos_{split}.json", tmp_path / split)
+        build_store(photos / "annotations" / f"photos_{split}.json", tmp_path / split)
         stores.append(open_store(tmp_path / split))
-    folders = (SHARED / "train2017", SHARED / "val2017") if in_split_folder else (SHARED, SHARED)
+    folders = (photos / "train2017", photos / "val2017") if in_split_folder else (photos, photos)
     page = preflight(study(), *stores, folders)
     assert page.errors == []
     assert "image files checked" in page_text(page)
