@@ -378,9 +378,10 @@ def mutated(seed: int) -> bytes:
     return bytes(text)
 
 
-def test_a_mutated_file_is_stored_exactly_or_refused_in_one_line(tmp_path):
+@pytest.mark.parametrize("seeds", [range(200), pytest.param(range(200, 2000), marks=pytest.mark.long)])
+def test_a_mutated_file_is_stored_exactly_or_refused_in_one_line(tmp_path, seeds):
     outcomes = {"stored": 0, "refused": 0}
-    for seed in range(400):
+    for seed in seeds:
         text = mutated(seed)
         try:
             store = build(tmp_path, text)
