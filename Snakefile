@@ -94,6 +94,8 @@ onstart:
 
 
 onsuccess:
+    for left in Path(paths.folder).glob("partial_table.*"):
+        left.unlink()
     for name, place in paths.results_to_look_at():
         logger.info(f"The {name}: {place}")
 
