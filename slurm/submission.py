@@ -31,7 +31,7 @@ def prepare(workflow: Any, study_file: Path) -> list[str]:
     os.environ["LVIS_RCNN_STUDY_SHA256"] = hashlib.sha256(study_file.read_bytes()).hexdigest()
     errors = refusals(jobs_to_submit(workflow))
     os.environ["PATH"] = f"{Path(__file__).parent / 'bin'}:{os.environ['PATH']}"
-    never_retry(was_refused)
+    never_retry(is_pointless)
     return [f"{error}; fix: {FIX}" for error in errors]
 
 
@@ -89,9 +89,14 @@ def in_minutes(time: str) -> float:
     return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
 
 
-def was_refused(job: Any) -> bool:
-    """Whether a failed job was a training that lvis_rcnn/runs/attempts.py refused: to submit it again is pointless."""
-    from lvis_rcnn.runs.attempts import is_refusal
+def is_pointless(job: Any) -> bool:
+    """Whether a failed job is a training whose next start lvis_rcnn/runs/attempts.py would refuse, or has refused."""
+    from lvis_rcnn.runs.attempts import is_refusal, would_refuse
     from lvis_rcnn.runs.records import last_error
 
-    return bool(job.log) and is_refusal(last_error(Path(str(job.log[0]))))
+    if job.rule.name != "train":
+        return False
+    run = Path("results/state", job.wildcards.study, job.wildcards.row, f"seed{job.wildcards.seed}")
+    starts = max(run.glob("*/attempts.jsonl"), key=lambda file: file.stat().st_mtime, default=None)
+    error = last_error(Path(str(job.log[0])))
+    return is_refusal(error) or (starts is not None and would_refuse(starts.parent))

@@ -246,6 +246,15 @@ def require_no_repeated_error(path: Path, last: list[Attempt], version: str) -> 
     )
 
 
+def would_refuse(state_dir: Path) -> bool:
+    """Whether the next start ends before its first step, since the last ones ended in the same error at one step."""
+    try:
+        require_no_repeated_error(state_dir / FILE, read_attempts(state_dir)[-SAME_ERRORS:], code_version())
+    except InputError:
+        return True
+    return False
+
+
 def is_refusal(error: str) -> bool:
     """Whether an error is one by which :func:`begin_attempt` refuses a start, so that another could only fail, too."""
     return f"{FILE}: the last " in error

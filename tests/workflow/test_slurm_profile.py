@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yte
 
+from lvis_rcnn.runs.attempts import begin_attempt, end_attempt
+from lvis_rcnn.system.cli import InputError
 from tests.conftest import REPOSITORY
 
 sys.path += [str(REPOSITORY / "slurm"), str(REPOSITORY / "workflow")]
@@ -115,16 +117,32 @@ def test_time_limits_are_read_as_slurm_writes_them(time: str, minutes: float) ->
     assert submission.in_minutes(time) == minutes
 
 
-@pytest.mark.parametrize(
-    ("error", "refused"),
-    [("boom", False), ("results/state/a/attempts.jsonl: the last 2 starts (1 on n, 2 on n) ended in the same", True)],
-)
-def test_a_training_that_refused_to_start_again_is_not_submitted_again(
-    tmp_path: Path, error: str, refused: bool
+def test_a_training_that_cannot_start_again_is_not_submitted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "train.log").write_text(f"a line\nerror: {error}\n")
-    assert submission.was_refused(SimpleNamespace(log=[tmp_path / "train.log"])) is refused
-    assert not submission.was_refused(SimpleNamespace(log=[]))
+    monkeypatch.chdir(tmp_path)
+    log, state = Path("train.log"), Path("results/state/tiny/r50/seed0/digest")
+    state.mkdir(parents=True)
+    wildcards = SimpleNamespace(study="tiny", row="r50", seed="0")
+    job = SimpleNamespace(rule=SimpleNamespace(name="train"), wildcards=wildcards, log=[log])
+
+    def fail_at(step: int) -> None:
+        end_attempt(state, begin_attempt(state, 0), "error", step, RuntimeError("boom"))
+        log.write_text("error: boom\n")
+
+    fail_at(3)
+    assert not submission.is_pointless(job)
+    fail_at(7)
+    assert not submission.is_pointless(job)
+    fail_at(7)
+    assert submission.is_pointless(job)
+    with pytest.raises(InputError) as refusal:
+        begin_attempt(state, 0)
+    (state / "attempts.jsonl").unlink()
+    log.write_text(f"a line\nerror: {refusal.value}\n")
+    assert submission.is_pointless(job)
+    job.rule.name = "infer"
+    assert not submission.is_pointless(job)
 
 
 class Commands:
