@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,30 @@ def write_study(path: Path, **changes: Any) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a very small study that ran to its end, to read or to copy, not to change.
+
+    It takes a minute: its tests are of one ``xdist_group``, so that one process makes it for all.
+    """
+    from tests.workflow.test_end_to_end import FINISHED, run, tiny_study
+
+    study = tiny_study(tmp_path_factory.mktemp("finished_study"), **FINISHED)
+    ended = run(study)
+    assert ended.code == 0, ended.text
+    assert "Warning" not in ended.text
+    return study.parent
+
+
+def copy_study(finished: Path, folder: Path) -> None:
+    """Copy a finished study with all that Snakemake knows of it; models, which nothing writes in place, are linked."""
+
+    def copy(source: str, target: str) -> None:
+        os.link(source, target) if source.endswith(".pth") else shutil.copy2(source, target)
+
+    shutil.copytree(finished, folder, copy_function=copy, dirs_exist_ok=True)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c_arrives() -> None:
     """A shell starts background jobs with SIGINT ignored, and their processes inherit it; tests of Ctrl-C need it."""
@@ -122,12 +147,3 @@ def conda_stand_in(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     conda.chmod(0o755)
     path = f"{conda.parent}:{folder / 'bin'}:{os.environ['PATH']}"
     return {"PATH": path, "CONDA_SHIM_PYTHON": sys.executable, "CONDA_STAND_IN": str(folder)}
-
-
-@pytest.fixture(scope="session")
-def slurm() -> Iterator[Any]:
-    """A SLURM cluster on this machine, with accounting."""
-    from tests.slurm.one_machine import running_cluster  # of tests/slurm, on the path once a test there is collected
-
-    with running_cluster() as cluster:
-        yield cluster

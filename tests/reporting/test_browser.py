@@ -14,10 +14,10 @@ import pytest
 from lvis_rcnn.reporting import PAGES
 from lvis_rcnn.reporting.html import Column, page, sortable_table
 from lvis_rcnn.reporting.pages import write_pages
-from tests.conftest import run_snakemake
+from tests.conftest import copy_study, run_snakemake
 from tests.reporting.test_plots import put_everything
 from tests.steps.test_report import NOW_S, put, study_with
-from tests.workflow.test_end_to_end import tiny_study
+from tests.workflow.test_end_to_end import FINISHED, run, tiny_study
 
 pytestmark = pytest.mark.browser
 
@@ -156,15 +156,13 @@ def test_the_results_table_sorts_by_the_numbers_its_cells_begin_with(pages):
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(finished_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a small study that is compared with another one: itself, before it knew."""
     folder = tmp_path_factory.mktemp("report")
-    study = tiny_study(folder)
-    ended = run_snakemake("--cores", "1", "--configfile", study, cwd=folder)
-    assert ended.code == 0, ended.text
+    copy_study(finished_study, folder)
     shutil.copytree(folder / "results" / "tiny" / "r50", folder / "results" / "before" / "r50")
-    study = tiny_study(folder, report={"compare_with": "before"})
-    ended = run_snakemake("--cores", "1", "--configfile", study, cwd=folder)
+    study = tiny_study(folder, **FINISHED, report={"compare_with": "before"})
+    ended = run(study)
     assert ended.code == 0, ended.text
     style = Path(__file__).parents[2] / "workflow" / "report" / "report.css"
     words = ["--report", "report.html", "--report-stylesheet", style, "--configfile", study]
@@ -174,6 +172,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report.html"
 
 
+@pytest.mark.xdist_group("finished_study")
 @pytest.mark.parametrize("width", [1280, 400])
 def test_the_report_of_snakemake_shows_everything_without_a_network(report, width):
     script = """

@@ -25,6 +25,8 @@ from tests.conftest import REPOSITORY, write_study
 
 HERE = Path(__file__).parent
 NEEDED = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
+SCORED = "results/toy/r50/seed0/metrics.json"
+"""The last of what a run computes: what a study then draws and lists costs twice as many jobs."""
 LONG_S = 900.0  # far more than anything here takes on busy cores
 
 # A training of some 15 seconds on a few drawn images; see small/sitecustomize.py.
@@ -123,6 +125,7 @@ class Study:
     folder: Path
     site: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    targets: tuple[str, ...] = (SCORED,)
     head: "subprocess.Popen[bytes] | None" = None
 
     def write(self, **changes: Any) -> "Study":
@@ -160,11 +163,11 @@ class Study:
         start = [sys.executable, "-m", "snakemake", "--snakefile", REPOSITORY / "Snakefile", *words]
         return [str(word) for word in [*start, "--configfile", self.folder / "toy.yaml"]]
 
-    def start(self, *words: str | Path) -> None:
+    def start(self) -> None:
         """Start Snakemake with the profile, in a session of its own."""
         with (self.folder / "head.log").open("ab") as log:
             self.head = subprocess.Popen(
-                self.command("--profile", REPOSITORY / "slurm", *words),
+                self.command("--profile", REPOSITORY / "slurm", *self.targets),
                 cwd=self.folder,
                 env=self.environ(),
                 stdin=subprocess.DEVNULL,
@@ -187,7 +190,7 @@ class Study:
     def run_here(self, *words: str) -> str:
         """Run Snakemake without SLURM."""
         done = subprocess.run(
-            self.command("--cores", "1", *words),
+            self.command("--cores", "2", *words),
             cwd=self.folder,
             env={**self.environ(), "CUDA_VISIBLE_DEVICES": "0"},
             capture_output=True,
@@ -250,9 +253,6 @@ class Study:
     def metrics(self, backbone: str = "r50") -> dict[str, Any]:
         found = json.loads((self.folder / "results" / "toy" / backbone / "seed0" / "metrics.json").read_text())
         return {kind: found[kind] for kind in ("bbox", "segm")}
-
-    def table(self, name: str = "table.json") -> dict[str, Any]:
-        return json.loads((self.folder / "results" / name).read_text())
 
     def end(self) -> None:
         """End what a failed test has left."""

@@ -1,5 +1,6 @@
 """Several processes train what one would; one that dies or stands still ends them all, and the next start goes on."""
 
+import functools
 import json
 import os
 import random
@@ -186,6 +187,20 @@ def interrupted(program: Program, number: int, pick: random.Random) -> None:
     process.communicate(timeout=90)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(drawn, tmp_path_factory):
+    """Weights and log of 400 steps on so many processes."""
+
+    @functools.cache
+    def outcome(ranks: int):
+        program = Program(drawn, tmp_path_factory.mktemp("whole") / "run", ranks, steps=400)
+        program.run()
+        return program.outcome()
+
+    return outcome
+
+
+@pytest.mark.xdist_group("interrupted")
 @pytest.mark.parametrize(
     ("ranks", "times"),
     [
@@ -195,9 +210,7 @@ def interrupted(program: Program, number: int, pick: random.Random) -> None:
     ],
 )
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_interrupted_at_random_moments_it_ends_in_the_same_bytes(drawn, tmp_path, ranks, times, number):
-    whole = Program(drawn, tmp_path / "whole", ranks, steps=400)
-    whole.run()
+def test_interrupted_at_random_moments_it_ends_in_the_same_bytes(drawn, uninterrupted, tmp_path, ranks, times, number):
     program = Program(drawn, tmp_path / "run", ranks, steps=400, CHECKPOINT_S="0.05")
     pick = random.Random(f"{ranks} {number}")
     for _ in range(times):
@@ -205,7 +218,7 @@ def test_interrupted_at_random_moments_it_ends_in_the_same_bytes(drawn, tmp_path
         for attempts in (tmp_path / "run" / "state").rglob("attempts.jsonl"):
             attempts.unlink()  # so many kills in a row, some before a first step, are refused for good reason
     program.run()
-    (ours, our_lines), (theirs, their_lines) = program.outcome(), whole.outcome()
+    (ours, our_lines), (theirs, their_lines) = program.outcome(), uninterrupted(ranks)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     keys = ("step", "loss", "grad_norm", "lr")
@@ -227,5 +240,6 @@ def test_a_second_training_takes_over_and_ends_in_the_same_bytes(drawn, tmp_path
     assert second.returncode == 0, said
     assert "asked it to save and hand over" in said
     assert "going on from step" in said
-    assert all(torch.equal(value, whole.outcome()[0][name]) for name, value in program.outcome()[0].items())
+    (ours, _), (theirs, _) = program.outcome(), whole.outcome()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert program.heartbeat()["attempt"] == 2

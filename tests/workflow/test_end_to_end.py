@@ -1,8 +1,9 @@
-"""A very small study with every step real, from the drawing to the table."""
+"""A very small study with every step real, from the drawing to the table; its tests share one that is finished."""
 
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import Ended, run_snakemake, snakemake_command, write_study
+from tests.conftest import Ended, copy_study, run_snakemake, snakemake_command, write_study
 
 RUN = Path("results", "tiny", "r50", "seed0")
 
@@ -31,29 +32,33 @@ def tiny_study(folder: Path, **changes: Any) -> Path:
     return write_study(folder / "tiny.yaml", **{**values, **changes})
 
 
+# What the tests of a finished study need: the anchors of a published file, and steps enough to be killed between them.
+FINISHED: dict[str, Any] = {
+    "model": {"anchor_scale": 8},
+    "schedule": {"steps": 12, "images_per_step": 2, "normalisation_group": 2},
+}
+
+
 def run(study: Path, *arguments: str | Path) -> Ended:
     return run_snakemake(*arguments, "--cores", "2", "--configfile", study, cwd=study.parent)
 
 
 @pytest.mark.slow
-def test_one_command_draws_trains_scores_and_writes_the_table(tmp_path: Path) -> None:
-    study = tiny_study(tmp_path)
-    ended = run(study)
-    assert ended.code == 0, ended.text
-    assert "Warning" not in ended.text
-
-    (row,) = csv.DictReader((tmp_path / "results" / "tiny" / "table.csv").read_text().splitlines())
+@pytest.mark.xdist_group("finished_study")
+def test_one_command_draws_trains_scores_and_writes_the_table(finished_study: Path, tmp_path: Path) -> None:
+    (row,) = csv.DictReader((finished_study / "results" / "tiny" / "table.csv").read_text().splitlines())
     assert (row["study"], row["title"], row["missing"]) == ("tiny", "R-50-FPN", "")
     assert all(float(row[column]) >= 0 for column in ("memory_gb", "fps", "box_AP", "mask_AP"))
-    record = json.loads((tmp_path / RUN / "train.json").read_text())
-    page = tmp_path / "results" / "tiny" / "table.md"
-    assert f"[model](r50/seed0/{record['model_file']})" in page.read_text()
-    assert (tmp_path / RUN / record["model_file"]).samefile(tmp_path / RUN / "model.pth")
+    record = json.loads((finished_study / RUN / "train.json").read_text())
+    page = (finished_study / "results" / "tiny" / "table.md").read_text()
+    assert f"[model](r50/seed0/{record['model_file']})" in page
+    assert (finished_study / RUN / record["model_file"]).samefile(finished_study / RUN / "model.pth")
 
-    assert "Nothing to be done" in run(study).text
+    copy_study(finished_study, tmp_path)
+    assert "Nothing to be done" in run(tmp_path / "tiny.yaml").text
 
     model = (tmp_path / RUN / "model.pth").stat()
-    ended = run(tiny_study(tmp_path, evaluation={"detections_per_image": 5}))
+    ended = run(tiny_study(tmp_path, **FINISHED, evaluation={"detections_per_image": 5}))
     assert ended.code == 0, ended.text
     assert ended.jobs() == {"evaluate": 1, "table": 1, "plots": 1, "pages": 1}
     assert (tmp_path / RUN / "model.pth").stat() == model
@@ -62,7 +67,7 @@ def test_one_command_draws_trains_scores_and_writes_the_table(tmp_path: Path) ->
 def stop_training(study: Path, number: signal.Signals, reached: Callable[[dict[str, Any]], bool]) -> str:
     """Start the study, send its trainer a signal once its heartbeat says so; what the log of the training ends with."""
     process = subprocess.Popen(
-        snakemake_command("--cores", "2", "--configfile", study),
+        snakemake_command(RUN / "metrics.json", "--cores", "2", "--configfile", study),
         cwd=study.parent,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -82,18 +87,17 @@ def stop_training(study: Path, number: signal.Signals, reached: Callable[[dict[s
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_to_the_same_weights_and_ap(tmp_path: Path) -> None:
-    folders = [tmp_path / "whole", tmp_path / "killed"]
-    for folder in folders:
-        folder.mkdir()
-    schedule = {"steps": 12, "images_per_step": 2, "normalisation_group": 2}
-    whole, killed = (tiny_study(folder, schedule=schedule) for folder in folders)
-    assert run(whole).code == 0
+@pytest.mark.xdist_group("finished_study")
+def test_a_killed_training_goes_on_to_the_same_weights_and_ap(finished_study: Path, tmp_path: Path) -> None:
+    copy_study(finished_study, tmp_path)
+    for trained in (RUN, "results/state"):
+        shutil.rmtree(tmp_path / trained)
+    killed, folders = tmp_path / "tiny.yaml", (finished_study, tmp_path)
     assert "stopped at step" in stop_training(killed, signal.SIGTERM, lambda beat: beat["step"] >= 3)
     saved = json.loads(next(killed.parent.glob("results/state/tiny/r50/seed0/*/progress.json")).read_text())["step"]
     log = stop_training(killed, signal.SIGKILL, lambda beat: saved + 2 <= beat["step"] < 12)
     assert f"going on from step {saved}" in log
-    ended = run(killed)
+    ended = run(killed, RUN / "metrics.json")
     assert ended.code == 0, ended.text
     weights = [torch.load(folder / RUN / "model.pth", weights_only=True)["state_dict"] for folder in folders]
     assert weights[0].keys() == weights[1].keys()
