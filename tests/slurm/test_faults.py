@@ -75,12 +75,11 @@ def on_a_node_that_fails(study: Study, cluster: Cluster) -> None:
 
 
 def head_killed_and_forgotten(study: Study, cluster: Cluster) -> None:
-    study.wait_for_step(8)
     head_killed_and_started_again(study, cluster, forget=True)
 
 
 def head_killed_and_started_again(study: Study, cluster: Cluster, forget: bool = False) -> None:
-    study.wait_for_step(8)
+    study.wait_for_step(2)  # early: the training has to last until Snakemake has submitted it again, on busy cores too
     assert study.head is not None
     study.head.kill()
     study.head.wait()
