@@ -16,7 +16,7 @@ from pathlib import Path
 from lvis_rcnn.evaluation.bootstrap import SEED
 from lvis_rcnn.evaluation.compare import compare, pairs_of
 from lvis_rcnn.reporting.comparison import comparison_text, write_difference_plots
-from lvis_rcnn.reporting.html import page, plain_text
+from lvis_rcnn.reporting.html import text_page
 from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
 from lvis_rcnn.system.files import write_text
 
@@ -38,7 +38,7 @@ def step(args: argparse.Namespace) -> None:
         print(text)
         return
     write_text(args.out, f"{text}\n")
-    write_text(args.out.with_suffix(".html"), page(f"{args.second} beside {args.first}", [plain_text(text)]))
+    write_text(args.out.with_suffix(".html"), text_page(f"{args.second} compared with {args.first}", text))
     log.info("wrote %s (also .html)", args.out)
 
 

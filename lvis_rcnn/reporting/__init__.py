@@ -1,15 +1,16 @@
 """What a person sees of a study.
 
-rows         what all runs recorded, as rows
-table        table.md, .csv and .json: columns, cells, captions
+rows         the rows of the table, as numbers
+table        table.md, .csv and .json: columns, cells, notes
 figures      how every plot looks
-plots        the plots of a study; training curves
+plots        all plots of a study; training curves
 score_plots  plots of rows and of categories
-comparison   differences, as text and as plots
+comparison   differences between two rows, as text and as plots
 drawing      objects on images
-pictures     what a run finds and misses
-html         how every page looks
-pages        table, categories, cost and provenance as pages
+pictures     what a run detects and misses
+html         pages from templates
+templates/   HTML, CSS and JavaScript of the pages
+pages        table, categories, cost, provenance and preflight as pages
 
 Below are the only lists of the pages, plots and pictures, each with its chapter and title in Snakemake's report: rules
 declare these files, steps write them, tests look for them. The caption of NAME is workflow/report/NAME.rst. Nothing is

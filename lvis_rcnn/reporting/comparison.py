@@ -1,4 +1,4 @@
-"""Plots of what differs between two rows: metrics with their intervals, and every category."""
+"""Differences between two rows as text and as plots: metrics with their intervals, and every category."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,9 @@ from lvis_rcnn.reporting.figures import GROUPS, figure_file, write_reason
 from lvis_rcnn.reporting.score_plots import GROUP_METRICS, KINDS
 
 MOST_CATEGORIES = 5
+TITLE_CHARACTERS = 80
+"""Per line; about 95 average letters are as wide as a figure."""
+TITLES: dict[Kind, str] = {"bbox": "Boxes", "segm": "Masks"}
 
 
 def category_changes(first: ScoredRow, second: ScoredRow, kind: Kind) -> list[tuple[str, float, float]]:
@@ -27,35 +30,29 @@ def category_changes(first: ScoredRow, second: ScoredRow, kind: Kind) -> list[tu
 def comparison_text(
     first: ScoredRow, second: ScoredRow, found: dict[Kind, dict[str, Difference]], resamples: int, seed: int
 ) -> str:
-    """All of it for a person: metrics, categories, settings."""
-    parts = [f"A: {named(first)}\nB: {named(second)}"]
+    """The whole comparison as text: metrics, categories, settings."""
+    parts = ["\n".join(f"{name}: {', '.join(run.name for run in row)}" for name, row in (("A", first), ("B", second)))]
     for kind, metrics in found.items():
         parts += [f"{TITLES[kind]}\n{metrics_text(metrics)}", categories_text(first, second, kind)]
-    drawn = f"{resamples} resamples of the images, seed {seed}"
-    said = f"In percent; B - A with its 95 % interval and p from {drawn}; {of_seeds(first, second)}."
-    return "\n\n".join([*parts, said, settings_text(first, second)])
+    note = (
+        f"In percent; B - A with 95 % bootstrap interval and two-sided p, from {resamples} resamples of the images, "
+        f"seed {seed}; {seeds_note(first, second)}."
+    )
+    return "\n\n".join([*parts, note, settings_text(first, second)])
 
 
-def named(row: ScoredRow) -> str:
-    """The runs of a row."""
-    return ", ".join(run.name for run in row)
-
-
-def of_seeds(first: ScoredRow, second: ScoredRow) -> str:
-    """What the intervals hold of the noise of training."""
-    if len(first) == len(second) == 1:
-        return "one run of each: other seeds would move it, too"
-    counted = [f"{len(row)} of {name}" for name, row in zip("AB", (first, second), strict=True) if len(row) > 1]
-    ours = f"and from the spread of seeds ({', '.join(counted)}; ± is their standard deviation)"
+def seeds_note(first: ScoredRow, second: ScoredRow) -> str:
+    """How far the intervals include the variation between seeds."""
+    of_several = [f"{len(row)} of {name}" for name, row in zip("AB", (first, second), strict=True) if len(row) > 1]
+    if not of_several:
+        return "single runs: variation between seeds is not included"
+    note = f"between-seed variance is included ({', '.join(of_several)}; ± is the standard deviation over seeds)"
     alone = [name for name, row in zip("AB", (first, second), strict=True) if len(row) == 1]
-    return ours + (f"; {alone[0]} is one run: other seeds would move it, too" if alone else "")
-
-
-TITLES: dict[Kind, str] = {"bbox": "Boxes", "segm": "Masks"}
+    return note + (f", but not of {alone[0]}, a single run" if alone else "")
 
 
 def metrics_text(found: dict[str, Difference]) -> str:
-    """Metrics side by side."""
+    """A table of metrics with their differences."""
     rows = []
     for name, row in found.items():
         bounds = "-" if row.interval is None else f"{percent(row.interval[0], '+')} to {percent(row.interval[1], '+')}"
@@ -83,8 +80,8 @@ def categories_text(first: ScoredRow, second: ScoredRow, kind: Kind) -> str:
     lost = [row for row in changes if row[2] < row[1]][:MOST_CATEGORIES]
     lines = []
     for title, rows in (("gained most", gained), ("lost most", lost)):
-        told = [f"{name} {percent(one)} to {percent(other)}" for name, one, other in rows]
-        lines.append(f"Categories that {title}: {', '.join(told) or 'none'}")
+        texts = [f"{name} {percent(one)} to {percent(other)}" for name, one, other in rows]
+        lines.append(f"Categories that {title}: {', '.join(texts) or 'none'}")
     return "\n".join(lines)
 
 
@@ -94,25 +91,16 @@ def printed(value: Any) -> str:
 
 
 def settings_text(first: ScoredRow, second: ScoredRow) -> str:
-    """What the records say differently; of several seeds every value that occurs."""
-    told = [
-        {key: list(dict.fromkeys(printed(run.settings.get(key, "-")) for run in row)) for key in keys_of(row)}
-        for row in (first, second)
-    ]
-    differing = [key for key in told[0] | told[1] if told[0].get(key) != told[1].get(key)]
-    rows = [[key, *(", ".join(values.get(key, ["-"])) for values in told)] for key in differing]
+    """The settings in which the records differ; of several seeds every value that occurs."""
+    keys = dict.fromkeys(key for run in (*first, *second) for key in run.settings)
+    values = {
+        key: [", ".join(dict.fromkeys(printed(run.settings.get(key, "-")) for run in row)) for row in (first, second)]
+        for key in keys
+    }
+    rows = [[key, *of_rows] for key, of_rows in values.items() if of_rows[0] != of_rows[1]]
     if not rows:
         return "Settings: the same in all records."
     return tabulate(rows, headers=["Settings that differ", "A", "B"], disable_numparse=True)
-
-
-def keys_of(row: ScoredRow) -> list[str]:
-    """Everything that the records of a row say something of."""
-    return list(dict.fromkeys(key for run in row for key in run.settings))
-
-
-TITLE_CHARACTERS = 80
-"""Of a line; about 95 usual letters are as wide as a figure."""
 
 
 def write_difference_plots(
@@ -127,8 +115,8 @@ def write_difference_plots(
     Args:
         first: the runs of a row.
         second: those of another one.
-        found: how they differ.
-        names: paths that were compared: of runs, of rows, or of the studies these are rows of.
+        found: their differences by kind and metric.
+        names: the paths that were compared: of runs, of rows, or of studies.
         out: folder.
     """
     names = short_names(row_path(names[0], first[0].name), row_path(names[1], second[0].name))
@@ -138,13 +126,13 @@ def write_difference_plots(
 
 
 def row_path(compared: str, run: str) -> Path:
-    """The path that was compared, down to the row of a run where it is a study's; a row's seeds go without saying."""
+    """The path that was compared, extended to the row of ``run`` where it is a study's; without seeds."""
     below = Path(run).relative_to(compared).parts
     return Path(compared, *(part for part in below if part != "metrics.json" and not part.startswith("seed")))
 
 
 def short_names(first: Path, second: Path) -> tuple[str, str]:
-    """Two paths without the folders above that they share."""
+    """Two paths without the folders that both begin with."""
     ours, theirs = first.parts, second.parts
     most = min(len(ours), len(theirs)) - 1
     shared = next((at for at in range(most) if ours[at] != theirs[at]), most)
@@ -157,7 +145,7 @@ def title_of(text: str) -> str:
 
 
 def write_metric_differences(found: Mapping[Kind, Mapping[str, Difference]], names: tuple[str, str], out: Path) -> None:
-    """Write differences.{png,svg}: AP of all, rare, common and frequent categories, a panel a kind, with intervals."""
+    """Write differences.{png,svg}: AP of all, rare, common and frequent categories with intervals, a panel per kind."""
     with figure_file(out / "differences", height_in=2.4) as figure:
         panels = figure.subplots(1, len(found), sharex=True, squeeze=False)[0]
         for axes, (kind, metrics) in zip(panels, found.items(), strict=True):
@@ -167,7 +155,7 @@ def write_metric_differences(found: Mapping[Kind, Mapping[str, Difference]], nam
 
 
 def draw_intervals(axes: Axes, found: Mapping[str, Difference]) -> None:
-    """A line for each difference; filled where its interval leaves 0 out."""
+    """A line for each difference; filled where its interval excludes 0."""
     colours = {name: colour for name, colour, _ in GROUPS.values()}
     for place, (word, one) in enumerate(found.items()):
         if one.difference is None or one.interval is None:
@@ -190,9 +178,9 @@ def write_category_differences(
     kind: str,
     out: Path,
 ) -> None:
-    """Write category_differences.{png,svg}: by how much each category's AP differs; the reason where none has any.
+    """Write category_differences.{png,svg}: how much the AP of each category differs, or why there is no plot.
 
-    Left all categories in the order of the difference, right those that differ most, by name.
+    Left: all categories, ordered by their difference. Right: those that differ most, by name.
 
     Args:
         before: ``per_category`` of one metrics.json, or means of several.
@@ -227,7 +215,7 @@ def paired_categories(
 
 
 def draw_all_differences(axes: Axes, pairs: Sequence[tuple[str, str, float]]) -> None:
-    """Every category, in the order of its difference, with what each group gains on average."""
+    """Every category, ordered by its difference; the legend gives the mean gain of each group."""
     for group, (name, colour, marker) in GROUPS.items():
         of_group = [(place, change) for place, (_, frequency, change) in enumerate(pairs) if frequency == group]
         if of_group:

@@ -1,6 +1,6 @@
-"""How every plot looks and is written: as vectors and as pixels, the same bytes for the same figures.
+"""How every plot looks and is written: as SVG and as PNG, the same bytes for the same data.
 
-Colours are Okabe and Ito's, which colour-blind people tell apart; markers and line styles say the same without colour.
+The colours are those of Okabe and Ito, which colour-blind people can distinguish; markers and line styles differ too.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from lvis_rcnn.system.files import atomic_file
 
-# Printed over two columns of a page, letters are as large as those of a caption.
+# Printed across two columns of a page, letters are as large as those of a caption.
 WIDTH_IN = 7.2
-PIXELS_AN_INCH = 160
+PIXELS_PER_INCH = 160
 LOOK: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -36,7 +36,7 @@ LOOK: Any = {
     "lines.linewidth": 1.4,
     "svg.hashsalt": "lvis_rcnn",
 }
-# In letters: enough to tell dashes from dots.
+# In letter widths: enough to distinguish dashes from dots.
 LEGEND_LINE = 3.2
 
 GROUPS = {
@@ -66,7 +66,7 @@ def style(place: int) -> dict[str, Any]:
 def figure_file(stem: Path, height_in: float, width_in: float = WIDTH_IN) -> Iterator[Figure]:
     """A figure to draw on; leaving the block writes ``stem``.png and ``stem``.svg, each whole or not at all.
 
-    What a user's own matplotlibrc says does not count.
+    A user's own matplotlibrc has no effect.
     """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -78,17 +78,17 @@ def figure_file(stem: Path, height_in: float, width_in: float = WIDTH_IN) -> Ite
         figure.set_layout_engine("none")
         for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             with atomic_file(stem.with_name(f"{stem.name}.{suffix}")) as temporary:
-                figure.savefig(temporary, format=suffix, dpi=PIXELS_AN_INCH, metadata=metadata)
+                figure.savefig(temporary, format=suffix, dpi=PIXELS_PER_INCH, metadata=metadata)
 
 
 def write_reason(stem: Path, reason: str) -> None:
-    """Write ``stem``.png and ``stem``.svg that say why there is no plot."""
+    """Write ``stem``.png and ``stem``.svg that show why there is no plot."""
     with figure_file(stem, height_in=1.0) as figure:
-        say_why(figure.subplots(), reason)
+        show_reason(figure.subplots(), reason)
 
 
-def say_why(axes: Axes, reason: str) -> None:
-    """In place of a panel, why there is none."""
+def show_reason(axes: Axes, reason: str) -> None:
+    """Show in place of a panel why there is none."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, reason, ha="center", va="center", wrap=True, color="0.3", transform=axes.transAxes)
 

@@ -1,4 +1,4 @@
-"""Plots with a point for each row of the table: AP by frequency group, and AP against what it costs."""
+"""Plots of scores: AP by frequency group, AP against cost, categories, precision and recall, repeat factors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float64, Int64
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from lvis_rcnn.reporting.figures import GROUPS, figure_file, legend_below, say_why, style, write_reason
-from lvis_rcnn.reporting.rows import TRAINED, Row, cost_of, moments_of
+from lvis_rcnn.reporting.figures import GROUPS, figure_file, legend_below, show_reason, style, write_reason
+from lvis_rcnn.reporting.rows import TRAINED, Row
 
 KINDS = {"bbox": "box", "segm": "mask"}
 GROUP_METRICS = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
@@ -25,7 +25,7 @@ class Estimate:
     low: float
     high: float
     basis: str
-    """What the interval is; empty where there is none."""
+    """What the error bar is; empty where there is none."""
 
 
 def row_name(row: Row) -> str:
@@ -39,14 +39,14 @@ def metrics_of(row: Row) -> list[dict[str, Any]]:
 
 
 def estimate(row: Row, kind: str, name: str) -> Estimate | None:
-    """A metric with its 95 % interval, of one run or of the mean over several; where there is none, with the spread."""
-    found = moments_of(row, f"{KINDS[kind]}_{name}")
+    """A metric with its 95 % interval, of one run or of the mean over several, else with its standard deviation."""
+    found = row.measure(f"{KINDS[kind]}_{name}")
     if found["mean"] is None or not metrics_of(row):
         return None
     mean, seeds = 100 * found["mean"], sum(value is not None for value in found["seeds"].values())
     if bounds := found.get("interval"):
-        of_seeds = f" and the spread of {seeds} seeds" if seeds > 1 else ""
-        return Estimate(mean, 100 * bounds[0], 100 * bounds[1], f"95 % interval, over images{of_seeds}")
+        of_seeds = f" and {seeds} seeds" if seeds > 1 else ""
+        return Estimate(mean, 100 * bounds[0], 100 * bounds[1], f"95 % CI (bootstrap over images{of_seeds})")
     if found["sd"] is None:
         return Estimate(mean, mean, mean, "")
     spread = 100 * found["sd"]
@@ -56,7 +56,7 @@ def estimate(row: Row, kind: str, name: str) -> Estimate | None:
 def basis_sentence(estimates: Sequence[Estimate | None]) -> str:
     """What the error bars of a figure are."""
     found = dict.fromkeys(one.basis for one in estimates if one and one.basis)
-    return f"Bars: {'; '.join(found)}" if found else "No intervals were recorded"
+    return f"Error bars: {'; '.join(found)}" if found else "No intervals were recorded"
 
 
 def draw_estimate(axes: Axes, x: float, one: Estimate, place: int, **more: Any) -> None:
@@ -88,14 +88,14 @@ def write_ap_by_group(rows: Sequence[Row], out: Path) -> None:
             axes.set_xticklabels(GROUP_METRICS.values())
             axes.yaxis.set_tick_params(labelleft=True)
             axes.grid(axis="x", visible=False)
-        # Only now: a limit that is set ends the scaling of all panels that share it.
+        # Last, since setting a limit ends the automatic scaling of all panels that share the axis.
         panels[0].set_ylim(bottom=0)
         legend_below(figure, panels)
         figure.suptitle(basis_sentence(estimates))
 
 
 def on_frontier(costs: Float64[np.ndarray, " k"], gains: Float64[np.ndarray, " k"]) -> Bool[np.ndarray, " k"]:
-    """Whether no other point costs no more and gains no less, one of both strictly."""
+    """Whether a point is Pareto-optimal: no other costs no more and gains no less, one of both strictly."""
     no_dearer = costs[:, None] >= costs
     no_worse = gains[:, None] <= gains
     better = (costs[:, None] > costs) | (gains[:, None] < gains)
@@ -103,31 +103,30 @@ def on_frontier(costs: Float64[np.ndarray, " k"], gains: Float64[np.ndarray, " k
 
 
 def write_ap_and_cost(rows: Sequence[Row], out: Path) -> None:
-    """Write ap_and_cost.{png,svg}: who gains most for its time and memory stands on the frontier, filled."""
+    """Write ap_and_cost.{png,svg}: AP against inference time and training memory; Pareto-optimal rows are filled."""
     if not any(map(metrics_of, rows)):
         return write_reason(out / "ap_and_cost", "no run is scored yet")
     with figure_file(out / "ap_and_cost", height_in=5.6) as figure:
         panels = figure.subplots(2, 2, sharey="row", sharex="col")
-        costs = [cost_of(row) for row in rows]
-        times = [None if cost.fps is None else 1000 / cost.fps for cost in costs]
-        columns = [
-            (times, "inference time, milliseconds an image", [cost.device for cost in costs]),
-            ([cost.memory_gb for cost in costs], "training memory, GB", [cost.device for cost in costs]),
-        ]
+        devices = devices_sentence([row.measured_on for row in rows])
+        columns = {
+            "inference time, milliseconds per image": [fps and 1000 / fps for fps in (row.mean("fps") for row in rows)],
+            "training memory, GB": [row.mean("memory_gb") for row in rows],
+        }
         estimates = []
         for line, (kind, word) in zip(panels, KINDS.items(), strict=True):
             gains = [estimate(row, kind, "AP") for row in rows]
             estimates += gains
-            for axes, (of_rows, label, devices) in zip(line, columns, strict=True):
-                draw_frontier(axes, rows, of_rows, gains)
-                axes.set_xlabel(f"{label}\n({devices_sentence(devices)})" if axes in panels[-1] else "")
+            for axes, (label, costs) in zip(line, columns.items(), strict=True):
+                draw_frontier(axes, rows, costs, gains)
+                axes.set_xlabel(f"{label}\n({devices})" if axes in panels[-1] else "")
             line[0].set_ylabel(f"{word} AP, percent")
         legend_below(figure, panels.ravel())
-        figure.suptitle(f"Filled, on the line: no other row is as good for less.\n{basis_sentence(estimates)}.")
+        figure.suptitle(f"Filled: Pareto-optimal (accuracy vs. cost)\n{basis_sentence(estimates)}")
 
 
 def devices_sentence(devices: Sequence[str | None]) -> str:
-    """Where a cost was measured; costs of different devices do not compare."""
+    """Where costs were measured; costs of different devices cannot be compared."""
     found = list(dict.fromkeys(device for device in devices if device))
     return f"{'devices differ: ' if len(found) > 1 else ''}{', '.join(found) or 'not measured'}"
 
@@ -135,14 +134,14 @@ def devices_sentence(devices: Sequence[str | None]) -> str:
 def draw_frontier(
     axes: Axes, rows: Sequence[Row], costs: Sequence[float | None], gains: Sequence[Estimate | None]
 ) -> None:
-    """One panel of points with the frontier through the best."""
+    """One panel of points with the Pareto frontier."""
     known = [
         (place, cost, gain)
         for place, (cost, gain) in enumerate(zip(costs, gains, strict=True))
         if cost is not None and gain is not None
     ]
     if not known:
-        return say_why(axes, "not measured for any row that is scored")
+        return show_reason(axes, "not measured for any row that is scored")
     x, y = (np.array(values) for values in zip(*((cost, gain.value) for _, cost, gain in known), strict=True))
     frontier = on_frontier(x, y)
     order = np.flatnonzero(frontier)[np.argsort(x[frontier], kind="stable")]
@@ -154,7 +153,7 @@ def draw_frontier(
 
 
 def write_ap_and_images(rows: Sequence[Row], image_counts: Mapping[int, int], kind: str, out: Path) -> None:
-    """Write ap_and_images.{png,svg}: AP of each category against its training images, a panel a row, group means.
+    """Write ap_and_images.{png,svg}: AP of each category against its training images, a panel per row; group means.
 
     Args:
         rows: of the table.
@@ -164,7 +163,7 @@ def write_ap_and_images(rows: Sequence[Row], image_counts: Mapping[int, int], ki
     """
     shown = [row for row in rows if any(metrics.get("per_category") for metrics in metrics_of(row))]
     if not shown or not image_counts:
-        reason = "no run is scored yet" if not shown else "nothing says how many training images categories have"
+        reason = "no run is scored yet" if not shown else "the training images of each category are not counted yet"
         return write_reason(out / "ap_and_images", reason)
     lines, columns = -(-len(shown) // 2), min(len(shown), 2)
     with figure_file(out / "ap_and_images", height_in=2.6 * lines + 0.7) as figure:
@@ -174,7 +173,7 @@ def write_ap_and_images(rows: Sequence[Row], image_counts: Mapping[int, int], ki
             axes.set(
                 title=row_name(row), ylabel=f"{KINDS[kind]} AP, percent", xlabel="training images with the category"
             )
-        # Only now: a limit that is set ends the scaling of all panels that share it.
+        # Last, since setting a limit ends the automatic scaling of all panels that share the axis.
         panels[0].set_ylim(bottom=-3, top=max(5, panels[0].get_ylim()[1]))
         for axes in panels[len(shown) :]:
             axes.set_axis_off()
@@ -192,7 +191,7 @@ def category_aps(row: Row, kind: str) -> dict[int, tuple[str, float | None]]:
 
 
 def draw_categories(axes: Axes, aps: Mapping[int, tuple[str, float | None]], image_counts: Mapping[int, int]) -> None:
-    """One panel: a point a category, a bar a group at the mean of all its categories."""
+    """One panel: a point per category, and per group a bar at the mean of all its categories."""
     for group, (name, colour, marker) in GROUPS.items():
         values = {of: ap for of, (frequency, ap) in aps.items() if frequency == group and ap is not None}
         placed = [(image_counts[of], ap) for of, ap in values.items() if image_counts.get(of)]
@@ -220,32 +219,39 @@ IOUS = {"0.5": "IoU 0.5", "0.75": "IoU 0.75", "0.5:0.95": "IoU 0.5 to 0.95, mean
 MEMBERS = {"all": "all categories", **{group: f"{name} categories" for group, (name, _, _) in GROUPS.items()}}
 
 
-def write_precision_recall(
-    curves: Mapping[str, Mapping[str, Any] | None], what: str, mean_over: str, name: str, out: Path
-) -> None:
-    """Write ``name``.{png,svg}: a row of panels a frequency group, a column an IoU, a line a row of the table.
-
-    Args:
-        curves: of each row by its name, as ``metrics.json`` has them under ``curves`` for boxes or masks; None where
-            nothing has recorded them.
-        what: boxes or masks, for the title.
-        mean_over: what a line is the mean over, for the title.
-        name: of the files.
-        out: folder.
-    """
+def write_precision_recall(rows: Sequence[Row], kind: str, out: Path) -> None:
+    """Write precision_recall_{box,mask}.{png,svg}: panels by frequency group and IoU, a line per row."""
+    name, what = f"precision_recall_{KINDS[kind]}", {"bbox": "boxes", "segm": "masks"}[kind]
+    curves = {row_name(row): curves_of_row(row, kind) for row in rows}
     if not any(curves.values()):
         return write_reason(out / name, f"no run has recorded curves of {what}")
     with figure_file(out / name, height_in=7.4) as figure:
         panels = figure.subplots(len(MEMBERS), len(IOUS), sharex=True, sharey=True)
-        for row, (group, members) in zip(panels, MEMBERS.items(), strict=True):
-            for axes, (iou, title) in zip(row, IOUS.items(), strict=True):
+        for line, (group, members) in zip(panels, MEMBERS.items(), strict=True):
+            for axes, (iou, title) in zip(line, IOUS.items(), strict=True):
                 draw_precision(axes, curves, group, iou)
                 axes.set_title(title if group == "all" else "")
-            row[0].set_ylabel(f"{members}\nprecision")
+            line[0].set_ylabel(f"{members}\nprecision")
         for axes in panels[-1]:
             axes.set_xlabel("recall")
+        mean_over = "categories and seeds" if any(len(metrics_of(row)) > 1 for row in rows) else "categories"
         figure.suptitle(f"Precision of {what} at each recall, mean over {mean_over}")
         legend_below(figure, panels.ravel())
+
+
+def curves_of_row(row: Row, kind: str) -> dict[str, Any] | None:
+    """Curves of a row: the mean over its runs, so that the area under a line is the row's AP; None without any."""
+    found = [metrics["curves"][kind] for metrics in metrics_of(row) if kind in metrics.get("curves", {})]
+    if not found:
+        return None
+    lines = {group: {iou: mean_line([each[group][iou] for each in found]) for iou in IOUS} for group in MEMBERS}
+    return {"recall": found[0]["recall"], **lines}
+
+
+def mean_line(lines: Sequence[Sequence[float] | None]) -> list[float] | None:
+    """Mean of lines, point by point; of those that are defined."""
+    defined = [line for line in lines if line is not None]
+    return np.mean(defined, axis=0).tolist() if defined else None
 
 
 def draw_precision(axes: Axes, curves: Mapping[str, Mapping[str, Any] | None], group: str, iou: str) -> None:
@@ -263,7 +269,7 @@ def draw_precision(axes: Axes, curves: Mapping[str, Mapping[str, Any] | None], g
 
 @dataclass(frozen=True, eq=False)
 class CategoryFigures:
-    """What the picture shows of each category; everything has one entry a category."""
+    """What the plot of repeat factors shows; each array has one entry per category."""
 
     frequencies: np.ndarray
     """r, c or f."""
@@ -284,9 +290,9 @@ def write_sampling_figure(figures: CategoryFigures, title: str, out: Path) -> No
 
 
 def draw_factors(axes: Axes, figures: CategoryFigures) -> None:
-    """Category frequency against factor; categories without an image have no place on a logarithmic axis."""
+    """Repeat factor against training images; a category without any has no place on the logarithmic axis."""
     if not figures.image_counts.any():
-        return say_why(axes, "no category has an image")
+        return show_reason(axes, "no category has an image")
     for group, (name, colour, marker) in GROUPS.items():
         of_group = (figures.frequencies == group) & (figures.image_counts > 0)
         counts, factors = figures.image_counts[of_group], figures.factors[of_group]
@@ -297,7 +303,7 @@ def draw_factors(axes: Axes, figures: CategoryFigures) -> None:
 
 
 def draw_instances(axes: Axes, figures: CategoryFigures) -> None:
-    """Instances of one epoch, without and with oversampling, by group: the bars say what is gained."""
+    """Instances of one epoch by group, without and with oversampling, and their ratio."""
     positions = np.arange(len(GROUPS))
     before, after = (
         np.array([values[figures.frequencies == group].sum() for group in GROUPS])
@@ -309,7 +315,7 @@ def draw_instances(axes: Axes, figures: CategoryFigures) -> None:
     for position, first, second in zip(positions, before, after, strict=True):
         gain = f"x {second / first:.2f}" if first else "none"
         axes.annotate(gain, (position + 0.2, max(second, 1)), ha="center", va="bottom", fontsize=8)
-    axes.set(yscale="log", ylabel="instances in an epoch\n(pale: each image once)", xticks=positions)
+    axes.set(yscale="log", ylabel="instances per epoch\n(light: each image once)", xticks=positions)
     axes.set_xticklabels([name for name, _, _ in GROUPS.values()])
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.15)

@@ -1,17 +1,17 @@
-"""What stands around the results table: how to read it, and how each number was obtained."""
+"""The results table: table.md for people, table.csv and table.json for programs, and the text around it."""
 
+import csv
+import io
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 from urllib.parse import quote
 
-import pandas as pd
 from tabulate import tabulate
 
-from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.reporting.rows import (
@@ -21,78 +21,281 @@ from lvis_rcnn.reporting.rows import (
     TRAINED,
     Link,
     Row,
-    cell,
     difference,
-    download,
     is_best,
+    is_outside_noise,
     missing_of,
-    moments_of,
     published_value,
-    reasons,
-    row_record,
     rows_of,
+    run_key,
 )
 from lvis_rcnn.runs.records import MEASURES, Run
 from lvis_rcnn.system.files import write_json, write_text
 
-# What stands behind numbers that were measured elsewhere than the first of their column.
+# The only order of the columns: table.csv and table.json follow it, with what is not printed at the end.
+COLUMNS = {
+    "title": "Backbone",
+    "style": "Style",
+    "lr_schd": "Lr schd",
+    "scored_on": "Scored on",
+    "source": "Source",
+    "memory_gb": "Mem (GB)",
+    "fps": "Inf time (fps)",
+    "box_AP": "box AP",
+    "mask_AP": "mask AP",
+    "download": "Download",
+    "mask_APr": "APr",
+    "mask_APc": "APc",
+    "mask_APf": "APf",
+    "images_seen": "Images seen",
+    "gpu_hours": "GPU-hours",
+    "cpu_hours": "CPU-hours",
+}
+MEASURES_IN_ORDER = tuple(dict.fromkeys([*(name for name in COLUMNS if name in MEASURES), *MEASURES]))
+
+# Behind numbers that were measured on another device than the first of their column.
 MARKS = ("", "†", "‡", "§")
 OF_DEVICE = ("memory_gb", "fps")
+OF_TRAINING = ("memory_gb", "images_seen", "gpu_hours", "cpu_hours")
 PUBLISHERS = "the publisher's GPUs"
 
-# The page's columns in its order; Download stands between the two.
-PAGE_COLUMNS = {"memory_gb": "Mem (GB)", "fps": "Inf time (fps)", "box_AP": "box AP", "mask_AP": "mask AP"}
-FURTHER_COLUMNS = {"mask_APr": "APr", "mask_APc": "APc", "mask_APf": "APf", "images_seen": "Images seen"}
+CELL_CHARACTERS = 17  # "23.1 [21.0, 25.2]"; twelve columns would not fit otherwise
+TERMINAL_CHARACTERS, TITLE_CHARACTERS = 100, 16
+MOST_SIDE_BY_SIDE = 4  # rows of the table that fit beside each other on a terminal
 
 
-def cells(rows: list[Row], link: Link | None = None, marked: bool = False) -> pd.DataFrame:
-    """The printed table; with ``link`` it has the column Download, with published models what a row is of.
+def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, out: Path, now_s: float) -> str:
+    """Write the table of ``study`` to ``out``; return it as text for the terminal.
 
-    ``marked``: the best AP among rows of the same data stands between two asterisks.
+    Args:
+        study: what should have been run.
+        models: published models by name, those that the study scores among them.
+        results: folder that all steps write into.
+        out: path of table.md; .csv and .json appear beside it.
+        now_s: Unix time; tells a live run from a dead one.
     """
-    lines = []
-    for row in rows:
-        line = {"Backbone": row.title, "Style": BACKBONES[row.backbone].style, "Lr schd": row.lr_schd}
-        if any(other.model for other in rows):
-            line |= {"Scored on": row.scored_on, "Source": row.source}
-        line |= {title: printed(row, rows, name, marked) for name, title in PAGE_COLUMNS.items()}
-        if link:
-            line["Download"] = download(row, link)
-        further = FURTHER_COLUMNS | hours_column(rows)
-        line |= {title: printed(row, rows, name, marked) for name, title in further.items()}
-        lines.append(line)
-    return pd.DataFrame(lines)
+    rows = rows_of(study, results, models, now_s)
+    link = links_from(out.parent, results, study.report.base_url)
+    records = [row_record(row, link) for row in rows]
+    write_text(out, markdown(study, rows, link))
+    write_text(out.with_suffix(".csv"), spreadsheet(study, rows, records))
+    table = {"format": "lvis_rcnn.table", "version": 1, "study": study.study, "title": titled(study), "rows": records}
+    write_json(out.with_suffix(".json"), table | {"provenance": provenance(study, rows)})
+    notes = [fill(text, TERMINAL_CHARACTERS) for text in (reading_line(rows), devices_line(rows)) if text]
+    return "\n\n".join([terminal_table(printed_cells(rows)), *notes])
 
 
-def hours_column(rows: list[Row]) -> dict[str, str]:
-    """What a training took, with all its starts: CPU-hours where no GPU took part."""
-    took = {name: [moments_of(row, name)["mean"] for row in rows] for name in ("gpu_hours", "cpu_hours")}
-    by_cpu = any(took["cpu_hours"]) and not any(took["gpu_hours"])
-    return {"cpu_hours": "CPU-hours"} if by_cpu else {"gpu_hours": "GPU-hours"}
+def links_from(folder: Path, results: Path, base_url: str | None) -> Link:
+    """How a file of ``results`` is linked in a table of ``folder``: relative to it, or below ``base_url``."""
+
+    def link(path: Path) -> str:
+        if base_url is None:
+            return quote(Path(os.path.relpath(path, folder)).as_posix())
+        return f"{base_url.rstrip('/')}/{quote(path.relative_to(results).as_posix())}"
+
+    return link
 
 
-def printed(row: Row, rows: list[Row], name: str, marked: bool) -> str:
-    """A cell; ``marked``: the best AP among rows of the same data stands in bold."""
-    text = cell(row, name) + mark(rows, row, name)
-    return f"**{text}**" if marked and "AP" in name and is_best(row, rows, name) else text
+def links_of(row: Row, link: Link) -> dict[str, dict[str, str | None]]:
+    """Link to the model and the log of each run, the publisher's of a published model; None where there is no file."""
+    if row.model is not None:
+        return {"model": {PUBLISHED: row.model.url}, "log": {PUBLISHED: row.model.log_url}}
+    files = {kind: {run_key(run): run.file(kind) for run in row.runs} for kind in ("model", "log")}
+    return {
+        kind: {key: link(file) if isinstance(file, Path) else None for key, file in found.items()}
+        for kind, found in files.items()
+    }
+
+
+def row_record(row: Row, link: Link) -> dict[str, Any]:
+    """The row in table.json: every measure with mean, deviation, 95 % interval, those of each run; what is missing.
+
+    A run is named by its seed, or ``published``. Rows that are compared with a published model also have ``published``,
+    ``difference`` and ``outside_noise``.
+    """
+    record: dict[str, Any] = {
+        **row.names,
+        "backbone": row.backbone,
+        "measured_on": row.measured_on,
+        "measures": {name: row.measure(name) for name in MEASURES_IN_ORDER},
+        "missing": {run_key(run): missing for run in row.runs if (missing := missing_of(row, run))},
+    }
+    if row.reference is not None and row.source != PUBLISHED:
+        record["published"] = {name: published_value(row, name) for name in ("memory_gb", *COMPARED)}
+        record["difference"] = {name: difference(row, name) for name in COMPARED}
+        record["outside_noise"] = {name: is_outside_noise(row, name) for name in COMPARED}
+    return record | links_of(row, link)
+
+
+def spreadsheet(study: Study, rows: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> str:
+    """The text of table.csv: the records, a line per row; with several seeds, deviations and each seed's values too."""
+    lines = [spreadsheet_line(row, record) | {"study": study.study} for row, record in zip(rows, records, strict=True)]
+    text = io.StringIO()
+    header = dict.fromkeys(["study", *(key for line in lines for key in line)])
+    writer = csv.DictWriter(text, list(header), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def spreadsheet_line(row: Row, record: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of table.csv by its columns."""
+    line = {key: record[key] for key in (*row.names, "backbone", "measured_on")}
+    for name, measure in record["measures"].items():
+        line[name] = measure["mean"]
+        bounds = {"": measure["interval"]} if "interval" in measure else {}
+        if len(row.runs) > 1:
+            line[f"{name}_sd"] = measure["sd"]
+            line |= {f"{name}_seed{seed}": value for seed, value in measure["seeds"].items()}
+            bounds |= {f"_seed{key}": found for key, found in measure.get("intervals", {}).items()}
+        for of, (low, high) in bounds.items():
+            line |= {f"{name}_low{of}": low, f"{name}_high{of}": high}
+    for kind in ("published", "difference", "outside_noise"):
+        line |= {f"{name}_{kind}": value for name, value in record.get(kind, {}).items()}
+    line["missing"] = "; ".join(filter(None, (first_missing(row, run) for run in row.runs)))
+    return line | {kind: next(filter(None, record[kind].values()), None) for kind in ("model", "log")}
+
+
+def first_missing(row: Row, run: Run) -> str:
+    """The first reason why a run, or the measurement of its row, is incomplete, with its seed; empty if it is whole."""
+    for step, why in missing_of(row, run).items():
+        reason = why if step in run.missing else f"{step}: {why}"
+        return reason if run.seed is None else f"seed {run.seed}: {reason}"
+    return ""
+
+
+def plain(text: str, is_best: bool) -> str:
+    """A cell as it is."""
+    return text
+
+
+def printed_cells(
+    rows: Sequence[Row], link: Link | None = None, write: Callable[[str, bool], str] = plain
+) -> list[dict[str, str]]:
+    """The cells of each row by the titles of their columns; columns that hold nothing of interest are left out.
+
+    Args:
+        rows: of the table.
+        link: for the column Download; None leaves it out.
+        write: how a cell is written, given whether it is the best AP among rows of the same data.
+    """
+    took = {name: any(row.mean(name) for row in rows) for name in ("gpu_hours", "cpu_hours")}
+    left_out = {"gpu_hours" if took["cpu_hours"] and not took["gpu_hours"] else "cpu_hours"}
+    left_out |= set() if any(row.model for row in rows) else {"scored_on", "source"}
+    left_out |= set() if link else {"download"}
+    names = [name for name in COLUMNS if name not in left_out]
+
+    def text_of(row: Row, name: str) -> str:
+        if name == "download" and link:
+            return download(row, link)
+        return row.names[name] if name in row.names else cell(row, name) + device_mark(rows, row, name)
+
+    return [
+        {COLUMNS[name]: write(text_of(row, name), name in MEASURES and is_best(row, rows, name)) for name in names}
+        for row in rows
+    ]
+
+
+def cell(row: Row, name: str) -> str:
+    """What is printed of a measure: the number, the published one and their difference, or why there is none."""
+    published, scale = published_value(row, name), MEASURES[name].scale
+    if row.source == PUBLISHED:
+        return "not published" if published is None else f"{scale * published:.1f}"
+    if row.source == RESCORED and name in OF_TRAINING:
+        return "- (not trained here)"
+    text, change = measured_cell(row, name), difference(row, name)
+    if published is None or row.mean(name) is None:
+        return text
+    mark = " !" if is_outside_noise(row, name) else ""
+    compared = "" if change is None else f", {scale * change:+z.1f}{mark}"
+    return f"{text} (published {scale * published:.1f}{compared})"
+
+
+def measured_cell(row: Row, name: str) -> str:
+    """Mean, sample standard deviation over the seeds and interval, or why there is no number."""
+    runs, measure, found = row.runs_of(name), MEASURES[name], row.measure(name)
+    mean, spread, scale = found["mean"], found["sd"], measure.scale
+    if not any(measure.step in run.records for run in runs):
+        return reasons({run.seed: run.missing[measure.step] for run in runs})
+    if mean is None:
+        return "undefined: nothing annotated" if measure.step == "evaluate" else "not recorded"
+    if name == "images_seen":
+        return count_text(mean)
+    decimals = 2 if name in OF_TRAINING and mean < 1 else 1
+    text = f"{scale * mean:.{decimals}f}" + ("" if spread is None else f" ± {scale * spread:.{decimals}f}")
+    if bounds := found.get("interval"):
+        text += f" [{scale * bounds[0]:.1f}, {scale * bounds[1]:.1f}]"
+    present = sum(value is not None for value in found["seeds"].values())
+    return text if present == len(runs) else f"{text} ({present} of {len(runs)} seeds)"
+
+
+def count_text(count: float) -> str:
+    """A number of images in few characters."""
+    if count < 10_000:
+        return f"{count:.0f}"
+    return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"
+
+
+def reasons(of_seeds: Mapping[int | None, str]) -> str:
+    """One reason if all seeds share it, else each with its seed."""
+    if len(different := set(of_seeds.values())) == 1:
+        return different.pop()
+    return "; ".join(f"seed {seed}: {why}" for seed, why in of_seeds.items())
+
+
+def download(row: Row, link: Link) -> str:
+    """Links to model and log in Markdown, of the first run that has both; why there are none."""
+    found = links_of(row, link)
+    for key in found["model"]:
+        links = {kind: url for kind in found if (url := found[kind][key])}
+        if row.model or len(links) == len(found):
+            return " &#124; ".join(f"[{kind}]({url})" for kind, url in links.items())
+    files = {run.seed: [run.file(kind) for kind in found] for run in row.runs}
+    return reasons({seed: next(one for one in of_run if isinstance(one, str)) for seed, of_run in files.items()})
 
 
 def place_of(row: Row, name: str) -> str | None:
     """Where memory or speed of a row was measured; None where there is no number."""
-    if row.source == PUBLISHED:
-        return PUBLISHERS if published_value(row, name) is not None else None
-    return row.measured_on if row.runs_of(name)[0].value(MEASURES[name]) is not None else None
+    if row.mean(name) is None:
+        return None
+    return PUBLISHERS if row.source == PUBLISHED else row.measured_on
 
 
-def places(rows: list[Row]) -> list[str]:
+def places(rows: Sequence[Row]) -> list[str]:
     """Every place where memory or speed was measured; the first needs no mark."""
     return list(dict.fromkeys(place for row in rows for name in OF_DEVICE if (place := place_of(row, name))))
 
 
-def mark(rows: list[Row], row: Row, name: str) -> str:
-    """What tells a number of another device from the others of its column."""
+def device_mark(rows: Sequence[Row], row: Row, name: str) -> str:
+    """What distinguishes a number of another device from the others of its column."""
     place = place_of(row, name) if name in OF_DEVICE else None
     return MARKS[min(places(rows).index(place), len(MARKS) - 1)] if place else ""
+
+
+def terminal_table(cells: Sequence[Mapping[str, str]]) -> str:
+    """The table for a terminal: turned, a column per row, as long as these fit beside each other."""
+    lines, width = [list(cells[0]), *(list(row.values()) for row in cells)], CELL_CHARACTERS
+    if len(cells) <= MOST_SIDE_BY_SIDE:
+        lines = [list(line) for line in zip(*lines, strict=True)]
+        width = (TERMINAL_CHARACTERS - TITLE_CHARACTERS) // len(cells) - 2
+    widths = [width] * len(lines[0])
+    return tabulate(lines[1:], lines[0], tablefmt="simple", disable_numparse=True, maxcolwidths=widths)
+
+
+def markdown(study: Study, rows: Sequence[Row], link: Link) -> str:
+    """The text of table.md: title, table, provenance, how to read the numbers, the published files."""
+    lines = printed_cells(rows, link, lambda text, best: f"**{in_markdown(text)}**" if best else in_markdown(text))
+    aligned = ["left"] * len(lines[0])
+    table = tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=aligned)
+    several = "Download: the first seed that is done." if any(len(row.runs) > 1 for row in rows) else ""
+    notes = [" ".join(filter(None, [several, in_markdown(reading_line(rows))])), files_line(rows)]
+    parts = [f"# {titled(study)}", table, provenance_line(study, rows), devices_line(rows), *notes]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def in_markdown(text: str) -> str:
+    """A text that neither ends a cell of a Markdown table nor becomes HTML."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def titled(study: Study) -> str:
@@ -101,70 +304,70 @@ def titled(study: Study) -> str:
     return study.title if named else f"{study.title} ({study.study})"
 
 
-def devices_line(rows: list[Row]) -> str:
+def devices_line(rows: Sequence[Row]) -> str:
     """What the marks mean; empty where all was measured on one device."""
     first, *others = places(rows) or [""]
     if not others:
         return ""
     marked = [f"{MARKS[min(at, len(MARKS) - 1)]} {place}" for at, place in enumerate(others, start=1)]
-    return f"Mem and Inf time compare only on one device: no mark {first}; {'; '.join(marked)}."
+    return f"Compare Mem and Inf time only on the same device: unmarked {first}; {'; '.join(marked)}."
 
 
-def reading_line(rows: list[Row]) -> str:
-    """What the columns beyond the page are, and which seeds are missing from a mean."""
+def reading_line(rows: Sequence[Row]) -> str:
+    """How to read the numbers, and which seeds are missing from a mean."""
     parts = ["APr, APc, APf: mask AP of rare, common and frequent categories. All AP in percent."]
     seeds = max(len(row.runs) for row in rows)
     if seeds > 1:
         parts.append(f"Mean ± sample standard deviation over {seeds} seeds.")
-    parts += interval_sentence(rows)
+    parts += [interval_sentence(rows)]
     if any(difference(row, name) is not None for row in rows for name in COMPARED):
-        said = "the published number, and of AP what was measured here minus that"
-        parts.append(f"In round brackets: {said}; ! marks what is {noise_of(rows, seeds)}.")
+        parts.append("In parentheses: published value and, for AP, difference (ours - published).")
+        parts.append(f"! = difference larger than expected from noise: {noise_of(rows, seeds)}.")
     for row in rows:
         if any(not run.missing for run in row.runs):
             late = {run.seed: next(iter(run.missing.values())) for run in row.runs if run.missing}
-            parts += [f"{row.title}, seed {seed}: {reasons({seed: why})}." for seed, why in late.items()]
-    return " ".join(parts)
+            parts += [f"{row.title}, seed {seed}: {why}." for seed, why in late.items()]
+    return " ".join(filter(None, parts))
 
 
-def interval_sentence(rows: list[Row]) -> list[str]:
-    """What square brackets are, where there are any."""
+def interval_sentence(rows: Sequence[Row]) -> str:
+    """What square brackets are; empty where there are none."""
     shown = [row for row in rows if any(row.interval(name) for name in MEASURES)]
     if not shown:
-        return []
-    records = [run.records["evaluate"] for row in shown for run in row.runs if "evaluate" in run.records]
-    numbers = sorted({found["intervals"]["resamples"] for found in records if found.get("intervals")})
-    of_means = "; that of a mean over seeds counts their spread, too" if any(row.has_mean for row in shown) else ""
-    resamples = ", ".join(f"{number:,}" for number in numbers)
-    sentence = f"95 % interval over the validation images, from a bootstrap of {resamples} resamples{of_means}"
-    return [f"In square brackets: {sentence}."]
+        return ""
+    scored = [[run.records["evaluate"] for run in row.runs if "evaluate" in run.records] for row in shown]
+    numbers = {found["intervals"]["resamples"] for of_row in scored for found in of_row if found.get("intervals")}
+    resamples = ", ".join(f"{number:,}" for number in sorted(numbers))
+    sentence = f"In square brackets: 95 % bootstrap interval over the validation images ({resamples} resamples)."
+    of_means = " Intervals of means also include between-seed variance."
+    return sentence + (of_means if any(len(of_row) > 1 for of_row in scored) else "")
 
 
-def noise_of(rows: list[Row], seeds: int) -> str:
-    """Beyond which noise a difference to a published number is marked."""
-    rescored = "more than the rounding of the published number, the weights being the same"
+def noise_of(rows: Sequence[Row], seeds: int) -> str:
+    """Beyond which noise a difference to a published value is marked."""
     trained = (
         "more than two standard deviations over the seeds"
         if seeds > 1
-        else "outside the interval over the validation images; another seed would move it, too"
+        else "the published value is outside the interval over images, which leaves out the variation between seeds"
     )
-    of = {RESCORED: rescored, TRAINED: trained}
-    return ", or, trained here, ".join(text for source, text in of.items() if any(row.source == source for row in rows))
+    of = {RESCORED: "for the same weights, more than the rounding of the published value"}
+    of |= {TRAINED: f"for rows trained here, {trained}"}
+    return "; ".join(text for source, text in of.items() if any(row.source == source for row in rows))
 
 
-def files_line(rows: list[Row]) -> str:
+def files_line(rows: Sequence[Row]) -> str:
     """The published files that were read, with the digest of their bytes; empty where there are none."""
     files = [f"{file['file']} (sha256 {file['sha256']})" for file in published_files(rows)]
     return f"Published files scored here: {'; '.join(files)}." if files else ""
 
 
-def published_files(rows: list[Row]) -> list[dict[str, str]]:
+def published_files(rows: Sequence[Row]) -> list[dict[str, str]]:
     """Name and digest of each published file that was read."""
     records = [run.records["import"] for row in rows for run in row.runs if "import" in run.records]
     return [{key: record[key] for key in ("file", "sha256")} for record in records]
 
 
-def provenance(study: Study, rows: list[Row]) -> dict[str, Any]:
+def provenance(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
     """What all numbers of the table were made with; lists hold every value that occurs."""
     # A published model was trained elsewhere: what its numbers were made with here is what detected with it.
     found_by_run = [run.records for row in rows for run in (*row.runs, *filter(None, [row.measured]))]
@@ -180,6 +383,8 @@ def provenance(study: Study, rows: list[Row]) -> dict[str, Any]:
                 found.append(value)
         return found
 
+    scored = [(row, run.records["evaluate"]) for row in rows for run in row.runs if "evaluate" in run.records]
+    named = (f"{found['images']:,} validation images of {row.scored_on}" for row, found in scored if "images" in found)
     return {
         "study": study.study,
         "seeds": list(study.seeds),
@@ -193,7 +398,7 @@ def provenance(study: Study, rows: list[Row]) -> dict[str, Any]:
         "images_seen": all_of("train", "images_seen"),
         "finished": max((str(at)[:10] for at in all_of("train", "finished_at")), default=None),
         "protocol": all_of("evaluate", "protocol"),
-        "scored_on": scored_on(rows),
+        "scored_on": list(dict.fromkeys(named)),
         "measured_on": all_of("measure", "device"),
         "memory": list(filter(None, all_of("measure", "training"))),
         "fps": all_of("measure", "inference"),
@@ -201,14 +406,7 @@ def provenance(study: Study, rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def scored_on(rows: list[Row]) -> list[str]:
-    """What runs were scored on, and how many images that is."""
-    scored = [(row, run.records["evaluate"]) for row in rows for run in row.runs if "evaluate" in run.records]
-    named = (f"{found['images']:,} validation images of {row.scored_on}" for row, found in scored if "images" in found)
-    return list(dict.fromkeys(named))
-
-
-def provenance_line(study: Study, rows: list[Row]) -> str:
+def provenance_line(study: Study, rows: Sequence[Row]) -> str:
     """:func:`provenance` in one line; what no run has recorded yet is left out."""
     facts = provenance(study, rows)
     seeds = f"seed{'s' if len(facts['seeds']) > 1 else ''} {', '.join(map(str, facts['seeds']))}"
@@ -244,105 +442,3 @@ def listed(label: str, values: Iterable[Any]) -> str:
     """``label value, value``; empty if there is no value."""
     text = ", ".join(map(str, values))
     return f"{label} {text}".strip() if text else ""
-
-
-CELL_CHARACTERS = 17  # "23.1 [21.0, 25.2]"; twelve columns would not fit otherwise
-TERMINAL_CHARACTERS, TITLE_CHARACTERS = 100, 16
-MOST_SIDE_BY_SIDE = 4  # rows of the table that fit beside each other on a terminal
-
-
-def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, out: Path, now_s: float) -> str:
-    """Write the table of ``study`` to ``out``; return it as text for the terminal.
-
-    Args:
-        study: what should have been run.
-        models: published models by name, those that the study scores among them.
-        results: folder that all steps write into.
-        out: path of table.md; .csv and .json appear beside it.
-        now_s: Unix time; tells a live run from a dead one.
-    """
-    rows = rows_of(study, results, models, now_s)
-    link = links_from(out.parent, results, study.report.base_url)
-    write_text(out, markdown(study, rows, link))
-    write_text(out.with_suffix(".csv"), spreadsheet(study, rows, link).to_csv(index=False))
-    write_json(out.with_suffix(".json"), everything(study, rows, link))
-    said = [fill(text, TERMINAL_CHARACTERS) for text in (reading_line(rows), devices_line(rows)) if text]
-    return "\n\n".join([terminal_table(cells(rows)), *said])
-
-
-def terminal_table(frame: pd.DataFrame) -> str:
-    """The table for a terminal: turned, a column for each row, as long as these fit beside each other."""
-    lines, width = [list(frame.columns), *frame.to_numpy().tolist()], CELL_CHARACTERS
-    if len(frame) <= MOST_SIDE_BY_SIDE:
-        lines = [list(line) for line in zip(*lines, strict=True)]
-        width = (TERMINAL_CHARACTERS - TITLE_CHARACTERS) // len(frame) - 2
-    widths = [width] * len(lines[0])
-    return tabulate(lines[1:], lines[0], tablefmt="simple", disable_numparse=True, maxcolwidths=widths)
-
-
-def links_from(folder: Path, results: Path, base_url: str | None) -> Link:
-    """How a file of ``results`` is linked in a table of ``folder``: relative to it, or below ``base_url``."""
-
-    def link(path: Path) -> str:
-        if base_url is None:
-            return quote(Path(os.path.relpath(path, folder)).as_posix())
-        return f"{base_url.rstrip('/')}/{quote(path.relative_to(results).as_posix())}"
-
-    return link
-
-
-def markdown(study: Study, rows: list[Row], link: Link) -> str:
-    """The page: title, table, one line of provenance, how to read the numbers, the published files."""
-    frame = cells(rows, link, marked=True)
-    table = frame.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=["left"] * frame.shape[1])
-    parts = [f"# {titled(study)}", table, provenance_line(study, rows), devices_line(rows)]
-    several = "Download is the first seed that is done." if any(len(row.runs) > 1 for row in rows) else ""
-    parts += [" ".join(filter(None, [several, reading_line(rows)])), files_line(rows)]
-    return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def everything(study: Study, rows: list[Row], link: Link) -> dict[str, Any]:
-    """The value of table.json."""
-    return {
-        "format": "lvis_rcnn.table",
-        "version": 1,
-        "study": study.study,
-        "title": titled(study),
-        "rows": [row_record(row, link) for row in rows],
-        "provenance": provenance(study, rows),
-    }
-
-
-def spreadsheet(study: Study, rows: list[Row], link: Link) -> pd.DataFrame:
-    """:func:`everything` with a line for each row; with several seeds, deviations and each seed have columns too."""
-    lines = []
-    for row in rows:
-        record = row_record(row, link)
-        named = ("source", "backbone", "title", "style", "lr_schd", "scored_on", "measured_on")
-        line = {"study": study.study} | {key: record[key] for key in named}
-        for name, measure in record["measures"].items():
-            line[name] = measure["mean"]
-            if len(row.runs) > 1:
-                line[f"{name}_sd"] = measure["sd"]
-                line |= {f"{name}_seed{seed}": value for seed, value in measure["seeds"].items()}
-            bounds = {"": measure["interval"]} if "interval" in measure else {}
-            if len(row.runs) > 1:
-                bounds |= {f"_seed{key}": found for key, found in measure.get("intervals", {}).items()}
-            for of, (low, high) in bounds.items():
-                line |= {f"{name}_low{of}": low, f"{name}_high{of}": high}
-        for kind in ("published", "difference", "outside_noise"):
-            line |= {f"{name}_{kind}": value for name, value in record.get(kind, {}).items()}
-        line["missing"] = "; ".join(filter(None, (why_late(row, run) for run in row.runs)))
-        line |= {kind: next(filter(None, record[kind].values()), None) for kind in ("model", "log")}
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def why_late(row: Row, run: Run) -> str:
-    """The first reason why a run, or the measurement of its row, is not whole, with its seed; empty where all is."""
-    missing = missing_of(row, run)
-    if not missing:
-        return ""
-    step, why = next(iter(missing.items()))
-    said = f"{step}: {why}" if step not in run.missing else why
-    return said if run.seed is None else f"seed {run.seed}: {said}"

@@ -52,7 +52,7 @@ def test_every_folder_is_a_room_and_every_other_module_a_step():
 def test_the_face_of_a_room_names_each_of_its_files():
     for room in [*ROOMS, "dataset/mini"]:
         folder = PACKAGE / room
-        there = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+        there = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()} - {"__pycache__"}
         face = (folder / "__init__.py").read_text()
         named = [name.strip("/") for name in re.findall(r"^ *([\w/]+)  +\w", face, re.MULTILINE)]
         assert sorted(named) == sorted(there - {"__init__"}), room
