@@ -1,4 +1,4 @@
-"""What a person sees of a study: its table, plots and pages, and pictures of runs and of training steps.
+"""The table, plots and pages of a study, and pictures of its runs and training steps.
 
     python -m lvis_rcnn report table --study configs/mini.yaml --results results --out results/mini/table.md
     python -m lvis_rcnn report plots --study configs/mini.yaml --results results --out results/mini/plots
@@ -7,12 +7,13 @@
     python -m lvis_rcnn report batch --study configs/mini.yaml --store train.store --images FOLDER
         --repeat-factors repeat_factors --step 0 --out batch.png
 
-Each is made from whatever exists, and says what does not. A number is shown only while the records of the steps before
-it exist and agree with the study file, so that a run that is being repeated never shows its old AP. The same results
-give the same bytes.
+Each is made from what exists, and says what is missing. A number is shown only if the records of all steps before it
+exist and agree with the study file, so that a run that is being repeated never shows its old AP. The same results give
+the same bytes.
 """
 
 import argparse
+import inspect
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import Study, load_study, load_study_for_step
 from lvis_rcnn.config.zoo import known_models
 from lvis_rcnn.dataset.store import open_store
+from lvis_rcnn.reporting import PAGES, PICTURES, PLOTS
 from lvis_rcnn.reporting.drawing import write_picture
 from lvis_rcnn.reporting.pages import write_pages
 from lvis_rcnn.reporting.pictures import positions_of, read_scenes, write_pictures
@@ -40,9 +42,9 @@ def table(args: argparse.Namespace) -> None:
 
         python -m lvis_rcnn report table --study configs/mini.yaml --results results --out results/mini/table.md
 
-    Writes OUT, and .csv and .json beside it. A cell that cannot be filled
-    says why. AP and AR are percent in table.md and fractions in table.csv and table.json; memory is in GB, speed in
-    images per second. A published model has two rows, as published and as scored here.
+    Writes OUT, and .csv and .json beside it. A cell that cannot be filled says why. AP and AR are percent in table.md
+    and fractions in table.csv and table.json; memory is in GB, speed in images per second. A published model has two
+    rows, as published and as scored here.
     """
     if args.out.suffix != ".md":
         raise InputError(f"--out {args.out}", "is no Markdown file", allowed="a name that ends in .md")
@@ -59,14 +61,7 @@ def plots(args: argparse.Namespace) -> None:
 
         python -m lvis_rcnn report plots --study configs/mini.yaml --results results --out results/mini/plots
 
-    training_curves, training_losses    how the trainings went, and where they were started again
-    repeat_factors                      how often categories are drawn
-    ap_and_images                       AP of each category against its training images
-    ap_by_group                         AP of rare, common and frequent categories, with intervals
-    ap_and_cost                         AP against inference time and memory
-    precision_recall_box, _mask         mean precision at each recall, over categories and seeds
-
-    A plot that nothing can be drawn in says why.
+    A plot without data says why.
     """
     study = checked_study(args)
     write_plots(study, args.study, args.results, args.out, time.time())
@@ -78,13 +73,7 @@ def pages(args: argparse.Namespace) -> None:
 
         python -m lvis_rcnn report pages --study configs/mini.yaml --results results --out results/mini
 
-    table.html          the results table, with how its numbers came about
-    per_category.html   AP of every category in every row, to sort and search
-    cost.html           time and memory of every job and training
-    provenance.html     what each number was made with
-    preflight.html      what was found before training
-
-    Links to models and logs stand in table.md.
+    Links to models and logs are in table.md.
     """
     study = checked_study(args)
     log.info("reading what the runs of %s have recorded", study.study)
@@ -93,16 +82,13 @@ def pages(args: argparse.Namespace) -> None:
 
 
 def pictures(args: argparse.Namespace) -> None:
-    """Draw what a run finds: annotations beside detections, and the objects that it misses.
+    """Draw what a run detects: ground truth beside detections, and the objects that it misses.
 
         python -m lvis_rcnn report pictures --store val.store --images FOLDER --detections DETECTIONS --out pictures
 
-    chosen.png      images of --show, or those with most objects of rare categories: left annotated, right found
-    random.png      the same of other images, drawn by --seed
-    missed_rare.png, missed_common.png, missed_frequent.png
-                    the largest objects that no detection of their category overlaps with a box IoU of 0.5 or more
-
-    A star marks rare categories.
+    The chosen images are those of --show, or those with most objects of rare categories; the random ones are others.
+    Missed are objects that no detection of the right category matches with a box IoU of 0.5 or more, at any score; the
+    largest are shown. A star marks rare categories.
     """
     store = open_store(args.store)
     shown = positions_of(store, args.show)
@@ -118,7 +104,7 @@ def batch(args: argparse.Namespace) -> None:
             --repeat-factors repeat_factors --step 0 --out batch.png
 
     Pixels are the network's input, turned back into colours; boxes and masks are its targets, not the annotations.
-    What is grey at the right and below is padding, which is zero to the network.
+    Grey at the right and below is padding, which is zero in the network's input.
     """
     # The only part of this step that needs torch, a second of every start.
     from lvis_rcnn.training.batch_picture import step_picture
@@ -133,13 +119,20 @@ def batch(args: argparse.Namespace) -> None:
 
 
 STEPS = {step.__name__: step for step in (table, plots, pages, pictures, batch)}
+WRITTEN = {"plots": PLOTS, "pages": PAGES, "pictures": PICTURES}
+
+
+def description(name: str) -> str:
+    """What a part of this step says of itself, with the names and titles of what it writes."""
+    titles = (f"    {written:<22} {title}" for written, (_, title) in WRITTEN.get(name, {}).items())
+    return "\n".join([inspect.getdoc(STEPS[name]) or "", "", *titles])
 
 
 def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
-    parts = {name: add_command(commands, name, step.__doc__) for name, step in STEPS.items()}
+    parts = {name: add_command(commands, name, description(name)) for name in STEPS}
     outputs = {"table": "table.md to write, .csv and .json beside it", "plots": "folder of the plots"}
     outputs |= {"pages": "folder of the pages", "pictures": "folder of the pictures", "batch": "PNG to write"}
     for name, part in parts.items():
@@ -163,18 +156,18 @@ def main() -> None:
 
 
 def add_picture_options(part: argparse.ArgumentParser) -> None:
-    """What ``report pictures`` takes besides."""
+    """Options of ``report pictures``."""
     part.add_argument("--detections", type=Path, required=True, metavar="DIR", help="folder of shards")
     part.add_argument("--show", type=int, nargs="+", default=[], metavar="ID", help="ids of the chosen images")
     part.add_argument(
-        "--number", type=int, default=6, choices=range(1, 51), metavar="N", help="images on a sheet (default: 6)"
+        "--number", type=int, default=6, choices=range(1, 51), metavar="N", help="images per sheet (default: 6)"
     )
     part.add_argument("--seed", type=int, default=0, metavar="K", help="of the random images (default: 0)")
-    part.add_argument("--score", type=float, default=0.3, metavar="S", help="least score that is drawn (default: 0.3)")
+    part.add_argument("--score", type=float, default=0.3, metavar="S", help="least score drawn (default: 0.3)")
 
 
 def add_batch_options(part: argparse.ArgumentParser) -> None:
-    """What ``report batch`` takes besides."""
+    """Options of ``report batch``."""
     part.add_argument("--repeat-factors", type=Path, required=True, metavar="DIR", help="output of repeat_factors")
     part.add_argument("--seed", type=int, metavar="K", help="of the run (default: the study's first)")
     part.add_argument("--step", type=int, default=0, metavar="N", help="optimizer step, from 0 (default: 0)")

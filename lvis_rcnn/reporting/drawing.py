@@ -1,6 +1,6 @@
 """Objects on images: masks with outlines, boxes, and labels that nothing covers.
 
-Small images are enlarged by a whole factor without interpolation: a pixel stays a pixel, and letters are legible.
+Small images are enlarged by an integer factor without interpolation, so that pixels stay visible and labels legible.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,9 @@ from lvis_rcnn.system.files import atomic_file
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
-"""Left, top, right, bottom, in pixels of a picture; right and bottom are outside."""
+"""Left, top, right, bottom, in pixels of a picture; right and bottom are exclusive."""
 
-# Okabe and Ito's colours, but for black and a yellow that white letters vanish on.
+# The colours of Okabe and Ito, with grey in place of black.
 COLOURS: tuple[Colour, ...] = (
     (230, 159, 0),
     (86, 180, 233),
@@ -37,9 +37,9 @@ RARE_MARK = "★"
 SHOWN_EDGE_PX = (460, 1000)
 """The long edge of an image is enlarged to at least the first, and shrunk to at most the second."""
 MOST_LABELS = 40
-"""In one picture; more would hide it."""
+"""Per picture; more would hide it."""
 LABEL_ORDER = "rcf"
-"""Who gets a label first, by frequency: rare objects are few and small, and what a picture is looked at for."""
+"""Which objects get a label first, by frequency: rare ones are few, and what a reader looks for."""
 LETTER_PX = 13
 LINE_PX = 18
 GAP_PX = 10
@@ -69,26 +69,26 @@ class Shown:
 
 
 def factor_of(height: int, width: int) -> tuple[int, int]:
-    """By what an image is enlarged (first) or shrunk (second): whole numbers, at least one of them 1."""
+    """Integer factors by which an image is enlarged (first) and shrunk (second); at least one of them is 1."""
     longest = max(height, width)
     return max(1, -(-SHOWN_EDGE_PX[0] // longest)), max(1, -(-longest // SHOWN_EDGE_PX[1]))
 
 
 def rescaled(pixels: UInt8[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """An image or mask of one value a pixel as large as it is shown."""
+    """An image or a mask in the size in which it is shown."""
     up, down = factor_of(*pixels.shape[:2])
     return np.repeat(np.repeat(pixels[::down, ::down], up, axis=0), up, axis=1)
 
 
 @cache
 def font(size_px: int = LETTER_PX, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The letters of plots, which come with matplotlib: the same on every machine."""
+    """The font that comes with matplotlib: the same on every machine."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size_px)
 
 
 def draw_objects(image_rgb: UInt8[np.ndarray, "h w 3"], objects: Sequence[Shown]) -> Image.Image:
-    """The image as large as it is shown, with masks below boxes below labels; a line says how many have no label."""
+    """The image with masks below boxes below labels, and a line that counts the objects without a label."""
     up, down = factor_of(*image_rgb.shape[:2])
     pixels = np.ascontiguousarray(rescaled(image_rgb))
     for one in objects:
@@ -106,7 +106,7 @@ def draw_objects(image_rgb: UInt8[np.ndarray, "h w 3"], objects: Sequence[Shown]
 def draw_labels(
     pen: ImageDraw.ImageDraw, objects: Sequence[Shown], boxes: Sequence[Rectangle], canvas_wh: tuple[int, int]
 ) -> int:
-    """Label objects, all lines to their boxes below all labels; how many were labelled."""
+    """Draw the labels of objects above the lines that lead to their boxes; return how many there was room for."""
     order = labelled(objects)
     places = place_labels([boxes[at] for at in order], [label_size(objects[at].label) for at in order], canvas_wh)
     placed = [(objects[at], boxes[at], place) for at, place in zip(order, places, strict=True) if place is not None]
@@ -118,13 +118,13 @@ def draw_labels(
 
 
 def labelled(objects: Sequence[Shown]) -> list[int]:
-    """Which objects get a label, the better places first: rare before common before frequent, then as given."""
+    """Which objects get a label, those with the first choice of place first: rare, common, frequent, then as given."""
     order = sorted(range(len(objects)), key=lambda at: LABEL_ORDER.index(objects[at].frequency))
     return order[:MOST_LABELS]
 
 
 def blend_mask(pixels: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], colour: Colour) -> None:
-    """Tint a mask and follow its outline, black below the colour, so that it shows on any ground."""
+    """Tint a mask and draw its outline, black below the colour, so that it is visible on any background."""
     inside = mask > 0
     pixels[inside] = (0.7 * pixels[inside] + 0.3 * np.array(colour)).astype(np.uint8)
     outlines, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -133,7 +133,7 @@ def blend_mask(pixels: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"
 
 
 def scaled_box(box_xyxy: Sequence[float], factor: float, size_wh: tuple[int, int]) -> Rectangle:
-    """A box in the picture, at least three pixels a side, and inside."""
+    """A box in pixels of the picture, at least three pixels wide and high, and inside it."""
     width, height = size_wh
     left, top, right, bottom = (round(factor * value) for value in box_xyxy)
     left, top = min(max(left, 0), width - 4), min(max(top, 0), height - 4)
@@ -141,7 +141,7 @@ def scaled_box(box_xyxy: Sequence[float], factor: float, size_wh: tuple[int, int
 
 
 def inset(box: Rectangle, by: int) -> Rectangle:
-    """A box with narrower sides."""
+    """A box made smaller by so many pixels on each side."""
     left, top, right, bottom = box
     return left + by, top + by, max(right - by, left + by), max(bottom - by, top + by)
 
@@ -154,7 +154,7 @@ def label_size(text: str) -> tuple[int, int]:
 def place_labels(
     boxes: Sequence[Rectangle], sizes_wh: Sequence[tuple[int, int]], canvas_wh: tuple[int, int]
 ) -> list[Rectangle | None]:
-    """Where labels go: at their box if there is room, else near it; None where the canvas has no room left.
+    """Where labels are placed: at their box if there is room, else near it; None where the canvas is full.
 
     Invariant: no two overlap, and all lie on the canvas.
     """
@@ -199,32 +199,27 @@ def overlap(one: Rectangle, other: Rectangle) -> bool:
 
 
 def draw_leader(pen: ImageDraw.ImageDraw, colour: Colour, place: Rectangle, box: Rectangle) -> None:
-    """A line from a label to its box, where it had to go elsewhere."""
+    """Draw a line from a label to its box where they do not touch."""
     left, top, right, bottom = place
     if not overlap((left - 3, top - 3, right + 3, bottom + 3), (box[0], box[1], box[2] + 1, box[3] + 1)):
         pen.line([((left + right) // 2, (top + bottom) // 2), (box[0], box[1])], fill=colour, width=1)
 
 
 def draw_label(pen: ImageDraw.ImageDraw, text: str, colour: Colour, place: Rectangle) -> None:
-    """A label on its ground."""
+    """Draw a label on its background."""
     left, top, right, bottom = place
     pen.rectangle((left, top, right - 1, bottom - 1), fill=colour, outline=BLACK)
     brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     pen.text((left + 3, top + LINE_PX // 2), text, fill=BLACK if brightness > 110 else WHITE, font=font(), anchor="lm")
 
 
-def captioned(picture: Image.Image, lines: Sequence[str], bold: bool = False) -> Image.Image:
+def captioned(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
     """A picture with lines of text above it, cut to its width."""
     sheet = Image.new("RGB", (picture.width, picture.height + LINE_PX * len(lines)), WHITE)
     pen = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
-        pen.text(
-            (0, LINE_PX * number + LINE_PX // 2),
-            cut(line, picture.width),
-            fill=BLACK,
-            font=font(bold=bold),
-            anchor="lm",
-        )
+        at = (0, LINE_PX * number + LINE_PX // 2)
+        pen.text(at, cut(line, picture.width), fill=BLACK, font=font(), anchor="lm")
     sheet.paste(picture, (0, LINE_PX * len(lines)))
     return sheet
 
@@ -239,7 +234,7 @@ def footed(picture: Image.Image, line: str) -> Image.Image:
 
 
 def cut(text: str, width_px: int) -> str:
-    """As much of a text as fits."""
+    """As much of a text as fits into this width."""
     if font().getlength(text) <= width_px:
         return text
     kept = next(n for n in range(len(text) - 1, -1, -1) if font().getlength(f"{text[:n]}…") <= width_px or not n)
@@ -247,7 +242,7 @@ def cut(text: str, width_px: int) -> str:
 
 
 def sheet_of(title: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Pictures in rows and columns on white, below lines of a title."""
+    """Pictures in rows and columns on white, below the lines of a title."""
     columns = max(map(len, rows), default=0)
     widths = [max(row[at].width for row in rows if at < len(row)) + GAP_PX for at in range(columns)]
     longest = max((round(font(bold=True).getlength(line)) + GAP_PX for line in title), default=0)

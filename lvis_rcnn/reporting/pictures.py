@@ -1,4 +1,4 @@
-"""What a run finds, as pictures: annotations beside detections, and the objects that it misses."""
+"""What a run detects, as pictures: ground truth beside detections, and the objects that it misses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,18 +26,30 @@ from lvis_rcnn.reporting.drawing import (
     sheet_of,
     write_picture,
 )
+from lvis_rcnn.reporting.figures import GROUPS
 from lvis_rcnn.system.cli import InputError
+
+FOUND_IOU = 0.5
+"""IoU of boxes from which a detection of its category matches an object."""
+NAMED_SCORE = 0.3
+"""A missed object is named after a detection with at least this score: of up to 300 per image, most are noise."""
+MOST_DETECTIONS = 20
+"""Drawn on an image; more would hide it."""
+MISSES_OF_CATEGORY = 2
+MISSES_IN_ROW, MISSES_SHOWN = 4, 12
+TILE_PX = 240
+LEAST_AROUND_PX = 24
 
 
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    """A split with its images and what was found in them."""
+    """A split with its images and what was detected in them."""
 
     store: AnnotationStore
     files: ImageFiles
     found: Detections
     labels: Int64[np.ndarray, " d"]
-    """Of each detection; 0 where the store does not know its category."""
+    """Of each detection; 0 where its category is not in the store."""
     starts: Int64[np.ndarray, " ends"]
     """Detections of image i, best first: ``order[starts[i]:starts[i + 1]]``."""
     order: Int64[np.ndarray, " k"]
@@ -52,7 +64,7 @@ class Scenes:
 
 
 def read_scenes(store: AnnotationStore, images_dir: Path, detections: Path) -> Scenes:
-    """Open what pictures are made of.
+    """Open the images and the detections of a split.
 
     Raises:
         InputError: shards or zips of images are damaged or missing.
@@ -109,30 +121,16 @@ def shown_annotation(scenes: Scenes, row: int, size_hw: tuple[int, int], colour:
 
 
 def shown_detection(scenes: Scenes, row: int, colour: Colour) -> Shown:
-    """One detection; where inference left out its mask, which no score reads, its box alone."""
+    """One detection; its box alone where inference left out its mask, which scoring does not need."""
     label = int(scenes.labels[row])
     text = f"{scenes.store.categories[label - 1].name} {scenes.found.scores[row]:.2f}"
-    found, without = scenes.found, np.zeros(scenes.found.mask_sizes[row], np.uint8)
-    mask = coco_mask.decode(found.rle(row)) if found.has_mask[row] else without
-    return Shown(xyxy(scenes.found.boxes_xywh[row].tolist()), mask, text, colour, scenes.frequency(label))
-
-
-GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
-
-# An object is found if a detection of its category overlaps it by this.
-FOUND_IOU = 0.5
-
-# Only a detection from this score says what an object was taken for: of up to 300 an image, most are noise.
-NAMED_SCORE = 0.3
-
-MISSES_OF_CATEGORY = 2
-MISSES_IN_ROW, MISSES_SHOWN = 4, 12
-TILE_PX = 240
-LEAST_AROUND_PX = 24
+    found = scenes.found
+    mask = coco_mask.decode(found.rle(row)) if found.has_mask[row] else np.zeros(found.mask_sizes[row], np.uint8)
+    return Shown(xyxy(found.boxes_xywh[row].tolist()), mask, text, colour, scenes.frequency(label))
 
 
 def missed(scenes: Scenes) -> Bool[np.ndarray, " A"]:
-    """Whether an object was found by no detection of its category, whatever the score; in the order of the store."""
+    """Whether no detection of an object's category matches it, at any score; in the order of the store."""
     store, found = scenes.store, scenes.found
     misses = np.ones(len(store.annotation_ids), bool)
     for image in tqdm(range(store.num_images), desc="looking for misses", unit="image", disable=None):
@@ -153,22 +151,19 @@ def box_overlaps(ours_xywh: np.ndarray, theirs_xywh: np.ndarray) -> Float64[np.n
 
 
 def misses_sheet(scenes: Scenes, misses: Bool[np.ndarray, " A"], group: str) -> Image.Image:
-    """The largest missed objects of a frequency group, few of each category, with what was found in their place."""
+    """The largest missed objects of a frequency group, few of each category, with what was detected in their place."""
     store = scenes.store
     of_group = np.array([False, *(category.frequency == group for category in store.categories)])[store.labels]
     rows = np.flatnonzero(misses & of_group)
-    name, number = GROUPS[group], int(of_group.sum())
-    title = [f"{len(rows)} of {number} objects of {name} categories were missed"]
+    name, number = GROUPS[group][0], int(of_group.sum())
     if not len(rows):
-        title[0] = f"no objects of {name} categories" if not number else f"none of {number} {name} objects was missed"
-        return sheet_of(title, [])
-    title.append(
-        f"no detection of their category, however unsure, overlaps them by IoU {FOUND_IOU:g}; the largest are shown"
-    )
-    title.append(
-        f"taken for: the detection with a score of {NAMED_SCORE:g} or more that overlaps them most, "
-        f"by IoU {FOUND_IOU:g} at least"
-    )
+        none = f"none of {number} objects of {name} categories was missed"
+        return sheet_of([none if number else f"no objects of {name} categories"], [])
+    title = [
+        f"{len(rows)} of {number} objects of {name} categories were missed",
+        f"no detection of the right category with IoU >= {FOUND_IOU:g} at any score; the largest objects are shown",
+        f"detected as: of any category, with score >= {NAMED_SCORE:g} and the highest IoU, which is >= {FOUND_IOU:g}",
+    ]
     tiles = [miss_tile(scenes, row) for row in worst(store, rows)]
     return sheet_of(title, [tiles[at : at + MISSES_IN_ROW] for at in range(0, len(tiles), MISSES_IN_ROW)])
 
@@ -183,7 +178,7 @@ def worst(store: AnnotationStore, rows: Int64[np.ndarray, " k"]) -> list[int]:
 
 
 def miss_tile(scenes: Scenes, row: int) -> Image.Image:
-    """A missed object with its surroundings, and what the best overlapping detection took it for."""
+    """A missed object with its surroundings, and what the detection that overlaps it most is of."""
     store = scenes.store
     image = int(np.searchsorted(store.annotation_offsets, row, side="right")) - 1
     size_hw = (int(store.heights[image]), int(store.widths[image]))
@@ -191,15 +186,12 @@ def miss_tile(scenes: Scenes, row: int) -> Image.Image:
     left, top, right, bottom = surroundings(one.box_xyxy, size_hw)
     picture = outlined(read_rgb(scenes, image)[top:bottom, left:right], one.mask[top:bottom, left:right], one.colour)
     width, height = store.boxes_xywh[row, 2:]
-    lines = [
-        f"{one.label}, {width:.0f} x {height:.0f} px",
-        f"image {store.image_ids[image]}",
-    ]
-    return captioned(picture, [*lines, taken_for(scenes, image, row)])
+    lines = [f"{one.label}, {width:.0f} x {height:.0f} px", f"image {store.image_ids[image]}"]
+    return captioned(picture, [*lines, detected_as(scenes, image, row)])
 
 
 def outlined(pixels: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], colour: Colour) -> Image.Image:
-    """A square of one object, without a label, which its caption is."""
+    """A square tile of one object without a label, which its caption gives."""
     side = max(pixels.shape[:2])
     shown = pixels.copy()
     outlines, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -223,28 +215,24 @@ def surroundings(box_xyxy: Sequence[float], size_hw: tuple[int, int]) -> tuple[i
     return x[0], y[0], x[1], y[1]
 
 
-def taken_for(scenes: Scenes, image: int, row: int) -> str:
-    """What the detection that overlaps an object most says it is, of those that are sure enough to be named."""
+def detected_as(scenes: Scenes, image: int, row: int) -> str:
+    """Category and score of the detection that overlaps an object most, of those with NAMED_SCORE or more."""
     detections = scenes.detections_of(image)
     detections = detections[(scenes.labels[detections] > 0) & (scenes.found.scores[detections] >= NAMED_SCORE)]
     if not len(detections):
-        return "nothing sure in the image"
+        return f"no detection with score >= {NAMED_SCORE:g}"
     overlaps = box_overlaps(scenes.found.boxes_xywh[detections], scenes.store.boxes_xywh[row : row + 1])[:, 0]
     at = int(np.argmax(overlaps))
     if overlaps[at] < FOUND_IOU:
-        # Rounded down: what is below a half must not read as one.
-        return f"nothing there (best IoU {np.floor(100 * overlaps[at]) / 100:.2f})"
+        # Rounded down, so that an IoU just below the limit is not shown as the limit.
+        return f"best IoU {np.floor(100 * overlaps[at]) / 100:.2f}, below {FOUND_IOU:g}"
     best = detections[at]
     name = scenes.store.categories[int(scenes.labels[best]) - 1].name
-    return f"taken for {name} {scenes.found.scores[best]:.2f}"
-
-
-MOST_DETECTIONS = 20
-"""Drawn in an image; more hide it."""
+    return f"detected as {name} {scenes.found.scores[best]:.2f}"
 
 
 def annotated_objects(scenes: Scenes, image: int, colours: dict[int, Colour]) -> list[Shown]:
-    """What is annotated in an image, large objects first, so that they lie below."""
+    """The ground truth of an image, large objects first, so that small ones are drawn over them."""
     store = scenes.store
     rows, size_hw = store.annotations_of(image), (int(store.heights[image]), int(store.widths[image]))
     by_size = rows.start + np.argsort(-store.areas[rows], kind="stable")
@@ -252,7 +240,7 @@ def annotated_objects(scenes: Scenes, image: int, colours: dict[int, Colour]) ->
 
 
 def pair(scenes: Scenes, image: int, least_score: float) -> list[Image.Image]:
-    """An image as annotated and as found, side by side; a category has one colour in both."""
+    """An image with its ground truth and with its detections; a category has one colour in both."""
     store, found = scenes.store, scenes.found
     rows = [int(row) for row in scenes.detections_of(image) if scenes.labels[row]]
     best = [row for row in rows if found.scores[row] >= least_score][:MOST_DETECTIONS]
@@ -263,28 +251,28 @@ def pair(scenes: Scenes, image: int, least_score: float) -> list[Image.Image]:
     left = draw_objects(pixels, annotated_objects(scenes, image, colours))
     right = draw_objects(pixels, [shown_detection(scenes, row, colours[int(scenes.labels[row])]) for row in best])
     return [
-        captioned(left, [f"image {store.image_ids[image]}: {len(annotated)} annotated", annotated_line(store, image)]),
-        captioned(right, [f"{len(best)} found with a score of {least_score:g} or more", best_line(scenes, rows)]),
+        captioned(left, [f"image {store.image_ids[image]}: {len(annotated)} objects", annotated_line(store, image)]),
+        captioned(right, [f"{len(best)} detections with score >= {least_score:g}", best_line(scenes, rows)]),
     ]
 
 
 def annotated_line(store: AnnotationStore, image: int) -> str:
-    """What an image says beyond its objects: categories that are not all annotated."""
+    """The categories of which not every object in an image is annotated."""
     names = [store.categories[label - 1].name for label in store.not_exhaustive_of(image).tolist()]
     return f"not all annotated: {', '.join(names)}" if names else ""
 
 
 def best_line(scenes: Scenes, rows: Sequence[int]) -> str:
-    """How many detections there are at all, how sure the surest is, and how many have no mask."""
+    """How many detections there are at any score, the highest score, and how many have no mask."""
     if not rows:
-        return "nothing detected at all"
+        return "no detections at any score"
     bare = int((~scenes.found.has_mask[rows]).sum())
-    masks = f"; {bare} have no mask, since no score reads it" if bare else ""
-    return f"of {len(rows)} detections, the best with {scenes.found.scores[rows[0]]:.2f}{masks}"
+    masks = f"; {bare} have no mask, since scoring does not need it" if bare else ""
+    return f"of {len(rows)}, highest score {scenes.found.scores[rows[0]]:.2f}{masks}"
 
 
 def images_with_rare_objects(store: AnnotationStore, number: int) -> list[int]:
-    """The images with most objects of rare categories, then with most objects."""
+    """The images with most objects of rare categories; among equals, those with most objects."""
     rare = np.array([False, *(category.frequency == "r" for category in store.categories)])
     image_of = np.repeat(np.arange(store.num_images), np.diff(store.annotation_offsets))
     rare_objects = np.bincount(image_of[rare[store.labels]], minlength=store.num_images)
@@ -293,17 +281,17 @@ def images_with_rare_objects(store: AnnotationStore, number: int) -> list[int]:
 
 
 def random_images(store: AnnotationStore, number: int, seed: int, without: Sequence[int]) -> list[int]:
-    """Other images, in the order of the store; a pure function of the arguments."""
+    """Images other than ``without``, in the order of the store; a pure function of the arguments."""
     others = np.setdiff1d(np.arange(store.num_images), without)
     drawn = np.random.default_rng(seed).choice(others, min(number, len(others)), replace=False)
     return sorted(drawn.tolist())
 
 
 def positions_of(store: AnnotationStore, image_ids: Sequence[int]) -> list[int]:
-    """Where images stand in the store.
+    """Positions of images in the store.
 
     Raises:
-        InputError: an id that it does not have.
+        InputError: an id is not in the store.
     """
     place = {image: at for at, image in enumerate(store.image_ids.tolist())}
     for image in image_ids:
@@ -313,14 +301,14 @@ def positions_of(store: AnnotationStore, image_ids: Sequence[int]) -> list[int]:
 
 
 def write_pictures(scenes: Scenes, out: Path, shown: Sequence[int], number: int, seed: int, least_score: float) -> None:
-    """Write all sheets into ``out``.
+    """Write all sheets, those of PICTURES, into ``out``.
 
     Args:
-        scenes: the split and what was found.
+        scenes: the split and what was detected.
         out: folder.
-        shown: positions of chosen images; none for those with most rare objects.
-        number: images on a sheet.
-        seed: of the random ones.
+        shown: positions of the chosen images; empty for those with most rare objects.
+        number: images per sheet.
+        seed: of the random images.
         least_score: detections below it are not drawn.
 
     Raises:
@@ -328,14 +316,14 @@ def write_pictures(scenes: Scenes, out: Path, shown: Sequence[int], number: int,
     """
     chosen = list(shown) or images_with_rare_objects(scenes.store, number)
     drawn = random_images(scenes.store, number, seed, chosen)
-    how = "chosen by id" if shown else "with most objects of rare categories"
-    titles = {"chosen": f"Images {how}", "random": f"Random images, drawn with seed {seed}"}
-    for name, images in (("chosen", chosen), ("random", drawn)):
+    how = "images chosen by id" if shown else "images with most rare objects"
+    sheets = {"chosen": (how, chosen), "random": (f"images drawn at random with seed {seed}", drawn)}
+    for name, (which, images) in sheets.items():
         title = [
-            f"{titles[name]}: left annotated, right found",
+            f"Ground truth (left) and detections (right), {which}",
             f"{scenes.store.source_name}; {RARE_MARK} rare category",
         ]
         write_picture(out / f"{name}.png", sheet_of(title, [pair(scenes, image, least_score) for image in images]))
     misses = missed(scenes)
-    for group, name in GROUPS.items():
+    for group, (name, _, _) in GROUPS.items():
         write_picture(out / f"missed_{name}.png", misses_sheet(scenes, misses, group))
