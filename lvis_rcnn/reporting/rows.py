@@ -107,8 +107,9 @@ def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel], now_s: 
         now_s: Unix time.
     """
     rows = []
-    schedule, data = schedule_name(study.schedule), study.dataset.name
+    data = study.dataset.name
     for backbone in study.backbones:
+        schedule = schedule_name(study.schedule)
         runs = tuple(read_run(study, results, backbone, seed, now_s) for seed in study.seeds)
         measured = read_measured(study, results, runs[0])
         same = (one for one in models.values() if (one.kind, one.backbone, one.schedule) == (data, backbone, schedule))

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 from lvis_rcnn.reporting import PAGES
-from lvis_rcnn.reporting.html import Column, page, sortable_table
+from lvis_rcnn.reporting.html import Column, page
 from lvis_rcnn.reporting.pages import write_pages
 from tests.conftest import copy_study, run_snakemake
-from tests.reporting.test_plots import put_everything
-from tests.steps.test_report import NOW_S, put, study_with
+from tests.helpers.study_records import NOW_S, put, put_everything, study_with
 from tests.workflow.test_end_to_end import FINISHED, run, tiny_study
 
 pytestmark = pytest.mark.browser
@@ -142,7 +141,8 @@ def test_the_table_of_categories_sorts_searches_and_narrows(pages):
 def test_the_results_table_sorts_by_the_numbers_its_cells_begin_with(pages):
     rows = [["a", "9.8 [7.0, 12.0]"], ["b", "23.1 ± 1.0"], ["c", "running 63 %"], ["d", "10.4 k"], ["e", "-0.3"]]
     columns = [Column("Backbone"), Column("box AP", by_number=True)]
-    (pages / "numbers.html").write_text(page("numbers", [sortable_table(columns, rows, "rows")]), encoding="utf-8")
+    text = page("table", "numbers", columns=columns, rows=rows, notes=[], provenance=[])
+    (pages / "numbers.html").write_text(text, encoding="utf-8")
     script = """
       const names = () => [...document.querySelectorAll('tbody tr')].map(row => row.cells[0].textContent).join('');
       const head = document.querySelectorAll('th button')[1], found = {};

@@ -2,19 +2,15 @@
 
 import html
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.reporting import PAGES
-from lvis_rcnn.reporting.html import Column, cell, page, paragraph, sortable_table
-from lvis_rcnn.reporting.pages import from_markdown, job_costs, write_pages
-from tests.conftest import REPOSITORY
-from tests.reporting.test_plots import put_everything
-from tests.steps.test_report import NOW_S, put, study_with
+from lvis_rcnn.reporting.html import Column, cell, page
+from lvis_rcnn.reporting.pages import in_html, job_costs, write_pages
+from tests.helpers.study_records import NOW_S, put, put_everything, put_log, study_with
 
 
 def written(results: Path, study: Study) -> dict[str, str]:
@@ -27,7 +23,7 @@ def written(results: Path, study: Study) -> dict[str, str]:
 
 def rows_of_table(text: str) -> list[list[str]]:
     """The cells of every line of every table."""
-    lines = re.findall(r"<tr[^>]*>(.*?)</tr>", text)
+    lines = re.findall(r"<tr[^>]*>(.*?)</tr>", text, re.DOTALL)
     tags = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", line) for line in lines]
     return [[html.unescape(re.sub("<[^>]*>", "", one)) for one in line] for line in tags]
 
@@ -39,7 +35,7 @@ def test_pages_of_a_finished_study(tmp_path):
     put(tmp_path / "mini" / "benchmarks" / "train_r50_seed0.tsv", measured)
     put(tmp_path / "mini" / "preflight.txt", "Preflight of study mini: ok, <no> warning\n")
     pages = written(tmp_path, study)
-    assert rows_of_table(pages["table"])[1][:5] == ["R-50-FPN", "pytorch", "260 it", "0.88", "12.3"]
+    assert rows_of_table(pages["table"])[1][:5] == ["R-50-FPN", "pytorch", "260 steps", "0.88", "12.3"]
     assert "Study mini, seed 0; code 0.1.0-aaaa1111" in pages["table"]
     assert rows_of_table(pages["per_category"]) == [
         ["category", "group", "training images", "objects", "mask AP R-50-FPN", "box AP R-50-FPN"],
@@ -88,57 +84,51 @@ def test_what_snakemake_could_not_measure_is_missing(tmp_path, measured, memory)
     assert job_costs(tmp_path) == [["plots", 0.5, 0.1, memory]]
 
 
-def test_names_cannot_break_a_page():
+def test_names_cannot_break_a_page(tmp_path):
     name = '<script>"&'
-    text = page(name, [paragraph(name), sortable_table([Column(name), Column("AP", 1)], [[name, 1.0]], "things")])
+    text = page("table", name, columns=[Column(name), Column("AP", 1)], rows=[[name, 1.0]], notes=[name], provenance=[])
     assert name not in text
-    assert text.count("&lt;script&gt;&quot;&amp;") == 5
+    assert text.count("&lt;script&gt;&#34;&amp;") == 5
+    study = study_with()
+    put_log(tmp_path, study, "train_r50_seed0", "error: a | b <c\n")
+    assert "failed: a | b &lt;c" in written(tmp_path, study)["table"]
 
 
 @pytest.mark.parametrize(
     ("column", "value", "expected"),
     [
-        (Column("AP", 1, full=100), 12.345, '<td class="number bar" data-by="12.345" style="--part:12%">12.3</td>'),
-        (Column("images", 0), 12345, '<td class="number" data-by="12345">12,345</td>'),
-        (Column("AP", 1, full=100), None, '<td class="number" data-by="">-</td>'),
-        (Column("name"), None, "<td></td>"),
-        (Column("name"), "50 a", "<td>50 a</td>"),
-        (Column("AP", by_number=True), "23.1 [21.0, 25.2]", '<td data-by="23.1">23.1 [21.0, 25.2]</td>'),
-        (Column("AP", by_number=True), "22.4 ± 1.0", '<td data-by="22.4">22.4 ± 1.0</td>'),
-        (Column("AP", by_number=True), "-0.1 (-0.2 !)", '<td data-by="-0.1">-0.1 (-0.2 !)</td>'),
-        (Column("GB", by_number=True), "0.88†", '<td data-by="0.88">0.88†</td>'),
-        (Column("images", by_number=True), "2.40 M", '<td data-by="2.4e+06">2.40 M</td>'),
-        (Column("images", by_number=True), "11.5 k", '<td data-by="11500">11.5 k</td>'),
-        (Column("AP", by_number=True), "running 63 %", '<td data-by="">running 63 %</td>'),
-        (Column("AP", by_number=True), "- (not trained here)", '<td data-by="">- (not trained here)</td>'),
+        (
+            Column("AP", 1, full=100),
+            12.345,
+            ({"class": "number bar", "data-by": "12.345", "style": "--part:12%"}, "12.3"),
+        ),
+        (Column("images", 0), 12345, ({"class": "number", "data-by": "12345"}, "12,345")),
+        (Column("AP", 1, full=100), None, ({"class": "number", "data-by": ""}, "-")),
+        (Column("name"), None, ({}, "")),
+        (Column("name"), "50 a", ({}, "50 a")),
+        (Column("group", is_group=True), "rare", ({"class": "rare"}, "rare")),
+        *(
+            (Column("AP", by_number=True), text, ({"data-by": by}, text))
+            for text, by in {
+                "23.1 [21.0, 25.2]": "23.1",
+                "22.4 ± 1.0": "22.4",
+                "-0.1 (-0.2 !)": "-0.1",
+                "0.88†": "0.88",
+                "2.40 M": "2.4e+06",
+                "11.5 k": "11500",
+                "running 63 %": "",
+                "- (not trained here)": "",
+            }.items()
+        ),
     ],
 )
 def test_cells_carry_what_they_sort_by(column, value, expected):
-    assert cell(column, value) == expected
-
-
-def test_cells_are_freed_of_what_makes_them_safe_in_markdown():
-    assert from_markdown(r"failed: a \| b &lt;c \\") == "failed: a | b <c \\"
+    attributes, text = cell(column, value)
+    assert ({name: one for name, one in attributes.items() if one is not None}, text) == expected
 
 
 def test_an_interval_is_not_broken_and_the_best_stands_out():
-    text = from_markdown("**21.2 [18.2, 22.0]**")
-    assert cell(Column("AP"), text) == "<td><strong>21.2 [18.2,\N{NO-BREAK SPACE}22.0]</strong></td>"
-    assert cell(Column("AP"), from_markdown("21.2 [18.2, 22.0]")) == "<td>21.2 [18.2,\N{NO-BREAK SPACE}22.0]</td>"
-
-
-def test_the_command_writes_without_torch_and_names_a_missing_folder(tmp_path):
-    (tmp_path / "results").mkdir()
-    code = "import sys; from lvis_rcnn import report; report.main(); sys.exit('torch' in sys.modules)"
-
-    def call(results: str) -> subprocess.CompletedProcess[str]:
-        study = str(REPOSITORY / "configs" / "smoke.yaml")
-        words = ["--study", study, "--results", str(tmp_path / results), "--out", str(tmp_path / "out")]
-        command = [sys.executable, "-c", code, "pages", *words]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-
-    done = call("results")
-    assert (done.returncode, done.stderr.splitlines()[-1].split(": ")[0]) == (0, "wrote the pages of smoke")
-    done = call("nowhere")
-    assert done.returncode == 2
-    assert "nowhere: no such folder; fix: name the folder the steps wrote into" in done.stderr
+    column, interval = Column("AP", by_number=True), "21.2 [18.2,\N{NO-BREAK SPACE}22.0]"
+    assert cell(column, in_html("21.2 [18.2, 22.0]", is_best=False))[1] == interval
+    attributes, text = cell(column, in_html("21.2 [18.2, 22.0]", is_best=True))
+    assert (attributes["data-by"], text) == ("21.2", f"<strong>{interval}</strong>")

@@ -1,4 +1,4 @@
-"""Pictures show what is annotated and what was found; labels never cover each other; the same files, the same bytes."""
+"""Pictures show ground truth and detections; labels never cover each other; the same files give the same bytes."""
 
 import dataclasses
 import json
@@ -39,6 +39,7 @@ from lvis_rcnn.reporting.drawing import (
 from lvis_rcnn.reporting.pictures import (
     Scenes,
     best_line,
+    detected_as,
     images_with_rare_objects,
     mask_of_annotation,
     missed,
@@ -49,7 +50,6 @@ from lvis_rcnn.reporting.pictures import (
     read_scenes,
     shown_detection,
     surroundings,
-    taken_for,
     worst,
     write_pictures,
 )
@@ -59,7 +59,6 @@ from tests.conftest import REPOSITORY
 from tests.helpers.tiny_run import make_data, tiny_study
 
 WIDTH, HEIGHT = 64, 48
-NAMES = sorted(f"{name}.png" for name in PICTURES)
 
 
 def square(x: float, y: float, side: float) -> list[list[float]]:
@@ -69,16 +68,10 @@ def square(x: float, y: float, side: float) -> list[list[float]]:
 def dataset() -> dict[str, object]:
     """Three images: a bear and a kite; a kite alone; nothing."""
     images = [
-        {
-            "id": number,
-            "height": HEIGHT,
-            "width": WIDTH,
-            "file_name": f"{number}.png",
-            "neg_category_ids": [],
-            "not_exhaustive_category_ids": [30] if number == 11 else [],
-        }
+        {"id": number, "height": HEIGHT, "width": WIDTH, "file_name": f"{number}.png", "neg_category_ids": [],
+         "not_exhaustive_category_ids": [30] if number == 11 else []}
         for number in (11, 12, 13)
-    ]
+    ]  # fmt: skip
     objects = [(1, 11, 20, 4, 4, 20), (2, 11, 30, 40, 8, 16), (3, 12, 30, 10, 10, 12)]
     annotations = [
         {"id": number, "image_id": image, "category_id": category, "bbox": [x, y, side, side], "area": side * side,
@@ -125,16 +118,16 @@ def scenes(tmp_path: Path) -> Scenes:
 
 def test_an_object_is_missed_unless_a_detection_of_its_category_overlaps_it(scenes):
     assert missed(scenes).tolist() == [False, True, True]
-    assert taken_for(scenes, 0, 1) == "taken for bear 0.40"
-    assert taken_for(scenes, 0, 0) == "taken for bear 0.90"
-    assert taken_for(scenes, 1, 2) == "nothing sure in the image"
+    assert detected_as(scenes, 0, 1) == "detected as bear 0.40"
+    assert detected_as(scenes, 0, 0) == "detected as bear 0.90"
+    assert detected_as(scenes, 1, 2) == "no detection with score >= 0.3"
 
 
-def test_noise_is_not_what_an_object_was_taken_for(scenes):
+def test_a_missed_object_is_not_named_after_noise(scenes):
     scenes.found.scores[1] = 0.29
-    assert taken_for(scenes, 0, 1) == "nothing there (best IoU 0.00)"
+    assert detected_as(scenes, 0, 1) == "best IoU 0.00, below 0.5"
     scenes.found.scores[0] = 0.1
-    assert taken_for(scenes, 0, 1) == "nothing sure in the image"
+    assert detected_as(scenes, 0, 1) == "no detection with score >= 0.3"
 
 
 def test_sheets_of_misses_say_how_many_and_why_there_are_none(scenes, monkeypatch):
@@ -147,7 +140,7 @@ def test_sheets_of_misses_say_how_many_and_why_there_are_none(scenes, monkeypatc
     assert [title[0] for title in titles] == [
         "2 of 2 objects of rare categories were missed",
         "no objects of common categories",
-        "none of 1 frequent objects was missed",
+        "none of 1 objects of frequent categories was missed",
     ]
 
 
@@ -167,7 +160,7 @@ def test_chosen_images_have_most_rare_objects_and_random_ones_are_others(scenes)
 
 def test_an_unknown_image_is_named(scenes):
     assert positions_of(scenes.store, [13, 11]) == [2, 0]
-    with pytest.raises(InputError, match=r"--show 7: no image of val.json; allowed: ids of its images"):
+    with pytest.raises(InputError, match=r"--show 7: no image of val.json"):
         positions_of(scenes.store, [7])
 
 
@@ -203,8 +196,8 @@ def test_a_detection_whose_mask_was_left_out_is_a_box_alone(scenes, tmp_path):
     bare = dataclasses.replace(scenes, found=dataclasses.replace(found, has_mask=found.scores > 0.5))
     assert not shown_detection(bare, 1, (0, 0, 0)).mask.any()
     assert shown_detection(bare, 0, (0, 0, 0)).mask.sum() == 400
-    assert best_line(bare, [0, 1, 3]).endswith("the best with 0.90; 2 have no mask, since no score reads it")
-    assert best_line(scenes, [0, 1, 3]) == "of 3 detections, the best with 0.90"
+    assert best_line(scenes, [0, 1, 3]) == "of 3, highest score 0.90"
+    assert "2 have no mask" in best_line(bare, [0, 1, 3])
     write_pictures(bare, tmp_path / "bare", shown=[], number=2, seed=0, least_score=0.3)
 
 
@@ -216,8 +209,8 @@ def test_the_same_files_give_the_same_pictures_and_the_command_needs_no_torch(sc
     command = [sys.executable, "-c", code, "pictures", *words, "--number", "2"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "once").iterdir()) == NAMES
-    for name in NAMES:
+    assert sorted(path.name for path in (tmp_path / "once").iterdir()) == sorted(f"{name}.png" for name in PICTURES)
+    for name in (f"{name}.png" for name in PICTURES):
         assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 

@@ -1,0 +1,446 @@
+"""The results table says what was measured, how to read it, and in each empty cell why it is empty."""
+
+import csv
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lvis_rcnn.config.study import Study, read_yaml
+from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
+from lvis_rcnn.evaluation.matches import FORMAT, VERSION
+from lvis_rcnn.reporting.rows import schedule_name
+from lvis_rcnn.reporting.table import titled
+from lvis_rcnn.runs.records import read_run
+from tests.helpers.study_records import (
+    MINI,
+    NOW_S,
+    PAGE,
+    put,
+    put_infer,
+    put_log,
+    put_measured,
+    put_metrics,
+    put_progress,
+    put_run,
+    put_train,
+    study_with,
+    table_of,
+    written,
+)
+
+
+def reason_of(results: Path, study: Study, column: str = "mask AP") -> str:
+    return table_of(written(results, study))[0][column]
+
+
+def test_a_finished_study_fills_the_columns_of_the_page(tmp_path):
+    study = study_with(("r50", "x101_64x4d"), schedule={**read_yaml(MINI)["schedule"], "steps": 300})
+    for backbone in study.backbones:
+        put_run(tmp_path, study, backbone)
+    rows = table_of(written(tmp_path, study))
+    assert list(rows[0]) == [*PAGE, "APr", "APc", "APf", "Images seen", "CPU-hours"]
+    assert [row["Backbone"] for row in rows] == ["R-50-FPN", "X-101-64x4d-FPN"]
+    shown = [text.strip("*") for text in rows[0].values()]
+    assert shown[1:7] == ["pytorch", "300 steps", "0.88", "12.3", "12.3", "6.2"]
+    assert shown[8:] == ["1.0", "2.0", "3.0", "1200", "0.25"]
+    stem = "mini/r50/seed0/mask_rcnn_r50_mini_seed0_20261123_120000"
+    assert rows[0]["Download"] == f"[model]({stem}-1a2b3c4d.pth) &#124; [log]({stem}.log.json)"
+
+
+def test_title_and_provenance_say_what_the_numbers_are(tmp_path):
+    study = study_with()
+    put_run(tmp_path, study)
+    lines = written(tmp_path, study).read_text().splitlines()
+    assert lines[0].startswith("# mini (")
+    (line,) = [line for line in lines if line.startswith("Study mini")]
+    for fact in (
+        *("seed 0", "code 0.1.0-aaaa1111", "data 01234567 (train), 89abcdef (val)", "torch 2.15.0"),
+        *("torchvision 0.29.2", "trained on cpu", "threads 2", "fp32", "1200", "2026-11-23"),
+        *("AP: LVIS, lvis 0.5.3, 300 detections an image", "short edge 104 px", "8 images", "20 images"),
+        *("peak resident memory of the training process", "images a second, one at a time"),
+    ):
+        assert fact in line
+
+
+@pytest.mark.parametrize(
+    ("title", "expected"),
+    [("LVIS v0.5", "LVIS v0.5 (mini)"), ("minimal", "minimal (mini)"), ("a mini study", "a mini study")],
+)
+def test_the_title_names_the_study(title, expected):
+    assert titled(study_with(title=title)) == expected
+
+
+@pytest.mark.parametrize("place", ["table.md", "mini/table.md", "elsewhere/deep/page.md"])
+@pytest.mark.parametrize("base_url", [None, "https://example.org/runs/"])
+def test_links_lead_from_the_table_to_files_or_below_a_base_url(tmp_path, place, base_url):
+    study = study_with(report={"base_url": base_url})
+    put_run(tmp_path, study)
+    links = re.findall(r"\]\(([^)]+)\)", written(tmp_path, study, tmp_path / place).read_text())
+    assert len(links) == 2
+    if base_url:
+        assert all(link.startswith(f"{base_url}mini/r50/seed0/mask_rcnn_") for link in links)
+    else:
+        assert all(((tmp_path / place).parent / link).is_file() for link in links)
+
+
+def test_a_linked_file_that_is_gone_is_named(tmp_path):
+    study = study_with()
+    folder = put_run(tmp_path, study)
+    next(folder.glob("*.log.json")).unlink()
+    assert reason_of(tmp_path, study, "Download").startswith("missing file: mask_rcnn_r50_mini_seed0")
+    assert reason_of(tmp_path, study) == "6.2"
+
+
+def test_nothing_started(tmp_path):
+    (row,) = table_of(written(tmp_path, study_with()))
+    assert set(list(row.values())[3:]) == {"not started"}
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"),
+    [
+        ({}, "running 63 %"),
+        ({"age_s": 301}, "stopped at 63 %"),
+        ({"state": "stopped"}, "stopped at 63 %"),
+        ({"state": "done", "step": 300}, "stopped at 100 %"),
+    ],
+)
+def test_a_training_under_way_says_how_far_it_is(tmp_path, progress, expected):
+    study = study_with()
+    put_progress(tmp_path, study, **progress)
+    assert reason_of(tmp_path, study, "Mem (GB)") == reason_of(tmp_path, study) == expected
+
+
+def test_a_killed_training_of_this_machine_is_not_running(tmp_path):
+    study = study_with()
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    put_progress(tmp_path, study, host=socket.gethostname(), pid=child.pid)
+    assert reason_of(tmp_path, study) == "stopped at 63 %"
+    put_progress(tmp_path, study, host=socket.gethostname(), pid=os.getpid())
+    assert reason_of(tmp_path, study) == "running 63 %"
+    put_progress(tmp_path, study, host="another machine", pid=child.pid)
+    assert reason_of(tmp_path, study) == "running 63 %"
+
+
+def test_the_newest_heartbeat_counts(tmp_path):
+    study = study_with()
+    put_progress(tmp_path, study, age_s=5000, digest="old", step=299)
+    put_progress(tmp_path, study, digest="new", step=30)
+    put(tmp_path / "state" / "mini" / "r50" / "seed0" / "damaged" / "progress.json", "{")
+    assert reason_of(tmp_path, study) == "running 10 %"
+
+
+def test_a_failed_training_says_why(tmp_path):
+    study = study_with()
+    text = "2026-11-23 12:00:00 training\n2026-11-23 12:00:01 error: loss is nan | image 17; fix: wait\n\n"
+    put_log(tmp_path, study, "train_r50_seed0", text)
+    put_progress(tmp_path, study, age_s=301)
+    assert reason_of(tmp_path, study) == r"failed: loss is nan \| image 17"
+    put_progress(tmp_path, study, age_s=10, digest="again")
+    assert reason_of(tmp_path, study) == "running 63 %"
+
+
+def test_without_a_log_the_heartbeat_says_why_a_training_failed_and_a_person_who_stops_it_is_no_failure(tmp_path):
+    study = study_with()
+    put_progress(tmp_path, study, state="failed", error="no memory at step 7")
+    assert reason_of(tmp_path, study) == "failed: no memory at step 7"
+    put_log(tmp_path, study, "train_r50_seed0", "2026-11-23 12:00:01 error: interrupted\n")
+    put_progress(tmp_path, study, state="stopped")
+    assert reason_of(tmp_path, study) == "stopped at 63 %"
+
+
+def test_a_long_reason_is_cut_to_a_cell_and_one_line_in_the_middle_is_no_failure(tmp_path):
+    study = study_with()
+    put_log(tmp_path, study, "train_r50_seed0", "error: early\n2026-11-23 12:00:01 going on\n")
+    assert reason_of(tmp_path, study) == "not started"
+    put_log(tmp_path, study, "train_r50_seed0", "error: " + "word " * 50)
+    reason = reason_of(tmp_path, study)
+    assert len(reason) <= 60
+    assert reason.startswith("failed: word word")
+    assert reason.endswith("…")
+
+
+@pytest.mark.parametrize("step", ["draw", "store_train", "store_val", "preflight", "repeat_factors"])
+def test_the_failure_of_a_shared_step_explains_all_rows(tmp_path, step):
+    study = study_with(("r50", "r101"))
+    put_log(tmp_path, study, step, "2026-11-23 12:00:01 error: 3 images are missing\n")
+    rows = table_of(written(tmp_path, study))
+    assert {row["Mem (GB)"] for row in rows} == {f"failed: {step}: 3 images are missing"}
+
+
+def test_steps_after_training_wait_or_fail_by_themselves(tmp_path):
+    study = study_with()
+    folder = put_train(tmp_path, study)
+    assert reason_of(tmp_path, study) == "waiting for inference"
+    columns = ("Mem (GB)", "Inf time (fps)")
+    assert {reason_of(tmp_path, study, column) for column in columns} == {"waiting for the measurement"}
+    put_log(tmp_path, study, "measure_r50", "2026-11-23 12:00:01 error: a step is too large\n")
+    assert {reason_of(tmp_path, study, column) for column in columns} == {"failed: a step is too large"}
+    put_measured(folder.parent, study)
+    assert [reason_of(tmp_path, study, column) for column in columns] == ["0.88", "12.3"]
+    put_log(tmp_path, study, "infer_r50_seed0", "2026-11-23 12:00:01 error: no memory\n")
+    assert reason_of(tmp_path, study) == "failed: no memory"
+    put_infer(folder, study)
+    assert reason_of(tmp_path, study) == "waiting for scoring"
+    put_log(tmp_path, study, "evaluate_r50_seed0", "2026-11-23 12:00:01 error: damaged shard\n")
+    assert reason_of(tmp_path, study) == "failed: damaged shard"
+
+
+def test_numbers_of_different_devices_are_marked(tmp_path):
+    study = study_with(("r50", "r101", "x101_32x4d"))
+    for backbone in study.backbones:
+        folder = put_run(tmp_path, study, backbone)
+        put_measured(folder.parent, study, device={"r101": "NVIDIA H100"}.get(backbone, "cpu"))
+    rows = table_of(written(tmp_path, study))
+    assert [row["Mem (GB)"] for row in rows] == ["0.88", "0.88†", "0.88"]
+    assert [row["Inf time (fps)"] for row in rows] == ["12.3", "12.3†", "12.3"]
+    assert re.search(r"only on the same device: .* cpu; † NVIDIA H100", (tmp_path / "table.md").read_text())
+    put_run(tmp_path, study, "r101")
+    assert "†" not in written(tmp_path, study).read_text()
+
+
+def test_a_run_that_is_being_repeated_does_not_show_its_old_ap(tmp_path):
+    study = study_with()
+    folder = put_run(tmp_path, study)
+    (folder / "train.json").unlink()
+    put_progress(tmp_path, study)
+    (row,) = table_of(written(tmp_path, study))
+    assert set(list(row.values())[3:]) == {"running 63 %"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("train.json", "{"), ("inference.json", "[]"), ("metrics.json", '{"bbox": {}}')]
+)
+def test_a_damaged_record_is_named_in_its_cell(tmp_path, name, text):
+    study = study_with()
+    put(put_run(tmp_path, study) / name, text)
+    assert reason_of(tmp_path, study) == f"unreadable: {name}"
+
+
+def test_numbers_of_other_settings_or_of_an_older_model_are_not_shown(tmp_path):
+    study = study_with()
+    folder = put_run(tmp_path, study)
+    put_metrics(folder, detections_per_image=100)
+    assert reason_of(tmp_path, study) == "outdated: the settings changed since"
+    put_infer(folder, study, model_sha256="beef")
+    assert reason_of(tmp_path, study) == "outdated: trained again since"
+    put_infer(folder, study, settings_digest="beef")
+    assert reason_of(tmp_path, study) == "outdated: the settings changed since"
+    put_measured(folder.parent, study, model_sha256="beef")
+    assert reason_of(tmp_path, study, "Inf time (fps)") == "outdated: trained again since"
+    put_measured(folder.parent, study, settings_digest="beef")
+    assert reason_of(tmp_path, study, "Mem (GB)") == "outdated: the settings changed since"
+    put(folder.parent / "measure.json", "{}")
+    assert reason_of(tmp_path, study, "Mem (GB)") == "unreadable: measure.json"
+    longer = study_with(schedule={**read_yaml(MINI)["schedule"], "steps": 301})
+    assert reason_of(tmp_path, longer, "Mem (GB)") == "outdated: the settings changed since"
+
+
+def test_an_ap_that_no_category_defines_is_said_to_be_undefined(tmp_path):
+    study = study_with()
+    folder = put_run(tmp_path, study)
+    put_metrics(folder, segm={**dict.fromkeys(METRIC_NAMES, 0.5), "APr": None})
+    assert reason_of(tmp_path, study, "APr") == "undefined: nothing annotated"
+    assert reason_of(tmp_path, study, "APc") == "50.0"
+    assert json.loads((tmp_path / "table.json").read_text())["rows"][0]["measures"]["mask_APr"]["mean"] is None
+
+
+def test_several_seeds_become_mean_and_sample_deviation(tmp_path):
+    study = study_with(seeds=(0, 1, 2))
+    for seed, ap in enumerate((0.10, 0.12, 0.17)):
+        put_run(tmp_path, study, seed=seed, ap=ap)
+    (row,) = table_of(written(tmp_path, study))
+    assert (row["box AP"], row["Mem (GB)"]) == ("13.0 ± 3.6", "0.88")
+    assert "seed0/" in row["Download"]
+    assert re.search("standard deviation over 3 seeds", (tmp_path / "table.md").read_text())
+
+
+INTERVALS = {
+    "resamples": 1000,
+    "level": 0.95,
+    "bbox": {"AP": [0.10, 0.1512]},
+    "segm": {"AP": [0.05, 0.07], "APr": None},
+}
+
+
+def test_the_interval_of_a_metric_stands_behind_it(tmp_path):
+    study = study_with()
+    put_metrics(put_run(tmp_path, study), intervals=INTERVALS)
+    (row,) = table_of(written(tmp_path, study))
+    assert [row[name] for name in ("box AP", "mask AP", "APr")] == ["12.3 [10.0, 15.1]", "6.2 [5.0, 7.0]", "1.0"]
+    assert re.search(r"95 % bootstrap interval .*1,000 resamples", (tmp_path / "table.md").read_text())
+    measures = json.loads((tmp_path / "table.json").read_text())["rows"][0]["measures"]
+    assert measures["box_AP"]["intervals"] == {"0": [0.10, 0.1512]}
+    assert "intervals" not in measures["mask_APr"]
+    with (tmp_path / "table.csv").open(newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert (line["box_AP_low"], line["box_AP_high"]) == ("0.1", "0.1512")
+
+
+def put_resampled(folder: Path, samples: np.ndarray) -> None:
+    """What a table reads of the match results: the metrics of resamples, here the same of boxes and masks."""
+    arrays = {f"{kind}_resampled": samples for kind in ("bbox", "segm")}
+    of_file = {"format": np.array(FORMAT), "version": np.array(VERSION), "detections_sha256": np.array("d")}
+    np.savez(folder / "matches.npz", **of_file, **arrays)
+
+
+def test_a_mean_over_seeds_has_an_interval_over_images_and_seeds(tmp_path):
+    samples = 0.2 + 0.01 * np.random.default_rng(1).standard_normal((1000, len(METRIC_NAMES)))
+    intervals = {"resamples": 1000, "bbox": {}, "segm": {}}
+
+    def box_ap(folder: Path, *aps: float) -> tuple[str, list[float]]:
+        study = study_with(seeds=tuple(range(len(aps))))
+        for seed, ap in enumerate(aps):
+            run = put_run(folder, study, seed=seed, ap=ap)
+            put_metrics(run, ap=ap, intervals=intervals, detections_sha256="d")
+            put_resampled(run, samples)
+        mean, _, interval = table_of(written(folder, study))[0]["box AP"].partition(" [")
+        return mean, [float(bound) for bound in interval.strip("]").split(", ")]
+
+    # The seeds agree: what is left is the interval over the images, 1.96 standard deviations of the resamples.
+    mean, interval = box_ap(tmp_path / "agree", 0.2, 0.2, 0.2)
+    assert (mean, interval) == ("20.0 ± 0.0", pytest.approx([18.04, 21.96], abs=0.2))
+    page = (tmp_path / "agree" / "table.md").read_text()
+    assert re.search("1,000 resamples.*between-seed variance", page)
+    # They differ by more: t with 2 degrees of freedom, 4.3 standard errors of 1.0 point, each way.
+    mean, interval = box_ap(tmp_path / "differ", 0.18265, 0.2, 0.21735)
+    assert (mean, interval) == ("20.0 ± 1.7", pytest.approx([15.3, 24.7], abs=0.8))
+    record = json.loads((tmp_path / "differ" / "table.json").read_text())["rows"][0]["measures"]["box_AP"]
+    assert [round(100 * bound, 1) for bound in record["interval"]] == interval
+    # Nothing is said where the resamples are of other detections.
+    put_metrics(tmp_path / "agree" / "mini" / "r50" / "seed1", ap=0.2, intervals=intervals, detections_sha256="e")
+    (row,) = table_of(written(tmp_path / "agree", study_with(seeds=(0, 1, 2))))
+    assert row["box AP"] == "20.0 ± 0.0"
+
+
+def test_the_csv_says_why_a_measurement_is_missing(tmp_path):
+    study = study_with()
+    put_run(tmp_path, study)
+    (tmp_path / "mini" / "r50" / "measure.json").unlink()
+    put_log(tmp_path, study, "measure_r50", "error: no device\n")
+    with written(tmp_path, study).with_suffix(".csv").open(newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert (line["memory_gb"], line["missing"]) == ("", "seed 0: measure: failed: no device")
+
+
+def test_the_best_ap_of_rows_of_the_same_data_is_bold_where_there_is_a_choice(tmp_path):
+    study = study_with(("r50", "r101", "x101_32x4d"))
+    put_run(tmp_path, study, "r50", ap=0.2)
+    assert [row["box AP"] for row in table_of(written(tmp_path, study))] == ["20.0", "not started", "not started"]
+    put_run(tmp_path, study, "r101", ap=0.1)
+    assert [row["box AP"] for row in table_of(written(tmp_path, study))] == ["**20.0**", "10.0", "not started"]
+    assert "*" not in (tmp_path / "table.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "aps", "interval", "expected"),
+    [
+        ((0,), [0.27], [0.25, 0.29], "27.0 [25.0, 29.0] (published 26.1, +0.9)"),
+        ((0,), [0.27], [0.262, 0.29], "27.0 [26.2, 29.0] (published 26.1, +0.9 !)"),
+        ((0,), [0.27], None, "27.0 (published 26.1, +0.9)"),
+        ((0, 1), [0.26, 0.28], [0.262, 0.29], "27.0 ± 1.4 (published 26.1, +0.9)"),
+        ((0, 1), [0.269, 0.271], [0.25, 0.29], "27.0 ± 0.1 (published 26.1, +0.9 !)"),
+    ],
+)
+def test_a_training_of_the_published_recipe_is_compared_with_what_was_published(
+    tmp_path, seeds, aps, interval, expected
+):
+    schedule = {key: value for key, value in read_yaml(MINI)["schedule"].items() if key not in ("steps", "policy")}
+    dataset = {**read_yaml(MINI)["dataset"], "name": "lvis_v0.5"}
+    study = study_with(seeds=seeds, dataset=dataset, schedule={**schedule, "policy": "step", "epochs": 24})
+    for seed, ap in zip(seeds, aps, strict=True):
+        folder = put_run(tmp_path, study, seed=seed, ap=ap)
+        if interval:
+            put_metrics(folder, ap=ap, intervals={"resamples": 1000, "bbox": {"AP": interval}})
+    assert reason_of(tmp_path, study, "box AP") == expected
+    noise = "two standard deviations over the seeds" if len(seeds) > 1 else "the interval over images"
+    assert noise in (tmp_path / "table.md").read_text()
+
+
+def test_a_mean_says_which_seeds_it_lacks(tmp_path):
+    study = study_with(seeds=(0, 1, 2))
+    for seed, ap in ((1, 0.1), (2, 0.12)):
+        put_run(tmp_path, study, seed=seed, ap=ap)
+    put_progress(tmp_path, study)
+    (row,) = table_of(written(tmp_path, study))
+    assert row["box AP"] == "11.0 ± 1.4 (2 of 3 seeds)"
+    assert "seed1/" in row["Download"]
+    assert (tmp_path / "table.md").read_text().endswith("R-50-FPN, seed 0: running 63 %.\n")
+
+
+def test_seeds_that_are_all_missing_give_each_its_reason(tmp_path):
+    study = study_with(seeds=(0, 1))
+    put_progress(tmp_path, study)
+    assert reason_of(tmp_path, study) == "seed 0: running 63 %; seed 1: not started"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"policy": "step", "epochs": 24}, "2x"),
+        ({"policy": "step", "epochs": 12}, "1x"),
+        ({"policy": "step", "epochs": 7}, "7 epochs"),
+        ({"policy": "one_cycle", "epochs": 12}, "12 epochs"),
+        ({"policy": "one_cycle", "steps": 300}, "300 steps"),
+    ],
+)
+def test_the_schedule_is_named_from_the_config(changes, name):
+    schedule = {key: value for key, value in read_yaml(MINI)["schedule"].items() if key not in ("steps", "policy")}
+    assert schedule_name(study_with(schedule={**schedule, **changes}).schedule) == name
+
+
+def test_json_and_csv_hold_unrounded_numbers_of_every_seed(tmp_path):
+    study = study_with(("r50", "r101"), seeds=(0, 1))
+    put_run(tmp_path, study, seed=0, ap=0.12345)
+    put_run(tmp_path, study, seed=1, ap=0.2)
+    table = json.loads(written(tmp_path, study).with_suffix(".json").read_text())
+    first, second = table["rows"]
+    assert (table["format"], table["version"], table["study"]) == ("lvis_rcnn.table", 1, "mini")
+    assert first["measures"]["box_AP"]["seeds"] == {"0": 0.12345, "1": 0.2}
+    assert first["measures"]["box_AP"]["mean"] == pytest.approx(0.161725)
+    assert first["measures"]["fps"]["mean"] == 12.345
+    assert {f"{kind}_{name}" for kind in ("box", "mask") for name in METRIC_NAMES} < set(first["measures"])
+    assert second["missing"]["1"] == dict.fromkeys(("train", "infer", "evaluate"), "not started")
+    assert second["missing"]["0"] == second["missing"]["1"] | {"measure": "not started"}
+    assert (first["measured_on"], second["measured_on"]) == ("cpu", None)
+    assert second["model"] == {"0": None, "1": None}
+    assert (tmp_path / first["log"]["1"]).is_file()
+    assert table["provenance"]["code_version"] == ["0.1.0-aaaa1111"]
+    with (tmp_path / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["backbone"] for row in rows] == ["r50", "r101"]
+    assert float(rows[0]["box_AP_seed0"]) == 0.12345
+    assert float(rows[0]["mask_AP"]) == pytest.approx(0.161725 / 2)
+    assert rows[1]["missing"] == "seed 0: not started; seed 1: not started"
+    assert (tmp_path / rows[0]["model"]).is_file()
+
+
+def test_a_table_is_written_where_it_is_asked_for_and_nowhere_else(tmp_path):
+    study = study_with()
+    put_run(tmp_path, study)
+    written(tmp_path, study, tmp_path / "mini" / "partial_table.md")
+    names = [f"partial_table.{suffix}" for suffix in ("csv", "json", "md")]
+    assert sorted(path.name for path in tmp_path.rglob("*table*")) == names
+
+
+def test_the_same_runs_give_the_same_bytes_whenever_they_are_read(tmp_path):
+    study = study_with()
+    put_run(tmp_path, study)
+    first = written(tmp_path, study).read_bytes()
+    assert written(tmp_path, study, now_s=NOW_S + 1e6).read_bytes() == first
+
+
+def test_the_records_of_the_first_missing_step_explain_the_rest(tmp_path):
+    study = study_with()
+    put_train(tmp_path, study)
+    run = read_run(study, tmp_path, "r50", 0, NOW_S)
+    assert list(run.records) == ["train"]
+    assert run.missing == {"infer": "waiting for inference", "evaluate": "waiting for inference"}
