@@ -5,20 +5,20 @@
 DETECTIONS is a folder of shards (see dataset.detections) or a results file as the LVIS server takes it: a list of
 {"image_id", "category_id", "score", "bbox": [x, y, w, h] and/or "segmentation": RLE or polygons}. Boxes are scored
 where results have a box, masks where they have a segmentation. A mask is small, medium or large by its own area (the
-lvis package takes that of the box where a result has both).
+lvis package takes the area of the box where a result has both).
 
 metrics.json: {"format": "lvis_rcnn.metrics", "version": 1, "bbox": {...}, "segm": {...}, ...}, each kind with the
 official names (AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR@300, ARs@300, ARm@300, ARl@300) as unrounded
-fractions; null where no annotation defines the value. Finding nothing is AP 0, not null. "per_category" is a list of
-{"id", "label", "name", "frequency", "objects", "bbox": AP, "segm": AP}; "curves" holds, of each kind, mean precision at
-each "recall" for "all", "r", "c" and "f" at IoU "0.5", "0.75" and "0.5:0.95"; "official" says whether the lvis package
-was run beside, and agrees: exactly, in these numbers and in all of precision and recall.
+fractions; null where no annotation defines the value. Without detections AP is 0, not null. "per_category" is a list of
+{"id", "label", "name", "frequency", "objects", "bbox": AP, "segm": AP}; "curves" holds for each kind the mean precision
+at each "recall" for "all", "r", "c" and "f" at IoU "0.5", "0.75" and "0.5:0.95"; "official" says whether the lvis
+package was run as well and agrees, bit for bit, in these metrics and in all of precision and recall.
 
 With --bootstrap N there is "intervals": {"resamples": N, "seed", "level": 0.95, "method", "bbox": {"AP": [low, high],
-...}, "segm": {...}}, null where the metric is; with --matches FILE what they were made from is kept (see
-evaluation.matches), from which `compare` says whether two runs differ. With --fixed there is "fixed":
-{"bbox": {...}, "segm": {...}, "protocol"}, the same metrics by the protocol of Dave et al. 2021: the best 10,000
-detections of a category over all images count, however many of an image.
+...}, "segm": {...}}, null where the metric is; --matches FILE keeps the match results (see evaluation.matches), from
+which `compare` tells whether two runs differ. With --fixed there is "fixed": {"bbox": {...}, "segm": {...},
+"protocol"}, the same metrics by the protocol of Dave et al. 2021: the best 10,000 detections of a category over all
+images count, however many of an image.
 """
 
 import argparse
@@ -39,22 +39,31 @@ from lvis_rcnn.evaluation.average_precision import (
     DETECTIONS_PER_CATEGORY,
     METRIC_NAMES,
     RECALLS,
+    Outcomes,
     Scores,
     mean_curves,
     score,
     score_fixed,
 )
-from lvis_rcnn.evaluation.bootstrap import LEVEL, METHOD, SEED, intervals, plans_of, resampled_metrics, within_0_and_1
-from lvis_rcnn.evaluation.ground_truth import Truth, parse_truth, positions, read_annotations
-from lvis_rcnn.evaluation.matches import MatchesFile, Outcomes, outcomes_of, write_matches
+from lvis_rcnn.evaluation.bootstrap import (
+    LEVEL,
+    METHOD,
+    SEED,
+    intervals,
+    resampled_metrics,
+    resampling_of,
+    within_0_and_1,
+)
+from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth, positions, read_annotations
+from lvis_rcnn.evaluation.matches import MatchesFile, write_matches
 from lvis_rcnn.evaluation.official import difference, official_scores
-from lvis_rcnn.evaluation.results import KINDS, Found, Kind, read_found
-from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
+from lvis_rcnn.evaluation.results import KINDS, DetectionSet, Kind, read_detections
+from lvis_rcnn.system.cli import InputError, integer_of_at_least, log, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, write_json
 
 Official = Literal["auto", "yes", "no"]
 
-# The lvis package takes 10 GB and ten minutes for as many; the automatic check ends there.
+# The lvis package takes 10 GB and ten minutes for so many; above that the check is not automatic.
 MOST_IMAGES_CHECKED = 5000
 
 
@@ -73,31 +82,31 @@ def evaluate(
     Args:
         annotations: LVIS v0.5 or v1 JSON, or one's own in that form.
         detections: folder of shards, or results JSON.
-        detections_per_image: the best this many of an image count, over all categories together; 1 to 300.
-        official: whether the lvis package is run beside; auto: up to 5,000 images.
-        resamples: of the images, for intervals; 0 for none.
-        matches: file that keeps who found what.
-        fixed: whether AP-fixed is scored beside.
-        processes: that compare masks, at least 1; the value does not depend on it.
+        detections_per_image: at most so many of an image count, the best over all categories together; 1 to 300.
+        official: whether the lvis package is run as well; auto: up to 5,000 images.
+        resamples: number of resamples of the images, for intervals; 0 for none.
+        matches: file for the match results.
+        fixed: whether AP-fixed is scored as well.
+        processes: number of processes that compare masks, at least 1; the value does not depend on it.
 
     Raises:
-        InputError: either file is missing or damaged, a record is not as the protocol needs it, the detections were
-            made for other annotations, or the lvis package comes to another result.
+        InputError: a file is missing or damaged, a record is not as the protocol needs it, the detections were made for
+            other annotations, or the lvis package gets another result.
     """
     text = read_annotations(annotations)
     annotations_sha256 = hashlib.sha256(text).hexdigest()
     truth = parse_truth(text, str(annotations))
-    found = read_found(detections, truth)
-    check_belonging(detections, annotations_sha256, len(found))
-    unknown = int((positions(truth.category_ids, found.category_ids) < 0).sum())
+    detection_set = read_detections(detections, truth)
+    check_belonging(detections, annotations_sha256, len(detection_set))
+    unknown = int((positions(truth.category_ids, detection_set.category_ids) < 0).sum())
     if unknown:
-        log.info("%d detections of categories that the annotations do not know are left out", unknown)
+        log.info("%d detections of categories that the annotations do not have are left out", unknown)
     scores: dict[Kind, Scores] = {}
-    for kind in found.kinds:
-        log.info("scoring %s of %d detections in %d images", kind, len(found), len(truth.image_ids))
-        scores[kind] = score(truth, found, kind, detections_per_image, processes=processes)
-    checked = check_officially(official, text, found, scores, len(truth.image_ids), detections_per_image)
-    outcomes = {kind: outcomes_of(scores[kind].matches, truth) for kind in scores}
+    for kind in detection_set.kinds:
+        log.info("scoring %s of %d detections in %d images", kind, len(detection_set), len(truth.image_ids))
+        scores[kind] = score(truth, detection_set, kind, detections_per_image, processes=processes)
+    checked = check_officially(official, text, detection_set, scores, len(truth.image_ids), detections_per_image)
+    outcomes = {kind: scores[kind].outcomes for kind in scores}
     kept = MatchesFile(
         annotations_sha256=annotations_sha256,
         detections_sha256=sha256_of_shards(detections) if detections.is_dir() else sha256_of_file(detections),
@@ -114,72 +123,72 @@ def evaluate(
         "version": 1,
         **{kind: scores[kind].metrics for kind in scores},
         **({"intervals": all_intervals(kept, scores)} if resamples else {}),
-        **({"fixed": all_fixed(truth, found)} if fixed else {}),
+        **({"fixed": all_fixed(truth, detection_set)} if fixed else {}),
         "protocol": protocol_line(detections_per_image, checked),
         "scorer": f"lvis_rcnn {__version__}",
         "official": checked,
         "unknown_category_detections": unknown,
-        **what_was_scored(truth, found, scores, kept),
+        **what_was_scored(truth, detection_set, scores, kept),
         "versions": {name: version(name) for name in ("lvis", "pycocotools", "numpy")},
         "per_category": per_category(truth, scores),
-        "curves": {kind: curves_of(truth, scores[kind]) for kind in scores},
+        "curves": {
+            kind: {"recall": RECALLS.round(2).tolist(), **mean_curves(scores[kind].precision, truth.frequencies)}
+            for kind in scores
+        },
     }
 
 
-def what_was_scored(truth: Truth, found: Found, scores: dict[Kind, Scores], kept: MatchesFile) -> dict[str, Any]:
-    """Counts and digests of both files."""
+def what_was_scored(
+    truth: GroundTruth, detection_set: DetectionSet, scores: dict[Kind, Scores], kept: MatchesFile
+) -> dict[str, Any]:
+    """Counts and digests of the annotations and the detections."""
     return {
         "images": len(truth.image_ids),
-        "detections": len(found),
-        "detections_without_mask": 0 if found.has_mask is None else int((~found.has_mask).sum()),
-        "judged_detections": {kind: len(scores[kind].matches.judged.rows) for kind in scores},
+        "detections": len(detection_set),
+        "detections_without_mask": 0 if detection_set.has_mask is None else int((~detection_set.has_mask).sum()),
+        "judged_detections": {kind: len(scores[kind].outcomes.images) for kind in scores},
         "detections_per_image": kept.detections_per_image,
         "annotations_sha256": kept.annotations_sha256,
         "detections_sha256": kept.detections_sha256,
     }
 
 
-def curves_of(truth: Truth, scores: Scores) -> dict[str, Any]:
-    """Mean precision at 101 recalls, as :func:`mean_curves`."""
-    return {"recall": RECALLS.round(2).tolist(), **mean_curves(scores.precision, truth.frequencies)}
-
-
 def all_resampled(
     outcomes: dict[Kind, Outcomes], frequencies: Sequence[str], resamples: int
 ) -> dict[Kind, Float64[np.ndarray, "s m"]]:
-    """The metrics of resamples of the images."""
+    """The metrics of each kind in resamples of the images."""
     samples: dict[Kind, np.ndarray] = {}
     for kind, of_kind in outcomes.items():
         log.info("resampling the images %d times for %s", resamples, kind)
-        samples[kind] = resampled_metrics(plans_of(of_kind, frequencies), resamples, SEED)
+        samples[kind] = resampled_metrics(resampling_of(of_kind, frequencies), resamples, SEED)
     return samples
 
 
 def all_intervals(kept: MatchesFile, scores: dict[Kind, Scores]) -> dict[str, Any]:
-    """The intervals of metrics.json."""
+    """The intervals that metrics.json holds."""
     resamples = len(next(iter(kept.resampled.values())))
-    said: dict[str, Any] = {"resamples": resamples, "seed": SEED, "level": LEVEL, "method": METHOD}
+    record: dict[str, Any] = {"resamples": resamples, "seed": SEED, "level": LEVEL, "method": METHOD}
     for kind, samples in kept.resampled.items():
-        found = intervals(scores[kind].metrics, samples)
-        said[kind] = {name: within_0_and_1(bounds) for name, bounds in found.items()}
-    return said
+        detection_set = intervals(scores[kind].metrics, samples)
+        record[kind] = {name: within_0_and_1(bounds) for name, bounds in detection_set.items()}
+    return record
 
 
-def all_fixed(truth: Truth, found: Found) -> dict[str, Any]:
-    """AP-fixed, as metrics.json has it; names have no @300, since no cap is on an image."""
-    said: dict[str, Any] = {}
-    for kind in found.kinds:
+def all_fixed(truth: GroundTruth, detection_set: DetectionSet) -> dict[str, Any]:
+    """AP-fixed as metrics.json holds it; names have no @300, since detections per image are not limited."""
+    record: dict[str, Any] = {}
+    for kind in detection_set.kinds:
         log.info("scoring %s by AP-fixed", kind)
-        metrics = score_fixed(truth, found, kind).metrics
-        said[kind] = {name.removesuffix("@300"): value for name, value in metrics.items()}
-    return {**said, "protocol": fixed_line(truth, found)}
+        metrics = score_fixed(truth, detection_set, kind).metrics
+        record[kind] = {name.removesuffix("@300"): value for name, value in metrics.items()}
+    return {**record, "protocol": fixed_line(truth, detection_set)}
 
 
-def fixed_line(truth: Truth, found: Found) -> str:
-    """What AP-fixed took, and what it lacked: a detector that keeps few of an image has few of a category."""
-    most = int(np.bincount(positions(truth.image_ids, found.image_ids), minlength=1).max())
+def fixed_line(truth: GroundTruth, detection_set: DetectionSet) -> str:
+    """The limits of AP-fixed, and how far the detections reach them: a detector that keeps few per image may not."""
+    most = int(np.bincount(positions(truth.image_ids, detection_set.image_ids), minlength=1).max())
     of_categories = np.bincount(
-        positions(truth.category_ids, found.category_ids) + 1, minlength=len(truth.category_ids) + 1
+        positions(truth.category_ids, detection_set.category_ids) + 1, minlength=len(truth.category_ids) + 1
     )[1:]
     fewer = int((of_categories < DETECTIONS_PER_CATEGORY).sum())
     return (
@@ -189,8 +198,8 @@ def fixed_line(truth: Truth, found: Found) -> str:
     )
 
 
-def per_category(truth: Truth, scores: dict[Kind, Scores]) -> list[dict[str, Any]]:
-    """AP of every category, null where it has no object, in the order of ids."""
+def per_category(truth: GroundTruth, scores: dict[Kind, Scores]) -> list[dict[str, Any]]:
+    """AP of every category in the order of ids; None where it has no object."""
     objects = next(iter(scores.values())).num_objects[:, 0].tolist()
     ids, labels = truth.category_ids.tolist(), truth.labels.tolist()
     return [
@@ -209,15 +218,15 @@ def per_category(truth: Truth, scores: dict[Kind, Scores]) -> list[dict[str, Any
 def check_officially(
     official: Official,
     annotations: bytes,
-    found: Found,
+    detection_set: DetectionSet,
     scores: dict[Kind, Scores],
     num_images: int,
     detections_per_image: int,
 ) -> dict[str, Any]:
-    """Run the lvis package beside, where it is wanted; what metrics.json says of that.
+    """Run the lvis package where that is wanted; returns what metrics.json says about it.
 
     Raises:
-        InputError: it comes to another result.
+        InputError: it gets another result.
     """
     package = f"lvis {version('lvis')}"
     if official == "no" or (official == "auto" and num_images > MOST_IMAGES_CHECKED):
@@ -225,15 +234,15 @@ def check_officially(
         return {"package": package, "agrees": None, "why": f"not run ({reason})"}
     for kind, ours in scores.items():
         log.info("scoring %s by the official package", kind)
-        other = difference(ours, official_scores(annotations, found, kind, detections_per_image))
+        other = difference(ours, official_scores(annotations, detection_set, kind, detections_per_image))
         if other:
-            fix = "report it with both files; --official no writes our numbers"
-            raise InputError(f"{found.where}: {kind}", f"{package} disagrees: {other}", fix=fix)
+            fix = "report it with both files; --official no skips this check"
+            raise InputError(f"{detection_set.where}: {kind}", f"{package} disagrees: {other}", fix=fix)
     return {"package": package, "agrees": True}
 
 
 def check_belonging(detections: Path, annotations_sha256: str, count: int) -> None:
-    """Compare shards with the inference.json beside their folder, where there is one.
+    """Compare shards with the inference.json beside their folder, if there is one.
 
     Raises:
         InputError: inference read other annotations, or wrote another number of detections.
@@ -253,24 +262,18 @@ def check_belonging(detections: Path, annotations_sha256: str, count: int) -> No
 
 
 def summary(metrics: dict[str, Any]) -> str:
-    """The metrics as a small table for the terminal, in percent."""
-    kinds = [kind for kind in KINDS if kind in metrics]
-    names = {"bbox": "box", "segm": "mask"}
-    rows = [[names[kind], *(percent(metrics[kind][name]) for name in METRIC_NAMES)] for kind in kinds]
+    """The metrics as a small table for the terminal, in percent; a dash where one is undefined."""
+    values = {word: [metrics[kind][name] for name in METRIC_NAMES] for kind, word in KINDS.items() if kind in metrics}
+    rows = [[word, *("-" if value is None else f"{100 * value:.1f}" for value in row)] for word, row in values.items()]
     return tabulate(rows, headers=["", *METRIC_NAMES], stralign="right", disable_numparse=True)
 
 
-def percent(value: float | None) -> str:
-    """A fraction in percent with one decimal; a dash where it is undefined."""
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
 def protocol_line(detections_per_image: int, official: dict[str, Any]) -> str:
-    """What was scored by what, for a person and for the table."""
-    said = "agrees in every bit" if official["agrees"] else official["why"]
+    """The protocol and the scorer, for a person and for the table; part of metrics.json, so its wording is fixed."""
+    check = "agrees in every bit" if official["agrees"] else official["why"]
     return (
         f"LVIS, {detections_per_image} detections an image, mask sizes from masks;"
-        f" scored by lvis_rcnn {__version__}, {official['package']} {said}"
+        f" scored by lvis_rcnn {__version__}, {official['package']} {check}"
     )
 
 
@@ -293,13 +296,6 @@ def step(args: argparse.Namespace) -> None:
     log.info("wrote %s", args.out)
 
 
-def at_least_0(text: str) -> int:
-    """A whole number that is not negative."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
-    return int(text)
-
-
 def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
@@ -313,23 +309,23 @@ def main() -> None:
         default=300,
         choices=range(1, 301),
         metavar="N",
-        help="best detections an image that count, over all categories; 1 to 300 (default: 300, the protocol's)",
+        help="the best N detections of an image count, over all categories; 1 to 300 (default: 300, as the protocol)",
     )
     parser.add_argument(
         "--official",
         choices=("auto", "yes", "no"),
         default="auto",
-        help="run the lvis package beside, and fail unless it agrees exactly; auto: up to 5,000 images (default: auto)",
+        help="run the lvis package, too, and fail unless it agrees exactly; auto: up to 5,000 images (default: auto)",
     )
     parser.add_argument(
         "--bootstrap",
-        type=at_least_0,
+        type=integer_of_at_least(0),
         default=0,
         metavar="N",
         help="resamples of the images for 95 %% intervals of all metrics; 0: none (default: 0)",
     )
-    parser.add_argument("--matches", type=Path, metavar="FILE", help="matches.npz to write: who found what")
-    parser.add_argument("--fixed", action="store_true", help="score AP-fixed beside: 10,000 detections a category")
+    parser.add_argument("--matches", type=Path, metavar="FILE", help="match results to write (matches.npz)")
+    parser.add_argument("--fixed", action="store_true", help="score AP-fixed, too: 10,000 detections per category")
     parser.add_argument(
         "--processes",
         type=int,

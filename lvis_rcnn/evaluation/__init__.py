@@ -9,5 +9,5 @@ average_precision  who matches what; precision, recall, AP
 matches            match results of a scored run on disk
 bootstrap          confidence intervals over images and seeds
 compare            paired tests of runs and rows
-official           the lvis package beside it
+official           the lvis package as reference
 """

@@ -1,7 +1,7 @@
-"""Federated LVIS AP: judge only what was annotated (Gupta et al. 2019, section 2.3).
+"""Matching, precision, recall and AP of the LVIS protocol (Gupta et al. 2019, section 2.3).
 
-The protocol is that of ``lvis`` 0.5.3, and so is every bit of its results; the way there is another. Only cells of one
-image and one category that were looked at are visited, all of them at once.
+Results are bit-identical to those of ``lvis`` 0.5.3, which visits every (image, category) pair in a loop; here only
+those with verified annotations are visited, all at once.
 """
 
 from collections.abc import Sequence
@@ -12,18 +12,17 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from lvis_rcnn.evaluation.federated import (
-    Judged,
-    Objects,
+    EvaluatedDetections,
     best_of_categories,
     best_of_images,
-    judged_detections,
+    evaluated_detections,
     objects_of,
     place_in_run,
     run_starts,
 )
-from lvis_rcnn.evaluation.ground_truth import Truth
+from lvis_rcnn.evaluation.ground_truth import GroundTruth
 from lvis_rcnn.evaluation.iou import Pairs, compare_boxes, compare_masks
-from lvis_rcnn.evaluation.results import Found, Kind
+from lvis_rcnn.evaluation.results import DetectionSet, Kind
 
 # The expression of lvis, since its values are no exact multiples of 0.05.
 THRESHOLDS = np.linspace(0.5, 0.95, 10, endpoint=True)
@@ -38,18 +37,18 @@ AREA_RANGES_PX = {
 
 
 @dataclass(frozen=True, eq=False)
-class Hits:
-    """``h`` detections that found an object at some of ``t`` thresholds and ``z`` sizes."""
+class Matches:
+    """``h`` detections that match an object at some of ``t`` IoU thresholds and ``z`` sizes."""
 
     detections: Int64[np.ndarray, " h"]
-    """Places in ``Judged``."""
+    """Places in ``EvaluatedDetections``, ascending."""
     matched: Bool[np.ndarray, "h t z"]
-    on_ignored: Bool[np.ndarray, "h t z"]
-    """Matched to an object that does not count: the detection does not count either."""
+    matched_to_ignored: Bool[np.ndarray, "h t z"]
+    """Matched to an object that does not count: then the detection does not count either."""
 
 
 def outside(areas: Float64[np.ndarray, " k"]) -> Bool[np.ndarray, "k z"]:
-    """Whether an area is not of a size, for every size."""
+    """Whether an area is outside the range of each size."""
     bounds = np.array(list(AREA_RANGES_PX.values()))
     return (areas[:, None] < bounds[:, 0]) | (areas[:, None] > bounds[:, 1])
 
@@ -59,16 +58,16 @@ def match(
     cells: Int64[np.ndarray, " d"],
     by_cell: Int64[np.ndarray, " d"],
     ignored: Bool[np.ndarray, "g z"],
-) -> Hits:
-    """Let detections choose.
+) -> Matches:
+    """Match each detection, best score first, to the free object of its cell that it overlaps most.
 
     Args:
-        pairs: what overlaps.
+        pairs: detections and objects that overlap by 0.5 or more.
         cells: cell of each detection of ``by_cell``.
-        by_cell: as in ``Judged``.
+        by_cell: as in ``EvaluatedDetections``.
         ignored: whether an object does not count, for every size.
     """
-    # Best first: of equal overlaps the last object.
+    # Best first; among equal overlaps the last object.
     pairs = sorted_pairs(pairs)
     starts = run_starts(pairs.detections)
     candidates = pairs.detections[starts]
@@ -76,10 +75,10 @@ def match(
     turns, slots = place_in_run(cells[candidates])[choosing], place_in_run(pairs.detections)
     reached, passed_over = reached_bits(pairs.overlaps), ignored_bits(ignored)
     taken = np.zeros(len(ignored), np.int64)
-    matched, on_ignored = np.zeros((2, len(candidates)), np.int64)
+    matched, matched_to_ignored = np.zeros((2, len(candidates)), np.int64)
     order = np.lexsort((slots, turns))
     for turn in np.split(order, run_starts(turns[order])[1:]) if len(order) else ():
-        # Pairs of one slot are of different cells, so that none gets in another's way.
+        # Pairs of one slot are of different cells, so that they cannot want the same object.
         groups = np.split(turn, run_starts(slots[turn])[1:])
         for ignoring in (False, True):
             for group in groups:
@@ -89,13 +88,14 @@ def match(
                 matched[mine] |= takes
                 taken[theirs] |= takes
                 if ignoring:
-                    on_ignored[mine] |= takes
+                    matched_to_ignored[mine] |= takes
     hit = np.flatnonzero(matched)
-    return Hits(by_cell[candidates[hit]], bits(matched[hit]), bits(on_ignored[hit]))
+    hit = hit[np.argsort(by_cell[candidates[hit]])]
+    return Matches(by_cell[candidates[hit]], bits(matched[hit]), bits(matched_to_ignored[hit]))
 
 
 def sorted_pairs(pairs: Pairs) -> Pairs:
-    """The objects of each detection, best first; most have only one."""
+    """The objects of each detection, largest overlap first; most have only one."""
     order = np.arange(len(pairs.detections))
     each = np.diff(run_starts(pairs.detections), append=len(order))
     several = np.flatnonzero(np.repeat(each, each) > 1)
@@ -104,29 +104,55 @@ def sorted_pairs(pairs: Pairs) -> Pairs:
     return Pairs(pairs.detections, pairs.objects[order], pairs.overlaps[order])
 
 
-# A threshold and a size are one bit of a whole number, so that one operation answers for all of them: bit
+# Each threshold and size is one bit of an integer, so that one operation handles all of them: bit
 # ``threshold * sizes + size``.
-SIZES = len(AREA_RANGES_PX)
-PLACES = np.arange(len(THRESHOLDS) * SIZES)
+NUM_SIZES = len(AREA_RANGES_PX)
+PLACES = np.arange(len(THRESHOLDS) * NUM_SIZES)
 
 
 def reached_bits(overlaps: Float64[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
     """Thresholds that an overlap reaches."""
     up_to = np.searchsorted(THRESHOLDS, overlaps, side="right")
-    reached: np.ndarray = (1 << SIZES * up_to) - 1
+    reached: np.ndarray = (1 << NUM_SIZES * up_to) - 1
     return reached
 
 
 def ignored_bits(ignored: Bool[np.ndarray, "g z"]) -> Int64[np.ndarray, " g"]:
     """Sizes, at every threshold, for which an object does not count."""
-    of_threshold = ignored @ (1 << np.arange(SIZES))
-    spread: np.ndarray = of_threshold * (1 << PLACES[::SIZES]).sum()
+    of_threshold = ignored @ (1 << np.arange(NUM_SIZES))
+    spread: np.ndarray = of_threshold * (1 << PLACES[::NUM_SIZES]).sum()
     return spread
 
 
 def bits(numbers: Int64[np.ndarray, " h"]) -> Bool[np.ndarray, "h t z"]:
     """The bits of each, as truth values."""
-    return ((numbers[:, None] >> PLACES) & 1).astype(bool).reshape(-1, len(THRESHOLDS), SIZES)
+    return ((numbers[:, None] >> PLACES) & 1).astype(bool).reshape(-1, len(THRESHOLDS), NUM_SIZES)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """What every number is computed from: ``d`` detections and ``g`` objects sorted by category, and their matches.
+
+    Detections of a category are in the order of descending scores, equal scores in that of images, within an image in
+    that of the file. Any weighting of images can be scored from it without matching again.
+    """
+
+    num_images: int
+    starts: Int64[np.ndarray, " bounds"]
+    """First detection of each category, then the number of detections."""
+    images: Int64[np.ndarray, " d"]
+    """Position of each detection's image."""
+    tied: Bool[np.ndarray, " d"]
+    """Whether a detection has the category, score and image of the one before it."""
+    is_false_positive_if_unmatched: Bool[np.ndarray, "d z"]
+    """Whether a detection without a match is a false positive; if not, it does not count."""
+    matches: Matches
+    """In the order of detections."""
+    object_starts: Int64[np.ndarray, " bounds"]
+    """First object of each category, then the number of objects."""
+    object_images: Int64[np.ndarray, " g"]
+    object_counts: Bool[np.ndarray, "g z"]
+    """Whether an object is of a size, and not ignored."""
 
 
 RECALLS = np.linspace(0.0, 1.00, 101, endpoint=True)
@@ -141,36 +167,31 @@ UNDEFINED = -1.0
 """Precision and recall of a category without objects."""
 
 
-def curves(
-    categories: Int64[np.ndarray, " d"],
-    counts_alone: Bool[np.ndarray, "d z"],
-    hits: Hits,
-    num_objects: Int64[np.ndarray, "c z"],
+def precision_and_recall(
+    outcomes: Outcomes, num_objects: Int64[np.ndarray, "c z"]
 ) -> tuple[Float64[np.ndarray, "t r c z"], Float64[np.ndarray, "t c z"]]:
     """Precision at every recall, and the recall that is reached; -1 for a category without objects.
 
-    Args:
-        categories: category of each detection, ascending, in each by descending score.
-        counts_alone: whether a detection that finds nothing is wrong; else it does not count.
-        hits: what was found.
-        num_objects: objects that count, of each category and size.
+    ``num_objects`` says how many objects count, of each category and size.
     """
+    matches, at = outcomes.matches, outcomes.matches.detections
     shape = len(THRESHOLDS), len(num_objects), len(RECALLS)
     precision = np.empty((len(THRESHOLDS), len(RECALLS), *num_objects.shape))
     recall = np.empty((len(THRESHOLDS), *num_objects.shape))
-    order = np.argsort(hits.detections)
-    at = hits.detections[order]
-    starts = np.searchsorted(categories, np.arange(len(num_objects)))
+    categories = np.searchsorted(outcomes.starts, at, side="right") - 1
     for size, objects in enumerate(num_objects.T):
-        # All thresholds are read one after the other, as if each had its own categories and detections.
-        threshold, hit = np.nonzero(hits.matched[order, :, size].T)
-        right = ~hits.on_ignored[order[hit], threshold, size]
-        of = threshold * len(num_objects) + categories[at[hit]]
-        # Detections that count, up to and with each that found something, and before each category.
-        alone = np.concatenate([[0], np.cumsum(counts_alone[:, size])])
-        amends = np.concatenate([[0], np.cumsum(right.astype(np.int64) - counts_alone[at[hit], size])])
-        before = np.tile(alone[starts], len(THRESHOLDS)) + amends[np.searchsorted(of, np.arange(shape[0] * shape[1]))]
-        counted = alone[at[hit] + 1] + amends[1:] - before[of]
+        # All thresholds follow each other, as if each had its own categories and detections.
+        threshold, hit = np.nonzero(matches.matched[:, :, size].T)
+        right = ~matches.matched_to_ignored[hit, threshold, size]
+        of = threshold * len(num_objects) + categories[hit]
+        # Number of detections that count, up to and including each match, and before each category: as if all were
+        # unmatched, corrected by one for each match that changes whether its detection counts.
+        if_unmatched = outcomes.is_false_positive_if_unmatched[:, size]
+        false_positives = np.concatenate([[0], np.cumsum(if_unmatched)])
+        corrections = np.concatenate([[0], np.cumsum(right.astype(np.int64) - if_unmatched[at[hit]])])
+        before = np.tile(false_positives[outcomes.starts[:-1]], len(THRESHOLDS))
+        before = before + corrections[np.searchsorted(of, np.arange(shape[0] * shape[1]))]
+        counted = false_positives[at[hit] + 1] + corrections[1:] - before[of]
         best, found = best_precision(of[right], counted[right], np.tile(objects, len(THRESHOLDS)))
         defined = objects > 0
         precision[..., size] = np.where(defined[:, None], best.reshape(shape), UNDEFINED).transpose(0, 2, 1)
@@ -184,16 +205,16 @@ def best_precision(
     """Best precision at every recall or above, and the number of true positives, of each category.
 
     Args:
-        categories: category of each true positive, ascending, in each by descending score.
-        counted: detections that count up to and with each, in its category.
-        num_objects: of each category.
+        categories: category of each true positive, ascending, within one by descending score.
+        counted: detections of its category that count, up to and including each.
+        num_objects: objects of each category that count.
     """
     found = np.bincount(categories, minlength=len(num_objects))
     right = np.arange(1, len(categories) + 1) - (np.cumsum(found) - found)[categories]
     # As lvis writes it, in this order of operations.
     true, false = right.astype(np.float64), (counted - right).astype(np.float64)
     reached = true / (false + true + np.spacing(1))
-    # A true positive is the first to reach all recalls up to its own that its predecessor did not reach.
+    # A true positive is the first to reach those recalls up to its own that the one before did not reach.
     highest = np.searchsorted(RECALLS, true / num_objects[categories], side="right") - 1
     place = categories * len(RECALLS) + highest
     best = np.zeros((len(num_objects), len(RECALLS)))
@@ -208,21 +229,21 @@ def metrics(
 ) -> dict[str, float | None]:
     """The 13 official metrics, in fractions; None where no object defines one.
 
-    Means are over the same values in the same order as those of ``lvis``: the rounding of a sum depends on it.
+    Means are over the same values in the same order as in ``lvis``, since the rounding of a sum depends on it.
     """
     sizes = {name[0]: place for place, name in enumerate(AREA_RANGES_PX)}
     of_all = precision[..., sizes["a"]]
-    values = {"AP": mean(of_all)}
+    values = {"AP": mean_of_defined(of_all)}
     for name, threshold in (("AP50", 0.5), ("AP75", 0.75)):
-        values[name] = mean(of_all[threshold == THRESHOLDS])
+        values[name] = mean_of_defined(of_all[threshold == THRESHOLDS])
     for size in "sml":
-        values[f"AP{size}"] = mean(precision[..., sizes[size]])
+        values[f"AP{size}"] = mean_of_defined(precision[..., sizes[size]])
     for group in FREQUENCIES:
         members = [place for place, frequency in enumerate(frequencies) if frequency == group]
-        values[f"AP{group}"] = mean(of_all[:, :, members])
-    values["AR@300"] = mean(recall[..., sizes["a"]])
+        values[f"AP{group}"] = mean_of_defined(of_all[:, :, members])
+    values["AR@300"] = mean_of_defined(recall[..., sizes["a"]])
     for size in "sml":
-        values[f"AR{size}@300"] = mean(recall[..., sizes[size]])
+        values[f"AR{size}@300"] = mean_of_defined(recall[..., sizes[size]])
     return values
 
 
@@ -231,8 +252,8 @@ def mean_curves(
 ) -> dict[str, dict[str, list[float] | None]]:
     """Precision at every recall, averaged over the categories that have objects: of all, and of each frequency.
 
-    Keys are ``all``, r, c, f, then an IoU or the range of all; None where no category is defined. The mean of a curve
-    of the range is the AP of its categories, to the five decimals that are kept.
+    Keys are ``all``, r, c, f, then an IoU threshold or the range of all; None where no category is defined. The mean of
+    a curve of the range is the AP of its categories, to the five decimals that are kept.
     """
     defined = precision[0, 0, :, 0] > UNDEFINED
     members = {"all": defined} | {group: defined & (np.array(frequencies) == group) for group in FREQUENCIES}
@@ -246,8 +267,8 @@ def mean_curves(
     }
 
 
-def mean(values: Float64[np.ndarray, "..."]) -> float | None:
-    """Mean of what is defined."""
+def mean_of_defined(values: Float64[np.ndarray, "..."]) -> float | None:
+    """Mean of the values that are defined; None where there is none."""
     defined = values[values > UNDEFINED]
     return float(np.mean(defined)) if len(defined) else None
 
@@ -258,34 +279,9 @@ def ap_of_categories(precision: Float64[np.ndarray, "t r c z"]) -> list[float | 
     return [value if value > UNDEFINED else None for value in means]
 
 
-# Of AP-fixed.
-DETECTIONS_PER_CATEGORY = 10_000
-
-
-@dataclass(frozen=True, eq=False)
-class Matches:
-    """What every number is made of: who found what, detection by detection.
-
-    Any weighting of images can be scored from it without matching again.
-    """
-
-    judged: Judged
-    """Detections by category and score, with the image of each."""
-    tied: Bool[np.ndarray, " d"]
-    """Whether a detection has category, score and image of the one before it."""
-    counts_alone: Bool[np.ndarray, "d z"]
-    """Whether a detection is a false positive where it finds nothing; else it does not count."""
-    hits: Hits
-    """Those that found an object, at each threshold and size."""
-    object_categories: Int64[np.ndarray, " g"]
-    object_images: Int64[np.ndarray, " g"]
-    object_counts: Bool[np.ndarray, "g z"]
-    """Whether an object is of a size, and not ignored."""
-
-
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """The result for boxes or masks; categories are those of ``Truth``, sizes all, small, medium, large."""
+    """The scores of boxes or masks; categories are those of ``GroundTruth``, sizes all, small, medium, large."""
 
     precision: Float64[np.ndarray, "t r c z"]
     """At 10 thresholds and 101 recalls; -1 for a category without objects of a size."""
@@ -295,12 +291,12 @@ class Scores:
     category_ap: list[float | None]
     num_objects: Int64[np.ndarray, "c z"]
     """Objects that count."""
-    matches: Matches
+    outcomes: Outcomes
 
 
 def score(
-    truth: Truth,
-    found: Found,
+    truth: GroundTruth,
+    detections: DetectionSet,
     kind: Kind,
     detections_per_image: int = 300,
     mask_sizes_from: Literal["masks", "boxes"] = "masks",
@@ -310,106 +306,95 @@ def score(
 
     Args:
         truth: the annotations.
-        found: detections that have what ``kind`` needs, in images of ``truth``; those of categories that it does not
-            have only count towards the best of an image.
+        detections: of images of ``truth``, with boxes or masks as ``kind`` needs; those of categories that ``truth``
+            does not have only count towards ``detections_per_image``.
         kind: bbox or segm.
-        detections_per_image: the best this many of an image count, over all categories together.
-        mask_sizes_from: whether masks are small or large by their own area, or by that of their boxes, as ``lvis``
-            has it where its results have both.
-        processes: that compare masks, at least 1; no result depends on it.
+        detections_per_image: at most so many of an image count, the best ones over all categories together.
+        mask_sizes_from: whether masks are small or large by their own area, or by that of their boxes as in ``lvis``
+            for results that have both.
+        processes: number of processes that compare masks, at least 1; no result depends on it.
 
     Raises:
         InputError: a mask is damaged.
     """
-    best = best_of_images(truth, found, detections_per_image)
-    return score_best(truth, found, kind, best, mask_sizes_from, processes)
+    best = best_of_images(truth, detections, detections_per_image)
+    return score_best(truth, detections, kind, best, mask_sizes_from, processes)
+
+
+# Of AP-fixed.
+DETECTIONS_PER_CATEGORY = 10_000
 
 
 def score_fixed(
-    truth: Truth, found: Found, kind: Kind, detections_per_category: int = DETECTIONS_PER_CATEGORY
+    truth: GroundTruth, detections: DetectionSet, kind: Kind, detections_per_category: int = DETECTIONS_PER_CATEGORY
 ) -> Scores:
-    """AP-fixed (Dave et al. 2021, arXiv 2102.01066, section 4): as :func:`score`, but for which detections count.
+    """AP-fixed (Dave et al. 2021, arXiv 2102.01066, section 4): :func:`score` with another limit.
 
-    These are the best of each category over all images, however many of an image: so no category's detections push
-    out those of another.
+    The best detections of each category over all images count, however many of one image: detections of one category
+    never push out those of another.
     """
-    return score_best(truth, found, kind, best_of_categories(truth, found, detections_per_category))
+    return score_best(truth, detections, kind, best_of_categories(truth, detections, detections_per_category))
 
 
 def score_best(
-    truth: Truth,
-    found: Found,
+    truth: GroundTruth,
+    detections: DetectionSet,
     kind: Kind,
     best: Bool[np.ndarray, " d"],
     mask_sizes_from: Literal["masks", "boxes"] = "masks",
     processes: int = 1,
 ) -> Scores:
-    """Score some of the detections."""
+    """Score the detections that are among the ``best``."""
     objects = objects_of(truth)
-    judged = judged_detections(truth, objects, found, best)
+    evaluated = evaluated_detections(truth, objects, detections, best)
     if kind == "bbox":
-        areas, pairs = compare_boxes(truth, objects, found, judged)
+        areas, pairs = compare_boxes(truth, objects, detections, evaluated)
     else:
-        areas, pairs = compare_masks(truth, objects, found, judged, processes)
+        areas, pairs = compare_masks(truth, objects, detections, evaluated, processes)
     if kind == "segm" and mask_sizes_from == "boxes":
-        areas = box_areas(found, judged)
+        assert detections.boxes_xywh is not None
+        areas = detections.boxes_xywh[evaluated.rows, 2:].astype(np.float64).prod(axis=1)
     not_counting = truth.ignored[objects.rows, None] | outside(truth.areas[objects.rows])
     kept = (areas > 0) & (areas < np.inf)
     if not kept.all():
-        pairs = pairs.among(kept[judged.by_cell])
-        judged, areas = judged.only(kept), areas[kept]
-    hits = match(pairs, judged.cells(len(truth.image_ids)), judged.by_cell, not_counting)
-    return scores_of(truth, matches_of(truth, found, objects, judged, areas, hits, ~not_counting))
-
-
-def box_areas(found: Found, judged: Judged) -> Float64[np.ndarray, " d"]:
-    """Area of the box of each detection."""
-    assert found.boxes_xywh is not None
-    width, height = found.boxes_xywh[judged.rows, 2:].astype(np.float64).T
-    areas: np.ndarray = width * height
-    return areas
-
-
-def matches_of(
-    truth: Truth,
-    found: Found,
-    objects: Objects,
-    judged: Judged,
-    areas: Float64[np.ndarray, " d"],
-    hits: Hits,
-    object_counts: Bool[np.ndarray, "g z"],
-) -> Matches:
-    """Who found what, with what it takes to count it."""
-    return Matches(
-        judged=judged,
-        tied=tied_detections(found, judged),
-        counts_alone=~(outside(areas) | judged.not_exhaustive[:, None]),
-        hits=hits,
-        object_categories=truth.categories[objects.rows],
+        pairs = pairs.among(kept[evaluated.by_cell])
+        evaluated, areas = evaluated.only(kept), areas[kept]
+    matches = match(pairs, evaluated.cells(len(truth.image_ids)), evaluated.by_cell, not_counting)
+    bounds = np.arange(len(truth.category_ids) + 1)
+    outcomes = Outcomes(
+        num_images=len(truth.image_ids),
+        starts=np.searchsorted(evaluated.categories, bounds),
+        images=evaluated.images,
+        tied=tied_detections(detections, evaluated),
+        is_false_positive_if_unmatched=~(outside(areas) | evaluated.not_exhaustive[:, None]),
+        matches=matches,
+        object_starts=np.searchsorted(truth.categories[objects.rows], bounds),
         object_images=truth.images[objects.rows],
-        object_counts=object_counts,
+        object_counts=~not_counting,
     )
+    return scores_of(outcomes, truth.frequencies)
 
 
-def tied_detections(found: Found, judged: Judged) -> Bool[np.ndarray, " d"]:
-    """Whether each has category, score and image of the one before it."""
-    tied = np.zeros(len(judged.rows), bool)
-    tied[1:] = np.diff(found.scores[judged.rows]) == 0
-    for same in (judged.categories, judged.images):
+def tied_detections(detections: DetectionSet, evaluated: EvaluatedDetections) -> Bool[np.ndarray, " d"]:
+    """Whether each has the category, score and image of the one before it."""
+    tied = np.zeros(len(evaluated.rows), bool)
+    tied[1:] = np.diff(detections.scores[evaluated.rows]) == 0
+    for same in (evaluated.categories, evaluated.images):
         tied[1:] &= same[1:] == same[:-1]
     return tied
 
 
-def scores_of(truth: Truth, matches: Matches) -> Scores:
-    """All numbers."""
-    num_objects = np.zeros((len(truth.category_ids), len(AREA_RANGES_PX)), np.int64)
-    np.add.at(num_objects, matches.object_categories, matches.object_counts)
-    precision, recall = curves(matches.judged.categories, matches.counts_alone, matches.hits, num_objects)
+def scores_of(outcomes: Outcomes, frequencies: Sequence[str]) -> Scores:
+    """All scores, from the outcomes and the frequency of each category."""
+    num_objects = np.zeros((len(frequencies), NUM_SIZES), np.int64)
+    categories_of_objects = np.repeat(np.arange(len(frequencies)), np.diff(outcomes.object_starts))
+    np.add.at(num_objects, categories_of_objects, outcomes.object_counts)
+    precision, recall = precision_and_recall(outcomes, num_objects)
     return Scores(
         precision=precision,
         recall=recall,
-        metrics=metrics(precision, recall, truth.frequencies),
+        metrics=metrics(precision, recall, frequencies),
         category_ap=ap_of_categories(precision),
         num_objects=num_objects,
-        matches=matches,
+        outcomes=outcomes,
     )

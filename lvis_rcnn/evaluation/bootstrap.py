@@ -1,13 +1,13 @@
-"""How far each metric would move with other images: a bootstrap over images, without matching again.
+"""Bootstrap confidence intervals over images and seeds, without matching again.
 
-A resample draws as many images as there are, with replacement. An image that is drawn w times is w images with the same
-detections and objects, under ids that follow each other: to the protocol they are different images. So every number of
-a resample is a weighted count. A category without objects in it is undefined there and drops out of the mean.
+A resample draws as many images as there are, with replacement. An image that is drawn w times counts as w different
+images with the same detections and objects and consecutive ids. So every number of a resample is a weighted count. A
+category without objects in the resample is undefined there and left out of means.
 
-Most of the work is one running sum of the detections' weights, which all thresholds share. Only true positives are
-looked at one by one: as in evaluation.average_precision, precision is best there and recall changes only there. Of the
-copies of a true positive only the last can be that best, except where its image has other detections of its category
-and score: then copies of all of them take turns, and each is looked at.
+Most of the work is one running sum of the detections' weights, which all IoU thresholds share. Only true positives are
+computed one by one: as in evaluation.average_precision, precision peaks there and recall changes only there. Among the
+copies of a true positive only the last can be such a peak, unless its image has other detections of its category and
+score: then the copies of all of them alternate, and each is computed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,15 +20,21 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int, Int32, Int64
 from tqdm import tqdm
 
-from lvis_rcnn.evaluation.average_precision import AREA_RANGES_PX, FREQUENCIES, METRIC_NAMES, RECALLS, THRESHOLDS
+from lvis_rcnn.evaluation.average_precision import (
+    FREQUENCIES,
+    METRIC_NAMES,
+    NUM_SIZES,
+    RECALLS,
+    THRESHOLDS,
+    Outcomes,
+)
 from lvis_rcnn.evaluation.federated import place_in_run, run_starts
-from lvis_rcnn.evaluation.matches import Outcomes, read_resampled
+from lvis_rcnn.evaluation.matches import read_resampled
 from lvis_rcnn.evaluation.results import KINDS, Kind
 from lvis_rcnn.system.cli import InputError
 
-# A recall of exactly so many hundredths is below the recall that lvis reads there: np.linspace rounds up.
+# Hundredths that np.linspace, and so lvis, rounds up: a recall of exactly so many hundredths does not reach them.
 ROUNDED_UP = np.arange(len(RECALLS)) / 100 < RECALLS
-
 
 SEED = 0
 LEVEL = 0.95
@@ -38,7 +44,7 @@ METHOD = "basic bootstrap over images"
 Interval = tuple[float, float]
 
 # True positives at a time: what fits the processor's cache.
-FINDS_AT_ONCE = 1 << 16
+TRUE_POSITIVES_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,106 +54,108 @@ class Ties:
     places: Int64[np.ndarray, " e"]
     """Their places among the true positives."""
     counted: Int64[np.ndarray, " e"]
-    """Of the sharing detections, those that count, up to and with each."""
+    """Number of the sharing detections that count, up to and including each."""
     right: Int64[np.ndarray, " e"]
-    """Of these, the true positives."""
+    """How many of these are true positives."""
     all_counted: Int64[np.ndarray, " e"]
     all_right: Int64[np.ndarray, " e"]
-    """The same of all that share."""
+    """The same numbers for all that share."""
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """``p`` true positives of one size, by threshold, category and score.
+class TruePositives:
+    """``p`` true positives of one size, sorted by threshold, category and score.
 
     Those of a threshold and category are a group; there are ``q`` groups.
     """
 
     right: Int64[np.ndarray, " p"]
     """Image of each true positive."""
-    alone_up_to: Int64[np.ndarray, " p"]
-    """How many of ``Plan.alone`` stand up to and with it."""
-    amends_up_to: Int64[np.ndarray, " p"]
-    """How many of ``Plan.amends`` do."""
+    unmatched_up_to: Int64[np.ndarray, " p"]
+    """How many of ``SizeResampling.unmatched`` come up to and including it."""
+    corrections_up_to: Int64[np.ndarray, " p"]
+    """How many of ``SizeResampling.corrections`` do."""
     starts: Int64[np.ndarray, " q"]
     """First true positive of each group."""
     groups: Int64[np.ndarray, " q"]
     """threshold * categories + category."""
-    alone_before: Int64[np.ndarray, " q"]
-    """How many of ``Plan.alone`` and of ``Plan.amends`` stand before the group's category."""
-    amends_before: Int64[np.ndarray, " q"]
+    unmatched_before: Int64[np.ndarray, " q"]
+    """How many of ``SizeResampling.unmatched`` come before the group's category, and of ``corrections`` before it."""
+    corrections_before: Int64[np.ndarray, " q"]
     ties: Ties
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """What of one size is the same in every resample."""
+class SizeResampling:
+    """What all resamples of one size have in common."""
 
     objects: Int64[np.ndarray, " o"]
-    """Image of each object that counts, by category."""
+    """Image of each object that counts, sorted by category."""
     object_starts: Int64[np.ndarray, " bounds"]
-    alone: Int64[np.ndarray, " k"]
-    """Image of each detection that is wrong where it finds nothing."""
-    amends: Int64[np.ndarray, " m"]
-    """Image of each detection whose find changes whether it counts, threshold by threshold."""
+    unmatched: Int64[np.ndarray, " k"]
+    """Image of each detection that is a false positive if unmatched."""
+    corrections: Int64[np.ndarray, " m"]
+    """Image of each detection whose match changes whether it counts, threshold by threshold."""
     signs: Int32[np.ndarray, " m"]
-    """1 where it now counts, -1 where it no longer does."""
-    parts: tuple[Part, ...]
+    """1 where it counts because of the match, -1 where it no longer does."""
+    parts: tuple[TruePositives, ...]
     """All groups that have true positives."""
 
 
 def running(values: np.ndarray) -> Int32[np.ndarray, " sums"]:
-    """Sum of the first 0, 1, 2, ... values."""
+    """Sums of the first 0, 1, 2, ... values."""
     sums = np.zeros(len(values) + 1, np.int32)
     np.cumsum(values, out=sums[1:])
     return sums
 
 
-def plan_of(outcomes: Outcomes, size: int) -> Plan:
-    """What resamples of one size share."""
-    hits, counts = outcomes.hits, outcomes.counts_alone[:, size]
+def resampling_of_size(outcomes: Outcomes, size: int) -> SizeResampling:
+    """Prepare the resamples of one size."""
+    matches, counts = outcomes.matches, outcomes.is_false_positive_if_unmatched[:, size]
     num_categories, num_detections = len(outcomes.starts) - 1, len(outcomes.images)
-    threshold, hit = np.nonzero(hits.matched[:, :, size].T)
-    at = hits.detections[hit]
-    is_right = ~hits.on_ignored[hit, threshold, size]
+    threshold, match = np.nonzero(matches.matched[:, :, size].T)
+    at = matches.detections[match]
+    is_right = ~matches.matched_to_ignored[match, threshold, size]
     changes = is_right.astype(np.int32) - counts[at]
     groups = threshold * num_categories + np.searchsorted(outcomes.starts, at, side="right") - 1
-    right, amended = np.flatnonzero(is_right), np.flatnonzero(changes)
-    alone_before, amends_before = running(counts).astype(np.int64), running(changes != 0).astype(np.int64)
+    right, corrected = np.flatnonzero(is_right), np.flatnonzero(changes)
+    unmatched_before, corrections_before = running(counts).astype(np.int64), running(changes != 0).astype(np.int64)
     starts = run_starts(groups[right])
     of = groups[right[starts]]
     objects = outcomes.object_counts[:, size]
-    whole = Part(
+    whole = TruePositives(
         right=outcomes.images[at[right]],
-        alone_up_to=alone_before[at[right] + 1],
-        amends_up_to=amends_before[right + 1],
+        unmatched_up_to=unmatched_before[at[right] + 1],
+        corrections_up_to=corrections_before[right + 1],
         starts=starts,
         groups=of,
-        alone_before=alone_before[outcomes.starts[of % num_categories]],
-        amends_before=np.searchsorted(groups[amended], of),
+        unmatched_before=unmatched_before[outcomes.starts[of % num_categories]],
+        corrections_before=np.searchsorted(groups[corrected], of),
         ties=ties_of(outcomes.tied, threshold * num_detections + at, right, running(counts), changes),
     )
-    return Plan(
+    return SizeResampling(
         objects=outcomes.object_images[objects],
         object_starts=running(objects)[outcomes.object_starts].astype(np.int64),
-        alone=outcomes.images[counts],
-        amends=outcomes.images[at[amended]],
-        signs=changes[amended],
+        unmatched=outcomes.images[counts],
+        corrections=outcomes.images[at[corrected]],
+        signs=changes[corrected],
         parts=tuple(parts_of(whole)),
     )
 
 
-def parts_of(whole: Part) -> Iterator[Part]:
-    """Whole groups, so many that they fit the processor's cache."""
+def parts_of(whole: TruePositives) -> Iterator[TruePositives]:
+    """The same true positives in parts of whole groups that fit the processor's cache."""
     ends = np.append(whole.starts[1:], len(whole.right))
-    cuts = np.unique(np.searchsorted(ends, np.arange(0, len(whole.right), FINDS_AT_ONCE), side="right"))
+    cuts = np.unique(np.searchsorted(ends, np.arange(0, len(whole.right), TRUE_POSITIVES_AT_ONCE), side="right"))
     for first, last in pairwise([*cuts.tolist(), len(ends)]):
         start, stop = int(whole.starts[first]), int(ends[last - 1])
         of_ties = slice(*np.searchsorted(whole.ties.places, [start, stop]))
         ties = {name: column[of_ties] for name, column in vars(whole.ties).items()}
-        columns = {name: getattr(whole, name)[start:stop] for name in ("right", "alone_up_to", "amends_up_to")}
-        columns |= {name: getattr(whole, name)[first:last] for name in ("groups", "alone_before", "amends_before")}
-        yield Part(
+        columns = {name: getattr(whole, name)[start:stop] for name in ("right", "unmatched_up_to", "corrections_up_to")}
+        columns |= {
+            name: getattr(whole, name)[first:last] for name in ("groups", "unmatched_before", "corrections_before")
+        }
+        yield TruePositives(
             starts=whole.starts[first:last] - start, ties=Ties(**{**ties, "places": ties["places"] - start}), **columns
         )
 
@@ -156,17 +164,17 @@ def ties_of(
     tied: Bool[np.ndarray, " d"],
     keys: Int64[np.ndarray, " h"],
     right: Int64[np.ndarray, " p"],
-    alone_before: Int32[np.ndarray, " sums"],
+    unmatched_before: Int32[np.ndarray, " sums"],
     changes: Int32[np.ndarray, " h"],
 ) -> Ties:
-    """The true positives that share their image, category and score.
+    """The true positives that share their image, category and score with another detection.
 
     Args:
         tied: as in ``Outcomes``.
-        keys: threshold * detections + detection of each find, ascending.
-        right: finds that are true positives.
-        alone_before: detections that count alone before each.
-        changes: what each find adds to the number of those that count.
+        keys: threshold * detections + detection of each match, ascending.
+        right: matches that are true positives.
+        unmatched_before: number of detections before each that are false positives if unmatched.
+        changes: what each match adds to the number of detections that count.
     """
     firsts = np.flatnonzero(np.concatenate([~tied, [True]]))  # and the number of detections
     threshold, at = keys[right] // max(len(tied), 1), keys[right] % max(len(tied), 1)
@@ -178,10 +186,10 @@ def ties_of(
     changes_before, right_before = running(changes), running(is_right)
 
     def between(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Detections that count, and true positives among them."""
+        """Number of detections that count, and of true positives among them."""
         first, last = (np.searchsorted(keys, threshold * len(tied) + bound) for bound in (start, stop))
         found = changes_before[last] - changes_before[first]
-        return alone_before[stop] - alone_before[start] + found, right_before[last] - right_before[first]
+        return unmatched_before[stop] - unmatched_before[start] + found, right_before[last] - right_before[first]
 
     counted, of_right = between(firsts[run], at + 1)
     all_counted, all_right = between(firsts[run], firsts[run + 1])
@@ -191,8 +199,8 @@ def ties_of(
 
 
 @dataclass(frozen=True, eq=False)
-class Curves:
-    """A size in one resample."""
+class CategoryScores:
+    """The categories of one size in one resample."""
 
     precision: Float64[np.ndarray, "t c"]
     """Mean precision over all recalls."""
@@ -201,27 +209,32 @@ class Curves:
     """Whether the category has objects."""
 
 
-def curves(plan: Plan, weights: Int32[np.ndarray, " n"]) -> Curves:
+def category_scores(resampling: SizeResampling, weights: Int32[np.ndarray, " n"]) -> CategoryScores:
     """Precision and recall of one size where each image counts ``weights`` times."""
-    # ndarray.take is three times as fast as an index.
-    objects = np.diff(running(weights.take(plan.objects))[plan.object_starts])
-    alone, amends = running(weights.take(plan.alone)), running(weights.take(plan.amends) * plan.signs)
+    # ndarray.take is three times as fast as indexing.
+    objects = np.diff(running(weights.take(resampling.objects))[resampling.object_starts])
+    unmatched, corrections = (
+        running(weights.take(resampling.unmatched)),
+        running(weights.take(resampling.corrections) * resampling.signs),
+    )
     areas, found = np.zeros((2, len(THRESHOLDS) * len(objects)))
-    for part in plan.parts:
+    for part in resampling.parts:
         of_groups = np.maximum(objects[part.groups % len(objects)], 1)
         each = np.diff(part.starts, append=len(part.right))
-        before = alone[part.alone_before] + amends[part.amends_before]
-        counted = alone.take(part.alone_up_to) + amends.take(part.amends_up_to) - np.repeat(before, each)
+        before = unmatched[part.unmatched_before] + corrections[part.corrections_before]
+        counted = (
+            unmatched.take(part.unmatched_up_to) + corrections.take(part.corrections_up_to) - np.repeat(before, each)
+        )
         sums = running(weights.take(part.right))
         right = sums[1:] - np.repeat(sums[part.starts], each)
         areas[part.groups] = mean_precision(part, weights, counted, right, np.repeat(of_groups, each), each)
         found[part.groups] = np.diff(sums[part.starts], append=sums[-1])
     shape = len(THRESHOLDS), len(objects)
-    return Curves(areas.reshape(shape), found.reshape(shape) / np.maximum(objects, 1), objects > 0)
+    return CategoryScores(areas.reshape(shape), found.reshape(shape) / np.maximum(objects, 1), objects > 0)
 
 
 def mean_precision(
-    part: Part,
+    part: TruePositives,
     weights: Int32[np.ndarray, " n"],
     counted: Int32[np.ndarray, " p"],
     right: Int32[np.ndarray, " p"],
@@ -232,17 +245,17 @@ def mean_precision(
 
     Args:
         part: the true positives.
-        weights: of images.
-        counted: detections that count, up to and with the last copy of each true positive.
-        right: of these, true positives.
-        objects: of the category of each, at least 1.
-        each: true positives of each group.
+        weights: of the images.
+        counted: number of detections that count, up to and including the last copy of each true positive.
+        right: how many of these are true positives.
+        objects: number of objects of the category of each, at least 1.
+        each: number of true positives of each group.
     """
-    # As lvis writes it: its sum of false positives and true ones is exact.
+    # As in lvis, whose sum of false and true positives is exact.
     reached = right / (counted + np.spacing(1))
     ties = part.ties.places
     reached[ties] = 0
-    # Recalls run downwards, so that "or above" is a running maximum.
+    # Recalls are in descending order, so that "or above" is a running maximum.
     ends = np.repeat(np.arange(1, len(each) + 1) * len(RECALLS) - 1, each)
     places = ends - highest_recall(right, objects)
     best = np.zeros((len(each), len(RECALLS)))
@@ -257,11 +270,14 @@ def mean_precision(
 
 
 def each_copy(
-    part: Part, weights: Int32[np.ndarray, " n"], right: Int32[np.ndarray, " p"], counted: Int32[np.ndarray, " p"]
+    part: TruePositives,
+    weights: Int32[np.ndarray, " n"],
+    right: Int32[np.ndarray, " p"],
+    counted: Int32[np.ndarray, " p"],
 ) -> tuple[Int64[np.ndarray, " r"], Int64[np.ndarray, " r"], Int64[np.ndarray, " r"]]:
-    """Every copy of the true positives in ties: its true positive, and the counts up to and with the copy.
+    """Every copy of the tied true positives: its true positive, and ``right`` and ``counted`` up to and including it.
 
-    ``right`` and ``counted`` say of each what would be if its copies followed each other.
+    The arguments are what these numbers would be if the copies of each followed each other.
     """
     ties = part.ties
     copies = weights[part.right[ties.places]].astype(np.int64)
@@ -274,9 +290,9 @@ def each_copy(
 
 
 def highest_recall(right: Int[np.ndarray, " p"], objects: Int[np.ndarray, " p"]) -> Int64[np.ndarray, " p"]:
-    """The last place of ``RECALLS`` that so many of the objects reach.
+    """The last place of ``RECALLS`` that a recall of ``right / objects`` reaches.
 
-    100 right / objects is whole only where that is exact, and far from whole elsewhere.
+    In floating point 100 right / objects is an integer only where it is one exactly.
     """
     hundredths = 100.0 * right / objects
     highest: np.ndarray = hundredths.astype(np.int64)
@@ -286,65 +302,65 @@ def highest_recall(right: Int[np.ndarray, " p"], objects: Int[np.ndarray, " p"])
 
 
 @dataclass(frozen=True, eq=False)
-class Plans:
-    """What resamples of boxes or masks share."""
+class Resampling:
+    """What all resamples of boxes or masks have in common."""
 
     num_images: int
-    sizes: tuple[Plan, ...]
+    sizes: tuple[SizeResampling, ...]
     """All, small, medium, large."""
     frequencies: tuple[Int64[np.ndarray, " _"], ...]
-    """The categories that are rare, common, frequent."""
+    """The categories that are rare, common and frequent."""
 
 
-def plans_of(outcomes: Outcomes, frequencies: Sequence[str]) -> Plans:
-    """Prepare resampling; ``frequencies`` are r, c or f of each category."""
-    return Plans(
+def resampling_of(outcomes: Outcomes, frequencies: Sequence[str]) -> Resampling:
+    """Prepare the resamples; ``frequencies`` are r, c or f of each category."""
+    return Resampling(
         num_images=outcomes.num_images,
-        sizes=tuple(plan_of(outcomes, size) for size in range(len(AREA_RANGES_PX))),
+        sizes=tuple(resampling_of_size(outcomes, size) for size in range(NUM_SIZES)),
         frequencies=tuple(np.flatnonzero(np.array(frequencies) == group) for group in FREQUENCIES),
     )
 
 
-def weighted_metrics(plans: Plans, weights: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " m"]:
-    """The 13 metrics, in the order of ``METRIC_NAMES``, where each image counts so often; NaN where undefined.
+def weighted_metrics(resampling: Resampling, weights: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " m"]:
+    """The 13 metrics, in the order of ``METRIC_NAMES``, where each image counts ``weights`` times; NaN where undefined.
 
-    With weights of 1 they are those of :func:`average_precision.score` but for the rounding of sums, below 1e-12: means
-    are taken category by category here.
+    With weights of 1 they differ from those of :func:`average_precision.score` by less than 1e-12, since means are
+    taken category by category here.
     """
-    of_sizes = [curves(plan, weights.astype(np.int32)) for plan in plans.sizes]
+    of_sizes = [category_scores(resampling, weights.astype(np.int32)) for resampling in resampling.sizes]
     everything, defined = of_sizes[0].precision, of_sizes[0].defined
-    values = [mean(everything[:, defined])]
-    values += [mean(everything[threshold == THRESHOLDS][:, defined]) for threshold in (0.5, 0.75)]
-    values += [mean(size.precision[:, size.defined]) for size in of_sizes[1:]]
-    values += [mean(everything[:, members[defined[members]]]) for members in plans.frequencies]
-    values += [mean(size.recall[:, size.defined]) for size in of_sizes]
+    values = [mean_or_nan(everything[:, defined])]
+    values += [mean_or_nan(everything[threshold == THRESHOLDS][:, defined]) for threshold in (0.5, 0.75)]
+    values += [mean_or_nan(size.precision[:, size.defined]) for size in of_sizes[1:]]
+    values += [mean_or_nan(everything[:, members[defined[members]]]) for members in resampling.frequencies]
+    values += [mean_or_nan(size.recall[:, size.defined]) for size in of_sizes]
     return np.array(values)
 
 
-def mean(values: Float64[np.ndarray, "..."]) -> float:
-    """Mean; NaN of nothing."""
+def mean_or_nan(values: Float64[np.ndarray, "..."]) -> float:
+    """Mean of the values; NaN where there is none."""
     return float(values.mean()) if values.size else np.nan
 
 
 def image_weights(num_images: int, seed: int, number: int) -> Int64[np.ndarray, " n"]:
-    """How often resample ``number`` draws each image; the same for every run over these images."""
+    """How often resample ``number`` draws each image; the same for all runs on these images."""
     drawn = np.random.default_rng([seed, number]).integers(0, num_images, num_images)
     return np.bincount(drawn, minlength=num_images)
 
 
-def resampled_metrics(plans: Plans, resamples: int, seed: int) -> Float64[np.ndarray, "s m"]:
-    """Metrics of every resample, a row each."""
+def resampled_metrics(resampling: Resampling, resamples: int, seed: int) -> Float64[np.ndarray, "s m"]:
+    """The metrics of every resample, one per row."""
     numbers = tqdm(range(resamples), desc="resamples", disable=None, leave=False)
-    rows = [weighted_metrics(plans, image_weights(plans.num_images, seed, number)) for number in numbers]
+    rows = [weighted_metrics(resampling, image_weights(resampling.num_images, seed, number)) for number in numbers]
     return np.array(rows).reshape(-1, len(METRIC_NAMES))
 
 
 def intervals(estimates: dict[str, float | None], samples: Float64[np.ndarray, "s m"]) -> dict[str, Interval | None]:
-    """The 95 % interval of each metric or difference; None where it is undefined, or is in every resample.
+    """The 95 % interval of each metric or difference; None where it is undefined, also if only in every resample.
 
     Args:
         estimates: the metrics of the images themselves.
-        samples: metrics of resamples; those in which one is undefined say nothing of it.
+        samples: metrics of resamples; NaN where undefined, which is left out.
     """
     found: dict[str, Interval | None] = {}
     for place, name in enumerate(METRIC_NAMES):
@@ -355,19 +371,18 @@ def intervals(estimates: dict[str, float | None], samples: Float64[np.ndarray, "
 
 
 def interval(estimate: float, values: Float64[np.ndarray, " s"]) -> Interval:
-    """The basic interval (Davison and Hinkley 1997, section 5.2): as far from the estimate as resamples lie beyond it.
+    """Basic bootstrap interval (reflected percentiles; Davison and Hinkley 1997, section 5.2); it can be asymmetric.
 
-    That is their percentiles, mirrored at the estimate. Percentiles as they are would hold the truth far less often
-    than they say: precision counts as the best at a recall or above, so AP is too high with few images, and of a
-    resample it is too high again. Mirrored, the second error takes off part of the first.
-    tests/benchmarks/bootstrap_coverage.py measures it.
+    Percentiles that are not reflected cover the truth far less often than 95 %: precision is the best at a recall or
+    above, so that AP is biased upward with few images, and that of a resample once more. Reflecting them removes part
+    of the bias. tests/benchmarks/bootstrap_coverage.py measures the coverage.
     """
     low, high = np.percentile(values, TAILS_PERCENT).tolist()
     return 2 * estimate - high, 2 * estimate - low
 
 
 def within_0_and_1(bounds: Interval | None) -> Interval | None:
-    """An interval of a metric, which is a fraction."""
+    """An interval, limited to what a fraction can be."""
     return None if bounds is None else (min(max(bounds[0], 0.0), 1.0), min(max(bounds[1], 0.0), 1.0))
 
 
@@ -379,11 +394,11 @@ def metrics_of_runs(scored: Sequence[dict[str, Any]], kind: Kind) -> Float64[np.
 def seed_noise(
     metrics: Float64[np.ndarray, "n m"], resamples: int, generator: np.random.Generator
 ) -> Float64[np.ndarray, "s m"]:
-    """By how much a mean over ``n`` other seeds may be off, for each resample; nothing is known of it from one.
+    """Random error of a mean over ``n`` seeds, for each resample; 0 for a single seed, which says nothing about it.
 
-    Student's t with n - 1 degrees of freedom times the standard error: the standard deviation is itself estimated. The
-    difference of two such means is Behrens and Fisher's. That images and seeds vary independently is an assumption,
-    and a careful one: part of the spread of seeds is that of the images that they find hard.
+    Student's t with n - 1 degrees of freedom times the standard error, since the standard deviation is itself an
+    estimate. The difference of two such means is the Behrens-Fisher problem. Images and seeds are assumed to vary
+    independently, which is conservative: part of the variance between seeds comes from the images.
     """
     n, shape = len(metrics), (resamples, metrics.shape[1])
     if n == 1:
@@ -398,8 +413,8 @@ def mean_intervals(
     """Interval of each metric's mean over ``n`` runs; None where it is undefined.
 
     Args:
-        metrics: of each run.
-        samples: of each run, on the same resamples of the images.
+        metrics: metrics of each run.
+        samples: metrics of each run on the same resamples of the images.
     """
     noise = seed_noise(metrics, samples.shape[1], np.random.default_rng([SEED, samples.shape[1]]))
     means = [None if np.isnan(value) else float(value) for value in metrics.mean(axis=0)]
@@ -408,11 +423,11 @@ def mean_intervals(
 
 
 def row_intervals(folders: Sequence[Path], scored: Sequence[dict[str, Any]]) -> dict[str, dict[str, Interval | None]]:
-    """:func:`mean_intervals` of boxes and masks of a row with several seeds; empty where nothing tells.
+    """:func:`mean_intervals` of boxes and masks of a row with several seeds; empty where they cannot be computed.
 
     Args:
-        folders: of each scored run, where its match results lie.
-        scored: its metrics.json. Other annotations are other resamples, which say nothing together.
+        folders: folder of each scored run, with its match results.
+        scored: metrics.json of each; all of the same annotations, whose resamples they share.
     """
     if len(scored) < 2 or len({metrics.get("annotations_sha256") for metrics in scored}) > 1:
         return {}
@@ -422,7 +437,7 @@ def row_intervals(folders: Sequence[Path], scored: Sequence[dict[str, Any]]) -> 
             for folder, metrics in zip(folders, scored, strict=True)
         ]
     except InputError:
-        return {}  # a table is written of whatever exists
+        return {}  # the table shows whatever there is
     shared = [kind for kind in KINDS if all(kind in samples for samples in kept)]
     if not shared:
         return {}

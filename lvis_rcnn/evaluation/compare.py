@@ -1,7 +1,7 @@
-"""Whether two rows on the same annotations differ, and where: a paired bootstrap over images, and the spread of seeds.
+"""Whether two rows on the same annotations differ, and where: a paired bootstrap over images, and variance of seeds.
 
-Every resample draws the same images for both, so that what makes images hard or easy cancels out. Where a row has
-several seeds, its number is their mean, and what another choice of seeds would have changed is part of the interval.
+Every resample draws the same images for both, so that the difficulty of images cancels out. The metrics of a row with
+several seeds are means over them, and the interval includes the variance between seeds.
 """
 
 from collections.abc import Collection, Iterator
@@ -19,21 +19,21 @@ from lvis_rcnn.evaluation.bootstrap import (
     Interval,
     intervals,
     metrics_of_runs,
-    plans_of,
     resampled_metrics,
+    resampling_of,
     seed_noise,
 )
-from lvis_rcnn.evaluation.matches import MatchesFile, read_matches
+from lvis_rcnn.evaluation.matches import FIX, MatchesFile, read_matches
 from lvis_rcnn.evaluation.results import KINDS, Kind
 from lvis_rcnn.system.cli import InputError
 
 
 def scored_rows(path: Path, only: Collection[str] = ()) -> dict[str, list[Path]]:
-    """metrics.json of the runs of each row of a study, by the row's name; of a row's folder or a run's, without a name.
+    """metrics.json of the runs of each row, by the row's name, which is empty unless ``path`` is a study.
 
     Args:
-        path: folder of a study, a row or a run, or a metrics.json, which need not be there.
-        only: runs below it that count, as r50/seed0; none for all.
+        path: folder of a study, a row or a run, or a metrics.json, which need not exist.
+        only: the runs below it to use, as r50/seed0; all if empty.
 
     Raises:
         InputError: nothing in the folder is scored, or one of ``only`` is not.
@@ -62,17 +62,17 @@ def rows_of_study(study: Path) -> dict[str, list[Path]]:
 
 
 def seeds_of(folder: Path) -> list[Path]:
-    """metrics.json of each seed of a row, by the number of the seed."""
+    """metrics.json of each seed of a row, in the order of seeds."""
     return sorted(folder.glob("seed*/metrics.json"), key=lambda file: (len(file.parent.name), file.parent.name))
 
 
 def pair_names(first: Path, ours: Collection[str], second: Path, theirs: Collection[str]) -> dict[str, tuple[str, str]]:
-    """Rows to compare, by the name of the pair: two single rows whatever they are called, else those of the same name.
+    """Rows to compare, by the name of the pair: rows of the same name, or two single rows whatever their names.
 
     Args:
-        first: where the rows of ``ours`` lie.
+        first: folder of the rows of ``ours``.
         ours: names of rows.
-        second: where the rows of ``theirs`` lie.
+        second: folder of the rows of ``theirs``.
         theirs: names of rows.
 
     Raises:
@@ -88,7 +88,7 @@ def pair_names(first: Path, ours: Collection[str], second: Path, theirs: Collect
     return {name: (name, name) for name in both}
 
 
-# What a run is, as opposed to what came out of it and when, of each of its records.
+# The settings of a run in each of its records, as opposed to its results and times.
 SETTINGS = {
     "train.json": (
         *("study", "backbone", "seed", "settings", "annotations_sha256", "steps", "images_per_step", "epochs"),
@@ -113,7 +113,7 @@ class Scored:
     """The value of metrics.json."""
     matches: MatchesFile
     settings: dict[str, Any]
-    """What its records say of it, as record: key."""
+    """The settings in its records, by "record: key"."""
 
 
 ScoredRow = tuple[Scored, ...]
@@ -121,24 +121,22 @@ ScoredRow = tuple[Scored, ...]
 
 
 def read_scored(path: Path) -> Scored:
-    """A run by its folder or its metrics.json; matches.npz and the other records lie beside it.
+    """Read a run by its folder or its metrics.json, with matches.npz and the other records in the same folder.
 
     Raises:
-        InputError: no metrics.json or matches.npz, one that is damaged, or they are of different detections.
+        InputError: metrics.json or matches.npz is missing or damaged, or they belong to different detections.
     """
     file = path / "metrics.json" if path.is_dir() else path
     metrics = read_metrics(file)
     matches = read_matches(file.with_name("matches.npz"))
     for digest in ("annotations_sha256", "detections_sha256"):
         if getattr(matches, digest) != metrics.get(digest):
-            what = f"{digest} is not that of {file.name}"
-            fix = "score the detections again, with --matches"
-            raise InputError(str(file.with_name("matches.npz")), what, fix=fix)
+            raise InputError(str(file.with_name("matches.npz")), f"{digest} is not that of {file.name}", fix=FIX)
     return Scored(str(path), metrics, matches, settings_beside(file))
 
 
 def read_metrics(file: Path) -> dict[str, Any]:
-    """The value of a metrics.json; InputError where there is none or it is something else."""
+    """The value of a metrics.json; InputError where it is missing, or is not one."""
     try:
         metrics = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
     except FileNotFoundError:
@@ -154,7 +152,7 @@ def read_metrics(file: Path) -> dict[str, Any]:
 
 
 def settings_beside(file: Path) -> dict[str, Any]:
-    """What the records beside a metrics.json say of their run; a record that is not there says nothing."""
+    """The settings in the records beside a metrics.json; a missing record has none."""
     found: dict[str, Any] = {}
     for name, keys in SETTINGS.items():
         try:
@@ -167,7 +165,7 @@ def settings_beside(file: Path) -> dict[str, Any]:
 
 
 def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The values of nested records, each by the names that lead to it."""
+    """The values of nested records, each with the keys that lead to it."""
     if not isinstance(value, dict):
         yield name, value
         return
@@ -175,13 +173,13 @@ def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from flat(f"{name} {key}", inner)
 
 
-def pairs_of(first: Path, second: Path, only: Collection[str] = ()) -> dict[str, tuple[ScoredRow, ScoredRow]]:
+def row_pairs(first: Path, second: Path, only: Collection[str] = ()) -> dict[str, tuple[ScoredRow, ScoredRow]]:
     """Rows to compare, by the name of the pair (:func:`pair_names`).
 
     Args:
         first: folder of a run, a row or a study, or a metrics.json.
         second: another one.
-        only: of the study ``second`` only these runs, as r50/seed0; none for all.
+        only: the runs of ``second`` to use, as r50/seed0; all if empty.
 
     Raises:
         InputError: nothing there is scored, a run is damaged, or two studies have no row in common.
@@ -195,32 +193,32 @@ def pairs_of(first: Path, second: Path, only: Collection[str] = ()) -> dict[str,
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric of two rows, in fractions: means over their seeds; None where it is undefined in a run."""
+    """A metric of two rows as fractions, means over their seeds; None where it is undefined in a run."""
 
     first: float | None
     second: float | None
     difference: float | None
     """The second minus the first."""
     interval: Interval | None
-    """95 %, of the difference."""
+    """95 % interval of the difference."""
     p: float | None
-    """Of as large a difference where there is none, both ways."""
+    """Two-sided p value of the hypothesis that there is no difference."""
     first_sd: float | None
     second_sd: float | None
-    """Sample standard deviation over seeds; None of one."""
+    """Sample standard deviation over seeds; None for a single seed."""
 
 
 def compare(first: ScoredRow, second: ScoredRow, resamples: int, seed: int) -> dict[Kind, dict[str, Difference]]:
-    """Every metric of the kinds that all runs have.
+    """The difference in every metric of the kinds that all runs have.
 
     Args:
         first: the runs of a row.
-        second: those of another one, on the same annotations.
-        resamples: of the images, the same for all runs.
-        seed: of the resamples.
+        second: the runs of another row, on the same annotations.
+        resamples: number of resamples of the images, which are the same for all runs.
+        seed: seed of the resamples.
 
     Raises:
-        InputError: the annotations are not the same, or there is no kind that all have.
+        InputError: the annotations differ, or there is no kind that all runs have.
     """
     for run in (*first, *second):
         if run.matches.annotations_sha256 != first[0].matches.annotations_sha256:
@@ -235,7 +233,7 @@ def compare(first: ScoredRow, second: ScoredRow, resamples: int, seed: int) -> d
 
 
 def differences(first: ScoredRow, second: ScoredRow, kind: Kind, resamples: int, seed: int) -> dict[str, Difference]:
-    """Every metric of one kind."""
+    """The difference in every metric of one kind."""
     samples = mean_samples(second, kind, resamples, seed) - mean_samples(first, kind, resamples, seed)
     for place, row in enumerate((first, second)):
         # The images are drawn from (seed, number of the resample).
@@ -245,70 +243,66 @@ def differences(first: ScoredRow, second: ScoredRow, kind: Kind, resamples: int,
 
 
 def mean_samples(row: ScoredRow, kind: Kind, resamples: int, seed: int) -> Float64[np.ndarray, "s m"]:
-    """Metrics of every resample, means over the seeds; NaN where one is undefined."""
+    """The metrics of every resample, means over the seeds; NaN where one is undefined."""
     means: np.ndarray = np.mean([samples_of(run, kind, resamples, seed) for run in row], axis=0)
     return means
 
 
 def samples_of(run: Scored, kind: Kind, resamples: int, seed: int) -> Float64[np.ndarray, "s m"]:
-    """Metrics of every resample of a run: those that scoring has kept, which are of ``SEED``, where they suffice."""
+    """The metrics of every resample of a run: those that scoring kept, if they are enough and ``seed`` is ``SEED``."""
     kept = run.matches.resampled.get(kind)
     if kept is not None and seed == SEED and len(kept) >= resamples:
         return kept[:resamples]
-    return resampled_metrics(plans_of(run.matches.outcomes[kind], run.matches.frequencies), resamples, seed)
+    return resampled_metrics(resampling_of(run.matches.outcomes[kind], run.matches.frequencies), resamples, seed)
 
 
 def of_runs(row: ScoredRow, kind: Kind) -> Float64[np.ndarray, "n m"]:
-    """The metrics of each run; NaN where undefined."""
+    """The metrics of each run of a row; NaN where undefined."""
     return metrics_of_runs([run.metrics for run in row], kind)
 
 
 def paired(
     first: Float64[np.ndarray, "n m"], second: Float64[np.ndarray, "k m"], samples: Float64[np.ndarray, "s m"]
 ) -> dict[str, Difference]:
-    """Every metric.
+    """The difference in every metric.
 
     Args:
         first: metrics of the runs of a row.
-        second: of the other one.
+        second: metrics of the runs of the other row.
         samples: the second minus the first in each resample; NaN where undefined.
     """
-    means = [dict(zip(METRIC_NAMES, map(defined, row.mean(axis=0).tolist()), strict=True)) for row in (first, second)]
+    means = [row.mean(axis=0).tolist() for row in (first, second)]
     spreads = [row.std(axis=0, ddof=1).tolist() if len(row) > 1 else [None] * row.shape[1] for row in (first, second)]
-    estimates = {name: minus(means[1][name], means[0][name]) for name in METRIC_NAMES}
+    estimates = {name: defined(two - one) for name, one, two in zip(METRIC_NAMES, *means, strict=True)}
     bounds = intervals(estimates, samples)
     found: dict[str, Any] = {}
     for place, name in enumerate(METRIC_NAMES):
-        estimate, both = estimates[name], [defined(spread[place]) for spread in spreads]
+        estimate = estimates[name]
         p = None if estimate is None or bounds[name] is None else p_value(estimate, samples[:, place])
-        found[name] = Difference(means[0][name], means[1][name], estimate, bounds[name], p, *both)
+        one, other, *both = (defined(values[place]) for values in (*means, *spreads))
+        found[name] = Difference(one, other, estimate, bounds[name], p, *both)
     return found
 
 
 def defined(value: float | None) -> float | None:
-    """None for what is undefined."""
+    """The value; None where it is NaN."""
     return None if value is None or np.isnan(value) else value
 
 
-def minus(one: float | None, other: float | None) -> float | None:
-    """The difference of what is defined."""
-    return None if one is None or other is None else one - other
-
-
 def p_value(difference: float, values: Float64[np.ndarray, " s"]) -> float:
-    """How often chance alone makes as large a difference, either way: twice the rarer side, at most 1.
+    """Two-sided bootstrap p value of the hypothesis of no difference: twice the smaller tail probability, at most 1.
 
-    Resamples move about the difference as it would move about 0 if there were none: those at twice the difference or
-    beyond moved as far. Below 0.05 the basic 95 % interval leaves 0 out. One resample more keeps p above 0, since no
-    number of them shows that something never happens (Davison and Hinkley 1997, section 4.2).
+    Resamples vary around the difference as the difference would vary around 0 under the hypothesis, so that those at
+    twice the difference or beyond are as extreme as the observed one. p is below 0.05 where the basic 95 % interval
+    excludes 0. Counting one more resample keeps p above 0 (Davison and Hinkley 1997, section 4.2).
     """
     values = values[~np.isnan(values)]
-    rarer = min(int((values <= 2 * difference).sum()), int((values >= 2 * difference).sum()))
-    return min(1.0, 2 * (rarer + 1) / (len(values) + 1))
+    smaller_tail = min(int((values <= 2 * difference).sum()), int((values >= 2 * difference).sum()))
+    return min(1.0, 2 * (smaller_tail + 1) / (len(values) + 1))
 
 
 def mean_categories(row: ScoredRow, kind: Kind) -> list[dict[str, Any]]:
-    """As ``per_category`` of metrics.json, means over the seeds; None where a run does not define one."""
+    """``per_category`` of metrics.json with means over the seeds; None where a run does not define the AP."""
     rows = []
     for of_runs in zip(*(run.metrics["per_category"] for run in row), strict=True):
         values = [one.get(kind) for one in of_runs]

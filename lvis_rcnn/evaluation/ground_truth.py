@@ -1,7 +1,7 @@
 """What the LVIS protocol reads of an annotation file, as flat arrays.
 
-Unlike the store of dataset.store it takes files of others as they are: names of images may be missing, and an
-annotation may be marked ``ignore``. Outlines stay text until masks are compared.
+Unlike the store of dataset.store it takes any file in the LVIS format: names of images may be missing, and an
+annotation may be marked ``ignore``. Segmentations stay JSON until masks are compared.
 """
 
 import json
@@ -19,8 +19,8 @@ from msgspec import Meta
 
 from lvis_rcnn.system.cli import InputError
 
-# Ids in a range of this length are looked up in a table, which is four times faster; others by bisection.
-TABLE = 1 << 21
+# Ids within a range of this length are looked up in a table, which is four times faster than bisection.
+TABLE_LENGTH = 1 << 21
 
 Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -64,8 +64,8 @@ class TruthFile(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
-    """``n`` images, ``c`` categories and ``g`` objects; images and categories are ordered by id, as in ``lvis``."""
+class GroundTruth:
+    """``n`` images, ``c`` categories and ``g`` objects; images and categories are sorted by id, as in ``lvis``."""
 
     where: str
     """Name of the file, for messages."""
@@ -78,12 +78,12 @@ class Truth:
     frequencies: tuple[str, ...]
     """r, c or f of each category."""
     negatives: Int64[np.ndarray, "k 2"]
-    """(image, category), both positions: verified to be absent."""
+    """(image, category), as positions: the category is verified to be absent."""
     not_exhaustive: Int64[np.ndarray, "m 2"]
-    """(image, category): more may be there than is annotated."""
+    """(image, category), as positions: there may be more objects than are annotated."""
     annotation_ids: Int64[np.ndarray, " g"]
     images: Int64[np.ndarray, " g"]
-    """Position of each object's image; objects are in the order of the file."""
+    """Position of the image of each object; objects are in the order of the file."""
     categories: Int64[np.ndarray, " g"]
     boxes_xywh: Float64[np.ndarray, "g 4"]
     areas: Float64[np.ndarray, " g"]
@@ -93,7 +93,7 @@ class Truth:
 
 
 def read_annotations(path: Path) -> bytes:
-    """The text of an annotation file; InputError where there is none."""
+    """The bytes of an annotation file; InputError where there is none."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -102,12 +102,12 @@ def read_annotations(path: Path) -> bytes:
         raise InputError(str(path), f"not readable: {error.strerror}") from None
 
 
-def parse_truth(text: bytes, where: str) -> Truth:
-    """An LVIS v0.5 or v1 annotation file, or one's own in that form; ``where`` names it in messages.
+def parse_truth(text: bytes, where: str) -> GroundTruth:
+    """Parse an LVIS v0.5 or v1 annotation file, or any in that format; ``where`` names it in messages.
 
     Raises:
-        InputError: no JSON, a key is missing or of another type, an id stands twice or is 0, a reference leads
-            nowhere; the record is named.
+        InputError: it is not JSON, a key is missing or of another type, an id is duplicate or an annotation's is 0, or
+            an annotation refers to an unknown image or category; the record is named.
     """
     try:
         file = msgspec.json.decode(text, type=TruthFile)
@@ -119,7 +119,7 @@ def parse_truth(text: bytes, where: str) -> Truth:
 
 
 def what_is_wrong(text: bytes, where: str) -> InputError:
-    """The line for a file that msgspec does not read; NaN is none of JSON, but people's tools write it."""
+    """The error for a file that msgspec does not read. NaN is not JSON, but some tools write it."""
     try:
         dataset = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -128,7 +128,7 @@ def what_is_wrong(text: bytes, where: str) -> InputError:
         for annotation in dataset["annotations"] if isinstance(dataset, dict) and "annotations" in dataset else ():
             annotation["segmentation"] = msgspec.Raw(msgspec.json.encode(annotation["segmentation"]))
     except (KeyError, TypeError, ValueError):
-        pass  # the conversion says what is missing
+        pass  # the conversion names what is missing
     try:
         file = msgspec.convert(dataset, TruthFile)
     except msgspec.ValidationError as error:
@@ -138,14 +138,14 @@ def what_is_wrong(text: bytes, where: str) -> InputError:
         if not np.isfinite(numbers).all():
             what = f"area and bbox are {[*numbers]}"
             return InputError(f"{where}: annotation {annotation.id}", what, allowed="finite numbers")
-    return InputError(where, "holds NaN, infinity or a number that is no JSON", fix="write finite numbers")
+    return InputError(where, "holds NaN, infinity or another number that is not JSON", fix="write finite numbers")
 
 
-def truth_of(file: TruthFile, where: str) -> Truth:
+def truth_of(file: TruthFile, where: str) -> GroundTruth:
     """The arrays of checked records.
 
     Raises:
-        InputError: an id stands twice or is 0, or a reference leads nowhere.
+        InputError: an id is duplicate or an annotation's is 0, or an annotation refers to an unknown image or category.
     """
     image_ids, image_order = ascending_ids(file.images, f"{where}: images")
     category_ids, category_order = ascending_ids(file.categories, f"{where}: categories")
@@ -155,11 +155,10 @@ def truth_of(file: TruthFile, where: str) -> Truth:
     annotation_ids = column(annotations, "id")
     ascending_ids(annotations, f"{where}: annotations")
     if (annotation_ids == 0).any():
-        # The protocol marks a detection as unmatched by 0, so this object would never be found.
-        what = "id 0 means 'unmatched' to the protocol"
-        raise InputError(f"{where}: annotation 0", what, fix="number annotations from 1")
+        # lvis writes the id of the matched annotation, or 0: this object would never be found.
+        raise InputError(f"{where}: annotation 0", "id 0 is reserved for 'unmatched'", fix="renumber from 1")
     boxes = np.fromiter(chain.from_iterable(a.bbox for a in annotations), np.float64, 4 * len(annotations))
-    return Truth(
+    return GroundTruth(
         where=where,
         image_ids=image_ids,
         sizes_hw=np.stack([column(images, "height"), column(images, "width")], axis=1),
@@ -180,25 +179,25 @@ def truth_of(file: TruthFile, where: str) -> Truth:
 
 
 def column(records: Sequence[Any], name: str) -> Int64[np.ndarray, " k"]:
-    """One whole number of each record."""
+    """One integer field of each record."""
     return np.fromiter(map(attrgetter(name), records), np.int64, len(records))
 
 
 def ascending_ids(records: Sequence[Any], where: str) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
-    """The ids in order, and the record of each; InputError for one that stands twice."""
+    """The ids in ascending order, and the position of the record of each; InputError for a duplicate id."""
     ids = column(records, "id")
     order = np.argsort(ids, kind="stable")
     ids = ids[order]
     twice = np.flatnonzero(ids[1:] == ids[:-1])
     if len(twice):
-        raise InputError(where, f"id {ids[twice[0]]} stands twice", fix="give each its own id")
+        raise InputError(where, f"duplicate id {ids[twice[0]]}", fix="give each its own id")
     return ids, order
 
 
 def positions(ascending: Int64[np.ndarray, " k"], wanted: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
-    """Where each wanted id stands among ``ascending``, at least one; -1 where it does not."""
+    """Position of each wanted id among ``ascending`` ids, of which there is at least one; -1 where it is not there."""
     lowest, highest = int(ascending[0]), int(ascending[-1])
-    if highest - lowest < TABLE:
+    if highest - lowest < TABLE_LENGTH:
         table = np.full(highest - lowest + 2, -1)
         table[ascending - lowest] = np.arange(len(ascending))
         inside = (wanted >= lowest) & (wanted <= highest)
@@ -211,7 +210,7 @@ def positions(ascending: Int64[np.ndarray, " k"], wanted: Int64[np.ndarray, " m"
 def known(
     ids: Int64[np.ndarray, " k"], annotations: Sequence[TruthAnnotation], what: str, where: str
 ) -> Int64[np.ndarray, " g"]:
-    """Position of the image or category of each annotation; InputError for one that is not there."""
+    """Position of the image or category of each annotation; InputError for one that does not exist."""
     wanted = column(annotations, f"{what}_id")
     found = positions(ids, wanted)
     if (found < 0).any():
@@ -223,7 +222,7 @@ def known(
 
 
 def listed(lists: Iterable[list[int]], category_ids: Int64[np.ndarray, " c"]) -> Int64[np.ndarray, "k 2"]:
-    """(image, category) of every entry; categories that the file does not have say nothing."""
+    """(image, category) of every entry, without categories that the file does not have."""
     lists = list(lists)
     lengths = [len(entries) for entries in lists]
     found = positions(category_ids, np.fromiter(chain.from_iterable(lists), np.int64, sum(lengths)))

@@ -1,4 +1,4 @@
-"""Masks in the one form that pycocotools compares, and what it says of them: areas and overlaps."""
+"""Masks in the form that pycocotools compares, and their areas."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from jaxtyping import Bool, Float64, Int64, UInt8
 from pycocotools import mask as coco_mask
 
 from lvis_rcnn.dataset.rle import BASE, MORE, texts_of_runs
-from lvis_rcnn.evaluation.ground_truth import Truth
+from lvis_rcnn.evaluation.ground_truth import GroundTruth
 from lvis_rcnn.system.cli import InputError
 
 # {"size": [height, width], "counts": compressed run lengths}.
 Packed = dict[str, Any]
 
-# pycocotools fails on the area of 256 masks and more in one call under NumPy 2.
+# Under NumPy 2 pycocotools fails on the areas of 256 or more masks in one call.
 AREAS_AT_ONCE = 255
 
 
 class Rle(msgspec.Struct, frozen=True):
-    """A run-length mask, compressed (text) or not (a list of run lengths)."""
+    """A run-length encoded mask, compressed (text) or not (a list of run lengths)."""
 
     size: tuple[int, int]
     counts: str | list[int]
@@ -29,7 +29,7 @@ class Rle(msgspec.Struct, frozen=True):
 
 Segmentation = Rle | list[list[float]]
 
-# The same once it was read: the check of types in the test run would look at every number again.
+# The same for masks that were read: the type check of the test run would look at every number again.
 Read = Rle | list[Any]
 
 
@@ -42,14 +42,14 @@ class Masks:
     counts: UInt8[np.ndarray, " bytes"]
 
     def packed(self, rows: Int64[np.ndarray, " m"]) -> list[Packed]:
-        """Some of them, as pycocotools takes them."""
+        """The masks of ``rows``, as pycocotools takes them."""
         text = self.counts.data
         spans = zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True)
         sizes = self.sizes_hw[rows].tolist()
         return [{"size": size, "counts": text[a:b].tobytes()} for size, (a, b) in zip(sizes, spans, strict=True)]
 
     def damaged(self) -> Bool[np.ndarray, " d"]:
-        """Texts that pycocotools would read beyond their end, or that hold what is no number."""
+        """Whether pycocotools would read beyond the end of each text, or it holds characters of no number."""
         starts, ends = self.offsets[:-1], self.offsets[1:]
         characters = self.counts
         open_end = np.zeros(len(starts), bool)
@@ -67,10 +67,10 @@ def no_masks() -> Masks:
 
 
 def packed_mask(segmentation: Read, size: tuple[int, int], record: str) -> Packed:
-    """A mask of an image of ``size`` (height, width): polygons are drawn, run lengths packed.
+    """A mask of an image of ``size`` (height, width): polygons are drawn, run lengths compressed.
 
     Raises:
-        InputError: a polygon of fewer than three points, or a mask that does not fit; ``record`` names it.
+        InputError: a polygon has fewer than three points, or the mask does not fit the image; ``record`` names it.
     """
     height, width = size
     if isinstance(segmentation, Rle):
@@ -93,17 +93,17 @@ def packed_mask(segmentation: Read, size: tuple[int, int], record: str) -> Packe
 
 
 def wrong_size(record: str, size: Sequence[int], expected: Sequence[int]) -> InputError:
-    """The line for a mask that is not of its image's size."""
+    """The error for a mask that is not of its image's size."""
     return InputError(record, f"mask size is {list(size)}", allowed=f"{list(expected)}, as the image")
 
 
 def damaged(record: str) -> InputError:
-    """The line for a mask that is none."""
-    return InputError(record, "mask is damaged: its runs do not fit its size", fix="write the mask again")
+    """The error for a mask whose run lengths are not those of any mask of its size."""
+    return InputError(record, "mask is damaged: its run lengths do not fit its size", fix="write the mask again")
 
 
 def runs_fit(mask: Rle) -> bool:
-    """Whether the runs of a mask cover no more than its image (compressed) or exactly it (run lengths)."""
+    """Whether run lengths cover the image exactly, or, compressed, no more than the image."""
     pixels = mask.size[0] * mask.size[1]
     if isinstance(mask.counts, list):
         return min(mask.counts, default=0) >= 0 and sum(mask.counts) == pixels
@@ -113,11 +113,11 @@ def runs_fit(mask: Rle) -> bool:
     return bool(areas_of([{"size": list(mask.size), "counts": mask.counts}])[0] <= pixels)
 
 
-def masks_of_truth(truth: Truth) -> list[Packed]:
+def masks_of_truth(truth: GroundTruth) -> list[Packed]:
     """The mask of every object.
 
     Raises:
-        InputError: an outline is none or does not fit its image; the annotation is named.
+        InputError: a segmentation is malformed or does not fit its image; the annotation is named.
     """
     decoder = msgspec.json.Decoder(Segmentation)
     sizes = [(height, width) for height, width in truth.sizes_hw.tolist()]
@@ -135,7 +135,7 @@ def masks_of_truth(truth: Truth) -> list[Packed]:
 
 
 def areas_of(masks: Sequence[Packed]) -> Float64[np.ndarray, " m"]:
-    """Pixels of each mask."""
+    """Number of pixels of each mask."""
     areas = np.zeros(len(masks))
     for start in range(0, len(masks), AREAS_AT_ONCE):
         some = list(masks[start : start + AREAS_AT_ONCE])

@@ -1,6 +1,6 @@
-"""The ``lvis`` package beside our scorer: the reference, in every bit.
+"""The ``lvis`` package as the reference for our scorer, which agrees with it bit for bit.
 
-It is the only module that imports ``lvis``.
+This is the only module that imports ``lvis``.
 """
 
 import contextlib
@@ -15,81 +15,81 @@ import numpy as np
 from jaxtyping import Float64
 
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, Scores
-from lvis_rcnn.evaluation.results import Found, Kind
+from lvis_rcnn.evaluation.results import DetectionSet, Kind
 from lvis_rcnn.system.cli import log
 
-# Rows that are Python objects at the same time while records are made.
+# Rows that are turned into Python objects at a time.
 ROWS_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True, eq=False)
 class OfficialScores:
-    """What ``lvis`` says, in the form of :class:`lvis_rcnn.evaluation.average_precision.Scores`."""
+    """Scores by ``lvis``, in the form of :class:`lvis_rcnn.evaluation.average_precision.Scores`."""
 
     precision: Float64[np.ndarray, "t r c z"]
     recall: Float64[np.ndarray, "t c z"]
     metrics: dict[str, float | None]
 
 
-def official_scores(annotations: bytes, found: Found, kind: Kind, detections_per_image: int) -> OfficialScores:
-    """Score by the ``lvis`` package: 10 kB for each detection, and hours where ours takes minutes.
+def official_scores(
+    annotations: bytes, detections: DetectionSet, kind: Kind, detections_per_image: int
+) -> OfficialScores:
+    """Score with the ``lvis`` package, which takes 10 kB per detection, and hours where ours takes minutes.
 
-    A mask beside a box would be binned by the box's area, so the box is left out.
+    Given both, ``lvis`` would take the size of a mask from the area of its box, so it gets the mask alone.
 
     Args:
-        annotations: text of a file that was read as :class:`lvis_rcnn.evaluation.ground_truth.Truth`.
-        found: checked detections.
+        annotations: JSON that was read as :class:`lvis_rcnn.evaluation.ground_truth.GroundTruth`.
+        detections: checked detections.
         kind: bbox or segm.
-        detections_per_image: the best this many of an image count.
+        detections_per_image: at most so many of an image count, the best ones.
     """
     dataset = json.loads(annotations)
-    size = len(found), len(dataset["images"]), len(dataset["categories"])
-    log.info(
-        "the lvis package is at work on %d detections, %d images, %d categories; it says nothing until its end", *size
-    )
-    # lvis cannot take an empty list. A detection without area is dropped by the protocol, so it stands for none.
+    size = len(detections), len(dataset["images"]), len(dataset["categories"])
+    log.info("the lvis package scores %d detections, %d images, %d categories, without showing progress", *size)
+    # lvis cannot take an empty list. The protocol drops a detection without area, so this one counts as none.
     nothing = {
         "image_id": dataset["images"][0]["id"],
         "category_id": dataset["categories"][0]["id"],
         "score": 0.0,
         "bbox": [0.0, 0.0, 0.0, 0.0],
     }
-    records = list(official_records(found, kind)) or [nothing]
+    records = list(official_records(detections, kind)) or [nothing]
     with official_package() as lvis:
-        # LVIS() takes only a path, and would read the file a second time.
+        # LVIS() takes only a path and would read the file a second time.
         truth = lvis.LVIS.__new__(lvis.LVIS)
         truth.logger = logging.getLogger("lvis.lvis")
         truth.dataset = dataset
         truth._create_index()
-        judge = lvis.LVISEval(truth, lvis.LVISResults(truth, records, max_dets=detections_per_image), kind)
-        judge.run()
-    values = {name: float(judge.results[name]) for name in METRIC_NAMES}
+        evaluation = lvis.LVISEval(truth, lvis.LVISResults(truth, records, max_dets=detections_per_image), kind)
+        evaluation.run()
+    values = {name: float(evaluation.results[name]) for name in METRIC_NAMES}
     return OfficialScores(
-        precision=judge.eval["precision"],
-        recall=judge.eval["recall"],
+        precision=evaluation.eval["precision"],
+        recall=evaluation.eval["recall"],
         metrics={name: None if value == -1 else value for name, value in values.items()},
     )
 
 
-def official_records(found: Found, kind: Kind) -> Iterator[dict[str, Any]]:
+def official_records(detections: DetectionSet, kind: Kind) -> Iterator[dict[str, Any]]:
     """Detections as ``lvis`` takes them, with nothing but what ``kind`` needs."""
-    for start in range(0, len(found), ROWS_AT_ONCE):
-        rows = np.arange(start, min(start + ROWS_AT_ONCE, len(found)))
-        columns: list[list[Any]] = [found.image_ids[rows].tolist(), found.category_ids[rows].tolist()]
-        columns.append(found.scores[rows].tolist())
+    for start in range(0, len(detections), ROWS_AT_ONCE):
+        rows = np.arange(start, min(start + ROWS_AT_ONCE, len(detections)))
+        columns: list[list[Any]] = [detections.image_ids[rows].tolist(), detections.category_ids[rows].tolist()]
+        columns.append(detections.scores[rows].tolist())
         if kind == "bbox":
-            assert found.boxes_xywh is not None
-            name, shapes = "bbox", found.boxes_xywh[rows].tolist()
+            assert detections.boxes_xywh is not None
+            name, shapes = "bbox", detections.boxes_xywh[rows].tolist()
         else:
-            assert found.masks is not None
-            # Of a mask that was left out lvis sees no pixel. It never looks: the category is none of the image's.
-            name, shapes = "segmentation", found.masks.packed(rows)
+            assert detections.masks is not None
+            # A mask that inference left out is empty here; lvis ignores it, since its category is not verified.
+            name, shapes = "segmentation", detections.masks.packed(rows)
         for image_id, category_id, value, shape in zip(*columns, shapes, strict=True):
             yield {"image_id": image_id, "category_id": category_id, "score": value, name: shape}
 
 
 def difference(ours: Scores, theirs: OfficialScores) -> str:
-    """What is not the same to the last bit; empty where nothing is."""
+    """The first thing that is not bit-identical; empty where everything is."""
     for name, value in theirs.metrics.items():
         if ours.metrics[name] != value:
             return f"{name} is {ours.metrics[name]} by us, {value} by lvis"
@@ -102,10 +102,10 @@ def difference(ours: Scores, theirs: OfficialScores) -> str:
 
 @contextlib.contextmanager
 def official_package() -> Iterator[Any]:
-    """The ``lvis`` package, for as long as the block lasts.
+    """The ``lvis`` package, made to work for the duration of the block.
 
-    lvis 0.5.3 needs ``np.float``, which NumPy dropped, warns through a deprecated method, and configures the root
-    logger when imported; all three are put back. The import draws in OpenCV and matplotlib, so it waits until here.
+    lvis 0.5.3 needs ``np.float``, which NumPy removed, warns through a deprecated method, and configures the root
+    logger when imported; all three are restored afterwards. It imports OpenCV and matplotlib, hence only here.
     """
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

@@ -1,33 +1,35 @@
 """Detections of any detector as flat arrays: from a results file as the LVIS server takes it, or from shards.
 
 A results file is a list of {"image_id", "category_id", "score", "bbox": [x, y, w, h] and/or "segmentation": RLE or
-polygons}. It is read a few megabytes at a time, so that its records are never all Python objects at once.
+polygons}. It is read a few megabytes at a time, so that never all of its records are Python objects at once.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from jaxtyping import Bool, Float, Int64
-from msgspec import Meta
 
 from lvis_rcnn.dataset.detections import read_shards
 from lvis_rcnn.dataset.reader import Pieces, read_text
 from lvis_rcnn.dataset.records import Text
-from lvis_rcnn.evaluation.ground_truth import Truth, positions
+from lvis_rcnn.evaluation.ground_truth import GroundTruth, Id, column, positions
 from lvis_rcnn.evaluation.masks import Masks, Rle, Segmentation, damaged, no_masks, packed_mask, wrong_size
 from lvis_rcnn.system.cli import InputError
 
 Kind = Literal["bbox", "segm"]
-KINDS: tuple[Kind, Kind] = ("bbox", "segm")
+KINDS: dict[Kind, str] = {"bbox": "box", "segm": "mask"}
+"""What can be scored, by the names of the COCO tools, and what a person calls it."""
 
-Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+def kinds_present(boxes: Any, masks: Any) -> tuple[Kind, ...]:
+    """The kinds that are not None."""
+    return tuple(kind for kind, values in zip(KINDS, (boxes, masks), strict=True) if values is not None)
 
 
 class Result(msgspec.Struct, frozen=True, gc=False):
@@ -39,10 +41,15 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     bbox: tuple[float, float, float, float] | None = None
     segmentation: Segmentation | None = None
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds that it can be scored as."""
+        return kinds_present(self.bbox, self.segmentation)
+
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """``d`` detections in the order of their file, which decides among equal scores."""
+class DetectionSet:
+    """``d`` detections in the order of their file, which decides between equal scores."""
 
     where: str
     """Name of the file or folder, for messages."""
@@ -53,7 +60,7 @@ class Found:
     boxes_xywh: Float[np.ndarray, "d 4"] | None
     masks: Masks | None
     has_mask: Bool[np.ndarray, " d"] | None = None
-    """Which detections have one, where not all do: see dataset.detections."""
+    """Which detections have a mask; None where all do. See dataset.detections."""
 
     def __len__(self) -> int:
         """Number of detections."""
@@ -62,8 +69,7 @@ class Found:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds that can be scored."""
-        present = {"bbox": self.boxes_xywh is not None, "segm": self.masks is not None}
-        return tuple(kind for kind in KINDS if present[kind])
+        return kinds_present(self.boxes_xywh, self.masks)
 
     def record(self, row: int) -> str:
         """Name of a detection, for messages."""
@@ -71,39 +77,39 @@ class Found:
 
 
 def record_name(where: str, row: int, image_id: int, category_id: int) -> str:
-    """How messages name a detection."""
+    """Name of a detection, for messages."""
     return f"{where}: result {row} (image {image_id}, category {category_id})"
 
 
-def read_found(path: Path, truth: Truth, with_masks: bool = True) -> Found:
+def read_detections(path: Path, truth: GroundTruth, with_masks: bool = True) -> DetectionSet:
     """Detections of a folder of shards or of a results file, checked.
 
     Args:
         path: folder or file.
-        truth: what they are to be compared with.
+        truth: the annotations that they will be compared with.
         with_masks: whether masks of shards are read too.
 
     Raises:
-        InputError: damaged, a record is not a detection, or as :func:`check_found`.
+        InputError: the file or a shard is damaged, a record is not a detection, or as :func:`check_detections`.
     """
-    found = found_in_shards(path, with_masks) if path.is_dir() else found_in_file(path, truth)
-    check_found(found, truth)
-    return found
+    detections = detections_of_shards(path, with_masks) if path.is_dir() else detections_of_file(path, truth)
+    check_detections(detections, truth)
+    return detections
 
 
-def found_in_shards(folder: Path, with_masks: bool) -> Found:
+def detections_of_shards(folder: Path, with_masks: bool) -> DetectionSet:
     """Detections of a folder of shards."""
     read = read_shards(folder, with_masks)
     masks = Masks(read.mask_sizes.astype(np.int64), read.rle_offsets, read.rle_counts) if with_masks else None
     has_mask = None if read.has_mask.all() else read.has_mask
-    return Found(str(folder), read.image_ids, read.category_ids, read.scores, read.boxes_xywh, masks, has_mask)
+    return DetectionSet(str(folder), read.image_ids, read.category_ids, read.scores, read.boxes_xywh, masks, has_mask)
 
 
-def found_in_file(path: Path, truth: Truth) -> Found:
+def detections_of_file(path: Path, truth: GroundTruth) -> DetectionSet:
     """Detections of a results file.
 
     Raises:
-        InputError: no such file, no JSON, a record is not a detection or not of the kinds of the first.
+        InputError: no such file, it is not JSON, or a record is not a detection or not of the kinds of the first.
     """
     if not path.is_file():
         raise InputError(str(path), "no such file")
@@ -113,14 +119,14 @@ def found_in_file(path: Path, truth: Truth) -> Found:
         for records in pieces_of(text):
             columns.add(records)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # Only the file as a whole can say what is wrong; NaN is none of JSON, but people's tools write it.
+        # Only the whole file shows what is wrong. NaN is not JSON, but some tools write it.
         columns = Columns(str(path), truth)
         columns.add(all_records(path))
-    return columns.found()
+    return columns.detections()
 
 
 def pieces_of(text: Text) -> Iterator[list[Result]]:
-    """The records of a file that is JSON; msgspec.DecodeError where it is none, or a record is not a detection."""
+    """The records of a JSON file; msgspec.DecodeError where it is not JSON, or a record is not a detection."""
     start = next((at for at in range(min(len(text), 1 << 10)) if text[at : at + 1] not in b" \t\r\n"), 0)
     if text[start : start + 1] != b"[":
         raise msgspec.DecodeError("no list")
@@ -131,7 +137,7 @@ def pieces_of(text: Text) -> Iterator[list[Result]]:
 
 
 def all_records(path: Path) -> list[Result]:
-    """The same, all at once and slowly, with the error that names the record."""
+    """The records of a file, read at once and slowly, with an error that names the record."""
     try:
         return msgspec.convert(json.loads(path.read_bytes()), list[Result])
     except msgspec.ValidationError as error:
@@ -140,41 +146,42 @@ def all_records(path: Path) -> list[Result]:
         raise InputError(str(path), f"not readable as JSON: {error}", fix="get the file again") from None
 
 
-def found_of(results: Sequence[Result], truth: Truth, where: str = "results") -> Found:
+def detections_of(results: Sequence[Result], truth: GroundTruth, where: str = "results") -> DetectionSet:
     """Detections that are in memory, checked."""
     columns = Columns(where, truth)
     columns.add(results)
-    found = columns.found()
-    check_found(found, truth)
-    return found
+    detections = columns.detections()
+    check_detections(detections, truth)
+    return detections
 
 
 class Columns:
-    """Records become arrays, piece by piece."""
+    """Turns records into arrays, piece by piece."""
 
-    def __init__(self, where: str, truth: Truth) -> None:
+    def __init__(self, where: str, truth: GroundTruth) -> None:
         self.where = where
         self.truth = truth
         self.count = 0
-        self.kinds: tuple[Kind, ...] = KINDS
+        self.kinds: tuple[Kind, ...] = tuple(KINDS)
         self.parts: dict[str, list[np.ndarray]] = {name: [] for name in ("images", "categories", "scores", "boxes")}
         self.sizes: list[np.ndarray] = []
         self.lengths: list[np.ndarray] = []
         self.counts: list[bytes] = []
 
     def add(self, records: Sequence[Result]) -> None:
-        """Append some; InputError for one that is not of the kinds of the first, or whose mask is none."""
+        """Append records; InputError for one that is not of the kinds of the first, or whose mask is damaged."""
         if not records:
             return
         if not self.count:
-            self.kinds = kinds_of(records[0])
-        boxes, masks = field(records, "bbox"), field(records, "segmentation")
-        if not all_alike(boxes, "bbox" in self.kinds) or not all_alike(masks, "segm" in self.kinds) or not self.kinds:
-            raise self.other_kinds(records)
+            self.kinds = records[0].kinds
         number = len(records)
-        self.parts["images"].append(np.fromiter(field(records, "image_id"), np.int64, number))
-        self.parts["categories"].append(np.fromiter(field(records, "category_id"), np.int64, number))
-        self.parts["scores"].append(np.fromiter(field(records, "score"), np.float64, number))
+        boxes, masks = ([getattr(record, name) for record in records] for name in ("bbox", "segmentation"))
+        missing = {"bbox": boxes.count(None), "segm": masks.count(None)}
+        if not self.kinds or any(missing[kind] != (0 if kind in self.kinds else number) for kind in KINDS):
+            raise self.other_kinds(records)
+        self.parts["images"].append(column(records, "image_id"))
+        self.parts["categories"].append(column(records, "category_id"))
+        self.parts["scores"].append(np.fromiter((record.score for record in records), np.float64, number))
         if "bbox" in self.kinds:
             self.parts["boxes"].append(np.fromiter(chain.from_iterable(boxes), np.float64, 4 * number))
         if "segm" in self.kinds:
@@ -194,7 +201,7 @@ class Columns:
         self.counts.append(b"".join(counts for _, counts in packed))
 
     def drawn(self, result: Result, row: int) -> tuple[Sequence[int], bytes]:
-        """Size and compressed run lengths of a mask that is polygons or a list of run lengths."""
+        """Size and compressed run lengths of a mask that is given as polygons or a list of run lengths."""
         record = record_name(self.where, row, result.image_id, result.category_id)
         image = int(positions(self.truth.image_ids, np.array([result.image_id]))[0])
         if image < 0:
@@ -206,17 +213,17 @@ class Columns:
         return packed["size"], packed["counts"]
 
     def other_kinds(self, records: Sequence[Result]) -> InputError:
-        """The line for the first that is not of the kinds of the first of all."""
-        place = next((at for at, record in enumerate(records) if kinds_of(record) != self.kinds or not self.kinds), 0)
-        kinds = " and ".join(kinds_of(records[place])) or "nothing"
+        """The error that names the first record with other kinds than result 0, or with neither box nor mask."""
+        place = next((at for at, record in enumerate(records) if record.kinds != self.kinds or not self.kinds), 0)
+        mine, first = (" and ".join(kinds) or "neither" for kinds in (records[place].kinds, self.kinds))
         record = record_name(self.where, self.count + place, records[place].image_id, records[place].category_id)
-        return InputError(record, f"has {kinds}, result 0 has {' and '.join(self.kinds) or 'nothing'}")
+        return InputError(record, f"has {mine}, result 0 has {first}", allowed="bbox, segm or both, the same in all")
 
-    def found(self) -> Found:
-        """All of them; both kinds where there is none, since nothing found is AP 0."""
+    def detections(self) -> DetectionSet:
+        """All of them; both kinds where there is none, since no detections are AP 0."""
         none = {"images": np.zeros(0, np.int64), "categories": np.zeros(0, np.int64)}
         joined = {name: np.concatenate([none.get(name, np.zeros(0)), *parts]) for name, parts in self.parts.items()}
-        return Found(
+        return DetectionSet(
             where=self.where,
             image_ids=joined["images"],
             category_ids=joined["categories"],
@@ -234,54 +241,37 @@ class Columns:
         return Masks(np.concatenate(self.sizes), offsets, np.frombuffer(b"".join(self.counts), np.uint8))
 
 
-def field(records: Sequence[Result], name: str) -> list[Any]:
-    """One field of every record."""
-    return list(map(attrgetter(name), records))
-
-
-def all_alike(values: list[Any], present: bool) -> bool:
-    """Whether all values are there, or none is."""
-    absent = values.count(None)
-    return absent == (0 if present else len(values))
-
-
-def kinds_of(result: Result) -> tuple[Kind, ...]:
-    """The kinds that a record can be scored as."""
-    present = {"bbox": result.bbox is not None, "segm": result.segmentation is not None}
-    return tuple(kind for kind in KINDS if present[kind])
-
-
 def unknown_image(record: str) -> InputError:
-    """The line for a detection in an image that the annotations do not have."""
+    """The error for a detection in an image that the annotations do not have."""
     return InputError(record, "unknown image", allowed="an image id of the annotations")
 
 
-def check_found(found: Found, truth: Truth) -> None:
-    """Refuse what the protocol would misread without a word.
+def check_detections(detections: DetectionSet, truth: GroundTruth) -> None:
+    """Refuse what the protocol would silently misread.
 
     Raises:
-        InputError: an unknown image, a score or box that is no number, a mask of another size than its image, or one
-            that is no run lengths.
+        InputError: an unknown image, a score or box that is not finite, a mask of another size than its image, or one
+            whose run lengths are damaged.
     """
-    images = positions(truth.image_ids, found.image_ids)
+    images = positions(truth.image_ids, detections.image_ids)
     if (images < 0).any():
-        raise unknown_image(found.record(int(np.argmax(images < 0))))
-    wrong = ~np.isfinite(found.scores)
+        raise unknown_image(detections.record(int(np.argmax(images < 0))))
+    wrong = ~np.isfinite(detections.scores)
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise InputError(found.record(row), f"score is {found.scores[row]}", allowed="a finite number")
-    if found.boxes_xywh is not None:
-        wrong = ~np.isfinite(found.boxes_xywh).all(axis=1)
+        raise InputError(detections.record(row), f"score is {detections.scores[row]}", allowed="a finite number")
+    if detections.boxes_xywh is not None:
+        wrong = ~np.isfinite(detections.boxes_xywh).all(axis=1)
         if wrong.any():
             row = int(np.argmax(wrong))
-            what = f"bbox is {found.boxes_xywh[row].tolist()}"
-            raise InputError(found.record(row), what, allowed="four finite numbers")
-    if found.masks is not None:
+            what = f"bbox is {detections.boxes_xywh[row].tolist()}"
+            raise InputError(detections.record(row), what, allowed="four finite numbers")
+    if detections.masks is not None:
         sizes = truth.sizes_hw[images]
-        wrong = (found.masks.sizes_hw != sizes).any(axis=1)
+        wrong = (detections.masks.sizes_hw != sizes).any(axis=1)
         if wrong.any():
             row = int(np.argmax(wrong))
-            raise wrong_size(found.record(row), found.masks.sizes_hw[row].tolist(), sizes[row].tolist())
-        wrong = found.masks.damaged()
+            raise wrong_size(detections.record(row), detections.masks.sizes_hw[row].tolist(), sizes[row].tolist())
+        wrong = detections.masks.damaged()
         if wrong.any():
-            raise damaged(found.record(int(np.argmax(wrong))))
+            raise damaged(detections.record(int(np.argmax(wrong))))

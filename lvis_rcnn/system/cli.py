@@ -141,3 +141,14 @@ def write_traceback(log_file: Path | None) -> None:
 
 if TYPE_CHECKING:
     Parts = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def integer_of_at_least(least: int) -> Callable[[str], int]:
+    """Reads an integer of at least ``least``."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least {least}")
+        return int(text)
+
+    return read

@@ -15,18 +15,18 @@ from pathlib import Path
 import numpy as np
 
 from lvis_rcnn.evaluation.average_precision import score
-from lvis_rcnn.evaluation.bootstrap import intervals, plans_of, resampled_metrics, weighted_metrics
+from lvis_rcnn.evaluation.bootstrap import intervals, resampled_metrics, resampling_of, weighted_metrics
 from lvis_rcnn.evaluation.ground_truth import parse_truth, read_annotations
-from lvis_rcnn.evaluation.matches import MatchesFile, outcomes_of, read_matches, write_matches
-from lvis_rcnn.evaluation.results import read_found
+from lvis_rcnn.evaluation.matches import MatchesFile, read_matches, write_matches
+from lvis_rcnn.evaluation.results import read_detections
 from tests.benchmarks.score_and_lvis import IMAGES, draw  # puts the package on the path
 
 
 def matched(folder: Path, kind: str, path: Path) -> dict[str, float | None]:
     """Score the set and write the match results; the metrics."""
     truth = parse_truth(read_annotations(folder / "truth.json"), "truth.json")
-    scores = score(truth, read_found(folder / "shards", truth, with_masks=kind == "segm"), kind)
-    outcomes = {kind: outcomes_of(scores.matches, truth)}
+    scores = score(truth, read_detections(folder / "shards", truth, with_masks=kind == "segm"), kind)
+    outcomes = {kind: scores.outcomes}
     write_matches(path, MatchesFile("", "", 300, truth.category_ids, truth.frequencies, outcomes))
     return scores.metrics
 
@@ -48,12 +48,12 @@ def main() -> None:
     metrics = matched(folder, args.kind, path)
     clocks.append(time.process_time())
     kept = read_matches(path)
-    plans = plans_of(kept.outcomes[args.kind], kept.frequencies)
+    resampling = resampling_of(kept.outcomes[args.kind], kept.frequencies)
     clocks.append(time.process_time())
-    samples = resampled_metrics(plans, args.resamples, seed=0)
+    samples = resampled_metrics(resampling, args.resamples, seed=0)
     clocks.append(time.process_time())
     spent = np.diff(clocks)
-    ones = weighted_metrics(plans, np.ones(plans.num_images, np.int64))
+    ones = weighted_metrics(resampling, np.ones(resampling.num_images, np.int64))
     off = max(abs(value - (metrics[name] or 0)) for name, value in zip(metrics, ones, strict=True))
     size = path.stat().st_size / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -18,10 +18,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score
-from lvis_rcnn.evaluation.bootstrap import Plans, intervals, plans_of, resampled_metrics
-from lvis_rcnn.evaluation.ground_truth import Truth
-from lvis_rcnn.evaluation.matches import outcomes_of
-from lvis_rcnn.evaluation.results import Found
+from lvis_rcnn.evaluation.bootstrap import Resampling, intervals, resampled_metrics, resampling_of
+from lvis_rcnn.evaluation.ground_truth import GroundTruth
+from lvis_rcnn.evaluation.results import DetectionSet
 
 # Of each category: how many images show it, and how well it is found.
 SHOWN_IN = np.array([0.18, 0.2, 0.3, 0.35, 0.5, 0.6])
@@ -32,7 +31,7 @@ LARGER = 50
 SIDE_PX = 640
 
 
-def drawn(random: np.random.Generator, images: int) -> tuple[Truth, Found]:
+def drawn(random: np.random.Generator, images: int) -> tuple[GroundTruth, DetectionSet]:
     """Images of one distribution, and what a detector of one distribution finds in them."""
     ease = random.normal(0, 1, images)
     shown = random.random((images, len(SHOWN_IN))) < SHOWN_IN
@@ -40,7 +39,7 @@ def drawn(random: np.random.Generator, images: int) -> tuple[Truth, Found]:
     image, category = (np.repeat(at, counts[shown]) for at in np.nonzero(shown))
     sides = np.exp(random.normal(np.log(50), 0.8, (len(image), 2))).clip(6, 500)
     boxes = np.concatenate([random.uniform(0, SIDE_PX, (len(image), 2)), sides], axis=1)
-    truth = Truth(
+    truth = GroundTruth(
         where="drawn",
         image_ids=np.arange(1, images + 1),
         sizes_hw=np.full((images, 2), 2 * SIDE_PX),
@@ -67,7 +66,7 @@ def drawn(random: np.random.Generator, images: int) -> tuple[Truth, Found]:
     far_sides = np.exp(random.normal(np.log(50), 0.8, (len(wrong_image), 2))).clip(6, 500)
     far = np.concatenate([random.uniform(0, SIDE_PX, (len(wrong_image), 2)), far_sides], axis=1)
     scores = np.concatenate([random.normal(1, 1, len(right)), random.normal(0, 1, len(wrong_image))])
-    found = Found(
+    found = DetectionSet(
         where="drawn",
         image_ids=np.concatenate([image[right], wrong_image]) + 1,
         category_ids=np.concatenate([category[right], wrong_category]) + 1,
@@ -78,14 +77,14 @@ def drawn(random: np.random.Generator, images: int) -> tuple[Truth, Found]:
     return truth, found
 
 
-def prepared(random: np.random.Generator, images: int, fewest: int = 0) -> tuple[dict[str, float | None], Plans]:
-    """Metrics of a set and the plans of its resamples; no category is in fewer images than ``fewest``."""
+def prepared(random: np.random.Generator, images: int, fewest: int = 0) -> tuple[dict[str, float | None], Resampling]:
+    """Metrics of a set and the resampling of its resamples; no category is in fewer images than ``fewest``."""
     while True:
         truth, found = drawn(random, images)
         pairs = np.unique(truth.categories * images + truth.images)
         if np.bincount(pairs // images, minlength=len(SHOWN_IN)).min() >= fewest:
             scores = score(truth, found, "bbox")
-            return scores.metrics, plans_of(outcomes_of(scores.matches, truth), truth.frequencies)
+            return scores.metrics, resampling_of(scores.outcomes, truth.frequencies)
 
 
 def main() -> None:
@@ -100,8 +99,8 @@ def main() -> None:
     truths = np.array([of_large[name] for name in METRIC_NAMES])
     rows = []
     for number in tqdm(range(args.sets), desc="sets", disable=None):
-        estimates, plans = prepared(np.random.default_rng(number), args.images, FEWEST_IMAGES)
-        samples = resampled_metrics(plans, args.resamples, number)
+        estimates, resampling = prepared(np.random.default_rng(number), args.images, FEWEST_IMAGES)
+        samples = resampled_metrics(resampling, args.resamples, number)
         mirrored = np.array([bounds or (np.nan, np.nan) for bounds in intervals(estimates, samples).values()])
         plain = np.nanpercentile(samples, [2.5, 97.5], axis=0).T
         rows.append([np.array(list(estimates.values()), float)[:, None], mirrored, plain])

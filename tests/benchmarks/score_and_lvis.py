@@ -61,7 +61,7 @@ def draw(folder: Path, images: int, masks: bool) -> None:
     random = np.random.default_rng(0)
     shapes = outlines(random)
     truth: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": categories()}
-    waiting: list[Found] = []
+    waiting: list[DetectionSet] = []
     with (folder / "results.json").open("w") as results:
         for image in range(1, images + 1):
             labels, boxes, absent = draw_truth(truth, image, shapes, random)
@@ -78,7 +78,7 @@ def draw(folder: Path, images: int, masks: bool) -> None:
 
 
 @dataclass
-class Found:
+class DetectionSet:
     """Detections of one image, best first; ``rles`` is empty where there are boxes only."""
 
     image: int
@@ -117,7 +117,7 @@ def draw_truth(
 
 def draw_found(
     image: int, labels: np.ndarray, boxes: np.ndarray, absent: np.ndarray, random: np.random.Generator
-) -> Found:
+) -> DetectionSet:
     """Detections of an image: three of ten near an object, mostly of its label; the rest anywhere, of any label."""
     of = random.integers(0, len(labels), DETECTIONS)
     near = random.random(DETECTIONS) < 0.3
@@ -132,7 +132,7 @@ def draw_found(
     )
     classes = np.where(near & (random.random(DETECTIONS) < 0.8), labels[of], mixed)
     scores = np.sort((random.random(DETECTIONS) ** 3).astype(np.float32))[::-1]
-    return Found(image, classes, scores, found.astype(np.float32))
+    return DetectionSet(image, classes, scores, found.astype(np.float32))
 
 
 def draw_masks(boxes: np.ndarray, shapes: np.ndarray, random: np.random.Generator) -> list[dict[str, Any]]:
@@ -145,7 +145,7 @@ def draw_masks(boxes: np.ndarray, shapes: np.ndarray, random: np.random.Generato
     return found
 
 
-def records_of(found: Found) -> Iterator[dict[str, Any]]:
+def records_of(found: DetectionSet) -> Iterator[dict[str, Any]]:
     """What results.json has of an image."""
     columns = (found.labels.tolist(), found.scores.tolist(), found.boxes.tolist())
     for place, (label, score, box) in enumerate(zip(*columns, strict=True)):
@@ -156,7 +156,7 @@ def records_of(found: Found) -> Iterator[dict[str, Any]]:
         yield {"image_id": found.image, "category_id": label, "score": score, **shape}
 
 
-def write_waiting(shards: Path, number: int, waiting: list[Found]) -> None:
+def write_waiting(shards: Path, number: int, waiting: list[DetectionSet]) -> None:
     """One shard of the images that wait for it."""
     from lvis_rcnn.dataset.detections import Detections, pack_rles, shard_path, write_shard
 
@@ -173,12 +173,12 @@ def ours(folder: Path, kind: str, source: str) -> dict[str, Any]:
     """Our scorer; ``source`` is shards or results.json."""
     from lvis_rcnn.evaluation.average_precision import score
     from lvis_rcnn.evaluation.ground_truth import parse_truth, read_annotations
-    from lvis_rcnn.evaluation.results import read_found
+    from lvis_rcnn.evaluation.results import read_detections
 
     clock = time.process_time()
     truth = parse_truth(read_annotations(folder / "truth.json"), "truth.json")
     read = time.process_time()
-    found = read_found(folder / source, truth, with_masks=kind == "segm")
+    found = read_detections(folder / source, truth, with_masks=kind == "segm")
     loaded = time.process_time()
     scores = score(truth, found, kind)
     spent = {"truth": read - clock, "detections": loaded - read, "scoring": time.process_time() - loaded}

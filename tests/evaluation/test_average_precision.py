@@ -20,10 +20,10 @@ from pycocotools import mask as coco_mask
 import lvis_rcnn.dataset.reader as annotation_text
 import lvis_rcnn.evaluation.iou as overlaps
 from lvis_rcnn.dataset.detections import Detections, pack_rles, shard_path, write_shard
-from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score, score_fixed, scores_of
+from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score, score_fixed
 from lvis_rcnn.evaluation.ground_truth import parse_truth, positions
 from lvis_rcnn.evaluation.official import difference, official_package, official_scores
-from lvis_rcnn.evaluation.results import Result, found_of, read_found
+from lvis_rcnn.evaluation.results import Result, detections_of, read_detections
 from lvis_rcnn.system.cli import InputError
 from tests.conftest import AND_REAL, LVIS_VAL_100, REPOSITORY
 from tests.helpers.lvis_like import write_lvis_like
@@ -52,7 +52,7 @@ def results_of(records: list[dict[str, Any]]) -> list[Result]:
 def disagreement(dataset: dict[str, Any], records: list[dict[str, Any]], kind: str, cap: int = 300) -> str:
     text = json.dumps(dataset).encode()
     truth = parse_truth(text, "truth.json")
-    found = found_of(results_of(records), truth)
+    found = detections_of(results_of(records), truth)
     return difference(score(truth, found, kind, cap), official_scores(text, found, kind, cap))
 
 
@@ -143,8 +143,8 @@ def fixed_disagreement(dataset: dict[str, Any], records: list[dict[str, Any]], k
     for category in {record["category_id"] for record in records}:
         of_category = [place for place, record in enumerate(records) if record["category_id"] == category]
         best += sorted(of_category, key=lambda place: -records[place]["score"])[:most]
-    kept = found_of(results_of([records[place] for place in sorted(best)]), truth)
-    ours = score_fixed(truth, found_of(results_of(records), truth), kind, most)
+    kept = detections_of(results_of([records[place] for place in sorted(best)]), truth)
+    ours = score_fixed(truth, detections_of(results_of(records), truth), kind, most)
     return difference(ours, official_scores(text, kept, kind, 10**6))
 
 
@@ -200,7 +200,7 @@ def jittered(dataset: dict[str, Any], seed: int) -> list[dict[str, Any]]:
 def test_lvis_annotations_score_as_in_the_lvis_package(lvis_file, seed):
     text = lvis_file.read_bytes()
     truth = parse_truth(text, "truth.json")
-    found = found_of(results_of(jittered(json.loads(text), seed)), truth)
+    found = detections_of(results_of(jittered(json.loads(text), seed)), truth)
     assert np.bincount(found.image_ids).max() > 300
     for kind in ("bbox", "segm"):
         ours = score(truth, found, kind)
@@ -249,7 +249,7 @@ def metrics_of_lvis(file: Path, records: list[dict[str, Any]], kind: str) -> dic
 def test_figures_of_mmdetection_with_and_without_its_boxes_in_mask_results(figures, kind, mask_sizes_from, theirs):
     file, records, expected = figures
     truth = parse_truth(file.read_bytes(), "truth.json")
-    ours = score(truth, found_of(results_of(records), truth), kind, 300, mask_sizes_from)
+    ours = score(truth, detections_of(results_of(records), truth), kind, 300, mask_sizes_from)
     # Means of another release of NumPy round otherwise.
     assert ours.metrics == pytest.approx(expected[theirs], rel=1e-14)
 
@@ -280,7 +280,7 @@ def by_hand() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def test_by_hand(kind):
     dataset, records = by_hand()
     truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    scores = score(truth, found_of(results_of(records), truth), kind)
+    scores = score(truth, detections_of(results_of(records), truth), kind)
     # Best first: right, wrong, right. Up to recall 0.5 precision is 1, above it 2/3, where 0.8 is overlap enough.
     both, one = (51 + 50 * 2 / 3) / 101, 51 / 101
     assert scores.metrics["AP50"] == pytest.approx(both)
@@ -300,7 +300,7 @@ def test_masks_compared_in_parts_and_processes_score_the_same(monkeypatch, proce
     for seed in range(100):
         dataset, records, cap = small_set(seed)
         truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-        found = found_of(results_of(records), truth)
+        found = detections_of(results_of(records), truth)
         whole = score(truth, found, "segm", cap)
         with monkeypatch.context() as patch:
             patch.setattr(overlaps, "MASKS_AT_ONCE", 3)
@@ -308,7 +308,7 @@ def test_masks_compared_in_parts_and_processes_score_the_same(monkeypatch, proce
         assert np.array_equal(whole.precision, of_parts.precision)
         assert np.array_equal(whole.recall, of_parts.recall)
         assert whole.metrics == of_parts.metrics
-        several += len(whole.matches.judged.rows) > 12
+        several += len(whole.outcomes.images) > 12
         if several == (10 if processes == 1 else 2):  # new processes take seconds
             return
     pytest.fail("too few sets of several parts")
@@ -323,29 +323,25 @@ def test_a_damaged_mask_is_named_whatever_the_part(monkeypatch):
     record = {"image_id": 1, "category_id": 1, "bbox": box, "segmentation": packed(box)}
     records = [{**record, "score": 0.9 - number / 100} for number in range(9)]
     truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    found = found_of(results_of(records), truth)
+    found = detections_of(results_of(records), truth)
     assert found.masks is not None
     found.masks.sizes_hw[7] = 2, 2
     monkeypatch.setattr(overlaps, "MASKS_AT_ONCE", 3)
-    with pytest.raises(InputError, match="mask is damaged: its runs do not fit its size"):
+    with pytest.raises(InputError, match="mask is damaged"):
         score(truth, found, "segm")
 
 
-def test_who_found_what_is_kept():
+def test_outcomes_by_hand():
     dataset, records = by_hand()
     truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    scores = score(truth, found_of(results_of(records), truth), "bbox")
-    matches = scores.matches
-    assert matches.judged.rows.tolist() == [2, 1, 0]
-    assert (matches.judged.images.tolist(), matches.judged.categories.tolist()) == ([0] * 3, [0] * 3)
+    outcomes = score(truth, detections_of(results_of(records), truth), "bbox").outcomes
+    assert (outcomes.images.tolist(), outcomes.starts.tolist()) == ([0] * 3, [0, 3, 3])
     medium, small = [True, False, True, False], [True, True, False, False]
-    assert matches.counts_alone.tolist() == [medium, small, medium]
-    assert matches.hits.detections.tolist() == [0, 2]
-    assert matches.hits.matched[:, :, 0].sum(axis=1).tolist() == [10, 7]
-    assert matches.hits.on_ignored.any(axis=1).tolist() == [[False, True, False, True]] * 2
-    assert matches.object_counts.tolist() == [medium] * 2
-    again = scores_of(truth, matches)
-    assert again.metrics == scores.metrics
+    assert outcomes.is_false_positive_if_unmatched.tolist() == [medium, small, medium]
+    assert outcomes.matches.detections.tolist() == [0, 2]
+    assert outcomes.matches.matched[:, :, 0].sum(axis=1).tolist() == [10, 7]
+    assert outcomes.matches.matched_to_ignored.any(axis=1).tolist() == [[False, True, False, True]] * 2
+    assert outcomes.object_counts.tolist() == [medium] * 2
 
 
 def test_the_last_of_equal_objects_is_found():
@@ -354,13 +350,13 @@ def test_the_last_of_equal_objects_is_found():
         annotation |= {"bbox": [0, 0, 40, 40]}
     twice = [{**records[2], "score": value} for value in (0.9, 0.8)]
     truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    assert score(truth, found_of(results_of(twice), truth), "bbox").metrics["AP"] == pytest.approx(1)
+    assert score(truth, detections_of(results_of(twice), truth), "bbox").metrics["AP"] == pytest.approx(1)
     dataset["annotations"][1] |= {"ignore": 1, "bbox": [0, 0, 40, 41]}
     truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    once = score(truth, found_of(results_of(twice), truth), "bbox")
+    once = score(truth, detections_of(results_of(twice), truth), "bbox")
     # The object that counts comes first, though the other one is found as well; the second detection is forgiven.
     assert once.metrics["AP"] == pytest.approx(1)
-    assert once.matches.hits.on_ignored[:, 0, 0].tolist() == [False, True]
+    assert once.outcomes.matches.matched_to_ignored[:, 0, 0].tolist() == [False, True]
 
 
 def test_a_file_read_in_pieces_is_the_file(tmp_path, monkeypatch):
@@ -368,9 +364,9 @@ def test_a_file_read_in_pieces_is_the_file(tmp_path, monkeypatch):
     truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
     path = tmp_path / "results.json"
     path.write_text(" " + json.dumps(records * 50) + "\n")
-    whole = read_found(path, truth)
+    whole = read_detections(path, truth)
     monkeypatch.setattr(annotation_text, "PIECE", 500)
-    pieces = read_found(path, truth)
+    pieces = read_detections(path, truth)
     assert len(pieces) == 150
     for name in ("image_ids", "category_ids", "scores", "boxes_xywh"):
         assert np.array_equal(getattr(pieces, name), getattr(whole, name))
@@ -383,10 +379,10 @@ def test_a_file_read_in_pieces_is_the_file(tmp_path, monkeypatch):
     del records[1]["bbox"]
     path.write_text(json.dumps([records[0]] * 20 + [records[1]]))
     with pytest.raises(InputError, match=r"result 20 \(image 1, category 7\): has segm, result 0 has bbox and segm"):
-        read_found(path, truth)
+        read_detections(path, truth)
     path.write_text(json.dumps([records[0]] * 20) + "]")
     with pytest.raises(InputError, match="not readable as JSON"):
-        read_found(path, truth)
+        read_detections(path, truth)
 
 
 def test_a_ground_truth_without_numbers_is_named():
@@ -402,10 +398,10 @@ def test_text_of_a_mask_that_pycocotools_would_read_beyond_is_refused(counts):
     truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
     records[1]["segmentation"] = {"size": [SIDE_PX, SIDE_PX], "counts": counts}
     if counts in ("", "0"):  # no run, or one run of no pixel: an empty mask
-        assert len(found_of(results_of(records), truth)) == 3
+        assert len(detections_of(results_of(records), truth)) == 3
         return
     with pytest.raises(InputError, match=r"result 1 \(image 1, category 7\): mask is damaged"):
-        found_of(results_of(records), truth)
+        detections_of(results_of(records), truth)
 
 
 def test_packing_large_runs_leaves_the_memory_of_others_alone():
@@ -434,7 +430,7 @@ def test_boxes_of_shards_are_read_without_their_masks(tmp_path):
     for number in range(2):
         write_shard(shard_path(tmp_path, number), shard)
     truth = parse_truth(json.dumps(by_hand()[0]).encode(), "truth.json")
-    both, boxes = read_found(tmp_path, truth), read_found(tmp_path, truth, with_masks=False)
+    both, boxes = read_detections(tmp_path, truth), read_detections(tmp_path, truth, with_masks=False)
     assert (both.kinds, boxes.kinds) == (("bbox", "segm"), ("bbox",))
     assert np.array_equal(both.boxes_xywh, boxes.boxes_xywh)
     assert both.masks.packed(np.array([1])) == [rle]

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 import lvis_rcnn.evaluation.bootstrap as bootstrap
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score
-from lvis_rcnn.evaluation.bootstrap import image_weights, intervals, plans_of, weighted_metrics, within_0_and_1
+from lvis_rcnn.evaluation.bootstrap import image_weights, intervals, resampling_of, weighted_metrics, within_0_and_1
 from lvis_rcnn.evaluation.ground_truth import parse_truth
-from lvis_rcnn.evaluation.matches import outcomes_of
-from lvis_rcnn.evaluation.results import found_of
+from lvis_rcnn.evaluation.results import detections_of
 from tests.evaluation.test_average_precision import by_hand, results_of, small_set
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -44,7 +43,7 @@ def copied(
 
 def values_of(dataset: dict[str, Any], records: list[dict[str, Any]], kind: str, cap: int) -> list[float]:
     truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    metrics = score(truth, found_of(results_of(records), truth), kind, cap).metrics
+    metrics = score(truth, detections_of(results_of(records), truth), kind, cap).metrics
     return [np.nan if metrics[name] is None else metrics[name] for name in METRIC_NAMES]
 
 
@@ -52,9 +51,9 @@ def weighted(
     dataset: dict[str, Any], records: list[dict[str, Any]], weights: dict[int, int], kind: str, cap: int
 ) -> np.ndarray:
     truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    scores = score(truth, found_of(results_of(records), truth), kind, cap)
-    plans = plans_of(outcomes_of(scores.matches, truth), truth.frequencies)
-    return weighted_metrics(plans, np.array([weights[image] for image in truth.image_ids.tolist()]))
+    scores = score(truth, detections_of(results_of(records), truth), kind, cap)
+    resampling = resampling_of(scores.outcomes, truth.frequencies)
+    return weighted_metrics(resampling, np.array([weights[image] for image in truth.image_ids.tolist()]))
 
 
 def check(made: tuple[dict[str, Any], list[dict[str, Any]], int], seed: int, kind: str) -> None:

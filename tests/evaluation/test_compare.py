@@ -10,8 +10,8 @@ import pytest
 import lvis_rcnn.compare as step
 from lvis_rcnn.evaluate import evaluate
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
-from lvis_rcnn.evaluation.bootstrap import SEED, image_weights, plans_of, seed_noise, weighted_metrics
-from lvis_rcnn.evaluation.compare import compare, p_value, paired, pairs_of, read_scored, scored_rows
+from lvis_rcnn.evaluation.bootstrap import SEED, image_weights, resampling_of, seed_noise, weighted_metrics
+from lvis_rcnn.evaluation.compare import compare, p_value, paired, read_scored, row_pairs, scored_rows
 from lvis_rcnn.reporting.comparison import comparison_text
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import write_json
@@ -39,9 +39,9 @@ def test_the_difference_is_that_of_the_same_resamples(tmp_path):
     first, second = read_scored(scored(tmp_path / "a", WORSE)), read_scored(scored(tmp_path / "b", BETTER))
     compared = compare((first,), (second,), 30, 5)
     for kind in ("bbox", "segm"):
-        plans = [plans_of(run.matches.outcomes[kind], run.matches.frequencies) for run in (first, second)]
+        resampling = [resampling_of(run.matches.outcomes[kind], run.matches.frequencies) for run in (first, second)]
         weights = [image_weights(2, 5, number) for number in range(30)]
-        apart = [weighted_metrics(plans[1], each) - weighted_metrics(plans[0], each) for each in weights]
+        apart = [weighted_metrics(resampling[1], each) - weighted_metrics(resampling[0], each) for each in weights]
         row = compared[kind]["AP"]
         assert (row.first, row.second) == (first.metrics[kind]["AP"], second.metrics[kind]["AP"])
         assert row.difference == row.second - row.first
@@ -172,7 +172,7 @@ def test_a_row_of_seeds_is_their_mean_and_their_spread_widens_the_interval(tmp_p
     for seed, results in enumerate([WORSE, BETTER]):
         scored(tmp_path / "a" / f"seed{seed}", results, train={"seed": seed, "settings": {"sampling": {"rounding": 1}}})
         scored(tmp_path / "b" / f"seed{seed}", BETTER, train={"seed": seed, "settings": {"sampling": {"rounding": 2}}})
-    ((first, second),) = pairs_of(tmp_path / "a", tmp_path / "b").values()
+    ((first, second),) = row_pairs(tmp_path / "a", tmp_path / "b").values()
     row = compare(first, second, 60, 0)["segm"]["AP"]
     values = [run.metrics["segm"]["AP"] for run in first]
     assert row.first == pytest.approx(sum(values) / 2)
@@ -202,10 +202,10 @@ def test_studies_are_compared_row_by_row(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name / "plots").mkdir()
     assert list(scored_rows(tmp_path / "one")) == ["r101", "r50", "published/m"]
-    pairs = pairs_of(tmp_path / "one", tmp_path / "two")
+    pairs = row_pairs(tmp_path / "one", tmp_path / "two")
     assert {name: (len(first), len(second)) for name, (first, second) in pairs.items()} == {"r50": (1, 2)}
     with pytest.raises(InputError, match=r"two: has no row in common with .*r101: r50, x; there one row; allowed"):
-        pairs_of(tmp_path / "one" / "r101", tmp_path / "two")
+        row_pairs(tmp_path / "one" / "r101", tmp_path / "two")
 
 
 def test_of_a_study_only_the_runs_asked_for_are_compared_and_the_text_goes_to_a_file(tmp_path, monkeypatch, capsys):
@@ -220,7 +220,7 @@ def test_of_a_study_only_the_runs_asked_for_are_compared_and_the_text_goes_to_a_
     assert lines[-1] == "Settings: the same in all records."
     assert "Settings: the same in all records." in (tmp_path / "said.html").read_text()
     with pytest.raises(InputError, match=r"two/r50/seed2: is not scored; allowed: scored runs of .*two; fix: sco"):
-        pairs_of(tmp_path / "one", tmp_path / "two", ["r50/seed0", "r50/seed2"])
+        row_pairs(tmp_path / "one", tmp_path / "two", ["r50/seed0", "r50/seed2"])
 
 
 @pytest.mark.slow

@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvis_rcnn.evaluation.average_precision import score
-from lvis_rcnn.evaluation.bootstrap import plans_of, resampled_metrics
+from lvis_rcnn.evaluation.bootstrap import resampled_metrics, resampling_of
 from lvis_rcnn.evaluation.ground_truth import parse_truth
-from lvis_rcnn.evaluation.matches import MatchesFile, outcomes_of, read_matches, read_resampled, write_matches
-from lvis_rcnn.evaluation.results import KINDS, found_of
+from lvis_rcnn.evaluation.matches import MatchesFile, read_matches, read_resampled, write_matches
+from lvis_rcnn.evaluation.results import KINDS, detections_of
 from lvis_rcnn.system.cli import InputError
 from tests.evaluation.test_average_precision import by_hand, results_of, small_set
 
 
 def kept_of(dataset, records) -> MatchesFile:
     truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    found = found_of(results_of(records), truth)
-    outcomes = {kind: outcomes_of(score(truth, found, kind).matches, truth) for kind in KINDS}
-    samples = {kind: resampled_metrics(plans_of(outcomes[kind], truth.frequencies), 3, 0) for kind in KINDS}
+    found = detections_of(results_of(records), truth)
+    outcomes = {kind: score(truth, found, kind).outcomes for kind in KINDS}
+    samples = {kind: resampled_metrics(resampling_of(outcomes[kind], truth.frequencies), 3, 0) for kind in KINDS}
     return MatchesFile("a" * 64, "d" * 64, 300, truth.category_ids, truth.frequencies, outcomes, samples)
 
 
@@ -37,8 +37,8 @@ def test_what_is_read_is_what_was_written(tmp_path_factory, seed):
     write_matches(path, again)
     assert path.read_bytes() == first
     for kind in KINDS:
-        plans = [plans_of(file.outcomes[kind], file.frequencies) for file in (kept, again)]
-        samples = [resampled_metrics(each, 3, 0) for each in plans]
+        resampling = [resampling_of(file.outcomes[kind], file.frequencies) for file in (kept, again)]
+        samples = [resampled_metrics(each, 3, 0) for each in resampling]
         assert np.array_equal(*samples, equal_nan=True)
         for kept_samples in (again.resampled, read_resampled(path, "d" * 64)):
             assert np.array_equal(kept_samples[kind], samples[0], equal_nan=True)
@@ -92,7 +92,7 @@ def test_a_damaged_file_is_refused(tmp_path):
 
 def test_resamples_alone_are_read_of_their_own_detections_only(tmp_path):
     path = written(tmp_path)
-    with pytest.raises(InputError, match=r"matches.npz: is of other detections than its metrics; fix: score"):
+    with pytest.raises(InputError, match=r"matches.npz: belongs to other detections than metrics.json; fix: score"):
         read_resampled(path, "e" * 64)
     bare = kept_of(*by_hand())
     write_matches(path, replace(bare, resampled={}))

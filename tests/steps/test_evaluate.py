@@ -26,14 +26,14 @@ from lvis_rcnn.dataset.detections import (
     shard_path,
     write_shard,
 )
-from lvis_rcnn.evaluate import evaluate, percent, summary
+from lvis_rcnn.evaluate import evaluate, summary
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.average_precision import score as score_arrays
 from lvis_rcnn.evaluation.ground_truth import parse_truth
 from lvis_rcnn.evaluation.masks import Rle
 from lvis_rcnn.evaluation.matches import read_matches
 from lvis_rcnn.evaluation.official import official_scores
-from lvis_rcnn.evaluation.results import Result, found_of
+from lvis_rcnn.evaluation.results import Result, detections_of
 from lvis_rcnn.system.cli import InputError
 from tests.system.test_cli import seen_on_a_terminal
 
@@ -90,7 +90,7 @@ def truth(
 
 def score(dataset: dict[str, Any], results: list[Result], kind: str, cap: int) -> dict[str, float | None]:
     known = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    return score_arrays(known, found_of(results, known), kind, cap).metrics
+    return score_arrays(known, detections_of(results, known), kind, cap).metrics
 
 
 CUP = (10.0, 10.0, 20.0, 20.0)
@@ -398,7 +398,7 @@ def test_a_terminal_shows_how_far_the_masks_are_and_how_large_the_official_check
     words += ["--detections", write(tmp_path / "results.json", GOOD), "--out", tmp_path / "metrics.json"]
     seen = seen_on_a_terminal(sys.executable, "-m", "lvis_rcnn.evaluate", *words, cwd=Path(__file__).parents[2])
     assert re.search(r"comparing masks: 100%.* 2\.00/2\.00 ", seen)
-    assert seen.count("the lvis package is at work on 2 detections, 2 images, 3 categories") == 2
+    assert seen.count("the lvis package scores 2 detections, 2 images, 3 categories") == 2
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
@@ -446,8 +446,8 @@ def test_a_wrong_result_is_named(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [
-        ("annotations", {"id": 0}, "annotation 0: id 0 means 'unmatched'"),
-        ("annotations", {"id": 2}, "truth.json: annotations: id 2 stands twice"),
+        ("annotations", {"id": 0}, "annotation 0: id 0 is reserved"),
+        ("annotations", {"id": 2}, "truth.json: annotations: duplicate id 2"),
         ("annotations", {"image_id": 9}, "truth.json: annotation 1: unknown image 9"),
         ("annotations", {"category_id": 9}, "annotation 1: unknown category 9"),
         ("annotations", {"segmentation": [[1, 2, 3, 4, 5]]}, "annotation 1: polygon of 5 numbers"),
@@ -534,10 +534,6 @@ def test_the_command_fails_in_one_line_and_leaves_nothing(tmp_path, monkeypatch,
     assert not out.parent.exists()
 
 
-def test_percent_of_nothing_is_a_dash():
-    assert [percent(0.1234), percent(0.0), percent(None)] == ["12.3", "0.0", "-"]
-
-
 def test_scoring_needs_no_torch_and_waits_with_lvis():
     code = "import sys, lvis_rcnn.evaluate; sys.exit(any(name in sys.modules for name in ('torch', 'lvis', 'cv2')))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
@@ -564,7 +560,7 @@ def test_intervals_and_match_results_on_request(tmp_path):
 def test_resamples_are_a_number(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run_main(monkeypatch, "--annotations", "a", "--detections", "b", "--out", "c", "--bootstrap", "-1")
-    assert "'-1' is no whole number from 0" in capsys.readouterr().err
+    assert "'-1' is not an integer of at least 0" in capsys.readouterr().err
 
 
 def test_ap_fixed_stands_beside_under_its_own_label(tmp_path):
