@@ -101,7 +101,7 @@ def histories_of(study: Study, results: Path, zoo: Mapping[str, ZooModel], rows:
             state_dir, _ = state_dirs(study, results, row.backbone, run.seed, zoo)
             lines = read_json_lines((state_dir or run.folder) / "log.json")
             attempts = read_attempts(state_dir) if state_dir else []
-            restarts = [attempt.first_step for attempt in attempts[1:]]
+            restarts = [attempt.begin.step for attempt in attempts[1:]]
             histories.append(History(row.title, lines, restarts, place, run.seed))
     return histories
 

@@ -1,7 +1,11 @@
-"""Every start of a run and how it ended; a start that could only fail as the ones before is refused.
+"""Every start of a run and how it ended, and whether a crashed run is tried again.
+
+The rule: with the same version of the code, a start is refused after two that ended in the same error at the same step,
+or after three that were killed without gaining a step. Two other limits apply on a cluster: slurm/profile.yaml says how
+often Snakemake submits a failed or preempted job again, and slurm/submission.py ends that for a start refused here.
 
 ``attempts.jsonl`` in the state folder has a line when a start begins and one when it ends. A killed start has no second
-line, and may have cut one short: such a line counts as none. Only the holder of the folder's lease writes.
+line and may have left an incomplete one, which counts as none. Only the holder of the folder's lease writes.
 """
 
 import contextlib
@@ -27,42 +31,13 @@ SILENT_ENDS = 3  # one more, since a lost node is as silent as a process killed 
 LONGEST_ERROR = 1000  # characters
 
 Ending = Literal["done", "stopped", "error"]
+"""Stopped means by a signal, or handed over."""
 
 
 class Begin(msgspec.Struct, frozen=True, tag_field="event", tag="begin"):
-    """Line of a start that begins."""
+    """The line of a start that begins."""
 
     attempt: int
-    started_at: float
-    host: str
-    pid: int
-    job: str | None
-    step: int
-    code_version: str
-    gpus: int = 0
-    cpus: int = 0
-    allocated_at: float | None = None
-    waited_s: float = 0.0
-    last_seen_at: float | None = None
-    version: Literal[1] = 1
-
-
-class End(msgspec.Struct, frozen=True, tag_field="event", tag="end"):
-    """Line of a start that ends otherwise than by a kill."""
-
-    attempt: int
-    ended_at: float
-    kind: Ending
-    step: int
-    error: str | None
-    version: Literal[1] = 1
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One start of a run."""
-
-    number: int
     """From 1 upwards."""
     started_at: float
     """Unix seconds."""
@@ -70,49 +45,80 @@ class Attempt:
     pid: int
     job: str | None
     """As :func:`lvis_rcnn.system.machine.slurm_job`."""
+    step: int
+    """Optimizer steps done when it began."""
     code_version: str
-    first_step: int
-    """Steps done when it began."""
-    last_step: int | None = None
-    """Steps done when it ended; None where it runs, or was killed."""
-    ended: Ending | None = None
-    """Stopped means by a signal, or handed over."""
-    error: str | None = None
-    """What ended it, in one line."""
     gpus: int = 0
-    """That it had to itself."""
+    """Number of GPUs that were reserved for it."""
     cpus: int = 0
-    """CPU cores that it had to itself."""
+    """Number of CPU cores that were reserved for it."""
     allocated_at: float | None = None
-    """Unix seconds since when it had them; None in a line that is older than this field."""
+    """Unix seconds when these were reserved; None in lines that are older than this field."""
     waited_s: float = 0.0
     """As :class:`lvis_rcnn.system.machine.Allocation`."""
-    ended_at: float | None = None
-    """Unix seconds; of a killed one its last sign of life, as the next start found it."""
+    last_seen_at: float | None = None
+    """Last sign of life of the start before, in Unix seconds, if that was killed."""
+    version: Literal[1] = 1
+
+
+class End(msgspec.Struct, frozen=True, tag_field="event", tag="end"):
+    """The line of a start that ends other than by a kill."""
+
+    attempt: int
+    ended_at: float
+    """Unix seconds."""
+    kind: Ending
+    step: int
+    """Optimizer steps done when it ended."""
+    error: str | None
+    """What ended it, in one line."""
+    version: Literal[1] = 1
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run."""
+
+    begin: Begin
+    end: End | None = None
+    """None where it is running, or was killed."""
+    last_seen_at: float | None = None
+    """Last sign of life of a killed one, in Unix seconds, as the next start found it."""
+
+    @property
+    def ended(self) -> Ending | None:
+        """How it ended; None where it is running, or was killed."""
+        return self.end.kind if self.end else None
+
+    @property
+    def ended_at(self) -> float | None:
+        """When it ended or was last seen, in Unix seconds; None where unknown."""
+        return self.end.ended_at if self.end else self.last_seen_at
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What all starts of a run took, those included that were killed."""
+    """What all starts of a run cost, including killed ones."""
 
     starts: int
     gpu_hours: float
-    """GPUs times the time they were held."""
+    """Number of GPUs times the time they were reserved."""
     cpu_hours: float
-    """CPU cores times the time they were held, used or not."""
+    """Number of CPU cores times the time they were reserved, used or not."""
     waited_s: float
-    """In the queue."""
+    """Time in the queue."""
 
 
 def cost_of(attempts: list[Attempt], now: float) -> Cost:
-    """The sum over all starts; the last one may still run, until ``now`` (Unix seconds)."""
+    """The sum over all starts; the last one may still be running at ``now`` (Unix seconds)."""
     gpu_s = cpu_s = 0.0
     for attempt in attempts:
-        began = attempt.started_at if attempt.allocated_at is None else attempt.allocated_at
+        begin = attempt.begin
+        began = begin.started_at if begin.allocated_at is None else begin.allocated_at
         until = now if attempt is attempts[-1] else began
         held_s = max((attempt.ended_at or until) - began, 0.0)
-        gpu_s, cpu_s = gpu_s + attempt.gpus * held_s, cpu_s + attempt.cpus * held_s
-    return Cost(len(attempts), gpu_s / 3600, cpu_s / 3600, sum(attempt.waited_s for attempt in attempts))
+        gpu_s, cpu_s = gpu_s + begin.gpus * held_s, cpu_s + begin.cpus * held_s
+    return Cost(len(attempts), gpu_s / 3600, cpu_s / 3600, sum(attempt.begin.waited_s for attempt in attempts))
 
 
 def read_attempts(state_dir: Path) -> list[Attempt]:
@@ -121,18 +127,16 @@ def read_attempts(state_dir: Path) -> list[Attempt]:
     for line in read_lines(state_dir / FILE):
         before = attempts.get(line.attempt - 1 if isinstance(line, Begin) else line.attempt)
         if isinstance(line, Begin):
-            if before is not None and before.ended is None:
-                attempts[before.number] = replace(before, ended_at=line.last_seen_at)
-            attempts[line.attempt] = attempt_of(line)
+            if before is not None and before.end is None:
+                attempts[before.begin.attempt] = replace(before, last_seen_at=line.last_seen_at)
+            attempts[line.attempt] = Attempt(line)
         elif before is not None:
-            attempts[line.attempt] = replace(
-                before, last_step=line.step, ended=line.kind, error=line.error, ended_at=line.ended_at
-            )
+            attempts[line.attempt] = replace(before, end=line)
     return list(attempts.values())
 
 
 def read_lines(path: Path) -> list[Begin | End]:
-    """The lines of the file, without those that are damaged."""
+    """The undamaged lines of the file."""
     lines = []
     for text in path.read_bytes().split(b"\n") if path.exists() else []:
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
@@ -140,41 +144,22 @@ def read_lines(path: Path) -> list[Begin | End]:
     return lines
 
 
-def attempt_of(line: Begin) -> Attempt:
-    """A start of which no end is known."""
-    return Attempt(
-        number=line.attempt,
-        started_at=line.started_at,
-        host=line.host,
-        pid=line.pid,
-        job=line.job,
-        code_version=line.code_version,
-        first_step=line.step,
-        gpus=line.gpus,
-        cpus=line.cpus,
-        allocated_at=line.allocated_at,
-        waited_s=line.waited_s,
-    )
-
-
 def begin_attempt(state_dir: Path, step: int, has: Allocation | None = None) -> int:
     """Record that a start begins, and return its number; the caller holds the lease.
 
     Args:
         state_dir: the run's; it exists.
-        step: optimizer steps done, as in the checkpoint that the start goes on from.
-        has: what the start has of the machine; None where nobody counts.
+        step: optimizer steps done, as in the checkpoint that the start resumes from.
+        has: what is reserved for the start; None where that is not recorded.
 
     Raises:
-        InputError: going on is pointless. With this version of the code the last two starts ended in the same error at
-            the same step, or the last three ended without a word and without gaining a step. Or the file cannot be
-            written.
+        InputError: another start would only fail like those before (see above), or the file cannot be written.
     """
     path, version = state_dir / FILE, code_version()
     before = read_attempts(state_dir)
     require_no_repeated_error(path, before[-SAME_ERRORS:], version)
     require_no_silent_ends(path, before[-SILENT_ENDS:], version, step)
-    number = before[-1].number + 1 if before else 1
+    number = before[-1].begin.attempt + 1 if before else 1
     line = Begin(number, time.time(), socket.gethostname(), os.getpid(), slurm_job(), step, version)
     if has is not None:
         counted = {"gpus": has.gpus, "cpus": has.cpus, "allocated_at": has.since, "waited_s": has.waited_s}
@@ -197,7 +182,7 @@ def last_sign_of_life(state_dir: Path) -> float | None:
 
 
 def end_attempt(state_dir: Path, number: int, kind: Ending, step: int, error: BaseException | None = None) -> None:
-    """Record how a start ended; where that cannot be written, it looks killed, and what it did still counts.
+    """Record how a start ended. Where that cannot be written, it looks killed, but its steps still count.
 
     Args:
         state_dir: the run's.
@@ -213,13 +198,13 @@ def end_attempt(state_dir: Path, number: int, kind: Ending, step: int, error: Ba
 
 
 def text_of(error: BaseException) -> str:
-    """An error in one line; the name of its class where the message is no sentence for users."""
+    """An error in one line, with the name of its class unless it is written for users."""
     name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
     return f"{name}{' '.join(str(error).split())}"[:LONGEST_ERROR]
 
 
 def append_line(path: Path, line: Begin | End) -> None:
-    """Append in one write, on a line of its own whatever a kill has left before, and wait until it is on disk."""
+    """Append in one write, on a line of its own even after an incomplete one, and wait until it is on disk."""
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(handle).st_size
@@ -235,13 +220,13 @@ def append_line(path: Path, line: Begin | End) -> None:
 
 def require_no_repeated_error(path: Path, last: list[Attempt], version: str) -> None:
     """Refuse a third start into the same error at the same step."""
-    kinds = {(one.code_version, one.ended, one.last_step, without_numbers(one.error or "")) for one in last}
-    if len(last) < SAME_ERRORS or len(kinds) > 1 or (last[0].code_version, last[0].ended) != (version, "error"):
+    ends = [one.end for one in last if one.begin.code_version == version and one.end and one.end.kind == "error"]
+    if len(ends) < SAME_ERRORS or len({(end.step, without_numbers(end.error or "")) for end in ends}) > 1:
         return
     raise InputError(
         str(path),
-        f"the last {SAME_ERRORS} starts ({places(last)}) ended in the same error at step {last[-1].last_step}: "
-        f"{last[-1].error}",
+        f"the last {SAME_ERRORS} starts ({places(last)}) ended in the same error at step {ends[-1].step}: "
+        f"{ends[-1].error}",
         fix=f"fix the cause, then delete {path} to try again",
     )
 
@@ -256,18 +241,18 @@ def would_refuse(state_dir: Path) -> bool:
 
 
 def is_refusal(error: str) -> bool:
-    """Whether an error is one by which :func:`begin_attempt` refuses a start, so that another could only fail, too."""
+    """Whether :func:`begin_attempt` refused a start with this error, so that another start would fail as well."""
     return f"{FILE}: the last " in error
 
 
 def without_numbers(error: str) -> str:
-    """What two errors of the same cause share: pids, addresses and bytes free differ each time."""
+    """What errors of the same cause have in common: process ids, addresses and free memory differ each time."""
     return re.sub(r"0x[0-9a-fA-F]+|\d+", "#", error)
 
 
 def require_no_silent_ends(path: Path, last: list[Attempt], version: str, step: int) -> None:
     """Refuse a fourth start after three that were killed and gained no step."""
-    kinds = {(one.code_version, one.ended, one.first_step) for one in last}
+    kinds = {(one.begin.code_version, one.ended, one.begin.step) for one in last}
     if len(last) < SILENT_ENDS or kinds != {(version, None, step)}:
         return
     raise InputError(
@@ -279,4 +264,4 @@ def require_no_silent_ends(path: Path, last: list[Attempt], version: str, step: 
 
 def places(attempts: list[Attempt]) -> str:
     """Numbers and hosts of attempts, for a message."""
-    return ", ".join(f"{attempt.number} on {attempt.host}" for attempt in attempts)
+    return ", ".join(f"{attempt.begin.attempt} on {attempt.begin.host}" for attempt in attempts)

@@ -231,4 +231,4 @@ def test_a_run_ends_as_if_undisturbed(outcomes: dict[str, "Future[Study]"], calm
     assert attempts[0].ended == expected.ended, attempts
     assert attempts[-1].ended == "done"
     # It went on from where it was saved, and never did two trainers take the same step.
-    assert all(attempt.first_step > 0 for attempt in attempts[1:]), attempts
+    assert all(attempt.begin.step > 0 for attempt in attempts[1:]), attempts
