@@ -1,12 +1,13 @@
 """Keeps two trainers off one state folder: the second asks the first to hand over, and waits until it has.
 
-The n-th lease of a folder is ``lease-<n>.json``, and the highest holds. The next one is taken by a hard link to a name
-that must not exist, which has one winner on NFS too; there are no locks of the file system, and clocks of two machines
-are never compared. The holder counts its beat up in the file; a trainer that waits times the beat by its own clock.
-Whoever finds a higher lease than its own has lost, however long it stood still before it looked.
+The n-th lease of a folder is ``lease-<n>.json``; the one with the highest number is valid. The next one is taken by a
+hard link to a name that must not exist, which has one winner also on NFS, as in flufl.lock; unlike there, clocks of two
+machines are never compared, and a holder can be asked to leave. The holder increments a counter, its beat, in the file;
+a waiting trainer times the beats by its own clock. A trainer that finds a higher lease than its own has lost, however
+long it was suspended before.
 
-Beside it lie ``lease-<n>.request``, by which a waiting trainer asks the holder of that lease to hand over, and
-``.lease-*`` on the way to their names. The next holder removes what earlier leases left.
+By ``lease-<n>.request`` a waiting trainer asks the holder of that lease to hand over; ``.lease-*`` are temporary files.
+The next holder removes the files of earlier leases.
 """
 
 import contextlib
@@ -35,22 +36,22 @@ SCANCEL_S = 60.0
 
 @dataclass(frozen=True)
 class Holder:
-    """What a lease says: which process holds the folder, and that it still lives."""
+    """The content of a lease: which process holds the folder, and its sign of life."""
 
     generation: int
     """From 1 upwards."""
     token: str
-    """Random: tells this lease from any other of its name."""
+    """Random, so that this lease differs from any other of the same name."""
     host: str
     machine: str
     """As :func:`this_machine`."""
     pid: Annotated[int, Meta(ge=1, le=2**31 - 1)]
     pid_start: int | None
-    """As :func:`start_ticks`: a number is given again to a later process."""
+    """As :func:`start_ticks`, since a later process may get the same pid."""
     job: Annotated[str, Meta(pattern=f"^{JOB}$")] | None
     """As :func:`slurm_job`."""
     cluster: str | None
-    """Where the job's number counts."""
+    """The cluster on which the job has this id."""
     started_at: float
     """Unix seconds, for people only."""
     beat: int = 0
@@ -79,13 +80,13 @@ def new_holder(generation: int) -> Holder:
 
 
 def is_near(holder: Holder) -> bool:
-    """Whether the holder's pid means something in this process."""
+    """Whether the holder's pid is one of this machine and namespace."""
     known = holder.machine != "" and holder.pid_start is not None
     return known and (holder.machine, holder.host) == (this_machine(), socket.gethostname())
 
 
 def is_gone(holder: Holder) -> bool:
-    """Whether the holder has certainly ended: its pid is no process, or a later one."""
+    """Whether the holder has certainly ended: its pid is free, or that of a later process."""
     return is_near(holder) and start_ticks(holder.pid) not in (None, holder.pid_start)
 
 
@@ -111,25 +112,25 @@ def terminate(holder: Holder | None) -> bool:
 
 
 def other_job(holder: Holder | None) -> str | None:
-    """The holder's SLURM job where it is another than ours and counts in our cluster."""
+    """The holder's SLURM job if it is not this process's own and belongs to the same cluster."""
     if holder is None or holder.job == slurm_job():
         return None
     return holder.job if os.environ.get("SLURM_CLUSTER_NAME") in (None, holder.cluster) else None
 
 
 def signal_job(job: str) -> None:
-    """Send SIGTERM to everything in a SLURM job; nothing happens where there is no scancel, or it fails."""
+    """Send SIGTERM to all processes of a SLURM job; nothing happens without scancel, or if it fails."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         command = ["scancel", "--signal=TERM", "--full", job]
         subprocess.run(command, capture_output=True, check=False, timeout=SCANCEL_S)
 
 
 RENEW_S = 10.0
-STALE_S = 60.0  # six beats: a busy file server may keep one waiting
-HANDOVER_S = 900.0  # the holder ends its step and saves
+STALE_S = 60.0  # six beats, since a busy file server may delay one
+HANDOVER_S = 900.0  # the holder finishes its step and saves
 
 LEASE = re.compile(r"lease-([0-9]{1,18})\.json")
-TRACE = re.compile(r"\.?lease-([0-9]{1,18})\..+")  # leases too
+TRACE = re.compile(r"\.?lease-([0-9]{1,18})\..+")  # also matches leases
 
 
 def lease_path(folder: Path, generation: int) -> Path:
@@ -143,12 +144,12 @@ def request_path(folder: Path, generation: int) -> Path:
 
 
 def newest(folder: Path) -> int:
-    """Generation of the lease that holds; 0 where there is none yet."""
+    """Generation of the valid lease; 0 where there is none yet."""
     return max((int(match[1]) for name in os.listdir(folder) if (match := LEASE.fullmatch(name))), default=0)
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file; none where it is not there (any more)."""
+    """The bytes of a file; empty where it does not exist, or no longer."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -158,23 +159,24 @@ def read_bytes(path: Path) -> bytes:
 
 
 def is_newest(folder: Path, mine: Holder) -> bool:
-    """Whether this lease is there and no higher one.
+    """Whether this lease exists, and no higher one.
 
-    An NFS client may list the names of a minute ago, but opens no file that is gone, and a new holder removes the
-    leases before its own.
+    An NFS client may list names that are a minute old, but cannot open a file that was removed, and a new holder
+    removes the leases before its own.
     """
     written = read_holder(read_bytes(lease_path(folder, mine.generation)))
     return written is not None and written.token == mine.token and newest(folder) == mine.generation
 
 
 def write(path: Path, holder: Holder) -> None:
-    """Put the holder at ``path``, whole or not at all.
+    """Write the holder to ``path``, whole or not at all.
 
-    Not flushed to disk: after a crash of the machine nobody holds, and a flush beside a large save may take a minute.
+    It is not flushed to disk: after a crash of the machine there is no holder, and a flush may take a minute during a
+    large save.
     """
     temporary = path.with_name(f".{path.name}.{holder.token}")
     try:
-        with contextlib.suppress(FileNotFoundError):  # a later holder has cleared here: what is written counts no more
+        with contextlib.suppress(FileNotFoundError):  # a later holder has removed it: this lease is no longer valid
             temporary.write_bytes(msgspec.json.encode(holder))
             os.replace(temporary, path)
     finally:
@@ -182,7 +184,7 @@ def write(path: Path, holder: Holder) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what is left of leases before the newest; whoever may still write there has lost."""
+    """Remove the files of leases before the newest; a trainer that still writes them has lost."""
     highest = newest(folder)
     for name in os.listdir(folder):
         match = TRACE.fullmatch(name)
@@ -191,7 +193,7 @@ def clear(folder: Path) -> None:
 
 
 def claim(folder: Path, mine: Holder) -> bool:
-    """Take the lease of that generation, if nobody has; whether it was taken."""
+    """Take the lease of that generation, if nobody has it; returns whether it was taken."""
     path = lease_path(folder, mine.generation)
     temporary = path.with_name(f".{path.name}.{mine.token}")
     try:
@@ -199,19 +201,19 @@ def claim(folder: Path, mine: Holder) -> bool:
         make_new(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    # Asked of the folder, since NFS may call a link failed that it made, and since a lease of a generation that was
-    # removed already can be made again: there is a higher one then.
+    # Read back from the folder, since NFS may report a link as failed that it made, and since a lease that was already
+    # removed can be made again, although there is a higher one.
     taken = is_newest(folder, mine)
     clear(folder)
     return taken
 
 
 def make_new(temporary: Path, path: Path) -> None:
-    """Give a file its name, unless that is taken."""
+    """Give a file its final name, unless that exists."""
     try:
         os.link(temporary, path)
     except (FileExistsError, FileNotFoundError):
-        pass  # another was faster, and may have cleared here
+        pass  # another trainer was faster, and may have removed the temporary file
     except OSError:
         # A file system without hard links. A kill before the write leaves a damaged lease, which becomes stale.
         with contextlib.suppress(FileExistsError), path.open("xb") as file:
@@ -228,19 +230,19 @@ class Contender:
         self.content = b""
         self.holder: Holder | None = None
         self.beats = 0
-        """Changes seen: proof that the holder lives."""
+        """Changes that were seen, which prove that the holder is alive."""
         self.changed_at = time.monotonic()
         self.quiet_s = 0.0
-        """How long the lease has certainly not changed."""
+        """Seconds for which the lease has certainly not changed."""
         self.asked = 0
-        """Generation that was asked to hand over."""
+        """Generation of the lease whose holder was asked to hand over."""
         self.job_to_signal: str | None = None
 
     def look(self) -> None:
         """Read the newest lease.
 
-        The clock is read before a look that finds no change and after one that does, so that time for which this
-        process itself stood still is never counted as the holder's.
+        The clock is read before a look that finds no change and after one that finds one, so that time in which this
+        process was suspended is never counted as silence of the holder.
         """
         began = time.monotonic()
         generation = newest(self.folder)
@@ -253,17 +255,17 @@ class Contender:
         self.changed_at, self.quiet_s = time.monotonic(), 0.0
 
     def reason_to_take(self) -> str | None:
-        """Why nobody holds the folder any more, empty where that is as it should be; None where somebody does."""
+        """Why the folder is free, empty where it was released or never held; None where somebody holds it."""
         if self.generation == 0 or (self.holder and self.holder.state == "released"):
             return ""
         if self.holder and is_gone(self.holder):
-            return f"{self.holder} has ended without a word"
+            return f"{self.holder} has ended without releasing it"
         return f"no sign of life of {self} for {self.quiet_s:.0f} s" if self.quiet_s >= self.stale_s else None
 
     def ask(self) -> None:
-        """Ask the holder to save and hand over: at once by a file and, on its machine, a signal; else through SLURM.
+        """Ask the holder to save and hand over, by a file and a signal, from another machine through SLURM.
 
-        The latter waits for a beat, since it reaches all that runs in the job.
+        SLURM signals all processes of the job, so that this waits for a beat as proof that the holder is alive.
         """
         if self.asked != self.generation:
             self.asked = self.generation
@@ -282,7 +284,7 @@ def take(folder: Path, stale_s: float, handover_s: float, poll_s: float) -> Hold
     """Wait for the lease of a folder and take it; returns what was written.
 
     Raises:
-        InputError: the holder lives and has not handed over in ``handover_s``.
+        InputError: the holder is alive and has not handed over within ``handover_s``.
     """
     contender = Contender(folder, stale_s)
     deadline = time.monotonic() + handover_s
@@ -312,7 +314,7 @@ class Lease:
         self.mine = mine
         self.renew_s = renew_s
         self.asked = False
-        """Once true: another trainer waits for this one, or has taken its place. End the step, save and leave."""
+        """Whether another trainer waits for this one, or has replaced it: finish the step, save and leave."""
         self.lost = False
         self.troubled = False
         self.lock = threading.Lock()
@@ -320,36 +322,36 @@ class Lease:
         self.thread = threading.Thread(target=self.keep, name="lease", daemon=True)
 
     def held(self) -> bool:
-        """Whether the folder is still this process's; some small reads."""
+        """Whether this process still holds the folder; costs some small reads."""
         with self.lock:
             self.look()
             return not (self.lost or self.over.is_set())
 
     def require_held(self) -> None:
-        """Call before each save, as close to its rename as can be.
+        """Call before each save, as close to its rename as possible.
 
         Raises:
-            InputError: another trainer has taken this one's place, as after minutes in which it stood still.
+            InputError: another trainer has replaced this one, as after a suspension of minutes.
         """
         if not self.held():
             raise InputError(
                 str(self.folder),
-                "another trainer took this one's place, which had given no sign of life, or its lease was deleted",
-                fix="nothing; the next start goes on from the last checkpoint",
+                "another trainer has replaced this one, which gave no sign of life, or its lease was deleted",
+                fix="nothing to do; the next start resumes from the last checkpoint",
             )
 
     def look(self) -> None:
-        """Learn from the folder whether this lease was lost, and whether it is asked for."""
+        """Read from the folder whether this lease was lost, and whether another trainer asks for it."""
         if not self.lost and not is_newest(self.folder, self.mine):
             self.lost = self.asked = True
-            log.warning("%s: another trainer has taken this one's place", self.folder)
+            log.warning("%s: another trainer has replaced this one", self.folder)
         request = request_path(self.folder, self.mine.generation)
         if not self.asked and request.exists():
             self.asked = True
             log.info("%s: asked by %s to hand over", self.folder, read_holder(read_bytes(request)) or "another trainer")
 
     def keep(self) -> None:
-        """Renew until the end; the training goes on where that fails."""
+        """Renew until the end; a failure does not stop the training."""
         while not self.over.wait(self.renew_s) and not self.lost:
             try:
                 self.renew()
@@ -360,7 +362,7 @@ class Lease:
     def renew(self) -> None:
         """Give a sign of life, unless the lease was lost.
 
-        If it is lost between look and write, its file is there again: harmless below a higher one, and cleared.
+        If it is lost between look and write, its file exists again: harmless, since a higher one does, and removed.
         """
         with self.lock:
             self.look()
@@ -371,7 +373,7 @@ class Lease:
             clear(self.folder)
 
     def release(self) -> None:
-        """Let the next trainer in at once; where that cannot be written, it waits until the lease is stale."""
+        """Let the next trainer start at once; if that cannot be written, it waits until the lease is stale."""
         self.over.set()
         self.thread.join()
         try:
@@ -382,7 +384,7 @@ class Lease:
             self.complain(error)
 
     def complain(self, error: OSError) -> None:
-        """Say once that the lease cannot be written."""
+        """Warn once that the lease cannot be written."""
         if not self.troubled:
             log.warning("warning: %s: the lease cannot be renewed: %s", self.folder, error.strerror)
         self.troubled = True
@@ -392,20 +394,20 @@ class Lease:
 def held_lease(
     state_dir: Path, *, renew_s: float = RENEW_S, stale_s: float = STALE_S, handover_s: float = HANDOVER_S
 ) -> Iterator[Lease]:
-    """Hold a state folder, from when no other trainer does until the end of the block.
+    """Hold a state folder until the end of the block, after waiting until no other trainer holds it.
 
-    Waits where another holds it: no longer than a poll if that has ended on this machine or released it, ``stale_s`` if
-    it gives no sign of life, and until it has saved and left otherwise. A process whose lease is not the newest, or was
-    released, finds :meth:`Lease.held` false.
+    The wait is one poll if the holder has ended on this machine or released it, ``stale_s`` if it gives no sign of
+    life, and otherwise until it has saved and left. :meth:`Lease.held` is false once this lease is not the newest, or
+    was released.
 
     Args:
-        state_dir: made where it is not there.
+        state_dir: the folder, created if it does not exist.
         renew_s: seconds between signs of life.
-        stale_s: without a sign for so long, a holder has lost; many times ``renew_s``.
-        handover_s: how long to wait at most.
+        stale_s: seconds without a sign of life after which a holder has lost; many times ``renew_s``.
+        handover_s: seconds to wait at most.
 
     Raises:
-        InputError: the holder lives and does not hand over, or the folder cannot be written.
+        InputError: the holder is alive and does not hand over, or the folder cannot be written.
     """
     try:
         state_dir.mkdir(parents=True, exist_ok=True)

@@ -174,7 +174,7 @@ def test_a_killed_holder_is_followed_at_once(folder, start, monkeypatch):
         assert mine.mine.generation == 2
     assert time.monotonic() - began < LONG_S / 4
     assert len(lines) == 1
-    assert f"(pid {holder.pid}) has ended without a word; taking its place" in lines[0]
+    assert f"(pid {holder.pid}) has ended without releasing it" in lines[0]
 
 
 def test_a_holder_killed_on_another_machine_is_followed_when_it_is_stale(folder, start, monkeypatch):
@@ -319,7 +319,7 @@ def test_who_lost_writes_nothing_any_more(folder):
     assert claim(folder, new_holder(2))
     mine.renew()
     assert (mine.lost, mine.asked, mine.held()) == (True, True, False)
-    with pytest.raises(InputError, match="another trainer took this one's place"):
+    with pytest.raises(InputError, match="another trainer has replaced this one"):
         mine.require_held()
     mine.thread.start()
     mine.release()
