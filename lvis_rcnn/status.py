@@ -1,12 +1,12 @@
-"""Shows every run of a study: how far it is, how fast, until when, or why it stands still.
+"""Shows the state of every run of a study: progress, speed and time left, or why it is not running.
 
     python -m lvis_rcnn status
     python -m lvis_rcnn status --study configs/lvis_v1.yaml --watch 30
     python -m lvis_rcnn status --plan
 
-Reads what runs leave in RESULTS, while Snakemake runs and after it died, from any host that sees the folder. A run is
-stalled if its heartbeat is more than three minutes old, by the clock of the file system. --plan says what would run:
-which runs start afresh or resume from where, how long it will take, and which later steps lack their output.
+Reads the files of runs in RESULTS, whether or not Snakemake is running, on any host that sees the folder. A run is
+stalled if its heartbeat is more than three minutes old, or three steps if those are longer (runs/states.py). --plan
+shows what would run: which runs start from the beginning or resume, how long it will take, and which steps are left.
 """
 
 import argparse
@@ -25,22 +25,22 @@ from lvis_rcnn.runs.states import STATES, RunState, Work, processor_hours, state
 from lvis_rcnn.system.cli import InputError, duration, run_step, step_parser
 
 TEXT_COLUMNS = {"backbone", "state", "where", "training", "measured on", "then"}
-# Columns that a narrow terminal does without, the first one first.
+# Columns that are left out on a narrow terminal, in this order.
 LEAST_NEEDED = ("where", "measured on", "starts", "images/s", "s/step")
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
-Cells = dict[str, str]
+TableRow = dict[str, str]
 
 
 def status_text(study: Study, states: Sequence[RunState], width: int | None = None) -> str:
-    """Table and notes of the runs of a study, no wider than ``width`` as far as can be."""
+    """Table and notes of the runs of a study, within ``width`` characters if possible."""
     counts = Counter(state.state for state in states)
     summary = ", ".join(f"{counts[name]} {name}" for name in STATES if counts[name])
-    return page(f"{study.study}: {summary}", [cells(state) for state in states], notes(states), width)
+    return page(f"{study.study}: {summary}", [status_row(state) for state in states], notes(states), width)
 
 
-def cells(state: RunState) -> Cells:
-    """The row of a run; what is not known is empty."""
+def status_row(state: RunState) -> TableRow:
+    """The table row of a run; unknown cells are empty."""
     beat, record = state.heartbeat, state.run.records.get("train", {})
     step = state.steps if state.is_trained else beat.get("step")
     images_per_s, eta_s, loss = beat.get("images_per_s"), beat.get("eta_s"), beat.get("loss")
@@ -60,44 +60,40 @@ def cells(state: RunState) -> Cells:
 
 
 def where(state: RunState) -> str:
-    """Host and job of a run, without the domain that all hosts of a cluster share."""
+    """Host and job of a run; the host without its domain."""
     host, job = str(state.heartbeat.get("host", "")).split(".")[0], state.heartbeat.get("job")
     return f"{host}, job {job}" if job else host
 
 
 def notes(states: Sequence[RunState]) -> list[str]:
-    """What does not fit a cell: why runs stand still, and what old state takes room."""
+    """Notes below the table: reasons for states, and old state folders with the disk space they take."""
     lines = [f"{state.name} {state.state}: {state.reason}" for state in states if state.reason]
     for state in states:
         if state.older:
             number, folder = len(state.older), state.older[0].parent
             what = f"{number} older state folder{'s' if number > 1 else ''}, of other settings, data or code"
-            lines.append(f"{state.name}: {what}, in {folder}: {megabytes(state.older)}")
+            files = [file for older in state.older for file in older.rglob("*") if file.is_file()]
+            megabytes = sum(file.stat().st_size for file in files) / 1e6
+            lines.append(f"{state.name}: {what}, in {folder}: {megabytes:,.1f} MB")
     return lines
 
 
-def megabytes(folders: Sequence[Path]) -> str:
-    """Room on disk that folders take."""
-    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
-    return f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
-
-
 def plan_text(study: Study, states: Sequence[RunState], width: int | None = None) -> str:
-    """Table and totals of what would run, no wider than ``width`` as far as can be."""
+    """Table and totals of what would run, within ``width`` characters if possible."""
     works = work_left(study, states)
     if not works:
         return f"{study.study}: nothing would run, every run is done"
     title = f"{study.study}: {len(works)} of {len(states)} runs have steps left"
-    return page(title, [plan_cells(study, work) for work in works], totals(study, works), width)
+    return page(title, [plan_row(study, work) for work in works], totals(study, works), width)
 
 
 def unit(study: Study) -> str:
-    """What an hour of a study is of."""
+    """The unit of processor time of a study."""
     return "GPU-hours" if study.compute.device == "cuda" else "CPU-hours"
 
 
-def plan_cells(study: Study, work: Work) -> Cells:
-    """The row of a run in the plan; empty cells of training where nothing is left to train."""
+def plan_row(study: Study, work: Work) -> TableRow:
+    """The table row of a run in the plan; the cells of training are empty where none is left."""
     state, hours = work.state, processor_hours(study, work)
     trained = {"training": "" if state.run.seed is None else work.training, "time": "", unit(study): ""}
     if not state.is_trained:
@@ -115,28 +111,28 @@ def plan_cells(study: Study, work: Work) -> Cells:
 
 
 def totals(study: Study, works: Sequence[Work]) -> list[str]:
-    """What all runs of a plan need together, and for which of them nobody knows."""
+    """What all runs of a plan need together, and the runs for which that is unknown."""
     steps = Counter(step for work in works for step in (["train"] if not work.state.is_trained else []) + work.then)
     lines = ["to do: " + ", ".join(f"{number} x {step}" for step, number in steps.items())]
     hours = {work.state.name: processor_hours(study, work) for work in works if not work.state.is_trained}
     known = [value for value in hours.values() if value is not None]
     unknown = ", ".join(name for name, value in hours.items() if value is None)
     if known:
-        lines.append(f"training: {sum(known):.2f} {unit(study)}{' beside what is unknown' if unknown else ''}")
+        lines.append(f"training: {sum(known):.2f} {unit(study)}{' plus what is unknown' if unknown else ''}")
     if unknown:
-        lines.append(f"unknown, no run of this backbone has been measured yet: {unknown}")
+        lines.append(f"unknown, since no run of the backbone has logged a step: {unknown}")
     return lines
 
 
-def page(title: str, rows: Sequence[Cells], lines: Sequence[str], width: int | None) -> str:
-    """Title, table and lines below it; columns that do not fit are named."""
+def page(title: str, rows: Sequence[TableRow], lines: Sequence[str], width: int | None) -> str:
+    """Title, table and the lines below it, which name the columns that did not fit."""
     table, left_out = table_within(rows, width)
     more = [f"too narrow for: {', '.join(left_out)}"] if left_out else []
     return "\n".join([title, "", table, *([""] if lines or more else []), *lines, *more])
 
 
-def table_within(rows: Sequence[Cells], width: int | None) -> tuple[str, list[str]]:
-    """A plain table, and the columns it had to leave out to be no wider than ``width`` (None for any)."""
+def table_within(rows: Sequence[TableRow], width: int | None) -> tuple[str, list[str]]:
+    """A plain table, and the columns left out to fit ``width`` characters; None for any width."""
     expendable = [name for name in LEAST_NEEDED if name in rows[0]]
     for number in range(len(expendable) + 1):
         left_out = expendable[:number]
@@ -146,17 +142,17 @@ def table_within(rows: Sequence[Cells], width: int | None) -> tuple[str, list[st
     return table, left_out
 
 
-def plain_table(rows: Sequence[Cells]) -> str:
-    """Columns of text to the left, of numbers to the right."""
+def plain_table(rows: Sequence[TableRow]) -> str:
+    """A plain table; text is aligned left, numbers right."""
     aligned = ["left" if name in TEXT_COLUMNS else "right" for name in rows[0]]
-    # The header as a row like all others: tabulate would make its columns two characters wider.
+    # The header is passed as a row, since tabulate makes columns with headers two characters wider.
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     table = tabulate(lines, tablefmt="plain", disable_numparse=True, colalign=aligned)
     return "\n".join(line.rstrip() for line in table.splitlines())
 
 
-def text_of(study_file: Path, results: Path, plan: bool) -> str:
-    """What is said about a study, for the terminal there is.
+def study_text(study_file: Path, results: Path, plan: bool) -> str:
+    """Status or plan of a study, as wide as the terminal.
 
     Raises:
         InputError: the study or its zoo is wrong.
@@ -165,13 +161,13 @@ def text_of(study_file: Path, results: Path, plan: bool) -> str:
     from_zoo = study.backbones and study.model.weights != "none"
     zoo = load_zoo(zoo_of(study, study_file)) if from_zoo else {}
     states = states_of(study, results, scored_models(study, study_file), zoo)
-    # No width where the output is no terminal, unless COLUMNS says one.
+    # Any width where the output is not a terminal, unless COLUMNS is set.
     width = shutil.get_terminal_size(fallback=(0, 0)).columns or None
     return (plan_text if plan else status_text)(study, states, width)
 
 
 def watch(text: Callable[[], str], seconds: float) -> None:
-    """Show a text again and again, until Ctrl-C, which is how one stops looking and no error."""
+    """Show a text every ``seconds`` until Ctrl-C, which is not an error."""
     try:
         while True:
             now = f"{text()}\n\n{time.strftime('%H:%M:%S')}, every {seconds:g} s until Ctrl-C"
@@ -189,7 +185,7 @@ def step(args: argparse.Namespace) -> None:
         raise InputError("--watch", f"is {args.watch:g}", allowed="seconds, more than 0", fix="change the value")
 
     def text() -> str:
-        return "\n\n".join(text_of(study, args.results, args.plan) for study in args.study)
+        return "\n\n".join(study_text(study, args.results, args.plan) for study in args.study)
 
     if args.watch is None:
         print(text())
@@ -206,8 +202,10 @@ def main() -> None:
     parser.add_argument(
         "--results", type=Path, default=Path("results"), metavar="DIR", help="folder the steps write into (results)"
     )
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="show it again and again, until Ctrl-C")
-    parser.add_argument("--plan", action="store_true", help="say what would run, from where, and how long")
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="show it every SECONDS until Ctrl-C")
+    parser.add_argument(
+        "--plan", action="store_true", help="show what would run, from which step, and how long it takes"
+    )
     run_step(parser, step)
 
 
