@@ -149,7 +149,7 @@ def test_resampling_in_small_parts_is_resampling(monkeypatch):
     dataset, records, _ = small_set(16)
     weights = {image["id"]: 2 for image in dataset["images"]}
     whole = weighted(dataset, records, weights, "bbox", 300)
-    monkeypatch.setattr(bootstrap, "FINDS_AT_ONCE", 2)
+    monkeypatch.setattr(bootstrap, "TRUE_POSITIVES_AT_ONCE", 2)
     in_parts = weighted(dataset, records, weights, "bbox", 300)
     assert np.array_equal(whole, in_parts, equal_nan=True)
     assert 0 < whole[0] < 1
