@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.config.schema import BACKBONES, Augmentation
 from lvis_rcnn.config.study import Study, load_study_for_step, settings_digest
-from lvis_rcnn.dataloader.batches import Augmentation, Batch, TrainingSteps, original_size_hw, read_in_order
+from lvis_rcnn.dataloader.batches import Batch, TrainingSteps, original_size_hw, read_in_order
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataloader.transforms import padded_size_hw, rescaled_size_hw
 from lvis_rcnn.dataset.store import AnnotationStore
@@ -115,13 +115,13 @@ def measured_training(
     run = Run(study, backbone, study.seeds[0], data.store, data.images, data.repeat_factors, Path(), {})
     recipe = make_recipe(study.schedule, stream_of(run))
     layout = torch.channels_last if study.compute.channels_last else torch.contiguous_format
-    model = load_trained(study, backbone, model_path, run.store)
+    model = load_trained(study.model, backbone, model_path, run.store)
     model = model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[study.schedule.optimizer](trained, study.schedule)
     training = Training(run, Ranks(0, 1, device), recipe, model, optimizer, Progress())
     short_edge_px, long_edge_px = max(study.augmentation.short_edges_px), study.augmentation.long_edge_px
-    augmentation = Augmentation(**{**study.augmentation.model_dump(), "short_edges_px": (short_edge_px,)})
+    augmentation = study.augmentation.model_copy(update={"short_edges_px": (short_edge_px,)})
     steps = largest_steps(recipe.stream, run.store, augmentation, recipe.steps)[: study.measure.training_steps]
     items = TrainingSteps(
         data.store, data.images, recipe.stream, augmentation, channels_last=study.compute.channels_last

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import load_study_for_step, zoo_of
 from lvis_rcnn.config.zoo import load_zoo
-from lvis_rcnn.dataloader.batches import Augmentation, Batch, TrainingSteps, read_in_order
+from lvis_rcnn.dataloader.batches import Batch, TrainingSteps, read_in_order
 from lvis_rcnn.runs.attempts import begin_attempt
 from lvis_rcnn.runs.lease import Lease, held_lease
 from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
@@ -178,9 +178,13 @@ def batches_of(training: Training) -> Iterator[list[Batch]]:
     """What this process reads of each step that is left."""
     run, ranks, recipe = training.run, training.ranks, training.recipe
     study, numbers = run.study, training.ranks.share_of(recipe.stream.groups_per_step)
-    augmentation = Augmentation(**study.augmentation.model_dump())
     items = TrainingSteps(
-        run.store_path, run.images_dir, recipe.stream, augmentation, numbers, channels_last=study.compute.channels_last
+        run.store_path,
+        run.images_dir,
+        recipe.stream,
+        study.augmentation,
+        numbers,
+        channels_last=study.compute.channels_last,
     )
     left = range(training.progress.step, recipe.steps)
     return read_in_order(items, left, study.resources.loader_workers, pinned=ranks.device.type == "cuda")

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from lvis_rcnn.config.schema import Augmentation
 from lvis_rcnn.dataloader.masks import MaskCrops, mask_crops
 from lvis_rcnn.dataloader.repeat_factors import usable_annotations
 from lvis_rcnn.dataloader.sampler import SampleStream
@@ -75,16 +76,6 @@ class Batch:
         """The same in memory that a GPU copies from by itself; the DataLoader calls this."""
         targets = [target.pin_memory() for target in self.targets]
         return replace(self, pixels=self.pixels.pin_memory(), targets=targets)
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What is drawn for each training image."""
-
-    short_edges_px: tuple[int, ...]
-    long_edge_px: int
-    flip_probability: float
-    skip_broken_images: bool = False
 
 
 @dataclass(frozen=True)

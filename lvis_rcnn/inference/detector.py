@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
+from lvis_rcnn.config.schema import Inference
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.dataloader.batches import Batch, TestImages
 from lvis_rcnn.dataset.detections import Detections
@@ -75,19 +76,16 @@ class Detector:
     model: MaskRcnn
     images: TestImages
     device: torch.device
-    masks: str = "all"
-    """Key of ``MASKS``."""
-    precision: str = "fp32"
-    """Key of ``finished_run.PRECISIONS``."""
+    test: Inference
 
     def detect(self, batch: Batch, positions: Sequence[int]) -> list[ImageDetections]:
         """What the network finds in a batch of the images at these positions of the store."""
         wanted = None
-        if self.masks == "scored":
+        if self.test.masks == "scored":
             labels = (scored_labels(self.images.store, image) for image in positions)
             wanted = [torch.from_numpy(one).to(self.device) for one in labels]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return detect(self.model, batch.to(self.device), wanted)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.test.precision == "bf16"):
+            return detect(self.model, batch.to(self.device), self.test, wanted)
 
     @torch.inference_mode()
     def detections(self, batch: Batch, positions: Sequence[int]) -> list[Detections]:
@@ -112,8 +110,8 @@ def make_detector(
     set_full_precision()
     test, on_gpu = study.inference, device.type == "cuda"
     images = TestImages(store_path, images_dir, test.short_edge_px, test.long_edge_px, channels_last=on_gpu)
-    model = load_trained(study, backbone, model_path, images.store).to(device)
-    return Detector(model, images, device, test.masks, test.precision)
+    model = load_trained(study.model, backbone, model_path, images.store).to(device)
+    return Detector(model, images, device, test)
 
 
 def conditions(study: Study, device: torch.device) -> dict[str, Any]:

@@ -5,14 +5,12 @@ tests/golden holds figures of MMDetection itself that they are held to.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int64
 from torch import nn
 
-from lvis_rcnn.config.schema import Backbone
-from lvis_rcnn.config.study import Study
+from lvis_rcnn.config.schema import Backbone, Inference, Model
 from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.dataloader.transforms import padded_size_hw
 from lvis_rcnn.model.backbone import FPN_CHANNELS, build_backbone, fix_batch_statistics, pyramid
@@ -24,35 +22,13 @@ from lvis_rcnn.model.rpn import ProposalNetwork, proposals, rpn_losses
 
 PRECISIONS = {"fp32": "fp32 without TF32", "bf16": "bf16 autocast, weights and losses in fp32 without TF32"}
 
-
 LOSS_NAMES = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Numbers of the network and of its training and test paths; see ``config.Model`` and ``config.Inference``."""
-
-    normalization: str
-    frozen_stages: int
-    anchor_scale: float
-    anchors_per_image: int
-    rois_per_image: int
-    roi_positive_fraction: float
-    proposals_before_nms: tuple[int, int]
-    """(training, test), a level."""
-    proposals_after_nms: tuple[int, int]
-    """(training, test), an image."""
-    score_threshold: float
-    nms_iou: float
-    nms_form: str
-    """Key of ``detections.NMS_DTYPES``."""
-    detections_per_image: int
 
 
 class MaskRcnn(nn.Module):
     """The module tree of torchvision's ``MaskRCNN``: ``backbone``, ``rpn``, ``roi_heads``."""
 
-    def __init__(self, backbone: Backbone, num_labels: int, settings: Settings) -> None:
+    def __init__(self, backbone: Backbone, num_labels: int, settings: Model) -> None:
         super().__init__()
         self.backbone = build_backbone(backbone, settings.normalization, settings.frozen_stages)
         self.rpn = ProposalNetwork(FPN_CHANNELS, settings.anchor_scale)
@@ -78,7 +54,7 @@ def losses(model: MaskRcnn, batch: Batch, choose: Choose) -> dict[str, torch.Ten
     rpn = rpn_losses(model.rpn, features, truths, padded_sizes_hw, settings.anchors_per_image, choose)
     with torch.no_grad():
         predictions = model.rpn(features)
-    proposed = proposals(predictions, batch.sizes_hw, settings.proposals_before_nms[0], settings.proposals_after_nms[0])
+    proposed = proposals(predictions, batch.sizes_hw, settings.proposals_before_nms, settings.proposals_after_nms)
     regions = [
         sampled_regions(boxes, target, settings.rois_per_image, settings.roi_positive_fraction, choose)
         for (boxes, _), target in zip(proposed, batch.targets, strict=True)
@@ -89,77 +65,30 @@ def losses(model: MaskRcnn, batch: Batch, choose: Choose) -> dict[str, torch.Ten
 
 @torch.inference_mode()
 def detect(
-    model: MaskRcnn, batch: Batch, mask_labels: Sequence[Int64[torch.Tensor, " _"]] | None = None
+    model: MaskRcnn, batch: Batch, test: Inference, mask_labels: Sequence[Int64[torch.Tensor, " _"]] | None = None
 ) -> list[ImageDetections]:
     """Detections of each image of a batch, best first; the model is in evaluation mode.
 
     Args:
         model: the network.
-        batch: what it sees.
+        batch: the images.
+        test: which proposals and detections are kept.
         mask_labels: for each image, the labels whose detections get a mask; None for all.
     """
-    settings = model.settings
     features = pyramid(model.backbone, batch.pixels)
-    proposed = proposals(
-        model.rpn(features), batch.sizes_hw, settings.proposals_before_nms[1], settings.proposals_after_nms[1]
-    )
-    return [
-        detect_in_regions(
-            model,
-            [level[image : image + 1] for level in features],
-            boxes,
-            batch.sizes_hw[image],
-            None if mask_labels is None else mask_labels[image],
-        )
-        for image, (boxes, _) in enumerate(proposed)
-    ]
-
-
-def detect_in_regions(
-    model: MaskRcnn,
-    features: list[torch.Tensor],
-    regions_xyxy: torch.Tensor,
-    size_hw: tuple[int, int],
-    mask_labels: torch.Tensor | None,
-) -> ImageDetections:
-    """Second stage of :func:`detect` for one image."""
-    settings = model.settings
-    found = detect_boxes(
-        model.roi_heads,
-        features,
-        regions_xyxy,
-        size_hw,
-        settings.score_threshold,
-        settings.nms_iou,
-        settings.nms_form,
-        settings.detections_per_image,
-    )
-    wanted = torch.ones_like(found.labels) if mask_labels is None else torch.isin(found.labels, mask_labels)
-    rows = wanted.nonzero()[:, 0]
-    masks = detect_masks(model.roi_heads, features, found[rows])
-    return ImageDetections(found.boxes_xyxy, found.labels, found.scores, rows, masks)
+    of_images = proposals(model.rpn(features), batch.sizes_hw, test.proposals_before_nms, test.proposals_after_nms)
+    detections = []
+    for image, (proposals_xyxy, _) in enumerate(of_images):
+        levels = [level[image : image + 1] for level in features]
+        best = detect_boxes(model.roi_heads, levels, proposals_xyxy, batch.sizes_hw[image], test)
+        has_mask = torch.ones_like(best.labels) if mask_labels is None else torch.isin(best.labels, mask_labels[image])
+        rows = has_mask.nonzero()[:, 0]
+        masks = detect_masks(model.roi_heads, levels, best[rows])
+        detections.append(ImageDetections(best.boxes_xyxy, best.labels, best.scores, rows, masks))
+    return detections
 
 
 def set_full_precision() -> None:
     """Multiply and convolve in fp32 also on GPUs, whose default for convolutions is the 10-bit mantissa of TF32."""
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-
-
-def network_settings(study: Study) -> Settings:
-    """The numbers of the network that a study asks for."""
-    model, test = study.model, study.inference
-    return Settings(
-        normalization=model.normalization,
-        frozen_stages=model.frozen_stages,
-        anchor_scale=model.anchor_scale,
-        anchors_per_image=model.anchors_per_image,
-        rois_per_image=model.rois_per_image,
-        roi_positive_fraction=model.roi_positive_fraction,
-        proposals_before_nms=(model.proposals_before_nms, test.proposals_before_nms),
-        proposals_after_nms=(model.proposals_after_nms, test.proposals_after_nms),
-        score_threshold=test.score_threshold,
-        nms_iou=test.nms_iou,
-        nms_form=test.nms,
-        detections_per_image=test.detections_per_image,
-    )

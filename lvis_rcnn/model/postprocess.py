@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float, Int64
 from torchvision.ops import nms
 
+from lvis_rcnn.config.schema import Inference
 from lvis_rcnn.model.boxes import ROI_STDS, clip, decode
 from lvis_rcnn.model.roi_heads import BOX_POOL, MASK_POOL, RegionHeads, region_features
 
 # Candidates of the first NMS, for each detection wanted: an object has some ten overlapping regions.
-CANDIDATES_A_DETECTION = 10
+CANDIDATES_PER_DETECTION = 10
 # Regions at a time in the mask head: 1.6 MB each at its widest.
 MASKS_AT_ONCE = 64
 
@@ -56,38 +57,34 @@ def detect_boxes(
     features: list[Float[torch.Tensor, "1 c _ _"]],
     regions_xyxy: Float[torch.Tensor, "r 4"],
     size_hw: SizeHW,
-    score_threshold: float,
-    nms_iou: float,
-    nms_form: str,
-    count: int,
+    test: Inference,
 ) -> Candidates:
-    """The best ``count`` detections of one image; boxes are clipped to ``size_hw``.
+    """The best detections of one image, as ``test`` says; boxes are clipped to ``size_hw``.
 
     NMS compares IoU, which does not change when an axis is rescaled: it may run in the network's frame (as in
     MMDetection 3; 2.x rescaled first).
     """
     hidden = heads.box_head(region_features(features, [regions_xyxy], BOX_POOL))
     scores = heads.box_predictor.cls_score(hidden).softmax(dim=1)[:, 1:]
-    rows, columns = (scores > score_threshold).nonzero().unbind(1)
+    rows, columns = (scores > test.score_threshold).nonzero().unbind(1)
     deltas = heads.box_predictor.deltas(hidden, rows, columns + 1)
     boxes = clip(decode(regions_xyxy[rows], deltas, ROI_STDS), size_hw)
-    return best_of_each_label(
-        Candidates(boxes, columns + 1, scores[rows, columns]), nms_iou, NMS_DTYPES[nms_form], count
-    )
+    return best_of_each_label(Candidates(boxes, columns + 1, scores[rows, columns]), test)
 
 
-def best_of_each_label(candidates: Candidates, nms_iou: float, dtype: torch.dtype, count: int) -> Candidates:
-    """NMS within each label, then the best ``count`` over all labels.
+def best_of_each_label(candidates: Candidates, test: Inference) -> Candidates:
+    """NMS within each label, then the best ``test.detections_per_image`` over all labels.
 
     What survives among the best M candidates never depends on a worse one. So NMS takes the best M, and twice as many
     until enough survive. All candidates that tie with the M-th are taken along.
     """
+    count, dtype = test.detections_per_image, NMS_DTYPES[test.nms]
     frame_px = candidates.boxes_xyxy.max() + 1 if len(candidates.labels) else torch.zeros(())
-    wanted = count * CANDIDATES_A_DETECTION
+    wanted = count * CANDIDATES_PER_DETECTION
     while True:
         best = candidates[best_rows(candidates.scores, wanted)]
         shifts = (best.labels - 1).to(dtype)[:, None] * frame_px.to(dtype)
-        survivors = nms(best.boxes_xyxy.to(dtype) + shifts, best.scores.to(dtype), nms_iou)
+        survivors = nms(best.boxes_xyxy.to(dtype) + shifts, best.scores.to(dtype), test.nms_iou)
         if len(survivors) >= count or len(best.labels) == len(candidates.labels):
             return best[survivors[:count]]
         wanted *= 2

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lvis_rcnn.config.schema import BACKBONES
-from lvis_rcnn.config.study import Study
+from lvis_rcnn.config.schema import BACKBONES, Model
 from lvis_rcnn.config.zoo import ZooModel, initial_model, published_file
 from lvis_rcnn.dataset.store import AnnotationStore
-from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_settings
+from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.model.mmdet import COUNTER, Shapes, read_content, read_mmdet, require_shapes, to_ours
 from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.system.files import atomic_file
@@ -122,7 +121,7 @@ def load_strictly(
     module.load_state_dict({**counters, **state, **own})
 
 
-def load_trained(study: Study, backbone: str, model_path: Path, store: AnnotationStore) -> MaskRcnn:
+def load_trained(settings: Model, backbone: str, model_path: Path, store: AnnotationStore) -> MaskRcnn:
     """The trained network in evaluation mode.
 
     Raises:
@@ -131,14 +130,14 @@ def load_trained(study: Study, backbone: str, model_path: Path, store: Annotatio
     """
     state, meta = load_model(model_path)
     require_fit(str(model_path), backbone, meta, [category.name for category in store.categories])
-    model = MaskRcnn(BACKBONES[backbone], store.num_labels, network_settings(study))
+    model = MaskRcnn(BACKBONES[backbone], store.num_labels, settings)
     try:
         model.load_state_dict(state)
     except RuntimeError:
         raise InputError(
             str(model_path),
             "its weights are those of another network",
-            allowed=f"a model of the study's model.normalization, {study.model.normalization}",
+            allowed=f"a model of the study's model.normalization, {settings.normalization}",
             fix="train again, or name the model that was trained for this study",
         ) from None
     return model.eval()

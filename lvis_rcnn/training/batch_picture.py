@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from lvis_rcnn.dataloader.batches import Augmentation, Batch, Target, TrainingSteps
+from lvis_rcnn.dataloader.batches import Batch, Target, TrainingSteps
 from lvis_rcnn.dataloader.transforms import MEAN_RGB, STD_RGB
 from lvis_rcnn.reporting.drawing import COLOURS, RARE_MARK, Shown, captioned, draw_objects, sheet_of
 from lvis_rcnn.system.cli import InputError
@@ -76,8 +76,7 @@ def step_picture(run: Run, step: int) -> Image.Image:
     recipe = make_recipe(run.study.schedule, stream_of(run))
     if not 0 <= step < recipe.steps:
         raise InputError("--step", f"is {step}", allowed=f"0 to {recipe.steps - 1}", fix="change the value")
-    augmentation = Augmentation(**run.study.augmentation.model_dump())
-    groups = TrainingSteps(run.store_path, run.images_dir, recipe.stream, augmentation)[step]
+    groups = TrainingSteps(run.store_path, run.images_dir, recipe.stream, run.study.augmentation)[step]
     pictures = [picture for number, batch in enumerate(groups) for picture in batch_pictures(run, batch, number)]
     title = [
         f"Step {step} of {run.study.study}, seed {run.seed}, as the network sees it. {RARE_MARK} rare category",

@@ -10,7 +10,7 @@ from torch import nn
 
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.dataloader.transforms import padded_size_hw
-from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_settings, set_full_precision
+from lvis_rcnn.model.mask_rcnn import MaskRcnn, set_full_precision
 from lvis_rcnn.model.roi_heads import BOX_POOL, HIDDEN, MASK_POOL
 from lvis_rcnn.model.weights import load_initial_weights
 from lvis_rcnn.system.cli import InputError, log
@@ -106,7 +106,7 @@ def prepared(run: Run, ranks: Ranks) -> Training:
     recipe = make_recipe(study.schedule, stream_of(run))
     require_memory(run, device)
     layout = torch.channels_last if study.compute.channels_last else torch.contiguous_format
-    model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, network_settings(study))
+    model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, study.model)
     model = model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[study.schedule.optimizer](trained, study.schedule)
@@ -149,7 +149,7 @@ def least_bytes(run: Run) -> int:
     """Lower bound of the memory of a step, from the network's graph."""
     study = run.study
     with torch.device("meta"):
-        model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, network_settings(study)).train()
+        model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, study.model).train()
     canvas_hw = padded_size_hw((max(study.augmentation.short_edges_px), study.augmentation.long_edge_px))
     return training_bytes(
         model, study.schedule.normalisation_group, canvas_hw, study.schedule.optimizer, study.compute.precision

@@ -79,7 +79,7 @@ def our_inference(watch: Stopwatch, state: dict[str, torch.Tensor]) -> Callable[
 
     @torch.inference_mode()
     def infer() -> None:
-        (found,) = mask_rcnn.detect(model, batch)
+        (found,) = mask_rcnn.detect(model, batch, shared.TEST)
         detector.image_detections(0, found, found.boxes_xyxy, shared.size_hw, category_ids)
 
     return infer

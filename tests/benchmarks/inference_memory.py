@@ -26,7 +26,7 @@ import lvis_rcnn.infer as infer
 import lvis_rcnn.inference.detector as detector
 from lvis_rcnn.config.study import Study, load_study
 from lvis_rcnn.dataset.store import build_store, open_store
-from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_settings
+from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.model.weights import save_model
 from lvis_rcnn.training.distributed import Ranks
 from tests.conftest import write_study
@@ -110,7 +110,7 @@ def main() -> None:
         store_path, study = draw(folder, args.images), small_study(folder)
         store = open_store(store_path)
         torch.manual_seed(0)
-        model = MaskRcnn(SMALLEST, store.num_labels, network_settings(study))
+        model = MaskRcnn(SMALLEST, store.num_labels, study.model)
         meta = {"backbone": "r50", "CLASSES": tuple(category.name for category in store.categories)}
         save_model(folder / "model.pth", model.state_dict(), meta)
         del model

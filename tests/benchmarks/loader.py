@@ -42,7 +42,8 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lvis_rcnn.dataloader.batches import Augmentation, Batch, TrainingSteps
+from lvis_rcnn.config.schema import Augmentation
+from lvis_rcnn.dataloader.batches import Batch, TrainingSteps
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataloader.transforms import rescaled_size_hw
 from lvis_rcnn.dataset.store import build_store, open_store
@@ -60,6 +61,11 @@ class Draw(NamedTuple):
     flip: bool
 
 
+def augmentation(short_edges_px: tuple[int, ...], flip_probability: float) -> Augmentation:
+    """The recipe's but for these."""
+    return Augmentation(short_edges_px=short_edges_px, long_edge_px=LONG_EDGE_PX, flip_probability=flip_probability)
+
+
 class Ours:
     """This project's loader; what it would draw is given to it."""
 
@@ -67,10 +73,10 @@ class Ours:
         store = open_store(store_path)
         portrait = np.asarray(store.widths < store.heights)
         stream = SampleStream(np.ones(store.num_images), "ceil", portrait, 0, group_size=1, groups_per_step=1)
-        self.steps = TrainingSteps(store_path, images_dir, stream, Augmentation(SHORT_EDGES_PX, LONG_EDGE_PX, 0.5))
+        self.steps = TrainingSteps(store_path, images_dir, stream, augmentation(SHORT_EDGES_PX, 0.5))
 
     def __call__(self, draw: Draw) -> Batch:
-        self.steps.augmentation = Augmentation((draw.short_edge_px,), LONG_EDGE_PX, float(draw.flip))
+        self.steps.augmentation = augmentation((draw.short_edge_px,), float(draw.flip))
         return self.steps.read_group([draw.image], [0, 0, 0])
 
 

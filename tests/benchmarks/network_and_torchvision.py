@@ -35,19 +35,20 @@ from torchvision.ops import FrozenBatchNorm2d
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.config.schema import BACKBONES, Inference, Model
 from lvis_rcnn.dataloader.batches import Batch, Target
 from lvis_rcnn.dataloader.masks import mask_crops
 from lvis_rcnn.dataloader.transforms import padded_size_hw
 from lvis_rcnn.inference.detector import image_detections
-from lvis_rcnn.model.mask_rcnn import MaskRcnn, Settings, detect, losses
+from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect, losses
 from lvis_rcnn.model.matcher import random_choice
 from lvis_rcnn.model.rpn import rpn_losses
 
 CATEGORIES = 1230
 size_hw = (800, 1067)
 OBJECTS = 12
-SETTINGS = Settings("fixed_batch", 1, 8.0, 256, 512, 0.25, (2000, 1000), (1000, 1000), 1e-4, 0.5, "exact", 300)
+SETTINGS = Model(weights="imagenet", normalization="fixed_batch", frozen_stages=1)
+TEST = Inference(short_edge_px=800, long_edge_px=1333, score_threshold=1e-4, detections_per_image=300)
 
 # Label weights over their initial ones: a region then has about 17, or all 1230, labels above 1e-4.
 SHARPNESS = {"trained": 150.0, "untrained": 1.0}
@@ -184,7 +185,7 @@ def our_work(mode: str, state: dict[str, torch.Tensor], backbone: str) -> Callab
     model.eval()
 
     def infer() -> None:
-        (found,) = detect(model, batch)
+        (found,) = detect(model, batch, TEST)
         image_detections(0, found, found.boxes_xyxy, size_hw, np.arange(1, CATEGORIES + 1))
 
     return infer

@@ -37,8 +37,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import tests.benchmarks.network_and_torchvision as network
-from lvis_rcnn.config.schema import BACKBONES, Schedule
-from lvis_rcnn.dataloader.batches import Augmentation, Batch, TrainingSteps, read_in_order
+from lvis_rcnn.config.schema import BACKBONES, Augmentation, Schedule
+from lvis_rcnn.dataloader.batches import Batch, TrainingSteps, read_in_order
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataset.store import build_store
 from lvis_rcnn.model.mask_rcnn import set_full_precision
@@ -116,7 +116,8 @@ def drawn_groups(args: argparse.Namespace) -> Iterator[list[Batch]]:
 def read_groups(args: argparse.Namespace, folder: Path) -> Iterator[list[Batch]]:
     """What this project's loader reads of drawn files, with workers."""
     write_files(folder)
-    augmentation, stream = Augmentation(SHORT_EDGES_PX, 1333, 0.5), stream_of(args.num_images)
+    augmentation = Augmentation(short_edges_px=SHORT_EDGES_PX, long_edge_px=1333, flip_probability=0.5)
+    stream = stream_of(args.num_images)
     numbers = range(args.num_images // GROUP)
     items = TrainingSteps(
         folder / "store", folder / "images", stream, augmentation, numbers, channels_last=args.channels_last

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -19,6 +18,7 @@ from PIL import Image
 
 import lvis_rcnn.dataloader.batches as data
 import lvis_rcnn.dataloader.transforms as pixels
+from lvis_rcnn.config.schema import Augmentation
 from lvis_rcnn.dataloader.repeat_factors import read_sampling, usable_annotations
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataset.images import ImageFile, ImageFiles
@@ -30,7 +30,7 @@ from tests.helpers.tiny_run import TinyData, make_data
 
 relaxed = settings(max_examples=40)
 
-AUGMENTATION = data.Augmentation(short_edges_px=(48, 56, 64), long_edge_px=96, flip_probability=0.5)
+AUGMENTATION = Augmentation(short_edges_px=(48, 56, 64), long_edge_px=96, flip_probability=0.5)
 SQUARE = [10.0, 5.0, 30.0, 5.0, 30.0, 20.0, 10.0, 20.0]
 
 
@@ -350,7 +350,7 @@ def test_a_worker_writes_into_memory_that_is_shared(monkeypatch, layout):
 def skipping(drawn, skip=True, workers=0):
     """What five steps of two images are, where broken images are skipped."""
     steps = make_steps(drawn)
-    steps.augmentation = replace(AUGMENTATION, skip_broken_images=skip)
+    steps.augmentation = AUGMENTATION.model_copy(update={"skip_broken_images": skip})
     return list(data.read_in_order(steps, range(5), workers))
 
 

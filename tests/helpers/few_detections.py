@@ -16,13 +16,14 @@ if __name__ == "__main__":
 import lvis_rcnn.infer as infer
 import lvis_rcnn.inference.detector as detector
 import lvis_rcnn.inference.shards as shards
+from lvis_rcnn.config.schema import Inference
 from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.model.postprocess import ImageDetections
 
 FOUND = 6
 
 
-def few_detections(model: torch.nn.Module, batch: Batch, mask_labels) -> list[ImageDetections]:
+def few_detections(model: torch.nn.Module, batch: Batch, test: Inference, mask_labels) -> list[ImageDetections]:
     """Boxes, labels, scores and masks drawn from a generator that the pixels of an image seed."""
     time.sleep(float(os.environ.get("DETECTION_S", "0")))
     found = []

@@ -6,29 +6,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lvis_rcnn.config.schema import Backbone
+from lvis_rcnn.config.schema import Backbone, Inference, Model
 from lvis_rcnn.config.study import Study, load_study
 from lvis_rcnn.dataloader.repeat_factors import repeat_factors
 from lvis_rcnn.dataset.store import build_store, open_store
-from lvis_rcnn.model.mask_rcnn import Settings
 from lvis_rcnn.repeat_factors import write_repeat_factors
 from tests.conftest import REPOSITORY, write_study
 
 # The heads of the real network on the smallest body that ends in four stages.
 SMALLEST = Backbone("R-14-FPN", "r14_fpn", (1, 1, 1, 1), groups=1, width_per_group=64)
 # Few regions for images of 64 pixels.
-SMALL = Settings(
+SMALL = Model(
+    weights="imagenet",
     normalization="batch",
     frozen_stages=0,
     anchor_scale=4.0,
     anchors_per_image=64,
     rois_per_image=16,
     roi_positive_fraction=0.25,
-    proposals_before_nms=(100, 80),
-    proposals_after_nms=(50, 40),
+    proposals_before_nms=100,
+    proposals_after_nms=50,
+)
+SMALL_TEST = Inference(
+    short_edge_px=64,
+    long_edge_px=96,
+    proposals_before_nms=80,
+    proposals_after_nms=40,
     score_threshold=0.01,
-    nms_iou=0.5,
-    nms_form="exact",
     detections_per_image=10,
 )
 

@@ -1,7 +1,5 @@
 """What a training begins with: what the file brings is in the model, what it does not bring is as it was."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -143,7 +141,7 @@ def test_no_published_detector_of_this_backbone(tmp_path, model):
 @pytest.mark.parametrize("kind", ["imagenet", "coco"])
 def test_group_normalisation_has_no_published_weights(tmp_path, kind):
     with torch.device("meta"):
-        grouped = MaskRcnn(SMALLEST, 4, replace(RECIPE, normalization="group"))
+        grouped = MaskRcnn(SMALLEST, 4, RECIPE.model_copy(update={"normalization": "group"}))
     message = (
         f"model.normalization: is group, but the {kind} weights belong to batch normalisation; allowed: fixed_batch"
     )

@@ -17,11 +17,11 @@ from lvis_rcnn.model.backbone import normalised_convolution
 from lvis_rcnn.model.boxes import overlaps
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect, losses
 from lvis_rcnn.model.matcher import random_choice
-from lvis_rcnn.model.postprocess import NMS_DTYPES, Candidates, best_of_each_label
+from lvis_rcnn.model.postprocess import Candidates, best_of_each_label
 from lvis_rcnn.model.rpn import ProposalNetwork
-from tests.helpers.tiny_run import SMALL, SMALLEST
+from tests.helpers.tiny_run import SMALL, SMALL_TEST, SMALLEST
 
-PUBLISHED = replace(SMALL, normalization="fixed_batch", frozen_stages=1)
+PUBLISHED = SMALL.model_copy(update={"normalization": "fixed_batch", "frozen_stages": 1})
 LOSSES = {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask"}
 CATEGORIES = 5
 
@@ -169,7 +169,7 @@ def test_fixed_statistics_stay_and_their_scales_learn():
 
 
 def test_only_statistics_of_frozen_stages_stay_with_batch_normalisation():
-    model = MaskRcnn(SMALLEST, CATEGORIES + 1, replace(SMALL, frozen_stages=1)).train()
+    model = MaskRcnn(SMALLEST, CATEGORIES + 1, SMALL.model_copy(update={"frozen_stages": 1})).train()
     body = model.backbone.body
     before = [norm.running_mean.clone() for norm in (body.bn1, body.layer1[0].bn1, body.layer2[0].bn1)]
     model.backbone(batch(*TWO).pixels)
@@ -189,7 +189,7 @@ def test_images_without_objects(model):
 def test_detections_are_sorted_and_inside_the_image(model):
     model.eval()
     sizes = [(64, 64), (50, 40)]
-    for found, (height, width) in zip(detect(model, batch(*TWO, sizes=sizes)), sizes, strict=True):
+    for found, (height, width) in zip(detect(model, batch(*TWO, sizes=sizes), SMALL_TEST), sizes, strict=True):
         assert 0 < len(found.scores) <= 10
         assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
         assert ((found.labels >= 1) & (found.labels <= CATEGORIES)).all()
@@ -201,14 +201,14 @@ def test_detections_are_sorted_and_inside_the_image(model):
 def test_a_batch_finds_what_its_images_find_alone(model):
     model.eval()
     both = batch(*TWO)
-    for index, found in enumerate(detect(model, both)):
-        (alone,) = detect(model, replace(both, pixels=both.pixels[index : index + 1], sizes_hw=[(64, 64)]))
+    for index, found in enumerate(detect(model, both, SMALL_TEST)):
+        (alone,) = detect(model, replace(both, pixels=both.pixels[index : index + 1], sizes_hw=[(64, 64)]), SMALL_TEST)
         torch.testing.assert_close(found.scores, alone.scores, atol=1e-5, rtol=0)
 
 
 def test_nothing_above_the_threshold_is_no_error():
-    model = MaskRcnn(SMALLEST, CATEGORIES + 1, replace(SMALL, score_threshold=1.0)).eval()
-    (found,) = detect(model, batch(TWO[0]))
+    model = MaskRcnn(SMALLEST, CATEGORIES + 1, SMALL).eval()
+    (found,) = detect(model, batch(TWO[0]), SMALL_TEST.model_copy(update={"score_threshold": 1.0}))
     assert found.boxes_xyxy.shape == (0, 4)
     assert found.mask_logits.shape == (0, 28, 28)
 
@@ -277,6 +277,6 @@ def test_the_best_candidates_are_enough(count, labels, wanted, seed):
             order = order[apart]
     rows = torch.stack(kept).sort().values
     rows = rows[candidates.scores[rows].argsort(descending=True, stable=True)][:wanted]
-    found = best_of_each_label(candidates, 0.5, NMS_DTYPES["exact"], wanted)
+    found = best_of_each_label(candidates, SMALL_TEST.model_copy(update={"detections_per_image": wanted}))
     assert torch.equal(found.boxes_xyxy, candidates.boxes_xyxy[rows])
     assert torch.equal(found.labels, candidates.labels[rows])

@@ -15,29 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.config.schema import BACKBONES, Inference, Model
 from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.dataloader.transforms import network_pixels
-from lvis_rcnn.model.mask_rcnn import MaskRcnn, Settings
+from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.model.mmdet import to_ours
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 # The recipe's numbers: config_r50_lvis05.json.
-RECIPE = Settings(
-    normalization="fixed_batch",
-    frozen_stages=1,
-    anchor_scale=8.0,
-    anchors_per_image=256,
-    rois_per_image=512,
-    roi_positive_fraction=0.25,
-    proposals_before_nms=(2000, 1000),
-    proposals_after_nms=(1000, 1000),
-    score_threshold=1e-4,
-    nms_iou=0.5,
-    nms_form="exact",
-    detections_per_image=300,
-)
+RECIPE = Model(weights="imagenet", normalization="fixed_batch", frozen_stages=1)
+TEST = Inference(short_edge_px=800, long_edge_px=1333, score_threshold=1e-4, detections_per_image=300)
 
 
 @cache
@@ -96,7 +84,7 @@ def mmdet_state(shapes: dict[str, list[int]], *, calibrated: bool) -> dict[str, 
 
 
 @cache
-def network(settings: Settings = RECIPE) -> MaskRcnn:
+def network(settings: Model = RECIPE) -> MaskRcnn:
     """The network of variant c20: R-50-FPN and 20 classes."""
     model = MaskRcnn(BACKBONES["r50"], 21, settings)
     model.load_state_dict(to_ours(mmdet_state(table("shapes_c20.json.gz"), calibrated=True)))

@@ -22,10 +22,12 @@ from lvis_rcnn.model.matcher import RPN_THRESHOLDS, assign, sample
 from lvis_rcnn.model.mmdet import to_mmdet, to_ours
 from lvis_rcnn.model.roi_losses import mask_targets
 from tests.helpers.bitmaps import paste_mask
-from tests.reference.golden_figures import RECIPE, arrays, golden_batch, mmdet_state, network, table, uniform
+from tests.reference.golden_figures import RECIPE, TEST, arrays, golden_batch, mmdet_state, network, table, uniform
 
-COCO = replace(RECIPE, score_threshold=0.05, detections_per_image=100)
-TEST_SETTINGS = {"coco": COCO, "lvis": RECIPE}
+TEST_SETTINGS = {
+    "coco": TEST.model_copy(update={"score_threshold": 0.05, "detections_per_image": 100}),
+    "lvis": TEST,
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -97,7 +99,7 @@ def test_heads_on_the_stored_proposals(image):
 @pytest.mark.parametrize("protocol", ["coco", "lvis"])
 def test_detections_and_masks(image, protocol):
     batch, prefix = golden_batch(image), f"img{image}_{protocol}"
-    (found,) = detect(network(TEST_SETTINGS[protocol]).eval(), batch)
+    (found,) = detect(network().eval(), batch, TEST_SETTINGS[protocol])
     labels = figure(f"{prefix}_labels")
     other = found.labels[:, None] - 1 != labels[None]
     scores = figure(f"{prefix}_scores")
@@ -120,7 +122,7 @@ def test_detections_and_masks(image, protocol):
 def test_two_images_in_one_batch():
     batch = golden_batch(0, 1)
     assert list(batch.pixels.shape) == figure("batch_input_shape").tolist()
-    for image, found in enumerate(detect(network().eval(), batch)):
+    for image, found in enumerate(detect(network().eval(), batch, TEST)):
         prefix = f"batch_img{image}"
         boxes = boxes_in_original(found.boxes_xyxy, batch.sizes_hw[image], batch.original_sizes_hw[image])
         other = found.labels[:, None] - 1 != figure(f"{prefix}_labels")[None]
@@ -161,7 +163,7 @@ def strided(candidates, count):
 
 
 # "all_": every anchor and every region; "strided_": the recipe's numbers, with a choice that is no chance.
-ALL = replace(RECIPE, anchors_per_image=10**7, rois_per_image=10**7)
+ALL = RECIPE.model_copy(update={"anchors_per_image": 10**7, "rois_per_image": 10**7})
 CASES = {"all": (ALL, every), "strided": (RECIPE, strided)}
 # Near-tied proposals change places under rounding, and other negatives are then picked.
 LOSS_TOLERANCES = {"all": {}, "strided": {"loss_cls": 3e-3, "loss": 3e-3}}

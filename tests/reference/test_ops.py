@@ -19,11 +19,11 @@ from lvis_rcnn.model.boxes import (
     pyramid_anchors,
 )
 from lvis_rcnn.model.matcher import ROI_THRESHOLDS, RPN_THRESHOLDS, assign
-from lvis_rcnn.model.postprocess import NMS_DTYPES, Candidates, best_of_each_label, detect_boxes, detect_masks
+from lvis_rcnn.model.postprocess import Candidates, best_of_each_label, detect_boxes, detect_masks
 from lvis_rcnn.model.roi_heads import level_of, region_features
 from lvis_rcnn.model.rpn import proposals
 from tests.helpers.bitmaps import paste_mask
-from tests.reference.golden_figures import RECIPE, arrays, network, uniform
+from tests.reference.golden_figures import RECIPE, TEST, arrays, network, uniform
 
 CPU = torch.device("cpu")
 
@@ -127,7 +127,7 @@ def test_nms_of_many_labels(variant, form, suffix):
     boxes, scores = ops(f"mcnms_{variant}_boxes"), ops(f"mcnms_{variant}_scores")[:, :-1]
     rows, labels = (scores > 1e-4).nonzero().unbind(1)
     candidates = Candidates(boxes[rows], labels + 1, scores[rows, labels])
-    found = best_of_each_label(candidates, 0.5, NMS_DTYPES[form], 300)
+    found = best_of_each_label(candidates, TEST.model_copy(update={"nms": form}))
     expected = ops(f"mcnms_{variant}_dets{suffix}")
     # The last places may tie.
     assert torch.equal(found.scores, expected[:, 4])
@@ -209,7 +209,7 @@ def test_heads_on_given_regions():
 def test_detections_in_given_regions():
     features, heads = made_up_features(), network().eval().roi_heads
     height, width = isolated("meta_img_shape").tolist()
-    found = detect_boxes(heads, features, isolated("rois"), (height, width), 1e-4, 0.5, "exact", 300)
+    found = detect_boxes(heads, features, isolated("rois"), (height, width), TEST)
     scale = torch.from_numpy(arrays("isolated_c20")["meta_scale_factor"]).float().repeat(2)
     boxes = found.boxes_xyxy / scale
     as_sets_close(boxes, found.scores, isolated("det_boxes"), isolated("det_scores"))
@@ -229,9 +229,11 @@ def test_recipe_is_that_of_the_configuration():
     model = table("config_r50_lvis05.json")["model"]
     train, test = model["train_cfg"], model["test_cfg"]
     assert (train["rpn"]["sampler"]["num"], train["rcnn"]["sampler"]["num"]) == (256, 512)
-    assert RECIPE.proposals_before_nms == (train["rpn_proposal"]["nms_pre"], test["rpn"]["nms_pre"])
-    assert RECIPE.proposals_after_nms == (train["rpn_proposal"]["max_per_img"], test["rpn"]["max_per_img"])
-    assert (RECIPE.score_threshold, RECIPE.detections_per_image) == (
+    assert (RECIPE.anchors_per_image, RECIPE.rois_per_image) == (256, 512)
+    for settings, proposals_of in ((RECIPE, train["rpn_proposal"]), (TEST, test["rpn"])):
+        assert settings.proposals_before_nms == proposals_of["nms_pre"]
+        assert settings.proposals_after_nms == proposals_of["max_per_img"]
+    assert (TEST.score_threshold, TEST.detections_per_image) == (
         test["rcnn"]["score_thr"],
         test["rcnn"]["max_per_img"],
     )

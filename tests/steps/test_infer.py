@@ -33,7 +33,7 @@ from lvis_rcnn.dataset.detections import (
 )
 from lvis_rcnn.dataset.store import open_store
 from lvis_rcnn.evaluate import evaluate
-from lvis_rcnn.model.mask_rcnn import ImageDetections, MaskRcnn, network_settings
+from lvis_rcnn.model.mask_rcnn import ImageDetections, MaskRcnn
 from lvis_rcnn.model.weights import save_model
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import sha256_of_file
@@ -71,7 +71,7 @@ def model_path(drawn, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     store = open_store(drawn.val_store)
     torch.manual_seed(0)
-    model = MaskRcnn(SMALLEST, store.num_labels, network_settings(tiny_study(folder)))
+    model = MaskRcnn(SMALLEST, store.num_labels, tiny_study(folder).model)
     save_model(folder / "model.pth", model.state_dict(), meta_of(store))
     return folder / "model.pth"
 

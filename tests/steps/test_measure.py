@@ -11,10 +11,11 @@ import torch
 import lvis_rcnn.config.schema as schema
 import lvis_rcnn.dataloader.batches as data
 import lvis_rcnn.measure as measure
+from lvis_rcnn.config.schema import Augmentation
 from lvis_rcnn.config.study import load_study_for_step, settings_digest
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataset.store import open_store
-from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_settings
+from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.model.weights import save_model
 from lvis_rcnn.system.files import sha256_of_file
 from tests.conftest import REPOSITORY
@@ -38,7 +39,7 @@ def model_path(drawn, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     store = open_store(drawn.val_store)
     torch.manual_seed(0)
-    model = MaskRcnn(SMALLEST, store.num_labels, network_settings(tiny_study(folder)))
+    model = MaskRcnn(SMALLEST, store.num_labels, tiny_study(folder).model)
     names = tuple(category.name for category in store.categories)
     save_model(folder / "model.pth", model.state_dict(), {"backbone": "r50", "CLASSES": names})
     return folder / "model.pth"
@@ -103,7 +104,9 @@ def test_the_largest_padded_groups_come_first(drawn):
     store = open_store(drawn.train_store)
     count = store.num_images
     stream = SampleStream(np.ones(count), "ceil", np.asarray(store.widths < store.heights), 0, 1, 1)
-    steps = measure.largest_steps(stream, store, data.Augmentation((256,), 512, 0.5), 100)
+    steps = measure.largest_steps(
+        stream, store, Augmentation(short_edges_px=(256,), long_edge_px=512, flip_probability=0.5), 100
+    )
     assert sorted(steps) == list(range(100))
     images = data.TestImages(drawn.train_store, drawn.images, 256, 512)
     pixels = [np.prod(data.padded_size_hw(images.size_hw(stream.groups_of_step(step)[0][0]))) for step in steps]

@@ -230,8 +230,7 @@ def test_rates_and_random_numbers_depend_on_the_step_alone(drawn, tmp_path):
     run = make_run(drawn, tmp_path / "run")
     stream = run_start.stream_of(run)
     recipe = make_recipe(run.study.schedule, stream)
-    augmentation = train.Augmentation(**run.study.augmentation.model_dump())
-    items = train.TrainingSteps(drawn.train_store, drawn.images, stream, augmentation)
+    items = train.TrainingSteps(drawn.train_store, drawn.images, stream, run.study.augmentation)
     results = []
     for noise in (0, 1):
         torch.manual_seed(7)

@@ -16,7 +16,7 @@ from lvis_rcnn.model.matcher import random_choice
 from lvis_rcnn.training.step import add_gradients
 from tests.helpers.tiny_run import SMALL, SMALLEST
 
-SETTINGS = replace(SMALL, normalization="fixed_batch", frozen_stages=1)
+SETTINGS = SMALL.model_copy(update={"normalization": "fixed_batch", "frozen_stages": 1})
 # Images of each of the 8 groups: the last batches of an epoch may be smaller.
 IMAGES_OF_GROUP = (2, 2, 2, 1, 2, 2, 2, 1)
 
