@@ -41,9 +41,9 @@ from lvis_rcnn.system.files import sha256_of_file, write_json
 from lvis_rcnn.system.provenance import code_version, library_versions
 from lvis_rcnn.training.distributed import Ranks, own_device, require_device
 from lvis_rcnn.training.log import Progress
-from lvis_rcnn.training.run import Run, hardware, stream_of
+from lvis_rcnn.training.run import Run, hardware
 from lvis_rcnn.training.setup import Training, peak_memory_bytes
-from lvis_rcnn.training.solver import OPTIMIZERS, make_recipe
+from lvis_rcnn.training.solver import OPTIMIZERS
 from lvis_rcnn.training.step import step_within_memory
 
 WARMUP_IMAGES = 5
@@ -113,7 +113,7 @@ def measured_training(
     torch.set_num_threads(study.compute.threads)
     set_full_precision()
     run = Run(study, backbone, study.seeds[0], data.store, data.images, data.repeat_factors, Path(), {})
-    recipe = make_recipe(study.schedule, stream_of(run))
+    recipe = run.recipe
     layout = torch.channels_last if study.compute.channels_last else torch.contiguous_format
     model = load_trained(study.model, backbone, model_path, run.store)
     model = model.to(device, memory_format=layout).train()  # type: ignore[call-overload]

@@ -21,8 +21,8 @@ import numpy as np
 from lvis_rcnn.config.schema import Augmentation, Model
 from lvis_rcnn.config.study import Study, load_study_for_step, zoo_of
 from lvis_rcnn.config.zoo import initial_warnings, load_zoo
-from lvis_rcnn.dataloader.repeat_factors import EPOCHS_OF_2X, RepeatFactors, repeat_factors, summary, why_none
-from lvis_rcnn.dataloader.sampler import SampleStream
+from lvis_rcnn.dataloader.repeat_factors import EPOCHS_OF_2X, RepeatFactors, Sampling, repeat_factors, summary, why_none
+from lvis_rcnn.dataloader.sampler import stream_of
 from lvis_rcnn.dataset.checks import (
     Problem,
     category_errors,
@@ -201,7 +201,9 @@ def preflight(
     """
     sampling = study.sampling
     factors = repeat_factors(train, sampling.oversample_threshold, sampling.rounding, sampling.exponent)
-    recipe = recipe_of(study, train, factors)
+    # Of the first seed; others differ only in what stochastic rounding draws.
+    stream = stream_of(Sampling(factors.image_factors, factors.rounding), train, study.schedule, study.seeds[0])
+    recipe = make_recipe(study.schedule, stream)
     errors = [*category_errors(train, val), *label_errors(train), *label_errors(val)]
     errors += [*version_errors(train, study.dataset.name), *version_errors(val, study.dataset.name)]
     errors += settings_errors(study.augmentation, study.model)
@@ -221,20 +223,6 @@ def preflight(
     return Page(
         errors, missing, warnings, facts(study, train, val, factors, recipe, images_checked=image_folders is not None)
     )
-
-
-def recipe_of(study: Study, train: AnnotationStore, factors: RepeatFactors) -> Recipe:
-    """Budget and rates of the study's first seed; others differ only in what stochastic rounding draws."""
-    schedule = study.schedule
-    stream = SampleStream(
-        factors=factors.image_factors,
-        rounding=factors.rounding,
-        portrait=np.asarray(train.widths < train.heights),
-        seed=study.seeds[0],
-        group_size=schedule.normalisation_group,
-        groups_per_step=schedule.images_per_step // schedule.normalisation_group,
-    )
-    return make_recipe(schedule, stream)
 
 
 def settings_errors(augmentation: Augmentation, model: Model) -> Iterator[Problem]:

@@ -22,6 +22,7 @@ from lvis_rcnn.config.schema import Augmentation
 from lvis_rcnn.dataloader.masks import MaskCrops, mask_crops
 from lvis_rcnn.dataloader.repeat_factors import usable_annotations
 from lvis_rcnn.dataloader.sampler import SampleStream
+from lvis_rcnn.dataloader.seeds import image_seed
 from lvis_rcnn.dataloader.transforms import padded_size_hw, read_image_bgr, rescaled_size_hw, write_network_pixels
 from lvis_rcnn.dataset.images import ImageFiles
 from lvis_rcnn.dataset.store import AnnotationStore, open_store
@@ -171,12 +172,13 @@ class TrainingSteps(Dataset[list[Batch]]):
     def __getitem__(self, step: int) -> list[Batch]:
         """Read the images of ``step``; their scales and flips come from (seed, step, place in the step)."""
         groups = self.stream.groups_of_step(step)
-        return [self.read_group(groups[number], [self.stream.seed, step, number]) for number in self.numbers]
+        return [self.read_group(groups[number], step, number) for number in self.numbers]
 
-    def read_group(self, images: list[int], key: list[int]) -> Batch:
-        """One normalisation group; ``key`` is what its random numbers are made of."""
+    def read_group(self, images: list[int], step: int, number: int) -> Batch:
+        """One normalisation group, the ``number``-th of a step."""
         broken: list[str] = []
-        samples = [self.read_sample(image, [*key, place], broken) for place, image in enumerate(images)]
+        seeds = [image_seed(self.stream.seed, step, number, place) for place in range(len(images))]
+        samples = [self.read_sample(image, seed, broken) for image, seed in zip(images, seeds, strict=True)]
         return Batch(
             network_batch(samples, self.channels_last),
             [sample.size_hw for sample in samples],
@@ -186,9 +188,9 @@ class TrainingSteps(Dataset[list[Batch]]):
             tuple(broken),
         )
 
-    def read_sample(self, image: int, key: list[int], broken: list[str]) -> Sample:
+    def read_sample(self, image: int, seed: np.random.SeedSequence, broken: list[str]) -> Sample:
         """One image and what is drawn for it; adds to ``broken`` as :meth:`read_readable`."""
-        random = np.random.default_rng(key)
+        random = np.random.default_rng(seed)
         short_edge_px = int(random.choice(self.augmentation.short_edges_px))
         flip = bool(random.random() < self.augmentation.flip_probability)
         image, image_bgr = self.read_readable(image, random, broken)

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from lvis_rcnn.dataloader.seeds import copies_seed
 from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.system.cli import InputError
 
@@ -44,8 +45,7 @@ def ceil_copies(factors: Float64[np.ndarray, " n"], seed: int, epoch: int) -> In
 
 def stochastic_copies(factors: Float64[np.ndarray, " n"], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
     """The integer part, and one more with the probability of the fraction: right on average."""
-    # A spawn key, since [seed, epoch] alone seeds what the augmentation draws for the first image of step ``epoch``.
-    random = np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(1,)))
+    random = np.random.default_rng(copies_seed(seed, epoch))
     whole = np.floor(factors)
     copies: np.ndarray = (whole + (random.random(len(factors)) < factors - whole)).astype(np.int64)
     return copies

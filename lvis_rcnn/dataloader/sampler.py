@@ -24,7 +24,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64
 
-from lvis_rcnn.dataloader.repeat_factors import ROUNDINGS
+from lvis_rcnn.config.schema import Schedule
+from lvis_rcnn.dataloader.repeat_factors import ROUNDINGS, Sampling
+from lvis_rcnn.dataloader.seeds import order_seed
+from lvis_rcnn.dataset.store import AnnotationStore
 
 
 class Start(NamedTuple):
@@ -95,12 +98,24 @@ class SampleStream:
         return int(random.choice(len(weights), p=weights / weights.sum())) if weights.any() else image
 
 
+def stream_of(sampling: Sampling, store: AnnotationStore, schedule: Schedule, seed: int) -> SampleStream:
+    """The sample stream of a run; ``sampling`` has a factor for each image of ``store``, the training split."""
+    return SampleStream(
+        factors=sampling.factors,
+        rounding=sampling.rounding,
+        portrait=np.asarray(store.widths < store.heights),
+        seed=seed,
+        group_size=schedule.normalisation_group,
+        groups_per_step=schedule.images_per_step // schedule.normalisation_group,
+    )
+
+
 # Two epochs, since loader workers read ahead: 1 MB each for the 126,000 images of LVIS v1, laid out in 20 ms.
 @lru_cache(maxsize=2)
 def images_of_epoch(stream: SampleStream, epoch: int) -> Int64[np.ndarray, "ranks images"]:
     """What each rank sees in an epoch, group after group."""
     entries = np.repeat(np.arange(len(stream.factors)), stream.copies_of_epoch(epoch))
-    generator = torch.Generator().manual_seed(stream.seed + epoch)
+    generator = torch.Generator().manual_seed(order_seed(stream.seed, epoch))
     entries = entries[torch.randperm(len(entries), generator=generator).numpy()]
     ranks = stream.groups_per_step
     # np.resize repeats an array from its head.

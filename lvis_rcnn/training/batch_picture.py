@@ -9,8 +9,7 @@ from lvis_rcnn.dataloader.batches import Batch, Target, TrainingSteps
 from lvis_rcnn.dataloader.transforms import MEAN_RGB, STD_RGB
 from lvis_rcnn.reporting.drawing import COLOURS, RARE_MARK, Shown, captioned, draw_objects, sheet_of
 from lvis_rcnn.system.cli import InputError
-from lvis_rcnn.training.run import Run, stream_of
-from lvis_rcnn.training.solver import make_recipe
+from lvis_rcnn.training.run import Run
 
 IMAGES_IN_ROW = 2
 MOST_IMAGES = 8
@@ -73,7 +72,7 @@ def step_picture(run: Run, step: int) -> Image.Image:
     Raises:
         InputError: an image cannot be read, or tables of repeat factors are not those of the store.
     """
-    recipe = make_recipe(run.study.schedule, stream_of(run))
+    recipe = run.recipe
     if not 0 <= step < recipe.steps:
         raise InputError("--step", f"is {step}", allowed=f"0 to {recipe.steps - 1}", fix="change the value")
     groups = TrainingSteps(run.store_path, run.images_dir, recipe.stream, run.study.augmentation)[step]

@@ -8,14 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import Study, settings_digest, settings_of_step
 from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.dataloader.repeat_factors import read_sampling
-from lvis_rcnn.dataloader.sampler import SampleStream
+from lvis_rcnn.dataloader.sampler import stream_of
 from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.model.mask_rcnn import PRECISIONS
 from lvis_rcnn.model.weights import save_model
@@ -26,7 +25,7 @@ from lvis_rcnn.system.files import link, sha256_of_file, write_json
 from lvis_rcnn.system.provenance import code_version, library_versions
 from lvis_rcnn.training.checkpoint import drop_checkpoints
 from lvis_rcnn.training.log import Progress, write_heartbeat
-from lvis_rcnn.training.solver import Recipe
+from lvis_rcnn.training.solver import Recipe, make_recipe
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,23 @@ class Run:
     def digest(self) -> str:
         """As :func:`run_digest`."""
         return run_digest(self.study, self.backbone, self.seed, self.store.annotations_sha256, self.zoo)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Its sample stream and schedule.
+
+        Raises:
+            InputError: as :func:`read_sampling`, or the repeat factors are of another store.
+        """
+        sampling = read_sampling(self.repeat_factors_dir)
+        if len(sampling.factors) != self.store.num_images:
+            raise InputError(
+                str(self.repeat_factors_dir),
+                f"has factors of {len(sampling.factors)} images",
+                allowed=f"those of the {self.store.num_images} images of {self.store_path}",
+                fix="write it again with python -m lvis_rcnn repeat_factors --store",
+            )
+        return make_recipe(self.study.schedule, stream_of(sampling, self.store, self.study.schedule, self.seed))
 
     @property
     def state_dir(self) -> Path:
@@ -173,27 +189,3 @@ def export(state_dir: Path, out_dir: Path) -> None:
     link(state_dir / "log.json", out_dir / record["log_file"])
     for name in ("log.json", "model.pth", "train.json"):
         link(state_dir / name, out_dir / name)
-
-
-def stream_of(run: Run) -> SampleStream:
-    """The sample stream of a run.
-
-    Raises:
-        InputError: as :func:`read_sampling`, or the table is of another store.
-    """
-    sampling, schedule = read_sampling(run.repeat_factors_dir), run.study.schedule
-    if len(sampling.factors) != run.store.num_images:
-        raise InputError(
-            str(run.repeat_factors_dir),
-            f"counts {len(sampling.factors)} images",
-            allowed=f"the {run.store.num_images} images of {run.store_path}",
-            fix="write it again with python -m lvis_rcnn repeat_factors --store",
-        )
-    return SampleStream(
-        factors=sampling.factors,
-        rounding=sampling.rounding,
-        portrait=np.asarray(run.store.widths < run.store.heights),
-        seed=run.seed,
-        group_size=schedule.normalisation_group,
-        groups_per_step=schedule.images_per_step // schedule.normalisation_group,
-    )

@@ -17,8 +17,8 @@ from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.training.checkpoint import load_checkpoint
 from lvis_rcnn.training.distributed import Ranks
 from lvis_rcnn.training.log import Progress
-from lvis_rcnn.training.run import Run, stream_of
-from lvis_rcnn.training.solver import OPTIMIZERS, Recipe, make_recipe
+from lvis_rcnn.training.run import Run
+from lvis_rcnn.training.solver import OPTIMIZERS, Recipe
 
 # Weight, gradient, and what the optimizer keeps of each trained number.
 COPIES = {"sgd": 3, "adamw": 4}
@@ -103,7 +103,7 @@ def prepared(run: Run, ranks: Ranks) -> Training:
     torch.set_num_threads(study.compute.threads)
     set_full_precision()
     torch.manual_seed(run.seed)
-    recipe = make_recipe(study.schedule, stream_of(run))
+    recipe = run.recipe
     require_memory(run, device)
     layout = torch.channels_last if study.compute.channels_last else torch.contiguous_format
     model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, study.model)

@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
 
 from lvis_rcnn.dataloader.batches import Batch
+from lvis_rcnn.dataloader.seeds import losses_seed
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, losses
 from lvis_rcnn.model.matcher import random_choice
 from lvis_rcnn.system.cli import InputError
@@ -156,9 +156,9 @@ def add_gradients(
     device = next(model.parameters()).device
     found = []
     for number, batch in zip(numbers, groups, strict=True):
-        (key,) = np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)
+        generator = torch.manual_seed(losses_seed(seed, step, number))
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            parts = losses(model, batch, random_choice(torch.manual_seed(int(key))))
+            parts = losses(model, batch, random_choice(generator))
         whole = torch.stack([parts[name].float() for name in LOSS_NAMES])
         (whole.sum() / num_groups).backward()
         found.append(whole.detach())

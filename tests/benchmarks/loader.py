@@ -77,7 +77,7 @@ class Ours:
 
     def __call__(self, draw: Draw) -> Batch:
         self.steps.augmentation = augmentation((draw.short_edge_px,), float(draw.flip))
-        return self.steps.read_group([draw.image], [0, 0, 0])
+        return self.steps.read_group([draw.image], step=0, number=0)
 
 
 class MMDetection:

@@ -30,7 +30,6 @@ from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.training.distributed import Ranks
 from lvis_rcnn.training.log import MEASURED_KEYS
 from lvis_rcnn.training.run import Run
-from lvis_rcnn.training.solver import make_recipe
 from tests.conftest import REPOSITORY
 from tests.helpers.few_numbers import FewNumbers, few_losses
 from tests.helpers.tiny_run import SMALLEST, TinyData, make_data, tiny_study, write_tiny_study
@@ -206,7 +205,7 @@ def test_a_loss_that_is_not_finite_is_named_and_touches_no_weight(drawn, tmp_pat
     monkeypatch.setattr(gradient_step, "losses", times(values))
     batch = Batch(torch.rand(2, 3, 32, 32), [(32, 32)] * 2, [(32, 32)] * 2, [17, 4], [])
     expected = r"step 3, images 17, 4: loss is not finite: loss_cls = nan, loss_mask = inf; fix: lower schedule"
-    recipe = make_recipe(run.study.schedule, run_start.stream_of(run))
+    recipe = run.recipe
     taken = gradient_step.take_step(model, optimizer, [batch], 3, 0, recipe, ALONE, precision="fp32")
     with pytest.raises(InputError, match=expected):
         taken.values()
@@ -228,9 +227,8 @@ def test_after_an_error_the_heartbeat_says_why(drawn, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("few_numbers")
 def test_rates_and_random_numbers_depend_on_the_step_alone(drawn, tmp_path):
     run = make_run(drawn, tmp_path / "run")
-    stream = run_start.stream_of(run)
-    recipe = make_recipe(run.study.schedule, stream)
-    items = train.TrainingSteps(drawn.train_store, drawn.images, stream, run.study.augmentation)
+    recipe = run.recipe
+    items = train.TrainingSteps(drawn.train_store, drawn.images, recipe.stream, run.study.augmentation)
     results = []
     for noise in (0, 1):
         torch.manual_seed(7)
@@ -346,7 +344,7 @@ def test_a_study_that_changed_after_planning_is_refused(drawn, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("copies", "expected"),
     [
-        (["1"] * 3, "counts 3 images; allowed: the 8 images of "),
+        (["1"] * 3, "has factors of 3 images; allowed: those of the 8 images of "),
         (["0"] * 8, "no readable tables of repeat factors: ValueError('no image is drawn"),
     ],
     ids=["another store", "nothing to train on"],

@@ -11,6 +11,7 @@ import torch.distributed
 
 from lvis_rcnn.dataloader.batches import Batch, Target
 from lvis_rcnn.dataloader.masks import mask_crops
+from lvis_rcnn.dataloader.seeds import losses_seed
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, losses
 from lvis_rcnn.model.matcher import random_choice
 from lvis_rcnn.training.step import add_gradients
@@ -107,15 +108,11 @@ def test_each_group_has_its_own_divisors(of_one_process):
     # 8 groups of 2 are not one batch of 16: the mean of the groups' losses, not the loss of all images together.
     model, parts = small_network(), of_one_process[0]
     each = [
-        losses(model, batch, random_choice(torch.Generator().manual_seed(key_of(number))))
+        losses(model, batch, random_choice(torch.Generator().manual_seed(losses_seed(5, 3, number))))
         for number, batch in enumerate(step_groups())
     ]
     for name, value in parts.items():
         assert np.mean([float(one[name].detach()) for one in each]) == pytest.approx(value, rel=1e-5)
-
-
-def key_of(number):
-    return int(np.random.SeedSequence([5, 3, number]).generate_state(1, np.uint64)[0])
 
 
 def test_a_smaller_group_weighs_as_much():
