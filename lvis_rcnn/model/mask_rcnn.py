@@ -42,6 +42,12 @@ class MaskRcnn(nn.Module):
         return self
 
 
+def network_on_meta(backbone: Backbone, num_labels: int, settings: Model) -> MaskRcnn:
+    """The network without memory for its weights, for their names, shapes and number."""
+    with torch.device("meta"):
+        return MaskRcnn(backbone, num_labels, settings)
+
+
 def losses(model: MaskRcnn, batch: Batch, choose: Choose) -> dict[str, torch.Tensor]:
     """The five training losses of one normalisation group; the model is in training mode.
 

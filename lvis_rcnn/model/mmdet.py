@@ -10,14 +10,16 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lvis_rcnn import __version__
-from lvis_rcnn.config.schema import BACKBONES, Backbone
+from lvis_rcnn.config.schema import BACKBONES, Backbone, Model
 from lvis_rcnn.config.zoo import checked_sha256, digest_in_name
+from lvis_rcnn.model.mask_rcnn import network_on_meta
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import atomic_file, sha256_of_file
 
@@ -43,6 +45,9 @@ KEY_MAP = (
 CLASSIFIER = "roi_heads.box_predictor.cls_score."
 IGNORED = "data_preprocessor."  # mean and std of 3.x, which the pixel chain has
 COUNTER = "num_batches_tracked"  # of batch normalisation: old files lack it, nothing reads it
+
+# The published networks: the shapes do not depend on the rest of the section.
+PUBLISHED = Model(weights="imagenet", normalization="fixed_batch", frozen_stages=1)
 
 NAMED_KEYS = 3
 
@@ -101,54 +106,11 @@ def to_mmdet(state: Weights) -> dict[str, torch.Tensor]:
     return theirs
 
 
+@cache
 def layout(backbone: Backbone, num_categories: int) -> Shapes:
     """Keys and shapes of MMDetection's state dict, in its order."""
-    return {**body_layout(backbone), **head_layout(num_categories)}
-
-
-def body_layout(backbone: Backbone) -> Shapes:
-    """Keys and shapes of a body: convolutions without bias, each with a batch normalisation."""
-    pairs: list[tuple[str, str, tuple[int, ...]]] = [("conv1", "bn1", (64, 3, 7, 7))]
-    inputs = 64
-    for stage, blocks in enumerate(backbone.blocks):
-        width_per_group, outputs = backbone.width_per_group * 2**stage, 256 * 2**stage
-        width = width_per_group * backbone.groups
-        for block in range(blocks):
-            name = f"layer{stage + 1}.{block}"
-            pairs.append((f"{name}.conv1", f"{name}.bn1", (width, inputs, 1, 1)))
-            pairs.append((f"{name}.conv2", f"{name}.bn2", (width, width_per_group, 3, 3)))
-            pairs.append((f"{name}.conv3", f"{name}.bn3", (outputs, width, 1, 1)))
-            if block == 0:
-                pairs.append((f"{name}.downsample.0", f"{name}.downsample.1", (outputs, inputs, 1, 1)))
-            inputs = outputs
-    shapes: Shapes = {}
-    for convolution, norm, shape in pairs:
-        shapes[f"backbone.{convolution}.weight"] = shape
-        shapes |= {f"backbone.{norm}.{key}": shape[:1] for key in ("weight", "bias", "running_mean", "running_var")}
-        shapes[f"backbone.{norm}.{COUNTER}"] = ()
-    return shapes
-
-
-def head_layout(num_categories: int) -> Shapes:
-    """Keys and shapes of everything above the body: layers with a bias."""
-    weights = {
-        **{f"neck.lateral_convs.{level}.conv": (256, 256 * 2**level, 1, 1) for level in range(4)},
-        **{f"neck.fpn_convs.{level}.conv": (256, 256, 3, 3) for level in range(4)},
-        "rpn_head.rpn_conv": (256, 256, 3, 3),
-        "rpn_head.rpn_cls": (3, 256, 1, 1),
-        "rpn_head.rpn_reg": (12, 256, 1, 1),
-        "roi_head.bbox_head.fc_cls": (num_categories + 1, 1024),
-        "roi_head.bbox_head.fc_reg": (4 * num_categories, 1024),
-        "roi_head.bbox_head.shared_fcs.0": (1024, 256 * 7 * 7),
-        "roi_head.bbox_head.shared_fcs.1": (1024, 1024),
-        **{f"roi_head.mask_head.convs.{layer}.conv": (256, 256, 3, 3) for layer in range(4)},
-        "roi_head.mask_head.upsample": (256, 256, 2, 2),
-        "roi_head.mask_head.conv_logits": (num_categories, 256, 1, 1),
-    }
-    shapes: Shapes = {}
-    for name, shape in weights.items():
-        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    return shapes
+    network = network_on_meta(backbone, num_categories + 1, PUBLISHED)
+    return {key: tuple(value.shape) for key, value in to_mmdet(network.state_dict()).items()}
 
 
 def require_shapes(where: str, state: Weights, expected: Shapes, what_for: str) -> None:
@@ -186,8 +148,8 @@ def backbone_of(state: Weights, prefix: str) -> str | None:
     """
     found = {key: tuple(value.shape) for key, value in state.items()}
     for name, backbone in BACKBONES.items():
-        expected = {key: shape for key, shape in body_layout(backbone).items() if key.endswith("conv2.weight")}
-        body = {key.replace("backbone.", prefix, 1): shape for key, shape in expected.items()}
+        convolutions = {key: shape for key, shape in layout(backbone, 1).items() if key.endswith("conv2.weight")}
+        body = {key.replace("backbone.", prefix, 1): shape for key, shape in convolutions.items()}
         same_depth = len(body) == sum(key.startswith(prefix) and key.endswith("conv2.weight") for key in found)
         if same_depth and all(found.get(key) == shape for key, shape in body.items()):
             return name

@@ -10,7 +10,7 @@ from torch import nn
 
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.dataloader.transforms import padded_size_hw
-from lvis_rcnn.model.mask_rcnn import MaskRcnn, set_full_precision
+from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_on_meta, set_full_precision
 from lvis_rcnn.model.roi_heads import BOX_POOL, HIDDEN, MASK_POOL
 from lvis_rcnn.model.weights import load_initial_weights
 from lvis_rcnn.system.cli import InputError, log
@@ -148,8 +148,7 @@ def require_memory(run: Run, device: torch.device) -> None:
 def least_bytes(run: Run) -> int:
     """Lower bound of the memory of a step, from the network's graph."""
     study = run.study
-    with torch.device("meta"):
-        model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, study.model).train()
+    model = network_on_meta(BACKBONES[run.backbone], run.store.num_labels, study.model).train()
     canvas_hw = padded_size_hw((max(study.augmentation.short_edges_px), study.augmentation.long_edge_px))
     return training_bytes(
         model, study.schedule.normalisation_group, canvas_hw, study.schedule.optimizer, study.compute.precision
