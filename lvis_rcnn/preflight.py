@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lvis_rcnn.config.schema import Augmentation, Model
+from lvis_rcnn.config.schema import BACKBONES, Augmentation, Model
 from lvis_rcnn.config.study import Study, load_study_for_step, zoo_of
 from lvis_rcnn.config.zoo import initial_warnings, load_zoo
 from lvis_rcnn.dataloader.repeat_factors import EPOCHS_OF_2X, RepeatFactors, Sampling, repeat_factors, summary, why_none
@@ -34,6 +34,7 @@ from lvis_rcnn.dataset.checks import (
 )
 from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.dataset.versions import version_of
+from lvis_rcnn.model.mask_rcnn import network_on_meta
 from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
 from lvis_rcnn.system.files import atomic_file, write_json
 from lvis_rcnn.training.solver import Recipe, make_recipe
@@ -182,13 +183,6 @@ def write_page(page: Page, out: Path) -> None:
 
 
 GB = 1e9
-# Numbers of each network without the layers that grow with the categories.
-PARAMETERS_WITHOUT_CLASSES = {
-    "r50": 43_964_751,
-    "r101": 62_956_879,
-    "x101_32x4d": 62_585_423,
-    "x101_64x4d": 101_862_991,
-}
 
 
 def preflight(
@@ -272,10 +266,10 @@ def settings_warnings(recipe: Recipe, model: Model, factors: RepeatFactors) -> I
         yield "model.normalization: batch statistics of a single image; use group, or a larger normalisation_group"
 
 
-def machine_warnings(study: Study, results_dir: Path, num_categories: int) -> Iterator[str]:
+def machine_warnings(study: Study, results_dir: Path, num_labels: int) -> Iterator[str]:
     """Disk that will not suffice, memory that this machine does not have."""
     results_dir.mkdir(parents=True, exist_ok=True)
-    needed_bytes = sum(run_bytes(name, num_categories) for name in study.backbones) * len(study.seeds)
+    needed_bytes = sum(run_bytes(study, name, num_labels) for name in study.backbones) * len(study.seeds)
     free_bytes = shutil.disk_usage(results_dir).free
     if free_bytes < needed_bytes:
         yield (
@@ -290,11 +284,10 @@ def machine_warnings(study: Study, results_dir: Path, num_categories: int) -> It
         )
 
 
-def run_bytes(backbone: str, num_categories: int) -> int:
+def run_bytes(study: Study, backbone: str, num_labels: int) -> int:
     """Disk of one run: two checkpoints of weights and two moments of the optimizer, and the model, in float32."""
-    of_regions = (1024 + 1) * (1 + num_categories + 4 * num_categories)
-    parameters = PARAMETERS_WITHOUT_CLASSES[backbone] + of_regions + (256 + 1) * num_categories
-    return 4 * (2 * 3 + 1) * parameters
+    network = network_on_meta(BACKBONES[backbone], num_labels, study.model)
+    return 4 * (2 * 3 + 1) * sum(value.numel() for value in network.parameters())
 
 
 def image_folders(train: Path | None, val: Path | None, *, skip: bool) -> tuple[Path, Path] | None:
@@ -318,7 +311,7 @@ def step(args: argparse.Namespace) -> None:
     folders = image_folders(args.train_images, args.val_images, skip=args.no_images)
     page = preflight(study, train, val, folders)
     zoo, weights_dir = load_zoo(zoo_of(study, args.study)), Path(study.resources.weights_dir)
-    page.warnings.extend(machine_warnings(study, args.out.parent, train.num_labels - 1))
+    page.warnings.extend(machine_warnings(study, args.out.parent, train.num_labels))
     page.warnings.extend(initial_warnings(zoo, study.model.weights, study.backbones, weights_dir))
     for warning in page.warnings:
         log.warning("warning: %s", warning)
