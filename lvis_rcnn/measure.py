@@ -34,7 +34,6 @@ from lvis_rcnn.dataloader.transforms import padded_size_hw, rescaled_size_hw
 from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.inference.detector import Detector, boxes_in_original, conditions, image_detections, make_detector
 from lvis_rcnn.inference.paste import bitmaps, pasted_crops
-from lvis_rcnn.model.mask_rcnn import set_full_precision
 from lvis_rcnn.model.weights import load_trained
 from lvis_rcnn.system.cli import log, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, write_json
@@ -42,9 +41,8 @@ from lvis_rcnn.system.provenance import code_version, library_versions
 from lvis_rcnn.training.distributed import Ranks, own_device, require_device
 from lvis_rcnn.training.log import Progress
 from lvis_rcnn.training.run import Run, hardware
-from lvis_rcnn.training.setup import Training, peak_memory_bytes
-from lvis_rcnn.training.solver import OPTIMIZERS
-from lvis_rcnn.training.step import step_within_memory
+from lvis_rcnn.training.setup import peak_memory_bytes, set_arithmetic, training_of
+from lvis_rcnn.training.step import take_step
 
 WARMUP_IMAGES = 5
 
@@ -110,16 +108,10 @@ def measured_training(
     study: Study, backbone: str, model_path: Path, data: TrainingData, device: torch.device
 ) -> dict[str, Any]:
     """Peak memory of a few of the largest steps."""
-    torch.set_num_threads(study.compute.threads)
-    set_full_precision()
     run = Run(study, backbone, study.seeds[0], data.store, data.images, data.repeat_factors, Path(), {})
-    recipe = run.recipe
-    layout = torch.channels_last if study.compute.channels_last else torch.contiguous_format
-    model = load_trained(study.model, backbone, model_path, run.store)
-    model = model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = OPTIMIZERS[study.schedule.optimizer](trained, study.schedule)
-    training = Training(run, Ranks(0, 1, device), recipe, model, optimizer, Progress())
+    set_arithmetic(run)
+    network = load_trained(study.model, backbone, model_path, run.store)
+    training, recipe = training_of(run, Ranks(0, 1, device), network), run.recipe
     short_edge_px, long_edge_px = max(study.augmentation.short_edges_px), study.augmentation.long_edge_px
     augmentation = study.augmentation.model_copy(update={"short_edges_px": (short_edge_px,)})
     steps = largest_steps(recipe.stream, run.store, augmentation, recipe.steps)[: study.measure.training_steps]
@@ -129,7 +121,7 @@ def measured_training(
     images = 0
     of_steps = zip(steps, read_in_order(items, steps, study.resources.loader_workers), strict=True)
     for step, groups in tqdm(of_steps, f"measure memory {backbone}", len(steps), unit="step", disable=None):
-        step_within_memory(training, [group.to(device) for group in groups], step, stop=False).values()
+        take_step(training, [group.to(device) for group in groups], step).values()
         images += sum(len(group.image_ids) for group in groups)
     log.info("trained %d steps of the largest images", len(steps))
     of_training = hardware(study, Progress(peak_memory_bytes=peak_memory_bytes(device)))

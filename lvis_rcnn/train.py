@@ -1,9 +1,9 @@
-"""Gradient steps until the recipe says stop; stopped anywhere, the next start goes on.
+"""Train one backbone and seed of a study; stopped anywhere, the next start goes on.
 
 The sample stream, the learning rate and the random numbers of a step are pure functions of (seed, step), so a
-checkpoint holds weights, optimizer and the number of steps done, nothing else, and any number of processes can go on
-from it. State lives in ``STATE/<study>/<backbone>/seed<k>/<digest>``, outside the outputs that Snakemake deletes when a
-job fails; one training at a time holds it.
+checkpoint holds only weights, optimizer and progress, and any number of processes can go on from it. State lives in
+``STATE/<study>/<backbone>/seed<k>/<digest>``, outside the outputs that Snakemake deletes when a job fails; one training
+at a time holds its lease.
 
     python -m lvis_rcnn train --study configs/mini.yaml --backbone r50 --seed 0 --store train.store --images IMAGES
         --repeat-factors repeat_factors --state results/state --out results/mini/r50/seed0
@@ -32,25 +32,12 @@ from lvis_rcnn.system.machine import allocation
 from lvis_rcnn.training.checkpoint import drop_checkpoints
 from lvis_rcnn.training.distributed import Ranks, require_device, started
 from lvis_rcnn.training.log import Progress
-from lvis_rcnn.training.recorder import Records
+from lvis_rcnn.training.recorder import Recorder
 from lvis_rcnn.training.run import Run, export, finish, is_finished
 from lvis_rcnn.training.setup import Training, peak_memory_bytes, prepared
-from lvis_rcnn.training.step import Taken, step_within_memory
+from lvis_rcnn.training.step import QueuedStep, take_step
 
 EXIT_RESUME_ME = 75  # EX_TEMPFAIL: stopped by a signal, state saved
-
-
-class StopRequest:
-    """True once SIGTERM or SIGINT has arrived: the loop then ends after its step and saves."""
-
-    def __init__(self) -> None:
-        self.arrived = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.note)
-
-    def note(self, number: int, frame: object) -> None:
-        """Signal handler."""
-        self.arrived = True
 
 
 def train(run: Run, out_dir: Path, ranks: Ranks) -> None:
@@ -66,7 +53,7 @@ def train(run: Run, out_dir: Path, ranks: Ranks) -> None:
         if is_finished(run.state_dir):
             log.info("%s seed %d is trained; to train it again, delete %s", run.backbone, run.seed, run.state_dir)
             if ranks.is_first:
-                drop_checkpoints(run.state_dir)  # a kill may have left them behind the last word
+                drop_checkpoints(run.state_dir)  # a kill after the record was written may have left them
         else:
             train_to_the_end(run, ranks, lease)
         if ranks.is_first:
@@ -88,39 +75,88 @@ def state_of(run: Run, ranks: Ranks) -> Iterator[Lease | None]:
 
 def train_to_the_end(run: Run, ranks: Ranks, lease: Lease | None) -> None:
     """Build or restore the run, take the steps that are left, and finish it."""
-    training = prepared(run, ranks)
-    progress, recipe = training.progress, training.recipe
+    recipe, training = run.recipe, prepared(run, ranks)
+    progress = training.progress
     if lease is None:
         progress.begin_attempt(progress.attempts + 1, ranks.count)
-        take_steps(training, Records(training, None))
+        take_steps(training, Recorder(training, None))
         ranks.wait_for_all()
         return
     # Of all processes: SLURM counts those of its job, and without it each has its threads and, on a GPU, a GPU.
-    on_gpus = ranks.count if ranks.device.type == "cuda" else 0
-    has = allocation(ranks.count * run.study.compute.threads, on_gpus)
-    progress.begin_attempt(begin_attempt(run.state_dir, progress.step, has), ranks.count)
+    gpus = ranks.count if ranks.device.type == "cuda" else 0
+    resources = allocation(ranks.count * run.study.compute.threads, gpus)
+    progress.begin_attempt(begin_attempt(run.state_dir, progress.step, resources), ranks.count)
     log.info("%s%s", recipe.sentence, f"; {ranks.count} processes" if ranks.count > 1 else "")
-    with Records(training, lease) as records:
-        take_steps(training, records)
-        records.saver.wait()
-        finish(run, training.model.state_dict(), recipe, progress)
+    with Recorder(training, lease) as recorder:
+        take_steps(training, recorder)
+        recorder.saver.wait()
+        finish(run, training.model.state_dict(), progress)
     ranks.wait_for_all()
 
 
-class Loop:
-    """The steps that are given to the device, and what is known of them: the last is read when the next is given."""
+def take_steps(training: Training, recorder: Recorder) -> None:
+    """The loop: read, step, log, save. Ends early with ``EXIT_RESUME_ME`` after a signal or when asked to hand over."""
+    stop, run, ranks, progress = StopRequest(), training.run, training.ranks, training.progress
+    first, last, every = progress.step, run.recipe.steps, run.study.resources.log_every_steps
+    batches = batches_of(training)
+    # None: tqdm shows the bar where there is a terminal.
+    hide_bar = None if ranks.is_first else True
+    with tqdm(total=last, initial=first, desc=f"train {run.backbone}", unit="step", disable=hide_bar) as bar:
+        queue = StepQueue(training, bar)
+        for step in range(first, last):
+            began = time.monotonic()
+            groups = [group.to(ranks.device) for group in next(batches)]
+            warn_of_broken(groups, progress)
+            data_s = time.monotonic() - began
+            queued = take_step(training, groups, step, stop=stop.arrived or recorder.asked_to_stop())
+            recorder.beat()
+            queue.add(queued, {"data_time": data_s, "time": time.monotonic() - began})
+            if (step + 1) % every == 0 or step + 1 == last:
+                queue.settle()
+                progress.peak_memory_bytes = ranks.largest(progress.peak_memory_bytes)
+                recorder.write_line(bar)
+            leaves = step == queue.last_step or (ranks.count == 1 and (stop.arrived or recorder.asked_to_stop()))
+            if leaves or recorder.save_is_due():
+                queue.settle()
+                recorder.save()
+            if leaves:
+                leave(training, recorder)
+
+
+def batches_of(training: Training) -> Iterator[list[Batch]]:
+    """This process's groups of each step that is left."""
+    run, ranks = training.run, training.ranks
+    stream, study = run.recipe.stream, run.study
+    numbers = ranks.share_of(stream.groups_per_step)
+    items = TrainingSteps(
+        run.store_path, run.images_dir, stream, study.augmentation, numbers, channels_last=study.compute.channels_last
+    )
+    left = range(training.progress.step, run.recipe.steps)
+    return read_in_order(items, left, study.resources.loader_workers, pinned=ranks.device.type == "cuda")
+
+
+def warn_of_broken(groups: list[Batch], progress: Progress) -> None:
+    """Name each broken image once, when it is first replaced."""
+    for problem in (problem for group in groups for problem in group.broken):
+        if problem not in progress.broken_images:
+            progress.broken_images.append(problem)
+            log.warning("warning: an image is skipped, another takes its place: %s", problem)
+
+
+class StepQueue:
+    """The steps given to the device: each is read when the next has been given, so that the device never waits."""
 
     def __init__(self, training: Training, bar: tqdm) -> None:  # type: ignore[type-arg]
         self.training = training
         self.bar = bar
-        self.pending: tuple[Taken, dict[str, float]] | None = None
+        self.pending: tuple[QueuedStep, dict[str, float]] | None = None
         self.last_step: int | None = None
         """After this step all processes stop together."""
 
-    def add(self, taken: Taken, times: dict[str, float]) -> None:
+    def add(self, queued: QueuedStep, times: dict[str, float]) -> None:
         """A further step was given; settle the one before."""
         self.settle()
-        self.pending = taken, times
+        self.pending = queued, times
 
     def settle(self) -> None:
         """Wait for the last step that was given, and count it.
@@ -130,80 +166,39 @@ class Loop:
         """
         if self.pending is None:
             return
-        (taken, times), self.pending = self.pending, None
+        (queued, times), self.pending = self.pending, None
         try:
-            values, stop, skipped = taken.values()
+            values, stop, replaced = queued.values()
         except TimeoutError as error:
-            raise self.training.ranks.lost(taken.step, error) from None
+            raise self.training.ranks.lost(queued.step, error) from None
         progress, device = self.training.progress, self.training.ranks.device
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, peak_memory_bytes(device))
-        progress.skipped_images += skipped
+        progress.skipped_images += replaced
         progress.add_step({**values, **times})
         self.bar.update()
         if stop and self.last_step is None:
             # Another process may learn of it only when it has given the next step.
-            self.last_step = taken.step + 1
+            self.last_step = queued.step + 1
 
 
-def take_steps(training: Training, records: Records) -> None:
-    """The loop: read, step, log, save. Ends early with ``EXIT_RESUME_ME`` after a signal or when asked to hand over."""
-    stop, run, ranks, recipe = StopRequest(), training.run, training.ranks, training.recipe
-    first, every = training.progress.step, run.study.resources.log_every_steps
-    batches = batches_of(training)
-    hidden = None if ranks.is_first else True
-    with tqdm(total=recipe.steps, initial=first, desc=f"train {run.backbone}", unit="step", disable=hidden) as bar:
-        loop = Loop(training, bar)
-        for step in range(first, recipe.steps):
-            began = time.monotonic()
-            groups = [group.to(ranks.device) for group in next(batches)]
-            note_broken(groups, training.progress)
-            data_s = time.monotonic() - began
-            asked = stop.arrived or records.asked_to_stop()
-            taken = step_within_memory(training, groups, step, asked)
-            records.beat()
-            loop.add(taken, {"data_time": data_s, "time": time.monotonic() - began})
-            if (step + 1) % every == 0 or step + 1 == recipe.steps:
-                loop.settle()
-                training.progress.peak_memory_bytes = ranks.largest(training.progress.peak_memory_bytes)
-                records.write_line(bar)
-            leaves = step == loop.last_step or (ranks.count == 1 and (stop.arrived or records.asked_to_stop()))
-            if leaves or records.save_is_due():
-                loop.settle()
-                records.save()
-            if leaves:
-                leave(training, records)
+class StopRequest:
+    """True once SIGTERM or SIGINT has arrived: the loop then ends after its step and saves."""
+
+    def __init__(self) -> None:
+        self.arrived = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.note)
+
+    def note(self, number: int, frame: object) -> None:
+        """Signal handler."""
+        self.arrived = True
 
 
-def batches_of(training: Training) -> Iterator[list[Batch]]:
-    """What this process reads of each step that is left."""
-    run, ranks, recipe = training.run, training.ranks, training.recipe
-    study, numbers = run.study, training.ranks.share_of(recipe.stream.groups_per_step)
-    items = TrainingSteps(
-        run.store_path,
-        run.images_dir,
-        recipe.stream,
-        study.augmentation,
-        numbers,
-        channels_last=study.compute.channels_last,
-    )
-    left = range(training.progress.step, recipe.steps)
-    return read_in_order(items, left, study.resources.loader_workers, pinned=ranks.device.type == "cuda")
-
-
-def note_broken(groups: list[Batch], progress: Progress) -> None:
-    """Name each image that another stands in for, at its first time."""
-    for what in (what for group in groups for what in group.broken):
-        if what not in progress.broken_images:
-            progress.broken_images.append(what)
-            log.warning("warning: an image is skipped, another takes its place: %s", what)
-
-
-def leave(training: Training, records: Records) -> None:
+def leave(training: Training, recorder: Recorder) -> None:
     """End the process after a signal or a hand-over, when the state is on disk and all processes are here."""
-    progress, steps = training.progress, training.recipe.steps
-    saved = records.lease is None or records.saver.wait()
+    saved = recorder.lease is None or recorder.saver.wait()
     what = "the next start goes on from there" if saved else "it could not be saved"
-    log.warning("stopped at step %d of %d; %s", progress.step, steps, what)
+    log.warning("stopped at step %d of %d; %s", training.progress.step, training.run.recipe.steps, what)
     training.ranks.wait_for_all()
     sys.exit(EXIT_RESUME_ME)
 

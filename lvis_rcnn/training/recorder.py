@@ -1,4 +1,4 @@
-"""What the first process of a run keeps while it trains: checkpoints, log, event files, signs of life."""
+"""What the first process of a run writes while it trains: checkpoints, log, event files, heartbeat."""
 
 import contextlib
 import time
@@ -16,10 +16,10 @@ from lvis_rcnn.training.setup import Training
 SECONDS_BETWEEN_CHECKPOINTS = 75.0
 
 
-class Records:
-    """What the first process of a run keeps while it trains: checkpoints, log, signs of life. The others keep nothing.
+class Recorder:
+    """Writes what a run leaves while it trains; only in the first process, which holds the lease.
 
-    Leaving the block says how the attempt ended.
+    Leaving the block records how the attempt ended.
     """
 
     def __init__(self, training: Training, lease: Lease | None) -> None:
@@ -32,11 +32,11 @@ class Records:
         self.saver = Saver(folder, progress.step, background=on_gpu, still_held=lease.held)
         progress.saved_step = progress.step
         self.saved_at = time.monotonic()
-        self.log = TrainingLog(folder / "log.json", training.recipe, progress.step)
+        self.log = TrainingLog(folder / "log.json", training.run.recipe, progress.step)
         self.events = EventFiles(folder / "tensorboard", folder / "log.json")
-        self.heartbeat = Heartbeat(folder, training.recipe)
+        self.heartbeat = Heartbeat(folder, training.run.recipe)
 
-    def __enter__(self) -> "Records":
+    def __enter__(self) -> "Recorder":
         self.heartbeat.write(self.training.progress)
         return self
 
@@ -51,16 +51,16 @@ class Records:
             self.heartbeat.write(progress, state, text)
 
     def asked_to_stop(self) -> bool:
-        """Whether another training waits for this one's state."""
+        """Whether another training waits for this one's lease."""
         return self.lease is not None and self.lease.asked
 
     def beat(self) -> None:
-        """Give a sign of life, every half minute."""
+        """Write the heartbeat if the last one is old enough."""
         if self.lease is not None:
             self.heartbeat.write_if_due(self.training.progress)
 
     def save_is_due(self) -> bool:
-        """Whether a kill would now cost more than it should."""
+        """Whether the last checkpoint is older than ``SECONDS_BETWEEN_CHECKPOINTS``."""
         return self.lease is not None and time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS
 
     def write_line(self, bar: tqdm) -> None:  # type: ignore[type-arg]
@@ -68,14 +68,14 @@ class Records:
         if self.lease is None:
             return
         line = self.log.write(self.training.progress)
-        with contextlib.suppress(OSError):  # the log said so already, and the next start writes them anew
+        with contextlib.suppress(OSError):  # the log has warned already, and the next start writes them again
             self.events.write(line)
-        log.debug(sentence(line, self.training.recipe.steps))  # a terminal has the bar instead
+        log.debug(sentence(line, self.training.run.recipe.steps))  # a terminal has the bar instead
         bar.set_postfix(loss=line["loss"], data=share_of_data(line))
         self.heartbeat.write(self.training.progress)
 
     def save(self) -> None:
-        """Write a checkpoint of everything that a start needs, on a GPU in the background."""
+        """Write a checkpoint, on a GPU in the background."""
         if self.lease is None:
             return
         training, progress = self.training, self.training.progress

@@ -81,16 +81,16 @@ def is_finished(state_dir: Path) -> bool:
     return (state_dir / "train.json").exists()
 
 
-def finish(run: Run, weights: dict[str, torch.Tensor], recipe: Recipe, progress: Progress) -> None:
+def finish(run: Run, weights: dict[str, torch.Tensor], progress: Progress) -> None:
     """Write model and record into the state folder, then drop the checkpoints."""
     finished_at = datetime.now(UTC)
-    save_model(run.state_dir / "model.pth", weights, model_meta(run, recipe, finished_at))
-    write_json(run.state_dir / "train.json", run_record(run, recipe, progress, finished_at))
-    write_heartbeat(run.state_dir, progress, recipe, "done")
+    save_model(run.state_dir / "model.pth", weights, model_meta(run, finished_at))
+    write_json(run.state_dir / "train.json", run_record(run, progress, finished_at))
+    write_heartbeat(run.state_dir, progress, run.recipe, "done")
     drop_checkpoints(run.state_dir)
 
 
-def model_meta(run: Run, recipe: Recipe, finished_at: datetime) -> dict[str, Any]:
+def model_meta(run: Run, finished_at: datetime) -> dict[str, Any]:
     """What a model file says of itself."""
     return {
         "study": run.study.study,
@@ -98,14 +98,15 @@ def model_meta(run: Run, recipe: Recipe, finished_at: datetime) -> dict[str, Any
         "seed": run.seed,
         "run_digest": run.digest,
         "CLASSES": tuple(category.name for category in run.store.categories),
-        "steps": recipe.steps,
+        "steps": run.recipe.steps,
         "time": finished_at.isoformat(timespec="seconds"),
         "code_version": code_version(),
     }
 
 
-def run_record(run: Run, recipe: Recipe, progress: Progress, finished_at: datetime) -> dict[str, Any]:
+def run_record(run: Run, progress: Progress, finished_at: datetime) -> dict[str, Any]:
     """Everything that a reader of the table may ask about how a row was trained."""
+    recipe = run.recipe
     model_sha256 = sha256_of_file(run.state_dir / "model.pth")
     stem = f"{published_stem(run.study, run.backbone, run.seed)}_{finished_at:%Y%m%d_%H%M%S}"
     return {

@@ -1,4 +1,4 @@
-"""How a run begins, or goes on: network, optimizer and progress as the last checkpoint has them, or as they begin."""
+"""How a run begins or goes on: network, optimizer and progress, new or from the newest checkpoint; whether it fits."""
 
 import resource
 import sys
@@ -18,17 +18,122 @@ from lvis_rcnn.training.checkpoint import load_checkpoint
 from lvis_rcnn.training.distributed import Ranks
 from lvis_rcnn.training.log import Progress
 from lvis_rcnn.training.run import Run
-from lvis_rcnn.training.solver import OPTIMIZERS, Recipe
+from lvis_rcnn.training.solver import OPTIMIZERS
 
-# Weight, gradient, and what the optimizer keeps of each trained number.
+# For each trained number: the number, its gradient, and what the optimizer keeps.
 COPIES = {"sgd": 3, "adamw": 4}
+
+FIX_MEMORY = (
+    "set compute.precision to bf16, lower model.rois_per_image or augmentation.long_edge_px, or use a larger GPU; more "
+    "GPUs do not help, since each holds one normalisation group at a time"
+)
+
+
+@dataclass
+class Training:
+    """A run in one of its processes."""
+
+    run: Run
+    ranks: Ranks
+    model: MaskRcnn
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+
+
+def prepared(run: Run, ranks: Ranks) -> Training:
+    """The run as its newest checkpoint has it, or as it begins.
+
+    Raises:
+        InputError: its initial weights or checkpoints cannot be used, the GPU is too small, or another
+            process has another checkpoint.
+    """
+    set_arithmetic(run)
+    torch.manual_seed(run.seed)
+    require_memory(run, ranks.device)
+    network = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, run.study.model)
+    training = training_of(run, ranks, network)
+    restore(training)
+    require_same_step(ranks, training.progress.step)
+    return training
+
+
+def set_arithmetic(run: Run) -> None:
+    """Threads and precision of torch in this process, which decide how sums are rounded."""
+    torch.set_num_threads(run.study.compute.threads)
+    set_full_precision()
+
+
+def training_of(run: Run, ranks: Ranks, network: MaskRcnn) -> Training:
+    """The network on its device, in training mode, under a new optimizer."""
+    layout = torch.channels_last if run.study.compute.channels_last else torch.contiguous_format
+    model = network.to(ranks.device, memory_format=layout).train()  # type: ignore[call-overload]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = OPTIMIZERS[run.study.schedule.optimizer](trained, run.study.schedule)
+    return Training(run, ranks, model, optimizer, Progress())
+
+
+def restore(training: Training) -> None:
+    """Load the newest checkpoint, or the initial weights where there is none."""
+    run = training.run
+    state = load_checkpoint(run.state_dir)
+    if state is None:
+        weights_dir = Path(run.study.resources.weights_dir)
+        initial = load_initial_weights(training.model, run.backbone, run.study.model.weights, run.zoo, weights_dir)
+        log.info("%s", initial)
+        training.progress = Progress(initial_weights=initial)
+        return
+    training.model.load_state_dict(state["model"])
+    training.optimizer.load_state_dict(state["optimizer"])
+    training.progress = Progress(**state["progress"])
+    log.info("going on from step %d (start %d)", training.progress.step, training.progress.attempts + 1)
+
+
+def require_same_step(ranks: Ranks, step: int) -> None:
+    """Refuse to mix weights of two checkpoints, where one process could not read the newest.
+
+    Raises:
+        InputError: in the processes that are behind.
+    """
+    if (furthest := ranks.largest(step)) != step:
+        raise InputError(
+            f"rank {ranks.rank} of {ranks.count}",
+            f"goes on from step {step}, another from step {furthest}",
+            allowed="the same checkpoint in all",
+            fix="start again; if it happens again, check that all hosts read the same files",
+        )
+
+
+def require_memory(run: Run, device: torch.device) -> None:
+    """Log how much of a GPU a step needs, and refuse a run that cannot fit.
+
+    Raises:
+        InputError: names what would make it smaller.
+    """
+    if device.type != "cuda":
+        return
+    needed_gb, total_gb = least_bytes(run) / 2**30, torch.cuda.get_device_properties(device).total_memory / 2**30
+    log.info("a step needs at least %.1f of the %.1f GB of this GPU", needed_gb, total_gb)
+    if needed_gb > total_gb:
+        what = f"a step needs at least {needed_gb:.1f} GB and there are {total_gb:.1f}"
+        raise InputError(torch.cuda.get_device_name(device), what, fix=FIX_MEMORY)
+
+
+def least_bytes(run: Run) -> int:
+    """Lower bound of the memory of a step, from the network's graph."""
+    study = run.study
+    model = network_on_meta(BACKBONES[run.backbone], run.store.num_labels, study.model)
+    canvas_hw = padded_size_hw((max(study.augmentation.short_edges_px), study.augmentation.long_edge_px))
+    return training_bytes(
+        model.train(), study.schedule.normalisation_group, canvas_hw, study.schedule.optimizer, study.compute.precision
+    )
 
 
 def training_bytes(model: MaskRcnn, images: int, canvas_hw: tuple[int, int], optimizer: str, precision: str) -> int:
     """Bytes of weights, gradients, optimizer and activations of one normalisation group; a lower bound.
 
-    Counted are the tensors that the graph keeps for its gradient, of backbone and pyramid as they are, of the box and
-    mask heads by their sizes; not what kernels need for a moment, nor what the proposal head keeps of a few anchors.
+    It counts the tensors that the graph keeps for its gradient: those of backbone and pyramid as they are, those of the
+    box and mask heads by their sizes. It leaves out what kernels need for a moment, and what the RPN head keeps of a
+    few anchors.
 
     Args:
         model: on the meta device, in training mode.
@@ -71,100 +176,9 @@ def head_bytes(regions: int, positive_fraction: float) -> int:
     return 4 * int(regions * box + regions * positive_fraction * mask)
 
 
-@dataclass
-class Training:
-    """What the loop works on."""
-
-    run: Run
-    ranks: Ranks
-    recipe: Recipe
-    model: MaskRcnn
-    optimizer: torch.optim.Optimizer
-    progress: Progress
-
-
 def peak_memory_bytes(device: torch.device) -> int:
     """Largest memory so far: of torch's allocator on a GPU, resident memory of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB, macOS bytes
-
-
-SMALLER = (
-    "set compute.precision to bf16, lower model.rois_per_image or augmentation.long_edge_px, or use a larger GPU; more "
-    "GPUs do not help, since each holds one normalisation group at a time"
-)
-
-
-def prepared(run: Run, ranks: Ranks) -> Training:
-    """Network, optimizer and progress as the last checkpoint has them, or as they begin."""
-    study, device = run.study, ranks.device
-    torch.set_num_threads(study.compute.threads)
-    set_full_precision()
-    torch.manual_seed(run.seed)
-    recipe = run.recipe
-    require_memory(run, device)
-    layout = torch.channels_last if study.compute.channels_last else torch.contiguous_format
-    model = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, study.model)
-    model = model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = OPTIMIZERS[study.schedule.optimizer](trained, study.schedule)
-    progress = restore(run, model, optimizer)
-    require_same_step(ranks, progress.step)
-    return Training(run, ranks, recipe, model, optimizer, progress)
-
-
-def require_same_step(ranks: Ranks, step: int) -> None:
-    """Refuse to mix weights of two checkpoints, where one process could not read the newest.
-
-    Raises:
-        InputError: in the processes that are behind.
-    """
-    if (furthest := ranks.largest(step)) != step:
-        raise InputError(
-            f"rank {ranks.rank} of {ranks.count}",
-            f"goes on from step {step}, another from step {furthest}",
-            allowed="the same checkpoint in all",
-            fix="start again; if it stays, see whether all hosts read the same files",
-        )
-
-
-def require_memory(run: Run, device: torch.device) -> None:
-    """Say how much of a GPU a step takes, and refuse a run that cannot fit.
-
-    Raises:
-        InputError: names what would make it smaller.
-    """
-    if device.type != "cuda":
-        return
-    needed_gb, total_gb = least_bytes(run) / 2**30, torch.cuda.get_device_properties(device).total_memory / 2**30
-    log.info("a step needs at least %.1f of the %.1f GB of this GPU", needed_gb, total_gb)
-    if needed_gb > total_gb:
-        what = f"a step needs at least {needed_gb:.1f} GB and there are {total_gb:.1f}"
-        raise InputError(torch.cuda.get_device_name(device), what, fix=SMALLER)
-
-
-def least_bytes(run: Run) -> int:
-    """Lower bound of the memory of a step, from the network's graph."""
-    study = run.study
-    model = network_on_meta(BACKBONES[run.backbone], run.store.num_labels, study.model).train()
-    canvas_hw = padded_size_hw((max(study.augmentation.short_edges_px), study.augmentation.long_edge_px))
-    return training_bytes(
-        model, study.schedule.normalisation_group, canvas_hw, study.schedule.optimizer, study.compute.precision
-    )
-
-
-def restore(run: Run, model: MaskRcnn, optimizer: torch.optim.Optimizer) -> Progress:
-    """Load the newest checkpoint into model and optimizer, or the initial weights where there is none."""
-    state = load_checkpoint(run.state_dir)
-    if state is None:
-        weights_dir = Path(run.study.resources.weights_dir)
-        initial = load_initial_weights(model, run.backbone, run.study.model.weights, run.zoo, weights_dir)
-        log.info("%s", initial)
-        return Progress(initial_weights=initial)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    progress = Progress(**state["progress"])
-    log.info("going on from step %d (start %d)", progress.step, progress.attempts + 1)
-    return progress

@@ -1,12 +1,12 @@
-"""One gradient step: the losses of its groups, one sum over all processes, and an update that nothing infinite passes.
+"""One optimizer step: the losses of its groups, one sum over all processes, and an update that only finite values make.
 
-The host asks the device for nothing during a step: losses, norm and the flag that gated the update are read when the
-next step has been given to it.
+What a step computed is copied to the host while the device works on; the host reads it when the next step is queued.
 """
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,14 +18,13 @@ from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, losses
 from lvis_rcnn.model.matcher import random_choice
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.training.distributed import HANG_S, Ranks
-from lvis_rcnn.training.setup import SMALLER, Training, peak_memory_bytes
-from lvis_rcnn.training.solver import Recipe
+from lvis_rcnn.training.setup import FIX_MEMORY, Training, peak_memory_bytes
 
 POLL_S = 2e-4  # of a step of some 0.1 s
 
 
-class OnItsWay:
-    """Numbers of a device on their way to the host; to read them waits for what made them, not for later work."""
+class HostCopy:
+    """Values on their way from the device to the host; reading waits for what computed them, not for later work."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self.event: torch.cuda.Event | None = None
@@ -37,7 +36,7 @@ class OnItsWay:
             self.event.record()
 
     def read(self) -> torch.Tensor:
-        """The numbers; TimeoutError if they do not come within ``HANG_S``."""
+        """The values; TimeoutError if they do not arrive within ``HANG_S``."""
         deadline = time.monotonic() + HANG_S
         while self.event is not None and not self.event.query():
             if time.monotonic() > deadline:
@@ -47,86 +46,84 @@ class OnItsWay:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A step that was given to the device."""
+class QueuedStep:
+    """A step that the device has been given, and perhaps not ended."""
 
     step: int
-    sums: OnItsWay
-    """Losses of the whole step, processes that ask to stop, broken images that were replaced, norm of the gradient."""
-    of_groups: OnItsWay
+    totals: HostCopy
+    """Of all processes: the losses (``LOSS_NAMES``), the number of processes that ask to stop, the number of replaced
+    images, the norm of the gradient."""
+    group_losses: HostCopy
     """Losses of each group of this process."""
     image_ids: list[list[int]]
-    """Of those groups."""
+    """Images of each of these groups."""
 
     def values(self) -> tuple[dict[str, float], bool, int]:
-        """Losses and ``grad_norm``, whether to stop, and how many images others stood in for.
+        """Losses and ``grad_norm``, whether to stop, and how many images were replaced.
 
         Raises:
-            InputError: one of them is not finite; the step has then not touched the weights.
+            InputError: a loss or the norm is not finite; the weights are then as before the step.
         """
-        *parts, stop, skipped, norm = self.sums.read().tolist()
-        found = {**dict(zip(LOSS_NAMES, parts, strict=True)), "grad_norm": norm}
-        if not all(map(math.isfinite, found.values())):
-            raise self.not_finite(found)
-        return found, stop > 0, int(skipped)
+        *step_losses, stop, replaced, norm = self.totals.read().tolist()
+        values = {**dict(zip(LOSS_NAMES, step_losses, strict=True)), "grad_norm": norm}
+        if not all(map(math.isfinite, values.values())):
+            raise self.not_finite(values)
+        return values, stop > 0, int(replaced)
 
-    def not_finite(self, found: dict[str, float]) -> InputError:
-        """The error that names the images of the groups whose loss it is, as far as they are this process's."""
-        culprits = {
-            name: images
-            for values, images in zip(self.of_groups.read().tolist(), self.image_ids, strict=True)
-            for name, value in zip(LOSS_NAMES, values, strict=True)
-            if not math.isfinite(value)
-        }
-        wrong = {name: value for name, value in found.items() if not math.isfinite(value)}
-        of_losses = {name: value for name, value in wrong.items() if name in LOSS_NAMES}
-        bad = [f"{name} = {value}" for name, value in (of_losses or wrong).items()]
-        images = dict.fromkeys(image for group in culprits.values() for image in group)
-        where = f", images {', '.join(map(str, images))}" if images else ""
+    def not_finite(self, values: dict[str, float]) -> InputError:
+        """The error that names what is not finite, and the images of those groups of this process that caused it."""
+        images = dict.fromkeys(
+            image
+            for group, image_ids in zip(self.group_losses.read().tolist(), self.image_ids, strict=True)
+            if not all(map(math.isfinite, group))
+            for image in image_ids
+        )
+        wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
+        wrong_losses = {name: value for name, value in wrong.items() if name in LOSS_NAMES}
+        listed = ", ".join(f"{name} = {value}" for name, value in (wrong_losses or wrong).items())
         return InputError(
-            f"step {self.step}{where}",
-            f"{'loss' if of_losses else 'gradient'} is not finite: {', '.join(bad)}",
+            f"step {self.step}" + (f", images {', '.join(map(str, images))}" if images else ""),
+            f"{'loss' if wrong_losses else 'gradient'} is not finite: {listed}",
             fix="lower schedule.learning_rate, or set schedule.gradient_clip_norm (35 is usual)",
         )
 
 
-def take_step(
-    model: MaskRcnn,
-    optimizer: torch.optim.Optimizer,
-    groups: list[Batch],
-    step: int,
-    seed: int,
-    recipe: Recipe,
-    ranks: Ranks,
-    *,
-    precision: str,
-    stop: bool = False,
-) -> Taken:
+def take_step(training: Training, groups: list[Batch], step: int, *, stop: bool = False) -> QueuedStep:
     """One optimizer step on this process's share of a step's normalisation groups.
 
     Weights and optimizer stay as they are where a loss or the gradient is not finite, in all processes alike.
 
+    Args:
+        training: the run.
+        groups: the share, as :meth:`Ranks.share_of` numbers it.
+        step: 0-based optimizer step.
+        stop: ask all processes to stop.
+
     Raises:
         RankLost: another process did not take part.
+        InputError: the device has not enough memory.
     """
+    run, ranks, optimizer = training.run, training.ranks, training.optimizer
     for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate(step)
+        group["lr"] = run.recipe.learning_rate(step)
     optimizer.zero_grad(set_to_none=True)
-    num_groups = recipe.stream.groups_per_step
-    numbers = ranks.share_of(num_groups)
-    of_groups = add_gradients(model, groups, numbers, num_groups, step, seed, precision)
-    parameters = [value for group in optimizer.param_groups for value in group["params"] if value.grad is not None]
-    gradients = [value.grad for value in parameters]
-    told = of_groups.new_tensor([float(stop), float(sum(len(batch.broken) for batch in groups))])
-    sums = ranks.add_up(gradients, torch.cat([of_groups.sum(dim=0) / num_groups, told]), step)
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if recipe.schedule.gradient_clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, recipe.schedule.gradient_clip_norm, norm)
-    sums = torch.cat([sums, norm[None]])
-    # How PyTorch's own GradScaler keeps an update from happening without asking the device.
-    optimizer.grad_scale, optimizer.found_inf = None, (~sums.isfinite().all()).float()  # type: ignore[attr-defined]
-    optimizer.step()
-    return Taken(step, OnItsWay(sums), OnItsWay(of_groups), [batch.image_ids for batch in groups])
+    num_groups = run.recipe.stream.groups_per_step
+    with explaining_memory(ranks, step):
+        group_losses = add_gradients(
+            training.model, groups, ranks.share_of(num_groups), num_groups, step, run.seed, run.study.compute.precision
+        )
+        parameters = [value for group in optimizer.param_groups for value in group["params"] if value.grad is not None]
+        gradients = [value.grad for value in parameters]
+        counts = group_losses.new_tensor([float(stop), float(sum(len(batch.broken) for batch in groups))])
+        totals = ranks.add_up(gradients, torch.cat([group_losses.sum(dim=0) / num_groups, counts]), step)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if run.study.schedule.gradient_clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, run.study.schedule.gradient_clip_norm, norm)
+        totals = torch.cat([totals, norm[None]])
+        # How PyTorch's own GradScaler keeps an update from happening without asking the device.
+        optimizer.grad_scale, optimizer.found_inf = None, (~totals.isfinite().all()).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        return QueuedStep(step, HostCopy(totals), HostCopy(group_losses), [batch.image_ids for batch in groups])
 
 
 def add_gradients(
@@ -142,7 +139,7 @@ def add_gradients(
 
     A step of 16 images is 8 groups of 2, each with its own divisors, and its gradient is the mean of theirs, as that of
     8 GPUs in the published runs. Random numbers depend on (seed, step, group), so it does not matter which process
-    takes which groups: their sums are the whole.
+    takes which groups: the sums over all processes are those of one.
 
     Args:
         model: in training mode.
@@ -154,37 +151,27 @@ def add_gradients(
         precision: fp32, or bf16 for convolutions and products in bfloat16; losses are float32 either way.
     """
     device = next(model.parameters()).device
-    found = []
+    group_losses = []
     for number, batch in zip(numbers, groups, strict=True):
         generator = torch.manual_seed(losses_seed(seed, step, number))
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            parts = losses(model, batch, random_choice(generator))
-        whole = torch.stack([parts[name].float() for name in LOSS_NAMES])
-        (whole.sum() / num_groups).backward()
-        found.append(whole.detach())
-    return torch.stack(found) if found else torch.zeros(0, len(LOSS_NAMES), device=device)
+            named = losses(model, batch, random_choice(generator))
+        values = torch.stack([named[name].float() for name in LOSS_NAMES])
+        (values.sum() / num_groups).backward()
+        group_losses.append(values.detach())
+    return torch.stack(group_losses) if group_losses else torch.zeros(0, len(LOSS_NAMES), device=device)
 
 
-def step_within_memory(training: Training, groups: list[Batch], step: int, stop: bool) -> Taken:
-    """One step; InputError where the device has not enough memory for it."""
-    run, ranks = training.run, training.ranks
+@contextmanager
+def explaining_memory(ranks: Ranks, step: int) -> Iterator[None]:
+    """Turn a GPU's lack of memory into an InputError that says how much there is and what would need less."""
     try:
-        return take_step(
-            training.model,
-            training.optimizer,
-            groups,
-            step,
-            run.seed,
-            training.recipe,
-            ranks,
-            precision=run.study.compute.precision,
-            stop=stop,
-        )
+        yield
     except torch.OutOfMemoryError as error:
         total_gb = torch.cuda.get_device_properties(ranks.device).total_memory / 2**30
         raise InputError(
             f"step {step} on {torch.cuda.get_device_name(ranks.device)}",
             f"out of memory: {peak_memory_bytes(ranks.device) / 2**30:.1f} of {total_gb:.1f} GB were in use, "
             f"{' '.join(str(error).split())[:120]}",
-            fix=SMALLER,
+            fix=FIX_MEMORY,
         ) from None

@@ -6,7 +6,7 @@
 
 On a CPU of two cores a block of two images takes some ten minutes at that size; ``--size 224 288`` or fewer repeats
 make it short. Both start from the weights and see the images of network_and_torchvision.py: 1230 categories, 12
-objects an image, a proposal head that finds them. ``here`` is ``gradient_step.take_step`` on groups of two images,
+objects an image, a proposal head that finds them. ``here`` is ``training.step.take_step`` on groups of two images,
 whose numbers are read one step late, as in training. ``torchvision`` is its model as it comes: images and targets
 moved to the device, the sum of its losses asked for and looked at, backward, SGD. ``here, read`` (with ``--workers``)
 has this project's loader before it: 480 x 640 JPEGs of 12 outlines at the six training scales up to 1333 pixels, so
@@ -28,6 +28,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,9 +45,10 @@ from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataset.store import build_store
 from lvis_rcnn.model.mask_rcnn import set_full_precision
 from lvis_rcnn.training.distributed import Ranks
-from lvis_rcnn.training.setup import peak_memory_bytes
+from lvis_rcnn.training.log import Progress
+from lvis_rcnn.training.setup import Training, peak_memory_bytes
 from lvis_rcnn.training.solver import OPTIMIZERS, make_recipe
-from lvis_rcnn.training.step import Taken, take_step
+from lvis_rcnn.training.step import take_step
 
 GROUP = 2
 UNCOUNTED_STEPS = 2
@@ -65,14 +68,15 @@ def our_steps(
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     model = network.ours(state, args.backbone).to(device, memory_format=layout).train()
     optimizer = OPTIMIZERS["sgd"]([value for value in model.parameters() if value.requires_grad], schedule)
-    recipe, pending = make_recipe(schedule, stream), None
+    study = SimpleNamespace(schedule=schedule, compute=SimpleNamespace(precision=args.precision))
+    run: Any = SimpleNamespace(recipe=make_recipe(schedule, stream), study=study, seed=0)
+    training, pending = Training(run, Ranks(0, 1, device), model, optimizer, Progress()), None
     for step, groups in enumerate(batches):
         moved = [group.to(device) for group in groups]
-        alone = Ranks(0, 1, device)
-        taken: Taken = take_step(model, optimizer, moved, step, 0, recipe, alone, precision=args.precision)
+        queued = take_step(training, moved, step)
         if pending is not None:
             pending.values()
-        pending = taken
+        pending = queued
         yield
 
 

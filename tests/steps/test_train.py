@@ -94,17 +94,17 @@ class Killed(BaseException):
 
 def interrupt(monkeypatch, run, folder, step, how):
     """Start a run that ends during ``step``, and check that it left no output."""
-    take_step = gradient_step.take_step
+    take_step = train.take_step
 
-    def interrupted(model, optimizer, groups, position, *others, **settings):
+    def interrupted(training, groups, position, **options):
         if position == step:
             if how is Killed:
                 raise Killed
             os.kill(os.getpid(), how)
-        return take_step(model, optimizer, groups, position, *others, **settings)
+        return take_step(training, groups, position, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(gradient_step, "take_step", interrupted)
+        patch.setattr(train, "take_step", interrupted)
         with pytest.raises((SystemExit, Killed)) as ended:
             train.train(run, folder / "out", ALONE)
     assert not (folder / "out").exists()
@@ -147,7 +147,7 @@ def test_a_kill_while_finishing_loses_nothing(drawn, tmp_path, monkeypatch):
     whole = outcome(make_run(drawn, tmp_path / "whole"), tmp_path / "whole")
     run = make_run(drawn, tmp_path / "killed")
     interrupt(monkeypatch, run, tmp_path / "killed", 5, signal.SIGTERM)  # all steps are done, and saved
-    monkeypatch.setattr(gradient_step, "take_step", None)
+    monkeypatch.setattr(train, "take_step", None)
     assert_same(outcome(run, tmp_path / "killed"), whole)
 
 
@@ -169,12 +169,13 @@ def test_other_settings_do_not_meet_these_checkpoints(drawn, tmp_path, monkeypat
     changed = make_run(drawn, tmp_path / "run", schedule={"learning_rate": 0.002})
     outcome(changed, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "out" / "train.json").read_text())["attempts"] == 1
-    assert run_start.restore(run, *model_and_optimizer(run)).step == 3
+    training = training_of(run)
+    run_start.restore(training)
+    assert training.progress.step == 3
 
 
-def model_and_optimizer(run):
-    model = FewNumbers(None, 0, None)
-    return model, solver.OPTIMIZERS["adamw"](list(model.parameters()), run.study.schedule)
+def training_of(run):
+    return run_start.training_of(run, ALONE, FewNumbers(None, 0, None))
 
 
 @pytest.mark.usefixtures("few_numbers")
@@ -198,18 +199,17 @@ def test_seeds_differ(drawn, tmp_path):
 
 def test_a_loss_that_is_not_finite_is_named_and_touches_no_weight(drawn, tmp_path, monkeypatch, few_numbers):
     run = make_run(drawn, tmp_path / "run")
-    model, optimizer = model_and_optimizer(run)
-    before = {name: value.clone() for name, value in model.named_parameters()}
+    training = training_of(run)
+    before = {name: value.clone() for name, value in training.model.named_parameters()}
 
     values = {**dict.fromkeys(LOSS_NAMES, 1.0), "loss_cls": torch.nan, "loss_mask": torch.inf}
     monkeypatch.setattr(gradient_step, "losses", times(values))
     batch = Batch(torch.rand(2, 3, 32, 32), [(32, 32)] * 2, [(32, 32)] * 2, [17, 4], [])
     expected = r"step 3, images 17, 4: loss is not finite: loss_cls = nan, loss_mask = inf; fix: lower schedule"
-    recipe = run.recipe
-    taken = gradient_step.take_step(model, optimizer, [batch], 3, 0, recipe, ALONE, precision="fp32")
+    queued = train.take_step(training, [batch], 3)
     with pytest.raises(InputError, match=expected):
-        taken.values()
-    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+        queued.values()
+    assert all(torch.equal(value, before[name]) for name, value in training.model.named_parameters())
 
 
 @pytest.mark.usefixtures("few_numbers")
@@ -227,16 +227,15 @@ def test_after_an_error_the_heartbeat_says_why(drawn, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("few_numbers")
 def test_rates_and_random_numbers_depend_on_the_step_alone(drawn, tmp_path):
     run = make_run(drawn, tmp_path / "run")
-    recipe = run.recipe
-    items = train.TrainingSteps(drawn.train_store, drawn.images, recipe.stream, run.study.augmentation)
+    items = train.TrainingSteps(drawn.train_store, drawn.images, run.recipe.stream, run.study.augmentation)
     results = []
     for noise in (0, 1):
         torch.manual_seed(7)
-        model, optimizer = model_and_optimizer(run)
+        training = training_of(run)
         torch.manual_seed(noise)
-        taken = gradient_step.take_step(model.train(), optimizer, items[4], 4, 0, recipe, ALONE, precision="fp32")
-        results.append((taken.values(), model.state_dict()))
-        assert optimizer.param_groups[0]["lr"] == recipe.learning_rate(4)
+        queued = train.take_step(training, items[4], 4)
+        results.append((queued.values(), training.model.state_dict()))
+        assert training.optimizer.param_groups[0]["lr"] == run.recipe.learning_rate(4)
     assert results[0][0] == results[1][0]
     assert all(torch.equal(value, results[1][1][name]) for name, value in results[0][1].items())
 

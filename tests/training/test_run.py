@@ -95,7 +95,8 @@ def finished(run):
         broken_images=["a", "b"],
         skipped_images=4,
     )
-    finish(run, {"weight": torch.arange(4.0)}, make_recipe(run.study.schedule, stream), progress)
+    vars(run)["recipe"] = make_recipe(run.study.schedule, stream)
+    finish(run, {"weight": torch.arange(4.0)}, progress)
     return run
 
 

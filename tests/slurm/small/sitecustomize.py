@@ -46,13 +46,13 @@ def make_training_long() -> None:
 
     take_step = gradient_step.take_step
 
-    def slow_step(model, optimizer, groups, step, *more, **settings):
+    def slow_step(training, groups, step, **options):
         time.sleep(float(os.environ["STEP_S"]))
         if Path("crash_at").exists():
             at, backbone = Path("crash_at").read_text().split()
             if step == int(at) and backbone in sys.argv:
                 raise RuntimeError("no step can be taken here")
-        return take_step(model, optimizer, groups, step, *more, **settings)
+        return take_step(training, groups, step, **options)
 
     gradient_step.take_step = slow_step
     run_records.SECONDS_BETWEEN_CHECKPOINTS = float(os.environ["CHECKPOINT_S"])
