@@ -1,7 +1,7 @@
-"""Images and targets: what one normalisation group is trained on, one image is tested on, and the readers of both.
+"""Batches of images with their targets, for training and testing, read ahead by worker processes.
 
 Which images a step sees, and how each is flipped and scaled, are pure functions of (seed, step): nothing has to be
-saved to resume, and any number of loader workers gives the same batches.
+saved to resume, and any number of workers gives the same batches.
 """
 
 import signal
@@ -30,7 +30,7 @@ from lvis_rcnn.system.cli import InputError
 
 Item = TypeVar("Item")
 
-# A study may skip broken images, which are few; so many in a row mean that all are.
+# A study may skip a few broken images; so many in a row mean that all are broken.
 BROKEN_IN_A_ROW = 20
 
 
@@ -48,13 +48,13 @@ class Target:
         return Target(boxes, labels, self.masks.to(device))
 
     def pin_memory(self) -> "Target":
-        """The same in memory that a GPU copies from by itself."""
+        """The same in pinned memory, from which a copy to a GPU is asynchronous."""
         return Target(self.boxes_xyxy.pin_memory(), self.labels.pin_memory(), self.masks.pin_memory())
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that pass through the network together, padded to one size: a normalisation group, or one test image.
+    """Images that pass through the network together, padded to one size: a normalisation group, or test images.
 
     ``sizes_hw`` are the sizes before padding, ``original_sizes_hw`` those before rescaling. ``targets`` is empty at
     test time.
@@ -66,22 +66,22 @@ class Batch:
     image_ids: list[int]
     targets: list[Target]
     broken: tuple[str, ...] = ()
-    """What is wrong with images that others stand here in place of."""
+    """Errors of the images that were replaced by others."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on ``device``; from pinned memory the copy runs beside what the caller does next."""
+        """The same on ``device``; from pinned memory the copy is asynchronous."""
         pixels = self.pixels.to(device, non_blocking=True)
         return replace(self, pixels=pixels, targets=[target.to(device) for target in self.targets])
 
     def pin_memory(self) -> "Batch":
-        """The same in memory that a GPU copies from by itself; the DataLoader calls this."""
+        """The same in pinned memory; the DataLoader calls this."""
         targets = [target.pin_memory() for target in self.targets]
         return replace(self, pixels=self.pixels.pin_memory(), targets=targets)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A decoded image and what was drawn for it."""
+    """A decoded image and its augmentation."""
 
     image: int
     image_bgr: UInt8[np.ndarray, "h w 3"]
@@ -105,11 +105,11 @@ def target_boxes_xyxy(
 
 
 def read_target(store: AnnotationStore, image: int, size_hw: tuple[int, int], flip: bool) -> Target:
-    """Ground truth of one image. An image may end with no object."""
+    """Ground truth of one image, which may have no object."""
     original_hw = original_size_hw(store, image)
     rows = usable_annotations(store, store.annotations_of(image))
     boxes = target_boxes_xyxy(store.boxes_xywh[rows], original_hw, size_hw, flip)
-    kept = proper(boxes)
+    kept = has_area(boxes)
     masks = mask_crops([store.outline_of(int(row)) for row in rows[kept]], original_hw, size_hw, flip)
     labels = store.labels[rows[kept]].astype(np.int64)
     return Target(torch.from_numpy(boxes[kept]), torch.from_numpy(labels), masks)
@@ -120,8 +120,8 @@ def original_size_hw(store: AnnotationStore, image: int) -> tuple[int, int]:
     return int(store.heights[image]), int(store.widths[image])
 
 
-def proper(boxes_xyxy: Float[np.ndarray, "a 4"]) -> Bool[np.ndarray, " a"]:
-    """Boxes that still have an area after clipping; a side of zero has no regression target."""
+def has_area(boxes_xyxy: Float[np.ndarray, "a 4"]) -> Bool[np.ndarray, " a"]:
+    """Boxes with both sides above 0; others have no regression target."""
     return (boxes_xyxy[:, 2] > boxes_xyxy[:, 0]) & (boxes_xyxy[:, 3] > boxes_xyxy[:, 1])
 
 
@@ -129,16 +129,16 @@ def network_batch(samples: Sequence[Sample], channels_last: bool) -> Float[torch
     """Pixels of the network's input, each image padded right and below to the largest height and width."""
     height, width = (max(edges) for edges in zip(*(padded_size_hw(sample.size_hw) for sample in samples), strict=True))
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    batch = unwritten((len(samples), 3, height, width), layout)
+    batch = uninitialised((len(samples), 3, height, width), layout)
     for row, sample in zip(batch, samples, strict=True):
         write_network_pixels(sample.image_bgr, sample.size_hw, sample.flip, row)
     return batch
 
 
-def unwritten(shape: tuple[int, ...], layout: torch.memory_format) -> torch.Tensor:
-    """Floats to be written; in a worker they lie in memory that its parent shares, so that handing over copies nothing.
+def uninitialised(shape: tuple[int, ...], layout: torch.memory_format) -> torch.Tensor:
+    """An uninitialised float tensor; in a worker it is in shared memory, so that the parent gets it without a copy.
 
-    The copy would be a quarter of a worker's time.
+    The copy would take a quarter of a worker's time.
     """
     if get_worker_info() is None:
         return torch.empty(shape, memory_format=layout)
@@ -148,10 +148,7 @@ def unwritten(shape: tuple[int, ...], layout: torch.memory_format) -> torch.Tens
 
 
 class TrainingSteps(Dataset[list[Batch]]):
-    """Item k is optimizer step k: its normalisation groups (or those of ``numbers``), each a batch.
-
-    Workers open the store by its path.
-    """
+    """Item k is optimizer step k: its normalisation groups, or those of ``numbers``, each a batch."""
 
     def __init__(
         self,
@@ -170,12 +167,12 @@ class TrainingSteps(Dataset[list[Batch]]):
         self.channels_last = channels_last
 
     def __getitem__(self, step: int) -> list[Batch]:
-        """Read the images of ``step``; their scales and flips come from (seed, step, place in the step)."""
+        """Read the images of ``step``."""
         groups = self.stream.groups_of_step(step)
         return [self.read_group(groups[number], step, number) for number in self.numbers]
 
     def read_group(self, images: list[int], step: int, number: int) -> Batch:
-        """One normalisation group, the ``number``-th of a step."""
+        """Group ``number`` of a step."""
         broken: list[str] = []
         seeds = [image_seed(self.stream.seed, step, number, place) for place in range(len(images))]
         samples = [self.read_sample(image, seed, broken) for image, seed in zip(images, seeds, strict=True)]
@@ -189,7 +186,7 @@ class TrainingSteps(Dataset[list[Batch]]):
         )
 
     def read_sample(self, image: int, seed: np.random.SeedSequence, broken: list[str]) -> Sample:
-        """One image and what is drawn for it; adds to ``broken`` as :meth:`read_readable`."""
+        """One image with its augmentation; ``broken`` as in :meth:`read_readable`."""
         random = np.random.default_rng(seed)
         short_edge_px = int(random.choice(self.augmentation.short_edges_px))
         flip = bool(random.random() < self.augmentation.flip_probability)
@@ -200,13 +197,12 @@ class TrainingSteps(Dataset[list[Batch]]):
     def read_readable(
         self, image: int, random: np.random.Generator, broken: list[str]
     ) -> tuple[int, UInt8[np.ndarray, "h w 3"]]:
-        """Decode an image, or the first readable one of those that ``random`` draws in its place.
+        """Decode an image, or the first readable one of the replacements that ``random`` draws.
 
-        Which one depends on the random numbers and the files alone. What is wrong with the others is added to
-        ``broken``.
+        The choice depends on the random numbers and the files alone. The errors of the others are added to ``broken``.
 
         Raises:
-            InputError: the image cannot be read and the study does not skip, or too many cannot in a row.
+            InputError: the image cannot be read and the study does not skip broken images, or too many in a row.
         """
         for _ in range(BROKEN_IN_A_ROW):
             try:
@@ -229,7 +225,7 @@ def read_image(store: AnnotationStore, files: ImageFiles, image: int) -> UInt8[n
 
 
 class TestImages(Dataset[Batch]):
-    """Item (i, j, ...) is the images i, j, ... of the store as a batch, without targets."""
+    """Item (i, j, ...) is a batch of the images i, j, ... of the store, without targets."""
 
     def __init__(
         self, store_path: Path, images_dir: Path, short_edge_px: int, long_edge_px: int, channels_last: bool = False
@@ -241,9 +237,10 @@ class TestImages(Dataset[Batch]):
         self.channels_last = channels_last
 
     def __getitem__(self, images: Sequence[int]) -> Batch:
-        """Read images at the test size."""
+        """Read images at their test size."""
         samples = [
-            Sample(one, read_image(self.store, self.files, one), self.size_hw(one), flip=False) for one in images
+            Sample(image, read_image(self.store, self.files, image), self.size_hw(image), flip=False)
+            for image in images
         ]
         return Batch(
             network_batch(samples, self.channels_last),
@@ -258,43 +255,43 @@ class TestImages(Dataset[Batch]):
         return rescaled_size_hw(*original_size_hw(self.store, image), self.short_edge_px, self.long_edge_px)
 
     def batches(self, images: Sequence[int], most: int) -> list[list[int]]:
-        """``images`` in batches of at most ``most`` that all have one padded size, the first images first.
+        """``images`` in batches of at most ``most`` images of one padded size, sorted.
 
-        So an image has the same padding in a batch as alone: what it finds is the same, to the rounding of sums.
+        An image has the same padding in its batch as alone, so its detections are the same, to the rounding of sums.
         """
         of_size: dict[tuple[int, int], list[int]] = {}
         for image in images:
             of_size.setdefault(padded_size_hw(self.size_hw(image)), []).append(image)
-        cut = [alike[at : at + most] for alike in of_size.values() for at in range(0, len(alike), most)]
-        return sorted(cut)
+        return sorted(alike[at : at + most] for alike in of_size.values() for at in range(0, len(alike), most))
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class ReadError:
     """What a worker process sends in place of an item that it cannot read."""
 
     message: str
-    """Of the InputError."""
+    """Of its InputError."""
 
 
-class Carried(Dataset[Item | Unreadable], Generic[Item]):
-    """Items, or what is wrong with them: an InputError raised in a worker would arrive as a traceback."""
+class WithErrors(Dataset[Item | ReadError], Generic[Item]):
+    """The items, or their errors as values: an InputError raised in a worker would arrive as a traceback."""
 
     def __init__(self, items: Dataset[Item]) -> None:
         self.items = items
 
-    def __getitem__(self, index: Any) -> Item | Unreadable:
-        """Item ``index``, or why there is none."""
+    def __getitem__(self, index: Any) -> Item | ReadError:
+        """Item ``index``, or its error."""
         try:
             return self.items[index]
         except InputError as error:
-            return Unreadable(str(error))
+            return ReadError(str(error))
 
 
 def start_worker(worker: int) -> None:
-    """Leave signals to the parent, which saves and ends its workers, and threads to the number of workers.
+    """Let a worker ignore the signals that stop a job, and use one thread.
 
-    A cluster and a terminal signal all processes of a job at once; a parent without workers could not finish its step.
+    A cluster and a terminal signal all processes of a job at once: the parent needs its workers to finish its step, and
+    then ends them.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -303,10 +300,10 @@ def start_worker(worker: int) -> None:
 
 
 def report_unless_parent_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an uncaught error of a worker, but not that its parent ended while it was being handed a tensor.
+    """Print an uncaught error of a worker, unless its parent ended while it received a tensor.
 
-    The thread that hands over (``multiprocessing.resource_sharer``) would print a traceback behind the one line of
-    an interrupted step.
+    The thread that sends tensors (``multiprocessing.resource_sharer``) would print a traceback after the one line of an
+    interrupted step.
     """
     if not isinstance(error, EOFError | ConnectionError):
         sys.__excepthook__(kind, error, trace)
@@ -315,13 +312,17 @@ def report_unless_parent_left(kind: type[BaseException], error: BaseException, t
 def read_in_order(items: Dataset[Item], indices: Sequence[Any], workers: int, pinned: bool = False) -> Iterator[Item]:
     """Items of ``indices`` in that order, read ahead by ``workers`` processes (0: in this one).
 
-    With ``pinned``, which needs a GPU, they lie in memory that it copies from by itself.
+    Args:
+        items: the dataset.
+        indices: what is read.
+        workers: number of processes.
+        pinned: return items in pinned memory, which needs a GPU.
 
     Raises:
-        InputError: of the item whose turn it is.
+        InputError: the next item cannot be read.
     """
     loader = DataLoader(
-        Carried(items),
+        WithErrors(items),
         batch_size=None,
         sampler=list(indices),
         num_workers=workers,
@@ -329,6 +330,6 @@ def read_in_order(items: Dataset[Item], indices: Sequence[Any], workers: int, pi
         pin_memory=pinned,
     )
     for item in loader:
-        if isinstance(item, Unreadable):
+        if isinstance(item, ReadError):
             raise InputError(*item.message.split(": ", 1))  # joined again with ": "
         yield item

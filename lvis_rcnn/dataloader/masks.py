@@ -2,7 +2,7 @@
 
 The published chain rasterises a polygon at the original size (``pycocotools``), resizes the bitmap by nearest neighbour
 (OpenCV) and flips it. Outside the object such a bitmap is zero, so a crop holds all of it: 12 objects of an image of
-1333 x 800 are 12.8 MB as bitmaps and about 0.3 MB as crops. Every pixel is the same (tests/test_mask_crops.py).
+1333 x 800 are 12.8 MB as bitmaps and about 0.3 MB as crops. Every pixel is the same.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class MaskCrops:
     """The masks of ``a`` objects of one image, in the frame of the network's input."""
 
     frames_xyxy: Int64[torch.Tensor, "a 4"]
-    """Where a crop lies, right and lower edge excluded; an object without a pixel has an empty frame."""
+    """Frame of each crop, right and lower edge excluded; an object without a pixel has an empty frame."""
     offsets: Int64[torch.Tensor, " a+1"]
     pixels: UInt8[torch.Tensor, " pixels"]
     """Crop i row by row: ``offsets[i]`` to ``offsets[i + 1]``, 1 on the object."""
@@ -37,7 +37,7 @@ class MaskCrops:
         return MaskCrops(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
     def pin_memory(self) -> "MaskCrops":
-        """The same in memory that a GPU copies from by itself."""
+        """The same in pinned memory, from which a copy to a GPU is asynchronous."""
         return MaskCrops(self.frames_xyxy.pin_memory(), self.offsets.pin_memory(), self.pixels.pin_memory())
 
 
@@ -69,7 +69,11 @@ def mask_crops(
         flip: whether the rescaled image is flipped left to right.
     """
     rows, columns = (nearest_positions(old, new) for old, new in zip(original_hw, size_hw, strict=True))
-    crops = [resized(drawn(outline, original_hw), rows, columns, flip) for outline in outlines]
+    originals = [
+        decoded(outline, original_hw) if isinstance(outline, np.ndarray) else rasterised(outline, original_hw)
+        for outline in outlines
+    ]
+    crops = [resized(original, rows, columns, flip) for original in originals]
     frames = [(c.left, c.top, c.left + c.bitmap.shape[1], c.top + c.bitmap.shape[0]) for c in crops]
     ends = np.cumsum([0, *(crop.bitmap.size for crop in crops)])
     pixels = np.concatenate([np.zeros(0, np.uint8), *(crop.bitmap.reshape(-1) for crop in crops)])
@@ -78,13 +82,8 @@ def mask_crops(
     )
 
 
-def drawn(outline: Sequence[Float64[np.ndarray, " _"]] | UInt32[np.ndarray, " _"], original_hw: SizeHW) -> Crop:
-    """One object at original size."""
-    return unpacked(outline, original_hw) if isinstance(outline, np.ndarray) else rasterised(outline, original_hw)
-
-
-def unpacked(runs: UInt32[np.ndarray, " runs"], original_hw: SizeHW) -> Crop:
-    """A run-length mask, as pycocotools decodes it."""
+def decoded(runs: UInt32[np.ndarray, " runs"], original_hw: SizeHW) -> Crop:
+    """A run-length mask at original size, as pycocotools decodes it."""
     bitmap = pixels_of_runs(runs, original_hw)
     columns, rows = (np.flatnonzero(bitmap.any(axis=axis)) for axis in (0, 1))
     if not len(columns):
@@ -95,15 +94,15 @@ def unpacked(runs: UInt32[np.ndarray, " runs"], original_hw: SizeHW) -> Crop:
 
 def rasterised(polygons: Sequence[Float64[np.ndarray, " _"]], original_hw: SizeHW) -> Crop:
     """The union of polygons at original size, as pycocotools draws it (``frPyObjects``, ``merge``, ``decode``)."""
-    crossings = [found for polygon in polygons if len((found := column_crossings(polygon, original_hw))[0])]
+    crossings = [one for polygon in polygons if len((one := column_crossings(polygon, original_hw))[0])]
     if not crossings:
         return EMPTY
     columns, rows = (np.concatenate(parts) for parts in zip(*crossings, strict=True))
     left, top, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max()
     bitmap = np.zeros((bottom - top, right - left), np.uint8)
-    for own_columns, own_rows in crossings:
-        # One more row: where an object reaches the lower edge of its frame, it ends below it.
-        places = (own_rows - top) * (right - left) + own_columns - left
+    for polygon_columns, polygon_rows in crossings:
+        # One more row, for crossings at the lower edge of the frame.
+        places = (polygon_rows - top) * (right - left) + polygon_columns - left
         toggles = np.zeros((bottom - top + 1) * (right - left), np.uint8)
         np.bitwise_xor.at(toggles, places, np.uint8(1))
         bitmap |= np.bitwise_xor.accumulate(toggles.reshape(-1, right - left)[:-1], axis=0)
@@ -115,8 +114,8 @@ def column_crossings(
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
     """Where the outline of a polygon crosses the middle of a column: columns, and the first row below the crossing.
 
-    A pixel belongs to the polygon if an odd number of crossings of its column lie at or above its row. The outline is
-    followed as pycocotools does it, in whole steps of a fifth of a pixel with its roundings (cocoapi, ``rleFrPoly`` of
+    A pixel belongs to the polygon if an odd number of crossings of its column are at or above its row. The outline is
+    followed as in pycocotools, in steps of a fifth of a pixel with the same roundings (cocoapi, ``rleFrPoly`` of
     maskApi.c).
     """
     u, v = outline_points(polygon)
@@ -139,8 +138,7 @@ def outline_points(polygon: Float64[np.ndarray, " xy"]) -> tuple[Int64[np.ndarra
     ends = np.concatenate([starts[:, 1:], starts[:, :1]], axis=1)
     extent = np.abs(ends - starts)
     wide = extent[0] >= extent[1]
-    # The coordinate of the longer side comes first; it is walked upwards, so that both directions of an edge meet the
-    # same points.
+    # The coordinate of the longer side comes first and ascends, so that an edge has the same points in both directions.
     starts, ends = np.where(wide, starts, starts[::-1]), np.where(wide, ends, ends[::-1])
     backwards = starts[0] > ends[0]
     first, last = np.where(backwards, ends, starts), np.where(backwards, starts, ends)
@@ -164,6 +162,6 @@ def resized(crop: Crop, rows: Int64[np.ndarray, " h"], columns: Int64[np.ndarray
     from_columns = columns[left:right] - crop.left
     if flip:
         left, from_columns = len(columns) - right, from_columns[::-1]
-    # One edge after the other, columns of the smaller bitmap first: a sixth of the time of a gather of both at once.
+    # One axis after the other, columns first: this takes a sixth of the time of indexing both at once.
     bitmap = crop.bitmap.take(from_columns, axis=1).take(rows[top:bottom] - crop.top, axis=0)
     return Crop(int(left), int(top), bitmap)

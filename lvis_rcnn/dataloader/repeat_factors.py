@@ -7,13 +7,13 @@ Repeat factor sampling (Gupta, Dollar and Girshick 2019, LVIS, arXiv 1908.03195v
     3. r(I) = max over the categories c in I of r(c)
     4. copies(I): r(I) rounded to a whole number
 
-Two roundings: ``stochastic`` is the paper's and detectron2's, which take one more than the integer part with the
-probability of the fraction, anew every epoch. ``ceil`` is that of MMDetection's ClassBalancedDataset, the default: an
-image of r(I) = 1.001 counts twice in every epoch. The exponent is a setting; one half is the paper's.
+There are two roundings. ``ceil``, the default, is that of MMDetection's ClassBalancedDataset: an image of r(I) = 1.001
+counts twice in every epoch. ``stochastic`` is the paper's and detectron2's: in each epoch anew, one more than the
+integer part with the probability of the fraction. The exponent is a setting; one half is the paper's.
 
 As in MMDetection 3.3.0, N counts the images that have an annotation and no edge below 32 pixels, and a category is in
-an image by the annotations that are trained on (:func:`usable_annotations`). An image that has none of those is kept
-and drawn once. MMDetection 2.x counts all annotations.
+an image by the annotations that are trained on (:func:`usable_annotations`). An image with none of those is kept and
+drawn once. MMDetection 2.x counts all annotations.
 """
 
 import csv
@@ -31,7 +31,7 @@ from lvis_rcnn.dataloader.seeds import copies_seed
 from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.system.cli import InputError
 
-# Passes over the oversampled list that the page calls 2x.
+# Epochs of the oversampled list in the schedule that MMDetection calls 2x.
 EPOCHS_OF_2X = 24
 
 MIN_EDGE_PX = 32
@@ -59,7 +59,7 @@ ROUNDINGS: dict[str, Callable[[np.ndarray, int, int], Int64[np.ndarray, " n"]]] 
 
 @dataclass(frozen=True, eq=False)
 class RepeatFactors:
-    """Everything that is known about the repetition of a training split."""
+    """Repeat factors of a training split, and what they are computed from."""
 
     threshold: float | None
     """None: no oversampling, every kept image once."""
@@ -73,7 +73,7 @@ class RepeatFactors:
     instance_counts: Int64[np.ndarray, " c"]
     """Annotations of the category in kept images."""
     instances_in_epoch: Float64[np.ndarray, " c"]
-    """The same, each as often as its image is drawn in one epoch, on average."""
+    """The same, each counted as often as its image is drawn in one epoch, on average."""
     category_factors: Float64[np.ndarray, " c"]
     image_factors: Float64[np.ndarray, " n"]
     """0 where the image is dropped."""
@@ -85,20 +85,20 @@ class RepeatFactors:
 
     @property
     def copies(self) -> Int64[np.ndarray, " n"]:
-        """Most entries of each image in one epoch, of ``ceil`` the number of every epoch; 0 where it is dropped."""
+        """Largest number of times that each image is drawn in one epoch; with ``ceil`` the number of every epoch."""
         return ceil_copies(self.image_factors, 0, 0)
 
     @property
     def expected_epoch_length(self) -> float:
-        """Images of one pass over the oversampled list, on average; whole where every epoch is the same."""
+        """Images of one epoch, on average; an integer where every epoch has the same length."""
         return int(self.copies.sum()) if self.rounding == "ceil" else float(self.image_factors.sum())
 
 
 def usable_annotations(store: AnnotationStore, annotations: slice) -> Int64[np.ndarray, " A"]:
-    """Positions of those annotations that are trained on: area above 0 and a box of at least 1 px a side.
+    """Indices of the annotations that are trained on: area above 0 and both sides of the box at least 1 px.
 
     MMDetection 3.3.0, ``mmdet/datasets/lvis.py`` (``parse_data_info``), which also leaves out crowds and boxes outside
-    their image: no store has them.
+    their image; no store has any.
     """
     widths, heights = store.boxes_xywh[annotations, 2:].T
     usable = (store.areas[annotations] > 0) & (widths >= 1) & (heights >= 1)
@@ -116,7 +116,7 @@ def repeat_factors(
     Args:
         store: the training split.
         threshold: in (0, 1]; None turns oversampling off.
-        rounding: a row of ``ROUNDINGS``, handed on.
+        rounding: a row of ``ROUNDINGS``.
         exponent: above 0.
 
     Raises:
@@ -137,8 +137,8 @@ def repeat_factors(
     of_kept = kept[image_of]
     category_of = store.labels[rows[of_kept]].astype(np.int64) - 1
     num_categories = len(store.categories)
-    # One number for each (image, category), so that a category counts once an image.
-    # np.unique hashes them, in 1 s for LVIS v1 instead of 0.1 s.
+    # One number for each (image, category), so that a category counts once per image. Sorting takes 0.1 s for LVIS v1,
+    # np.unique, which hashes, 1 s.
     pairs = np.sort(image_of[of_kept] * num_categories + category_of)
     pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     images, categories = np.divmod(pairs, num_categories)
@@ -155,7 +155,7 @@ def repeat_factors(
         images_too_small=int(too_small.sum()),
         image_counts=image_counts,
         instance_counts=np.bincount(category_of, minlength=num_categories),
-        # Whole numbers come back where there is nothing to add up.
+        # np.bincount returns integers where there is nothing to add up.
         instances_in_epoch=np.bincount(category_of, times_drawn[image_of[of_kept]], num_categories).astype(np.float64),
         category_factors=factors_of_categories,
         image_factors=factors_of_images,
@@ -167,7 +167,7 @@ def category_factors(
 ) -> Float64[np.ndarray, " c"]:
     """Steps 1 and 2; a category without images has factor 1.
 
-    The order of operations is MMDetection's, so that ceil meets the same rounding; a power of one half may differ from
+    The order of operations is MMDetection's, so that ceil sees the same last bits; a power of one half may differ from
     the square root in the last bit.
     """
     factors = np.ones(len(image_counts))
@@ -217,7 +217,7 @@ def summary(factors: RepeatFactors) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Sampling:
-    """What the sample stream needs of the tables."""
+    """What the sample stream needs of the repeat factors."""
 
     factors: Float64[np.ndarray, " n"]
     """In the order of the store; 0 for images that are dropped."""
@@ -226,15 +226,15 @@ class Sampling:
 
 
 def read_sampling(folder: Path) -> Sampling:
-    """Factors, exact to the last digit, and rounding of a training split.
+    """Factors, exact to the last digit, and rounding of a training split, as the step repeat_factors wrote them.
 
     Raises:
-        InputError: no tables of ours.
+        InputError: the tables are missing, damaged or contradict themselves.
     """
     try:
         with (folder / "images.csv").open(newline="", encoding="utf-8") as file:
             rows = [(float(row["factor"]), int(row["copies"])) for row in csv.DictReader(file)]
-        # The copies tell a table of ours from one that gives images a factor and drops them all the same.
+        # Other tools may list a factor for images that they drop.
         if any(not math.isfinite(factor) or math.ceil(factor) != copies for factor, copies in rows):
             raise ValueError("copies are not those of the factors")
         if not any(copies for _, copies in rows) or any(factor < 1 and factor != 0 for factor, _ in rows):

@@ -1,18 +1,18 @@
 """Which images each optimizer step sees, a pure function of (seed, step): equal to MMDetection 3.3.0's samplers.
 
-The published runs had 8 GPUs with 2 images each. Here a GPU of theirs is a *virtual rank*: group j of a step is the
-batch that rank j would have had, so the stream is the same on any number of real devices. In every epoch:
+The published runs had 8 GPUs with 2 images each. Here a step has 8 *groups* of 2 images: group j is the batch that GPU
+j would have had, so the stream is the same on any number of devices. In every epoch:
 
-    1. each image stands in the list as often as it has copies      ClassBalancedDataset
+    1. each image is in the list as often as it has copies           ClassBalancedDataset
     2. the list is permuted by torch.randperm, seeded seed + epoch,
-       and padded by its own head to a multiple of the ranks        DefaultSampler (mmengine)
-    3. rank r takes every ranks-th entry, from the r-th on
-    4. and fills two buckets, width < height and the others; a full  AspectRatioBatchSampler
-       bucket is a group. At the end of the epoch what is left in
-       the first, then in the second, makes the last groups, the
-       very last perhaps a smaller one.
+       and padded from its beginning to a multiple of the groups     DefaultSampler (mmengine)
+    3. group j of all steps takes every 8th entry from the j-th on,
+    4. and sorts them into portrait (width < height) and landscape;  AspectRatioBatchSampler
+       a batch is 2 images of one of them, as soon as there are 2.
+       At the end of the epoch the rest, portrait first, makes the
+       last batches, of which the very last may be smaller.
 
-No step straddles two epochs.
+No step spans two epochs.
 """
 
 from bisect import bisect_right
@@ -31,7 +31,7 @@ from lvis_rcnn.dataset.store import AnnotationStore
 
 
 class Start(NamedTuple):
-    """What lies before an epoch."""
+    """Steps and images before an epoch."""
 
     step: int
     image: int
@@ -44,16 +44,15 @@ class SampleStream:
     factors: Float64[np.ndarray, " n"]
     """0 for images that are dropped, otherwise at least 1."""
     rounding: str
-    """A row of ``repeat_factors.ROUNDINGS``; what is random in it is drawn anew from (seed, epoch)."""
+    """A row of ``repeat_factors.ROUNDINGS``."""
     portrait: Bool[np.ndarray, " n"]
     """Whether the width is less than the height."""
     seed: int
     group_size: int
-    """Images of a group: those on one GPU of the published runs."""
+    """Images of a group."""
     groups_per_step: int
-    """The virtual ranks."""
     starts: list[Start] = field(default_factory=lambda: [Start(0, 0)], init=False, repr=False)
-    """Of the epochs that were asked for; it grows as they are."""
+    """Of the epochs so far; it grows as later ones are needed."""
 
     def copies_of_epoch(self, epoch: int) -> Int64[np.ndarray, " n"]:
         """Entries of each image in the list of a 0-based epoch."""
@@ -64,9 +63,9 @@ class SampleStream:
         while len(self.starts) <= epoch:
             step, image = self.starts[-1]
             length = int(self.copies_of_epoch(len(self.starts) - 1).sum())
-            images_of_rank = -(-length // self.groups_per_step)
-            steps = -(-images_of_rank // self.group_size)
-            self.starts.append(Start(step + steps, image + images_of_rank * self.groups_per_step))
+            images_of_group = -(-length // self.groups_per_step)
+            steps = -(-images_of_group // self.group_size)
+            self.starts.append(Start(step + steps, image + images_of_group * self.groups_per_step))
         return self.starts[epoch]
 
     def steps_before_epoch(self, epoch: int) -> int:
@@ -80,19 +79,19 @@ class SampleStream:
         return bisect_right(self.starts, step, key=lambda start: start.step) - 1
 
     def images_before_step(self, step: int) -> int:
-        """Images that all earlier steps see, repeated ones each time."""
+        """Images that all earlier steps see, with repetitions."""
         start = self.start_of_epoch(self.epoch_of_step(step))
         # Only the last step of an epoch may be smaller, and it is not before ``step`` in this epoch.
         return start.image + (step - start.step) * self.group_size * self.groups_per_step
 
     def groups_of_step(self, step: int) -> list[list[int]]:
-        """Images of the ``groups_per_step`` groups of a step, in the order in which their ranks see them."""
+        """Images of the ``groups_per_step`` groups of a step."""
         epoch = self.epoch_of_step(step)
         first = (step - self.steps_before_epoch(epoch)) * self.group_size
         return [images[first : first + self.group_size].tolist() for images in images_of_epoch(self, epoch)]
 
     def substitute(self, image: int, random: np.random.Generator) -> int:
-        """Another image of the same bucket, as probable as its factor; the image itself where there is no other."""
+        """Another image of the same orientation, drawn in proportion to the factors; ``image`` if there is none."""
         weights = np.where(self.portrait == self.portrait[image], self.factors, 0.0)
         weights[image] = 0.0
         return int(random.choice(len(weights), p=weights / weights.sum())) if weights.any() else image
@@ -110,23 +109,23 @@ def stream_of(sampling: Sampling, store: AnnotationStore, schedule: Schedule, se
     )
 
 
-# Two epochs, since loader workers read ahead: 1 MB each for the 126,000 images of LVIS v1, laid out in 20 ms.
+# Two epochs, since loader workers read ahead: 1 MB each for the 126,000 images of LVIS v1, computed in 20 ms.
 @lru_cache(maxsize=2)
-def images_of_epoch(stream: SampleStream, epoch: int) -> Int64[np.ndarray, "ranks images"]:
-    """What each rank sees in an epoch, group after group."""
+def images_of_epoch(stream: SampleStream, epoch: int) -> Int64[np.ndarray, "groups images"]:
+    """The images of an epoch, one row for each group of a step."""
     entries = np.repeat(np.arange(len(stream.factors)), stream.copies_of_epoch(epoch))
     generator = torch.Generator().manual_seed(order_seed(stream.seed, epoch))
     entries = entries[torch.randperm(len(entries), generator=generator).numpy()]
-    ranks = stream.groups_per_step
-    # np.resize repeats an array from its head.
-    padded = np.resize(entries, (-(-len(entries) // ranks), ranks))
+    groups = stream.groups_per_step
+    # np.resize repeats an array from its beginning.
+    padded = np.resize(entries, (-(-len(entries) // groups), groups))
     return np.stack([grouped(images, stream.portrait[images], stream.group_size) for images in padded.T])
 
 
 def grouped(images: Int64[np.ndarray, " m"], portrait: Bool[np.ndarray, " m"], size: int) -> Int64[np.ndarray, " m"]:
-    """The images reordered so that every ``size`` of them are a group, in the order in which groups become full."""
-    of_buckets = [np.flatnonzero(portrait), np.flatnonzero(~portrait)]
-    full = np.concatenate([bucket[: len(bucket) // size * size].reshape(-1, size) for bucket in of_buckets])
-    left = np.concatenate([bucket[len(bucket) // size * size :] for bucket in of_buckets])
-    reordered: np.ndarray = images[np.concatenate([full[full[:, -1].argsort()].ravel(), left])]
+    """The images reordered so that every ``size`` of them are a batch, in the order in which batches are complete."""
+    orientations = [np.flatnonzero(portrait), np.flatnonzero(~portrait)]
+    full = np.concatenate([places[: len(places) // size * size].reshape(-1, size) for places in orientations])
+    rest = np.concatenate([places[len(places) // size * size :] for places in orientations])
+    reordered: np.ndarray = images[np.concatenate([full[full[:, -1].argsort()].ravel(), rest])]
     return reordered

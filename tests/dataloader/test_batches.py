@@ -115,7 +115,7 @@ def test_pixels_equal_a_chain_written_out(drawn, flip):
     image_bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     height, width = image_bgr.shape[:2]
     assert np.array_equal(pixels.read_image_bgr(ImageFile(path), height, width), image_bgr)
-    found = pixels.network_pixels(image_bgr, (50, 70), flip)
+    (found,) = data.network_batch([data.Sample(0, image_bgr, (50, 70), flip)], channels_last=False)
     resized = cv2.resize(image_bgr, (70, 50), interpolation=cv2.INTER_LINEAR)
     rgb = (resized[:, ::-1] if flip else resized)[:, :, ::-1].astype(np.float64)
     expected = np.zeros((3, 64, 96))
@@ -235,7 +235,7 @@ def test_an_image_may_end_with_no_object(tmp_path):
 
 def test_a_box_that_rescaling_flattens_is_left_out():
     boxes = np.array([[1, 1, 2, 2], [3, 3, 3, 5], [3, 5, 9, 5]], np.float32)
-    assert data.proper(boxes).tolist() == [True, False, False]
+    assert data.has_area(boxes).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -337,9 +337,9 @@ def test_an_unreadable_image_is_one_line_from_workers_too(tmp_path, workers):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_worker_writes_into_memory_that_is_shared(monkeypatch, layout):
-    alone = data.unwritten((2, 3, 32, 64), layout)
+    alone = data.uninitialised((2, 3, 32, 64), layout)
     monkeypatch.setattr(data, "get_worker_info", lambda: "a worker")
-    shared = data.unwritten((2, 3, 32, 64), layout)
+    shared = data.uninitialised((2, 3, 32, 64), layout)
     assert (alone.is_shared(), shared.is_shared()) == (False, True)
     assert (shared.shape, shared.stride(), shared.dtype) == (alone.shape, alone.stride(), alone.dtype)
 

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from lvis_rcnn.config.schema import BACKBONES, Inference, Model
-from lvis_rcnn.dataloader.batches import Batch
-from lvis_rcnn.dataloader.transforms import network_pixels
+from lvis_rcnn.dataloader.batches import Batch, Sample, network_batch
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.model.mmdet import to_ours
 
@@ -96,12 +95,8 @@ def golden_batch(*images: int) -> Batch:
     figures = arrays("eval_c20")
     sizes = [tuple(figures[f"img{image}_img_shape"].tolist()) for image in images]
     originals = [tuple(figures[f"img{image}_ori_shape"].tolist()) for image in images]
-    pixels = [
-        network_pixels(figures[f"img{image}_original"], size, flip=False)
+    samples = [
+        Sample(image, figures[f"img{image}_original"], size, flip=False)
         for image, size in zip(images, sizes, strict=True)
     ]
-    height, width = (max(one.shape[axis] for one in pixels) for axis in (1, 2))
-    canvas = torch.zeros(len(images), 3, height, width)
-    for place, one in zip(canvas, pixels, strict=True):
-        place[:, : one.shape[1], : one.shape[2]] = one
-    return Batch(canvas, sizes, originals, list(images), [])
+    return Batch(network_batch(samples, channels_last=False), sizes, originals, list(images), [])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lvis_rcnn.dataloader.batches import read_target
-from lvis_rcnn.dataloader.transforms import network_pixels, padded_size_hw, read_image_bgr, rescaled_size_hw
+from lvis_rcnn.dataloader.batches import Sample, network_batch, read_target
+from lvis_rcnn.dataloader.transforms import padded_size_hw, read_image_bgr, rescaled_size_hw
 from lvis_rcnn.dataset.images import ImageFile
 from lvis_rcnn.model.roi_losses import mask_targets
 from tests.helpers.bitmaps import pasted
@@ -28,7 +28,7 @@ def test_pixels_of_the_test_pipeline(image):
     size_hw = rescaled_size_hw(*original.shape[:2], short_edge_px, long_edge_px)
     assert [*size_hw, 3] == figure(f"test{image}_resized_bgr_shape").tolist()
     assert list(padded_size_hw(size_hw)) == figure(f"test{image}_pad_shape").tolist()
-    pixels = network_pixels(original, size_hw, flip=False)[None]
+    pixels = network_batch([Sample(0, original, size_hw, flip=False)], channels_last=False)
     assert list(pixels.shape) == figure(f"test{image}_input__shape").tolist()
     found = pixels.reshape(-1)[:: int(figure(f"test{image}_input__step"))].numpy()
     differences = np.abs(found - figure(f"test{image}_input__sample"))
@@ -84,7 +84,8 @@ def test_lvis_annotations_through_the_training_pipeline(golden_store, number):
 def test_pixels_of_the_training_pipeline(number):
     expected, image_id, original_hw, size_hw, flip = case(number)
     original = np.random.RandomState(image_id).randint(0, 256, (*original_hw, 3), np.uint8)
-    found = network_pixels(original, size_hw, flip)[:, : size_hw[0], : size_hw[1]].numpy().transpose(1, 2, 0)
+    (pixels,) = network_batch([Sample(0, original, size_hw, flip)], channels_last=False)
+    found = pixels[:, : size_hw[0], : size_hw[1]].numpy().transpose(1, 2, 0)
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     bytes_bgr = np.rint(found * std + mean)[..., ::-1]
     for part, name in ((bytes_bgr[::5, ::5], "image_every5th"), (bytes_bgr[-64:, -64:], "image_corner64")):
