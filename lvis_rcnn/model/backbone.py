@@ -19,7 +19,7 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class FixedStatisticsBottleneck(Bottleneck):  # type: ignore[misc]
-    """torchvision's bottleneck, whose normalisations keep nothing for their gradient: see NormalisedConvolution."""
+    """torchvision's bottleneck; each convolution and its normalisation are one NormalisedConvolution."""
 
     def forward(self, x: Float[torch.Tensor, "n c h w"]) -> Float[torch.Tensor, "n d _ _"]:
         """Output of the block."""
@@ -35,25 +35,25 @@ def normalised_convolution(
     """Convolution, then normalisation with the stored statistics."""
     statistics = (norm.running_mean, norm.running_var, norm.eps)
     sizes = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
-    found: torch.Tensor = NormalisedConvolution.apply(x, convolution.weight, norm.weight, norm.bias, statistics, sizes)
-    return found
+    output: torch.Tensor = NormalisedConvolution.apply(x, convolution.weight, norm.weight, norm.bias, statistics, sizes)
+    return output
 
 
 class NormalisedConvolution(torch.autograd.Function):
     """``scale * (conv(x, W) - mean) / deviation + shift`` as one operation.
 
-    The value is that of the two layers, bit for bit. The gradient is the same to rounding, but does not need the output
-    of the convolution: of ``conv(x, F)``, F = W * scale / deviation, the gradient of F gives those of W and of scale.
-    For two images of 800 x 1067 through R-50 that is 1 GB less to keep.
+    The value is that of the two layers, bit for bit. The gradient is equal to rounding, but does not need the output of
+    the convolution: with F = W * scale / deviation, the gradient of F in ``conv(x, F)`` gives those of W and scale. So
+    the graph keeps 1 GB less for two images of 800 x 1067 through R-50.
     """
 
     @staticmethod
     def forward(ctx, x, weight, scale, shift, statistics, sizes):  # type: ignore[no-untyped-def]
-        """Both layers; keeps their input and parameters."""
+        """Both layers; saves their input and parameters."""
         mean, variance, eps = statistics
         ctx.input_type, kind = x.dtype, x.device.type
         if kind != "meta" and torch.is_autocast_enabled(kind):
-            x = x.to(torch.get_autocast_dtype(kind))  # as the convolution would, but kept in that type
+            x = x.to(torch.get_autocast_dtype(kind))  # as the convolution would, but saved in that type
         ctx.save_for_backward(x, weight, scale, mean, variance)
         ctx.eps, ctx.sizes = eps, sizes
         return batch_norm(conv2d(x, weight, None, *sizes), mean, variance, scale, shift, eps=eps)
@@ -118,10 +118,10 @@ def build_backbone(backbone: Backbone, normalization: str, frozen_stages: int) -
 
 
 def pyramid(backbone: BackboneWithFPN, pixels: Float[torch.Tensor, "n 3 h w"]) -> list[Float[torch.Tensor, "n c _ _"]]:
-    """Levels P2 to P6 as ``backbone(pixels)`` gives them, bit for bit, where nothing needs a gradient.
+    """Levels P2 to P6 of ``backbone(pixels)``, bit for bit, with less memory where nothing needs a gradient.
 
-    Sums are taken in place and features of the body dropped once they are used: at 800 x 1067 pixels P2 is 55 MB, and
-    at the peak there are three fewer of it.
+    It adds in place and drops features of the body once they are used: at the peak there are three tensors of the size
+    of P2 less, 55 MB each at 800 x 1067 pixels.
     """
     fpn, features = backbone.fpn, list(backbone.body(pixels).values())
     levels: list[torch.Tensor] = []
@@ -132,12 +132,12 @@ def pyramid(backbone: BackboneWithFPN, pixels: Float[torch.Tensor, "n 3 h w"]) -
             inner.add_(interpolate(above, size=inner.shape[-2:], mode="nearest"))
         above = inner
         levels.insert(0, fpn.layer_blocks[len(features)](inner))
-    found: list[torch.Tensor] = fpn.extra_blocks(levels, features, [])[0]
-    return found
+    with_p6: list[torch.Tensor] = fpn.extra_blocks(levels, features, [])[0]
+    return with_p6
 
 
 def start_as_identity(body: ResNet) -> None:
-    """Zero the last scale of each block, so that a network from scratch begins as its shortcuts (Goyal et al. 2017).
+    """Zero the last scale of each block, so that from scratch a block begins as its shortcut (Goyal et al. 2017).
 
     MMDetection leaves them at 1 in a ResNeXt. Its recipe never starts from scratch, and loaded weights overwrite them.
     """
@@ -147,7 +147,7 @@ def start_as_identity(body: ResNet) -> None:
 
 
 def freeze(body: ResNet, stages: int) -> None:
-    """Stop the gradient of the stem and of the first ``stages`` stages; 0 freezes nothing."""
+    """Freeze the stem and the first ``stages`` stages; 0 freezes nothing."""
     if stages == 0:
         return
     for part in (body.conv1, body.bn1, *(getattr(body, stage) for stage in STAGES[:stages])):

@@ -1,6 +1,7 @@
-"""Boxes and the deltas that move them (MMDetection 3.3.0, ``DeltaXYWHBBoxCoder`` and ``bbox_overlaps``).
+"""Boxes, the deltas that move them, and anchors.
 
-A delta (dx, dy, dw, dh) is in units of the size of the box it moves, divided by ``stds``. No "+1" in widths.
+MMDetection 3.3.0: ``DeltaXYWHBBoxCoder``, ``bbox_overlaps`` and ``AnchorGenerator``. A delta (dx, dy, dw, dh) is
+relative to the size of the box it moves, divided by ``stds``. Widths have no "+1".
 """
 
 import math
@@ -9,7 +10,12 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 
-# A side changes by at most this factor either way; torchvision limits growth only.
+STRIDES_PX = (4, 8, 16, 32, 64)
+"""Of the levels P2 to P6."""
+ASPECT_RATIOS = (0.5, 1.0, 2.0)
+"""Height over width of the anchors of one place."""
+
+# A side grows or shrinks by at most this factor; torchvision limits growth only.
 LARGEST_LOG_RATIO = abs(math.log(16 / 1000))
 SMALLEST_UNION = 1e-6
 
@@ -17,11 +23,13 @@ Stds = tuple[float, float, float, float]
 RPN_STDS: Stds = (1.0, 1.0, 1.0, 1.0)
 ROI_STDS: Stds = (0.1, 0.1, 0.2, 0.2)
 
+SizeHW = tuple[int, int]
+
 
 def encode(
     boxes_xyxy: Float[torch.Tensor, "n 4"], targets_xyxy: Float[torch.Tensor, "n 4"], stds: Stds
 ) -> Float[torch.Tensor, "n 4"]:
-    """Deltas that move each box onto its target; both with sides above 0."""
+    """Deltas that move each box onto its target; all sides are above 0."""
     centres, sizes = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) * 0.5, boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     target_centres = (targets_xyxy[:, :2] + targets_xyxy[:, 2:]) * 0.5
     target_sizes = targets_xyxy[:, 2:] - targets_xyxy[:, :2]
@@ -32,7 +40,7 @@ def encode(
 def decode(
     boxes_xyxy: Float[torch.Tensor, "n 4"], deltas: Float[torch.Tensor, "n 4"], stds: Stds
 ) -> Float[torch.Tensor, "n 4"]:
-    """Boxes moved by their deltas; inverse of :func:`encode` up to the limit of a side's ratio."""
+    """Boxes moved by their deltas; inverse of :func:`encode` within the limit of a side's ratio."""
     scaled = deltas * deltas.new_tensor(stds)
     log_ratios = scaled[:, 2:].clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     centres, sizes = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) * 0.5, boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
@@ -41,41 +49,35 @@ def decode(
 
 
 def clip(boxes_xyxy: Float[torch.Tensor, "n 4"], size_hw: tuple[int, int]) -> Float[torch.Tensor, "n 4"]:
-    """Boxes cut to an image of ``size_hw``; one that lies outside keeps no area."""
+    """Boxes clipped to an image of ``size_hw``; a box outside the image has no area left."""
     height, width = size_hw
     return torch.minimum(boxes_xyxy.clamp(min=0), boxes_xyxy.new_tensor([width, height, width, height]))
 
 
 def areas(boxes_xyxy: Float[torch.Tensor, "n 4"]) -> Float[torch.Tensor, " n"]:
-    """Width times height in square pixels."""
+    """Areas in square pixels."""
     return (boxes_xyxy[:, 2] - boxes_xyxy[:, 0]) * (boxes_xyxy[:, 3] - boxes_xyxy[:, 1])
 
 
-def overlaps(
+def pairwise_iou(
     first_xyxy: Float[torch.Tensor, "n 4"], second_xyxy: Float[torch.Tensor, "m 4"]
 ) -> Float[torch.Tensor, "n m"]:
-    """Intersection over union of every pair; the union counts as at least ``SMALLEST_UNION``."""
-    intersections = sides(first_xyxy[:, 0::2], second_xyxy[:, 0::2]) * sides(first_xyxy[:, 1::2], second_xyxy[:, 1::2])
+    """Intersection over union of every pair; a union below ``SMALLEST_UNION`` counts as that."""
+    intersections = shared_lengths(first_xyxy[:, 0::2], second_xyxy[:, 0::2]) * shared_lengths(
+        first_xyxy[:, 1::2], second_xyxy[:, 1::2]
+    )
     unions = areas(first_xyxy)[:, None] + areas(second_xyxy)[None] - intersections
     return intersections / unions.clamp(min=SMALLEST_UNION)
 
 
-def sides(first: Float[torch.Tensor, "n 2"], second: Float[torch.Tensor, "m 2"]) -> Float[torch.Tensor, "n m"]:
-    """Length that the intervals (start, end) of every pair share."""
+def shared_lengths(first: Float[torch.Tensor, "n 2"], second: Float[torch.Tensor, "m 2"]) -> Float[torch.Tensor, "n m"]:
+    """Length of the intersection of every pair of intervals (start, end)."""
     ends = torch.minimum(first[:, None, 1], second[None, :, 1])
     return (ends - torch.maximum(first[:, None, 0], second[None, :, 0])).clamp(min=0)
 
 
-STRIDES_PX = (4, 8, 16, 32, 64)
-"""P2 to P6."""
-ASPECT_RATIOS = (0.5, 1.0, 2.0)
-"""Height over width."""
-
-SizeHW = tuple[int, int]
-
-
 def base_anchors(side_px: float) -> Float[torch.Tensor, "3 4"]:
-    """The anchors of one place around the origin, each of area ``side_px`` squared (xyxy)."""
+    """Anchors around the origin (xyxy), one of each aspect ratio, each of area ``side_px`` squared."""
     stretch = torch.tensor(ASPECT_RATIOS).sqrt()
     half = torch.stack([side_px / stretch, side_px * stretch], dim=1) * 0.5
     return torch.cat([-half, half], dim=1)
@@ -84,7 +86,7 @@ def base_anchors(side_px: float) -> Float[torch.Tensor, "3 4"]:
 def anchors_of_level(
     level_hw: SizeHW, stride_px: int, scale: float, device: torch.device
 ) -> Float[torch.Tensor, "anchors 4"]:
-    """Anchors of one level in the order y, x, ratio; place (x, y) is at (x, y) times the stride."""
+    """Anchors of one level in the order y, x, ratio; their centres are (x, y) times the stride."""
     y, x = (torch.arange(size, device=device) * stride_px for size in level_hw)
     grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
     places = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1).reshape(-1, 1, 4)
@@ -101,7 +103,10 @@ def pyramid_anchors(
 def anchors_in_image(
     levels_hw: Sequence[SizeHW], padded_hw: SizeHW, device: torch.device
 ) -> list[Bool[torch.Tensor, " _"]]:
-    """Which anchors of each level have their place inside ``padded_hw``, an image with its own padding only."""
+    """Which anchors of each level have their centre inside an image padded to a multiple of 32, ``padded_hw``.
+
+    In a batch, the padding beyond that, up to the largest image, has no anchors that are trained on.
+    """
     inside = []
     for size, stride in zip(levels_hw, STRIDES_PX, strict=False):
         rows, columns = (

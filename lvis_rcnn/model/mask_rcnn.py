@@ -1,7 +1,7 @@
-"""Mask R-CNN (He et al. 2017): torchvision's module tree under MMDetection's arithmetic (3.3.0).
+"""Mask R-CNN (He et al. 2017): torchvision's module tree with MMDetection's arithmetic (3.3.0).
 
-Two functions, ``losses`` and ``detect``. Each file of this folder says what it does otherwise than torchvision, and
-tests/golden holds figures of MMDetection itself that they are held to.
+Two functions, :func:`losses` and :func:`detect`. Each file of this folder says how it differs from torchvision; the
+tests compare all of them with figures of MMDetection itself.
 """
 
 from collections.abc import Sequence
@@ -51,22 +51,22 @@ def network_on_meta(backbone: Backbone, num_labels: int, settings: Model) -> Mas
 def losses(model: MaskRcnn, batch: Batch, choose: Choose) -> dict[str, torch.Tensor]:
     """The five training losses of one normalisation group; the model is in training mode.
 
-    ``choose`` samples anchors, then regions, of each image in order, where there are more than wanted.
+    ``choose`` samples first the anchors, then the regions, of each image in order, where there are too many.
     """
     settings = model.settings
     features = list(model.backbone(batch.pixels).values())
-    truths = [target.boxes_xyxy for target in batch.targets]
+    truths_xyxy = [target.boxes_xyxy for target in batch.targets]
     padded_sizes_hw = [padded_size_hw(size) for size in batch.sizes_hw]
-    rpn = rpn_losses(model.rpn, features, truths, padded_sizes_hw, settings.anchors_per_image, choose)
+    of_rpn = rpn_losses(model.rpn, features, truths_xyxy, padded_sizes_hw, settings.anchors_per_image, choose)
     with torch.no_grad():
         predictions = model.rpn(features)
-    proposed = proposals(predictions, batch.sizes_hw, settings.proposals_before_nms, settings.proposals_after_nms)
+    per_image = proposals(predictions, batch.sizes_hw, settings.proposals_before_nms, settings.proposals_after_nms)
     regions = [
         sampled_regions(boxes, target, settings.rois_per_image, settings.roi_positive_fraction, choose)
-        for (boxes, _), target in zip(proposed, batch.targets, strict=True)
+        for (boxes, _), target in zip(per_image, batch.targets, strict=True)
     ]
     height, width = batch.pixels.shape[2:]
-    return {**rpn, **region_losses(model.roi_heads, features, regions, batch.targets, (height, width))}
+    return {**of_rpn, **region_losses(model.roi_heads, features, regions, batch.targets, (height, width))}
 
 
 @torch.inference_mode()
@@ -82,9 +82,9 @@ def detect(
         mask_labels: for each image, the labels whose detections get a mask; None for all.
     """
     features = pyramid(model.backbone, batch.pixels)
-    of_images = proposals(model.rpn(features), batch.sizes_hw, test.proposals_before_nms, test.proposals_after_nms)
+    per_image = proposals(model.rpn(features), batch.sizes_hw, test.proposals_before_nms, test.proposals_after_nms)
     detections = []
-    for image, (proposals_xyxy, _) in enumerate(of_images):
+    for image, (proposals_xyxy, _) in enumerate(per_image):
         levels = [level[image : image + 1] for level in features]
         best = detect_boxes(model.roi_heads, levels, proposals_xyxy, batch.sizes_hw[image], test)
         has_mask = torch.ones_like(best.labels) if mask_labels is None else torch.isin(best.labels, mask_labels[image])

@@ -1,8 +1,8 @@
-"""Which ground truth a box is trained on, and which boxes are trained on at all.
+"""Which ground truth each box is matched with, and which boxes are sampled for the losses.
 
-Labels of an assignment: k > 0 is ground truth k - 1, 0 is background, -1 is neither (MMDetection 3.3.0,
-``MaxIoUAssigner`` and ``RandomSampler``). torchvision's matcher differs: its low-quality matches give a box back its
-own best ground truth, and have no lower bound.
+An assignment is k > 0 for ground truth k - 1, 0 for background, -1 for ignored (MMDetection 3.3.0, ``MaxIoUAssigner``
+and ``RandomSampler``). torchvision's matcher differs: its low-quality matches give a box its own best ground truth,
+and have no lower bound.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int64
 
-from lvis_rcnn.model.boxes import overlaps
+from lvis_rcnn.model.boxes import pairwise_iou
 
-# Ground truths at a time: an image may hold 500, and 500 x 270,000 overlaps would be 540 MB.
-GROUND_TRUTHS_AT_ONCE = 32
+# Ground truths compared at a time: an image may hold 500, and 500 x 270,000 overlaps would be 540 MB.
+GROUND_TRUTHS_PER_CHUNK = 32
 
 Choose = Callable[[Int64[torch.Tensor, " n"], int], Int64[torch.Tensor, " chosen"]]
 """Picks ``chosen`` of ``n`` candidates, ``chosen < n``."""
@@ -22,14 +22,14 @@ Choose = Callable[[Int64[torch.Tensor, " n"], int], Int64[torch.Tensor, " chosen
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Overlaps that decide an assignment."""
+    """IoU thresholds of an assignment."""
 
     positive: float
-    """From here on a box belongs to the ground truth it overlaps most."""
+    """A box with at least this IoU is matched with the ground truth that it overlaps most."""
     negative: float
-    """Below this for every ground truth it is background."""
+    """A box below this for every ground truth is background."""
     low_quality: float
-    """A ground truth whose best overlap reaches this takes all boxes that tie for it."""
+    """A ground truth whose best IoU is at least this is matched with every box of that IoU (``min_pos_iou``)."""
 
 
 RPN_THRESHOLDS = Thresholds(positive=0.7, negative=0.3, low_quality=0.3)
@@ -41,35 +41,42 @@ def assign(
 ) -> Int64[torch.Tensor, " n"]:
     """Assignment of each box.
 
-    A box that several ground truths claim as their best goes to the last of them, even if it overlaps another more.
+    Low-quality matches come last and win: MMDetection's ``match_low_quality`` with ``gt_max_assign_all``.
     """
     best = boxes_xyxy.new_zeros(len(boxes_xyxy))
     best_truth = torch.zeros(len(boxes_xyxy), dtype=torch.int64, device=boxes_xyxy.device)
-    claimed = torch.zeros_like(best_truth)
-    for first in range(0, len(truths_xyxy), GROUND_TRUTHS_AT_ONCE):
-        overlap = overlaps(truths_xyxy[first : first + GROUND_TRUTHS_AT_ONCE], boxes_xyxy)
+    low_quality = torch.zeros_like(best_truth)
+    for first in range(0, len(truths_xyxy), GROUND_TRUTHS_PER_CHUNK):
+        overlap = pairwise_iou(truths_xyxy[first : first + GROUND_TRUTHS_PER_CHUNK], boxes_xyxy)
         higher, truth = overlap.max(dim=0)
         best_truth = torch.where(higher > best, truth + first, best_truth)
         best = torch.maximum(best, higher)
-        claimed = torch.maximum(claimed, claims(overlap, first, thresholds.low_quality))
+        matches = low_quality_matches(overlap, first, thresholds.low_quality)
+        low_quality = torch.maximum(low_quality, matches)
     assigned = torch.full_like(best_truth, -1)
     assigned[best < thresholds.negative] = 0
     assigned = torch.where(best >= thresholds.positive, best_truth + 1, assigned)
-    return torch.where(claimed > 0, claimed, assigned)
+    return torch.where(low_quality > 0, low_quality, assigned)
 
 
-def claims(overlap: Float[torch.Tensor, "g n"], first: int, low_quality: float) -> Int64[torch.Tensor, " n"]:
-    """For each box the last ground truth (1-based, row 0 being ``first``) of which it is a best box; 0 for none."""
+def low_quality_matches(overlap: Float[torch.Tensor, "g n"], first: int, least_iou: float) -> Int64[torch.Tensor, " n"]:
+    """For each box the last ground truth whose best IoU it has, 0 for none.
+
+    Args:
+        overlap: IoU of some ground truths with all boxes.
+        first: index of the first of these ground truths; the result counts from 1.
+        least_iou: a ground truth whose best IoU is below this has no such match.
+    """
     if overlap.shape[1] == 0:
         return torch.zeros(0, dtype=torch.int64, device=overlap.device)
     highest = overlap.max(dim=1, keepdim=True).values
-    claim = (overlap == highest) & (highest >= low_quality)
+    is_best = (overlap == highest) & (highest >= least_iou)
     numbers = torch.arange(first + 1, first + 1 + len(overlap), device=overlap.device)
-    return (claim * numbers[:, None]).max(dim=0).values
+    return (is_best * numbers[:, None]).max(dim=0).values
 
 
 def random_choice(generator: torch.Generator) -> Choose:
-    """Uniform choice without repetition; drawn on the CPU, so that every device draws the same."""
+    """Uniform choice without replacement; drawn on the CPU, so that it is the same on every device."""
 
     def choose(candidates: Int64[torch.Tensor, " n"], count: int) -> Int64[torch.Tensor, " chosen"]:
         order = torch.randperm(len(candidates), generator=generator)[:count]
@@ -81,10 +88,10 @@ def random_choice(generator: torch.Generator) -> Choose:
 def sample(
     assigned: Int64[torch.Tensor, " n"], count: int, positive_fraction: float, choose: Choose
 ) -> tuple[Int64[torch.Tensor, " p"], Int64[torch.Tensor, " q"]]:
-    """Positions of the positive and of the negative boxes to train on, each ascending.
+    """Indices of the sampled positive and of the sampled negative boxes, each ascending.
 
-    At most ``count * positive_fraction`` positives; negatives fill up to ``count``. ``choose`` is asked only where
-    there are more than wanted.
+    At most ``count * positive_fraction`` positives; negatives fill up to ``count``. ``choose`` is called only where
+    there are more candidates than that.
     """
     positives = limited((assigned > 0).nonzero()[:, 0], int(count * positive_fraction), choose)
     negatives = limited((assigned == 0).nonzero()[:, 0], count - len(positives), choose)

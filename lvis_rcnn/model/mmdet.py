@@ -1,4 +1,4 @@
-"""Files of MMDetection: read with suspicion, refused with a reason, written as MMDetection publishes them.
+"""Weights of MMDetection: its names and ours, and its files, which are checked when read and written as published.
 
 A published file is {"meta", "state_dict"} in the format of torch before 1.6, its name ending in the first 8 digits of
 its SHA-256 (MMDetection, tools/model_converters/publish_model.py).
@@ -26,7 +26,7 @@ from lvis_rcnn.system.files import atomic_file, sha256_of_file
 Weights = Mapping[str, torch.Tensor]
 Shapes = dict[str, tuple[int, ...]]
 
-# How names of MMDetection (left) begin here (right), in MMDetection's order; # is a number.
+# Prefixes of parameter names in MMDetection (left) and here (right), in MMDetection's order; # is a number.
 KEY_MAP = (
     ("backbone.", "backbone.body."),
     ("neck.lateral_convs.#.conv.", "backbone.fpn.inner_blocks.#.0."),
@@ -43,7 +43,7 @@ KEY_MAP = (
     ("roi_head.mask_head.conv_logits.", "roi_heads.mask_predictor.mask_fcn_logits."),
 )
 CLASSIFIER = "roi_heads.box_predictor.cls_score."
-IGNORED = "data_preprocessor."  # mean and std of 3.x, which the pixel chain has
+IGNORED = "data_preprocessor."  # mean and std of 3.x, which dataloader/transforms.py has
 COUNTER = "num_batches_tracked"  # of batch normalisation: old files lack it, nothing reads it
 
 # The published networks: the shapes do not depend on the rest of the section.
@@ -61,25 +61,24 @@ PATTERNS = (patterns(0), patterns(1))
 
 
 def renamed(key: str, source: int) -> tuple[int, str]:
-    """Place of a key's row in ``KEY_MAP``, and its name in the other column.
+    """Index of a key's row in ``KEY_MAP``, and the key in the other column's names; ``source`` is its own column.
 
     Raises:
-        InputError: no row begins like it.
+        InputError: no row has its prefix.
     """
     for place, pattern in enumerate(PATTERNS[source]):
-        found = pattern.match(key)
-        if found:
-            number = found[1] if found.groups() else ""
-            return place, KEY_MAP[place][1 - source].replace("#", number) + key[found.end() :]
+        if prefix := pattern.match(key):
+            number = prefix[1] if prefix.groups() else ""
+            return place, KEY_MAP[place][1 - source].replace("#", number) + key[prefix.end() :]
     allowed = ", ".join(row[source] for row in KEY_MAP)
-    raise InputError(f"state_dict: {key}", "is no key of this Mask R-CNN", allowed=f"keys that begin with {allowed}")
+    raise InputError(f"state_dict: {key}", "is not a key of this Mask R-CNN", allowed=f"keys that begin with {allowed}")
 
 
 def to_ours(state: Weights) -> dict[str, torch.Tensor]:
     """MMDetection's tensors under our names, the background's row first; absent batch counters become 0.
 
     Raises:
-        InputError: a key is not MMDetection's.
+        InputError: a key is not one of MMDetection's Mask R-CNN.
     """
     ours = {}
     for key, value in state.items():
@@ -114,10 +113,10 @@ def layout(backbone: Backbone, num_categories: int) -> Shapes:
 
 
 def require_shapes(where: str, state: Weights, expected: Shapes, what_for: str) -> None:
-    """Refuse a state dict whose keys or shapes are not exactly those expected; batch counters may be absent.
+    """Refuse a state dict whose keys or shapes are not exactly those expected; batch counters may be missing.
 
     Raises:
-        InputError: says how many keys are missing, unexpected or of another shape, and the first of each.
+        InputError: says how many keys are missing, unexpected or of another shape, and names the first of each.
     """
     found = {key: tuple(value.shape) for key, value in state.items() if not key.startswith(IGNORED)}
     missing = [key for key in expected if key not in found and not key.endswith(COUNTER)]
@@ -128,23 +127,23 @@ def require_shapes(where: str, state: Weights, expected: Shapes, what_for: str) 
         if key in expected and shape != expected[key]
     ]
     groups = {"missing": missing, "unexpected": unexpected, "of another shape": differing}
-    told = [f"{len(keys)} {kind} ({shortened(keys)})" for kind, keys in groups.items() if keys]
-    if told:
-        raise InputError(where, f"keys do not fit: {', '.join(told)}", allowed=what_for, fix="name another file")
+    problems = [f"{len(keys)} {kind} ({shortened(keys)})" for kind, keys in groups.items() if keys]
+    if problems:
+        raise InputError(where, f"keys do not fit: {', '.join(problems)}", allowed=what_for, fix="name another file")
 
 
 def shortened(names: Sequence[str]) -> str:
-    """The first few names."""
+    """The first ``NAMED_KEYS`` names."""
     more = ", …" if len(names) > NAMED_KEYS else ""
     return ", ".join(names[:NAMED_KEYS]) + more
 
 
 def backbone_of(state: Weights, prefix: str) -> str | None:
-    """The row of ``config.schema.BACKBONES`` whose body has these shapes; None if it is no row's.
+    """The name of the backbone whose body has these shapes; None if there is none.
 
     Args:
-        state: Weights of a body, perhaps among others.
-        prefix: What stands before ``conv1.weight``.
+        state: weights of a body, perhaps among others.
+        prefix: of the body's keys, as in ``<prefix>conv1.weight``.
     """
     found = {key: tuple(value.shape) for key, value in state.items()}
     for name, backbone in BACKBONES.items():
@@ -156,21 +155,21 @@ def backbone_of(state: Weights, prefix: str) -> str | None:
     return None
 
 
-# Names by position that may differ: spelling was corrected (stero_equipment); more means other categories.
-HANDFUL = 5
+# So many class names may differ: spelling was corrected (stero_equipment). More means other categories.
+MOST_RENAMED = 5
 
 CAFFE = re.compile(r"""['"]?style['"]?\s*[=:]\s*['"]caffe['"]|to_rgb['"]?\s*[=:]\s*False""")
 
 
 def read_content(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
-    """What a file of weights holds.
+    """Content of a file of weights.
 
     Args:
-        path: File of ``torch.save``, in the zip format or the one before it, as published files are.
-        trust_pickle: Run whatever code the file asks for, where it holds more than tensors and plain values.
+        path: file of ``torch.save``, in the zip format or the older one, which published files have.
+        trust_pickle: run the code that the file asks for, if it holds more than tensors and plain values.
 
     Raises:
-        InputError: no readable file of weights, or it holds objects of a class that only ``trust_pickle`` makes.
+        InputError: the file cannot be read, or holds objects that need ``trust_pickle``.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
@@ -181,13 +180,13 @@ def read_content(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
         if asked:
             raise InputError(
                 str(path),
-                f"holds more than weights: an object made by {asked[1]}, and making it runs code of the file's choice",
-                fix="fetch a published file; or, if you trust who made this one, say --trust-pickle",
+                f"holds more than weights: an object of {asked[1]}, and loading it runs code that the file chooses",
+                fix="use a published file; or, if you trust who made this one, add --trust-pickle",
             ) from None
-        what = f"no readable file of weights ({type(error).__name__})"
-        raise InputError(str(path), what, fix="fetch it again") from None
+        what = f"cannot be read as a file of weights ({type(error).__name__})"
+        raise InputError(str(path), what, fix="download it again") from None
     except (ImportError, AttributeError) as error:
-        what = f"holds an object that cannot be made here: {error}"
+        what = f"holds an object of a package that is not installed: {error}"
         raise InputError(str(path), what, fix="install its package") from None
     if not isinstance(content, dict):
         raise InputError(str(path), f"holds a {type(content).__name__}", allowed="a dictionary with a state_dict")
@@ -196,7 +195,7 @@ def read_content(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MmdetFile:
-    """A file of MMDetection: its weights and what it says of itself."""
+    """A file of MMDetection: its weights, and its meta, which describes them."""
 
     path: Path
     sha256: str
@@ -205,7 +204,7 @@ class MmdetFile:
 
     @property
     def mmdet_version(self) -> str | None:
-        """Version of MMDetection where the file says it, as 2.x does."""
+        """Version of MMDetection; files of 2.x name it."""
         return text_of(self.meta, "mmdet_version")
 
     @property
@@ -222,13 +221,13 @@ class MmdetFile:
 
     @property
     def num_categories(self) -> int | None:
-        """Rows of the classifier but the background's; None without a classifier."""
+        """Rows of the classifier without the background; None without a classifier."""
         bias = self.state.get("roi_head.bbox_head.fc_cls.bias")
         return None if bias is None else len(bias) - 1
 
 
 def text_of(meta: dict[str, Any], key: str) -> str | None:
-    """A text of the meta; None where there is none."""
+    """A value of the meta if it is text."""
     value = meta.get(key)
     return value if isinstance(value, str) else None
 
@@ -237,8 +236,8 @@ def read_mmdet(path: Path, *, trust_pickle: bool = False) -> MmdetFile:
     """A file of MMDetection 2.x or 3.x, pytorch style.
 
     Raises:
-        InputError: as :func:`read_content`; its digest is not that of its name; it holds no state_dict; or its weights
-            are of another family: "caffe" style, or MMDetection 1.x.
+        InputError: as :func:`read_content`; its digest is not the one in its name; it has no state_dict; or its weights
+            are of "caffe" style or of MMDetection 1.x.
     """
     content = read_content(path, trust_pickle=trust_pickle)
     sha256 = checked_sha256(path, digest_in_name(path.name))
@@ -253,7 +252,7 @@ def read_mmdet(path: Path, *, trust_pickle: bool = False) -> MmdetFile:
 
 
 def refuse_caffe(file: MmdetFile) -> None:
-    """Weights of "caffe" style want BGR pixels that are not divided, and stride in another convolution."""
+    """Weights of "caffe" style need BGR pixels that are not divided, and the stride in another convolution."""
     found = CAFFE.search(file.config)
     if found or "_caffe_" in file.path.name:
         sign = f"its config says {found[0]}" if found else "its name says so"
@@ -262,19 +261,19 @@ def refuse_caffe(file: MmdetFile) -> None:
 
 
 def refuse_first_version(file: MmdetFile) -> None:
-    """MMDetection 1.x has the background first, regresses boxes for it too, and has other names."""
+    """MMDetection 1.x has the background first, predicts boxes for it too, and has other names."""
     version = file.mmdet_version or ""
     shapes = {key: tuple(value.shape) for key, value in file.state.items()}
     classifier, deltas = (shapes.get(f"roi_head.bbox_head.fc_{kind}.bias", (0,)) for kind in ("cls", "reg"))
     signs = {
         f"its mmdet_version is {version}": re.match(r"[01]\.", version),
         "its keys begin with bbox_head or mask_head": any(re.match(r"(bbox|mask)_head\.", key) for key in shapes),
-        "it regresses boxes of the background": classifier[0] > 0 and deltas[0] == 4 * classifier[0],
+        "it predicts boxes for the background": classifier[0] > 0 and deltas[0] == 4 * classifier[0],
     }
-    for sign, seen in signs.items():
-        if seen:
-            fix = "upgrade it with MMDetection's tools/model_converters/upgrade_model_version.py"
-            raise InputError(str(file.path), f"is of MMDetection 1.x: {sign}", allowed="2.x or 3.x", fix=fix)
+    for sign, is_seen in signs.items():
+        if is_seen:
+            fix = "convert it with MMDetection's tools/model_converters/upgrade_model_version.py"
+            raise InputError(str(file.path), f"is a file of MMDetection 1.x: {sign}", allowed="2.x or 3.x", fix=fix)
 
 
 def converted(file: MmdetFile, backbone: str, num_categories: int) -> dict[str, torch.Tensor]:
@@ -283,36 +282,36 @@ def converted(file: MmdetFile, backbone: str, num_categories: int) -> dict[str, 
     Raises:
         InputError: they are of another backbone or another number of classes, or keys or shapes do not fit.
     """
-    where, guess, found = str(file.path), backbone_of(file.state, "backbone."), file.num_categories
-    if guess not in (None, backbone):
-        raise InputError(where, f"is a model of {guess}", allowed=backbone, fix=f"say --backbone {guess}")
-    if found not in (None, num_categories):
+    where, found, classes = str(file.path), backbone_of(file.state, "backbone."), file.num_categories
+    if found not in (None, backbone):
+        raise InputError(where, f"is a model of {found}", allowed=backbone, fix=f"use --backbone {found}")
+    if classes not in (None, num_categories):
         fix = "name the file, or the annotations, of the same dataset version"
-        if (found, num_categories) == (1230, 1203):
-            fix = "take the file of August 2020: the first of LVIS v1 had 1230 by mistake (mmdetection#3593)"
-        raise InputError(where, f"has {found} classes", allowed=f"{num_categories}, as the annotations", fix=fix)
+        if (classes, num_categories) == (1230, 1203):
+            fix = "use the file of August 2020: the first of LVIS v1 had 1230 classes by mistake (mmdetection#3593)"
+        raise InputError(where, f"has {classes} classes", allowed=f"{num_categories}, as in the annotations", fix=fix)
     what_for = f"{BACKBONES[backbone].title}, {num_categories} classes"
     require_shapes(where, file.state, layout(BACKBONES[backbone], num_categories), what_for)
     return to_ours(file.state)
 
 
 def name_notes(file: MmdetFile, names: Sequence[str]) -> list[str]:
-    """How the class names of a file differ from those of the annotations; labels are positions in both.
+    """How the class names of a file differ from those of the annotations, in whose order they must be.
 
     Raises:
-        InputError: more than a handful differ, so the file is of other categories or of another order.
+        InputError: more than ``MOST_RENAMED`` differ, so the categories or their order are others.
     """
     if file.classes is None:
-        return ["the file names no classes: that its order is that of the annotations is not checked"]
+        return ["the file does not name its classes: their order cannot be compared with that of the annotations"]
     if len(file.classes) != len(names):
-        what = f"names {len(file.classes)} classes, but has rows for {len(names)}"
+        what = f"names {len(file.classes)} classes, but has weights of {len(names)}"
         raise InputError(str(file.path), what, fix="name another file")
     differing = [
         f"class {place} is {theirs!r} in the file, {ours!r} in the annotations"
         for place, (theirs, ours) in enumerate(zip(file.classes, names, strict=True))
         if theirs != ours
     ]
-    if len(differing) > HANDFUL:
+    if len(differing) > MOST_RENAMED:
         raise InputError(
             str(file.path),
             f"{len(differing)} of {len(names)} class names differ, the first: {differing[0]}",
@@ -326,13 +325,13 @@ def write_mmdet(path: Path, state: Weights, meta: dict[str, Any], *, publish: bo
     """Write one of our models as a file that MMDetection 2.x and 3.x load; returns its path.
 
     Args:
-        path: Where; with ``publish``, what its name begins with.
-        state: Our weights.
-        meta: What our model says of itself: ``backbone`` and ``CLASSES`` are needed.
-        publish: Append the first 8 digits of its SHA-256 to the name.
+        path: where to write.
+        state: our weights.
+        meta: of our model; ``backbone`` and ``CLASSES`` are needed.
+        publish: append the first 8 digits of its SHA-256 to the name.
 
     Raises:
-        InputError: the meta says too little, or keys or shapes are not those of MMDetection.
+        InputError: the meta lacks one of the two, or keys or shapes are not those of MMDetection.
     """
     name, classes = meta.get("backbone"), meta.get("CLASSES")
     if name not in BACKBONES or not isinstance(classes, (list, tuple)):
@@ -353,7 +352,7 @@ def write_mmdet(path: Path, state: Weights, meta: dict[str, Any], *, publish: bo
 
 
 def mmdet_meta(backbone: Backbone, classes: tuple[str, ...], meta: dict[str, Any]) -> dict[str, Any]:
-    """Meta as 3.x reads it (cfg, dataset_meta), and 2.x (CLASSES)."""
+    """Meta for 3.x (cfg, dataset_meta) and for 2.x (CLASSES)."""
     kind = "ResNet" if backbone.groups == 1 else "ResNeXt"
     depth = 3 * sum(backbone.blocks) + 2
     groups = "" if backbone.groups == 1 else f", groups={backbone.groups}, base_width={backbone.width_per_group}"

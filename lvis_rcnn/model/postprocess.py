@@ -1,7 +1,7 @@
-"""Detections of a network: which regions are what, without duplicates (MMDetection 3.3.0, ``multiclass_nms``).
+"""From regions to the detections of an image: scores, boxes, NMS, masks (MMDetection 3.3.0, ``multiclass_nms``).
 
-What torchvision's ``RoIHeads`` does otherwise: one-sided limit of deltas, boxes under 1e-2 pixels dropped, NMS over all
-candidates (a million, at 1000 regions x 1230 labels), all mask channels.
+torchvision's ``RoIHeads`` differs: it limits deltas on one side only, drops boxes below 1e-2 pixels, runs NMS over all
+candidates (a million, at 1000 regions x 1230 labels), and computes all mask channels.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from lvis_rcnn.config.schema import Inference
 from lvis_rcnn.model.boxes import ROI_STDS, clip, decode
 from lvis_rcnn.model.roi_heads import BOX_POOL, MASK_POOL, RegionHeads, region_features
 
-# Candidates of the first NMS, for each detection wanted: an object has some ten overlapping regions.
+# Candidates in the first NMS, per detection to keep: an object has some ten overlapping regions.
 CANDIDATES_PER_DETECTION = 10
-# Regions at a time in the mask head: 1.6 MB each at its widest.
-MASKS_AT_ONCE = 64
+# Regions per pass of the mask head: 1.6 MB each at its widest.
+MASKS_PER_PASS = 64
 
-# NMS keeps labels apart by shifting their boxes. In float64 that is exact to 1e-9 pixels at 1230 labels, so it is NMS
-# of each label by itself; mmcv shifts in float32, which rounds to 1/8 pixel there.
+# One NMS serves all labels, whose boxes are shifted apart. In float64 this is exact to 1e-9 pixels at 1230 labels, as
+# if each label had an NMS of its own; mmcv shifts in float32, which rounds to 1/8 pixel there.
 NMS_DTYPES = {"exact": torch.float64, "offset": torch.float32}
 
 SizeHW = tuple[int, int]
@@ -35,13 +35,13 @@ class ImageDetections:
     """1 to C."""
     scores: Float[torch.Tensor, " d"]
     mask_rows: Int64[torch.Tensor, " m"]
-    """Detections that have a mask, ascending; all, unless masks of some labels only were wanted."""
+    """Indices of the detections that have a mask, ascending."""
     mask_logits: Float[torch.Tensor, "m 28 28"]
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs of a region and a label, in the order of regions, then labels."""
+    """Possible detections: pairs of a region and a label, in the order of regions, then labels."""
 
     boxes_xyxy: Float[torch.Tensor, "m 4"]
     labels: Int64[torch.Tensor, " m"]
@@ -59,7 +59,7 @@ def detect_boxes(
     size_hw: SizeHW,
     test: Inference,
 ) -> Candidates:
-    """The best detections of one image, as ``test`` says; boxes are clipped to ``size_hw``.
+    """The detections of one image, best first; boxes are clipped to ``size_hw``.
 
     NMS compares IoU, which does not change when an axis is rescaled: it may run in the network's frame (as in
     MMDetection 3; 2.x rescaled first).
@@ -75,23 +75,23 @@ def detect_boxes(
 def best_of_each_label(candidates: Candidates, test: Inference) -> Candidates:
     """NMS within each label, then the best ``test.detections_per_image`` over all labels.
 
-    What survives among the best M candidates never depends on a worse one. So NMS takes the best M, and twice as many
-    until enough survive. All candidates that tie with the M-th are taken along.
+    Which of the best M candidates survive never depends on a worse one. So NMS runs on the best M, with all that tie
+    with the M-th, and on twice as many as long as too few survive.
     """
     count, dtype = test.detections_per_image, NMS_DTYPES[test.nms]
     frame_px = candidates.boxes_xyxy.max() + 1 if len(candidates.labels) else torch.zeros(())
-    wanted = count * CANDIDATES_PER_DETECTION
+    considered = count * CANDIDATES_PER_DETECTION
     while True:
-        best = candidates[best_rows(candidates.scores, wanted)]
+        best = candidates[best_rows(candidates.scores, considered)]
         shifts = (best.labels - 1).to(dtype)[:, None] * frame_px.to(dtype)
         survivors = nms(best.boxes_xyxy.to(dtype) + shifts, best.scores.to(dtype), test.nms_iou)
         if len(survivors) >= count or len(best.labels) == len(candidates.labels):
             return best[survivors[:count]]
-        wanted *= 2
+        considered *= 2
 
 
 def best_rows(scores: Float[torch.Tensor, " m"], count: int) -> Int64[torch.Tensor, " kept"]:
-    """Rows of the best ``count`` scores and of all that equal the last of them: best first, equal ones in order."""
+    """Indices of the best ``count`` scores and of all equal to the last of them, best first, equal ones in order."""
     if len(scores) <= count:
         return scores.argsort(descending=True, stable=True)
     rows = (scores >= scores.topk(count, sorted=False).values.min()).nonzero()[:, 0]
@@ -99,11 +99,13 @@ def best_rows(scores: Float[torch.Tensor, " m"], count: int) -> Int64[torch.Tens
 
 
 def detect_masks(
-    heads: RegionHeads, features: list[Float[torch.Tensor, "1 c _ _"]], found: Candidates
+    heads: RegionHeads, features: list[Float[torch.Tensor, "1 c _ _"]], detections: Candidates
 ) -> Float[torch.Tensor, "d 28 28"]:
-    """Mask logits of detections, for their own label only."""
+    """Mask logits of detections, each for its label."""
     logits = [
         heads.mask_predictor(heads.mask_head(region_features(features, [boxes], MASK_POOL)), labels)
-        for boxes, labels in zip(found.boxes_xyxy.split(MASKS_AT_ONCE), found.labels.split(MASKS_AT_ONCE), strict=True)
+        for boxes, labels in zip(
+            detections.boxes_xyxy.split(MASKS_PER_PASS), detections.labels.split(MASKS_PER_PASS), strict=True
+        )
     ]
     return torch.cat(logits)

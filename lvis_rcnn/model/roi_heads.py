@@ -1,4 +1,6 @@
-"""Box and mask heads: torchvision's modules and parameter names, without rows for the background that nothing reads.
+"""Box and mask heads, and the features that RoIAlign gives them.
+
+torchvision's modules and parameter names, but without box and mask rows for the background, which nothing reads.
 
 Initial weights are MMDetection's (3.3.0, ``init_weights``); torchvision leaves the linear layers and the biases of the
 mask predictor at PyTorch's defaults.
@@ -37,16 +39,16 @@ class BoxPredictor(nn.Module):
         rows: Int64[torch.Tensor, " m"],
         labels: Int64[torch.Tensor, " m"],
     ) -> Float[torch.Tensor, "m 4"]:
-        """Deltas of pairs of a region (a row of ``hidden``) and a label (1 to C)."""
+        """Deltas of pairs of a region (row of ``hidden``) and a label (1 to C)."""
         deltas: torch.Tensor = self.bbox_pred(hidden).unflatten(1, (-1, 4))
         return deltas[rows, labels - 1]
 
 
 class MaskPredictor(nn.Module):
-    """Logits of one label a region.
+    """Mask logits of each region for its label.
 
-    The last layer is a 1 x 1 convolution with one row a label. All 1230 rows would be 942 MiB for the 256 positive
-    regions of two images; only the row of a region's label is applied, which has the same value and gradient.
+    The last layer is a 1 x 1 convolution with one row per label. Only the row of a region's label is applied: values
+    and gradients are the same, and all 1230 rows would be 942 MiB for the 256 positive regions of two images.
     """
 
     def __init__(self, num_labels: int) -> None:
@@ -84,7 +86,7 @@ class RegionHeads(nn.Module):
         self.mask_predictor = MaskPredictor(num_labels)
 
 
-# P2 to P5; a region of 112 pixels a side and more goes to P3, of 224 to P4, of 448 to P5.
+# P2 to P5; regions with sides from 112 pixels on are read from P3, from 224 on from P4, from 448 on from P5.
 REGION_STRIDES_PX = STRIDES_PX[:4]
 FINEST_SIDE_PX = 56
 
@@ -98,9 +100,9 @@ def level_of(boxes_xyxy: Float[torch.Tensor, "n 4"]) -> Int64[torch.Tensor, " n"
 def region_features(
     features: list[Float[torch.Tensor, "n c _ _"]], boxes_xyxy: list[Float[torch.Tensor, "_ 4"]], output_size: int
 ) -> Float[torch.Tensor, "r c s s"]:
-    """``output_size`` squared cells of every region, images in order; ``boxes_xyxy`` has one tensor an image."""
+    """RoIAlign with ``output_size`` squared cells; ``boxes_xyxy`` has one tensor per image, the result all regions."""
     boxes = torch.cat(boxes_xyxy)
-    image_of = torch.cat([boxes.new_full((len(own), 1), image) for image, own in enumerate(boxes_xyxy)])
+    image_of = torch.cat([boxes.new_full((len(of_image), 1), image) for image, of_image in enumerate(boxes_xyxy)])
     regions, levels = torch.cat([image_of, boxes], dim=1), level_of(boxes)
     pooled = features[0].new_zeros(len(regions), features[0].shape[1], output_size, output_size)
     for level, (feature, stride_px) in enumerate(zip(features, REGION_STRIDES_PX, strict=False)):

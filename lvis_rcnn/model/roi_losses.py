@@ -1,8 +1,8 @@
-"""What the heads learn from regions (MMDetection 3.3.0, ``StandardRoIHead.loss``).
+"""Losses of the box and mask heads on sampled regions (MMDetection 3.3.0, ``StandardRoIHead.loss``).
 
-What torchvision's ``RoIHeads`` does otherwise: ground truth joins the proposals before they are matched, so that of two
-equal boxes the first gets both; no low-quality matches; smooth L1; box deltas of all regions where only those on an
-object count; all mask channels; soft mask targets.
+torchvision's ``RoIHeads`` differs: it adds the ground truth before matching, so that of two equal boxes the first gets
+both; it has no low-quality matches, smooth L1, and soft mask targets; it computes the box deltas of all regions, where
+only those of positive regions count, and all mask channels.
 """
 
 from dataclasses import dataclass
@@ -19,19 +19,87 @@ from lvis_rcnn.model.roi_heads import BOX_POOL, MASK_POOL, RegionHeads, region_f
 
 MASK_SIZE = 28
 # 60 bytes each while they are computed.
-SAMPLES_AT_ONCE = 1 << 20
+SAMPLES_PER_CHUNK = 1 << 20
 
 SizeHW = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One axis of samples: between pixels ``low`` and ``high``, of weight ``1 - fraction`` and ``fraction``."""
+class SampledRegions:
+    """Regions of one image that the heads are trained on, positive ones first."""
 
-    low: Int64[torch.Tensor, " s"]
-    high: Int64[torch.Tensor, " s"]
-    fraction: Float[torch.Tensor, " s"]
-    inside: Bool[torch.Tensor, " s"]
+    boxes_xyxy: Float[torch.Tensor, "r 4"]
+    labels: Int64[torch.Tensor, " r"]
+    """0 is the background."""
+    objects: Int64[torch.Tensor, " p"]
+    """Index of the ground truth of each positive region."""
+
+    @property
+    def positive_xyxy(self) -> Float[torch.Tensor, "p 4"]:
+        """Boxes of the positive regions."""
+        return self.boxes_xyxy[: len(self.objects)]
+
+
+def sampled_regions(
+    proposals_xyxy: Float[torch.Tensor, "n 4"], target: Target, count: int, positive_fraction: float, choose: Choose
+) -> SampledRegions:
+    """Match the proposals, put the ground truth before them, each box matched with itself, and sample."""
+    truths = target.boxes_xyxy
+    themselves = torch.arange(1, len(truths) + 1, device=truths.device)
+    assigned = torch.cat([themselves, assign(proposals_xyxy, truths, ROI_THRESHOLDS)])
+    boxes = torch.cat([truths, proposals_xyxy])
+    positive, negative = sample(assigned, count, positive_fraction, choose)
+    objects = assigned[positive] - 1
+    labels = torch.cat([target.labels[objects], torch.zeros_like(negative)])
+    return SampledRegions(boxes[torch.cat([positive, negative])], labels, objects)
+
+
+def region_losses(
+    heads: RegionHeads,
+    features: list[Float[torch.Tensor, "n c _ _"]],
+    regions: list[SampledRegions],
+    targets: list[Target],
+    canvas_hw: SizeHW,
+) -> dict[str, torch.Tensor]:
+    """Classification (cross entropy), box (L1) and mask (binary cross entropy) loss of a group.
+
+    Box and mask are those predicted for the label of a positive region. The first two are sums over the group divided
+    by its number of regions, the mask loss is the mean over all cells of its positive regions.
+    """
+    hidden = heads.box_head(region_features(features, [sampled.boxes_xyxy for sampled in regions], BOX_POOL))
+    labels = torch.cat([sampled.labels for sampled in regions])
+    positive = labels.nonzero()[:, 0]
+    target_deltas = [
+        encode(sampled.positive_xyxy, target.boxes_xyxy[sampled.objects], ROI_STDS)
+        for sampled, target in zip(regions, targets, strict=True)
+    ]
+    rows = torch.arange(len(positive), device=labels.device)
+    deltas = heads.box_predictor.deltas(hidden[positive], rows, labels[positive])
+    return {
+        "loss_cls": cross_entropy(heads.box_predictor.cls_score(hidden), labels, reduction="sum") / len(labels),
+        "loss_bbox": l1_loss(deltas, torch.cat(target_deltas), reduction="sum") / len(labels),
+        "loss_mask": mask_loss(heads, features, regions, targets, canvas_hw),
+    }
+
+
+def mask_loss(
+    heads: RegionHeads,
+    features: list[Float[torch.Tensor, "n c _ _"]],
+    regions: list[SampledRegions],
+    targets: list[Target],
+    canvas_hw: SizeHW,
+) -> torch.Tensor:
+    """Mask loss; without a positive region it is 0, with a gradient of 0 for every parameter of the mask head."""
+    boxes = [sampled.positive_xyxy for sampled in regions]
+    labels = torch.cat([sampled.labels[: len(sampled.objects)] for sampled in regions])
+    logits: torch.Tensor = heads.mask_predictor(heads.mask_head(region_features(features, boxes, MASK_POOL)), labels)
+    if not len(labels):
+        return logits.sum()
+    masks = [
+        mask_targets(target.masks, sampled.positive_xyxy, sampled.objects, canvas_hw)
+        for target, sampled in zip(targets, regions, strict=True)
+    ]
+    return binary_cross_entropy_with_logits(logits, torch.cat(masks))
 
 
 @torch.no_grad()
@@ -41,16 +109,17 @@ def mask_targets(
     objects: Int64[torch.Tensor, " r"],
     canvas_hw: SizeHW,
 ) -> Float[torch.Tensor, "r 28 28"]:
-    """Targets, 0 or 1, of regions on objects.
+    """Mask targets, 0 or 1, of positive regions: RoIAlign of the bitmaps, and a threshold of one half.
 
     Args:
         crops: masks of the image's objects.
         regions_xyxy: regions, in pixels of the network's input.
-        objects: which of the crops each region is trained on.
-        canvas_hw: size of the batch's pixels: behind its edge a bitmap repeats, before it padding is zero.
+        objects: index of the crop that each region is trained on.
+        canvas_hw: size of the batch's pixels: up to there the padding of a bitmap is 0, beyond it the last pixels are
+            repeated.
     """
-    shifted = regions_xyxy - 0.5  # the value of pixel i, which covers i to i + 1, stands at its middle
-    # Sampling points of a cell, each way.
+    shifted = regions_xyxy - 0.5  # pixel i covers i to i + 1, and its value is that of its centre
+    # Sampling points per cell along x and y.
     points_xy = torch.ceil((shifted[:, 2:] - shifted[:, :2]) / MASK_SIZE).long()
     samples = (points_xy * MASK_SIZE).prod(dim=1)
     soft = regions_xyxy.new_zeros(len(regions_xyxy), MASK_SIZE * MASK_SIZE)
@@ -60,8 +129,8 @@ def mask_targets(
 
 
 def chunks(samples: Int64[torch.Tensor, " r"]) -> list[Int64[torch.Tensor, " _"]]:
-    """Rows in order, as many together as have ``SAMPLES_AT_ONCE`` samples; a larger row stands alone."""
-    part_of = torch.div(samples.cumsum(0) - 1, SAMPLES_AT_ONCE, rounding_mode="floor")
+    """Consecutive regions that have about ``SAMPLES_PER_CHUNK`` samples together."""
+    part_of = torch.div(samples.cumsum(0) - 1, SAMPLES_PER_CHUNK, rounding_mode="floor")
     return list(
         torch.arange(len(samples), device=samples.device).split(
             torch.unique_consecutive(part_of, return_counts=True)[1].tolist()
@@ -76,7 +145,7 @@ def region_means(
     objects: Int64[torch.Tensor, " r"],
     canvas_hw: SizeHW,
 ) -> Float[torch.Tensor, "r cells"]:
-    """Mean of the samples of each cell; samples are laid out region by region, each row by row."""
+    """Mean of the samples of each cell; samples are in the order of regions, in each row by row."""
     columns = points_xy[:, 0] * MASK_SIZE
     samples = columns * points_xy[:, 1] * MASK_SIZE
     region = torch.repeat_interleave(samples)
@@ -88,9 +157,20 @@ def region_means(
     cell_y = torch.div(row, points_xy[region, 1], rounding_mode="floor")
     cell_x = torch.div(column, points_xy[region, 0], rounding_mode="floor")
     cell = (region * MASK_SIZE + cell_y) * MASK_SIZE + cell_x
-    # Row by row is the kernel's order inside a cell, and index_add_ adds in order.
+    # Row by row is the order of RoIAlign's kernel in a cell. index_add_ adds in that order on a CPU; on a GPU in any,
+    # so that a mean of almost exactly one half may round otherwise.
     sums = values.new_zeros(len(points_xy) * MASK_SIZE * MASK_SIZE).index_add_(0, cell, values)
     return sums.reshape(len(points_xy), -1) / points_xy.prod(dim=1).clamp(min=1)[:, None]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One coordinate of samples: between pixels ``low`` and ``high``, weighted by ``1 - fraction`` and ``fraction``."""
+
+    low: Int64[torch.Tensor, " s"]
+    high: Int64[torch.Tensor, " s"]
+    fraction: Float[torch.Tensor, " s"]
+    inside: Bool[torch.Tensor, " s"]
 
 
 def axis(
@@ -100,7 +180,7 @@ def axis(
     region: Int64[torch.Tensor, " s"],
     size: int,
 ) -> Axis:
-    """Samples along one axis: ``position`` counts those of a region; ``intervals`` are start and end of regions."""
+    """Samples along one axis: ``position`` counts them in their region; ``intervals`` are start and end of regions."""
     starts, ends = intervals.unbind(1)
     cell_px = ((ends - starts) / MASK_SIZE)[region]
     points_of = points[region]
@@ -117,89 +197,16 @@ def interpolated(crops: MaskCrops, objects: Int64[torch.Tensor, " s"], y: Axis, 
     """Bilinear values of samples; 0 where a sample lies outside the canvas."""
     left, top, right, bottom = crops.frames_xyxy[objects].unbind(1)
     first, width = crops.offsets[objects], right - left
-    # One more pixel, zero, for everything outside a crop.
+    # One more pixel, which is 0, for everything outside a crop.
     pixels = torch.cat([crops.pixels, crops.pixels.new_zeros(1)])
 
     def pixel(row: Int64[torch.Tensor, " s"], column: Int64[torch.Tensor, " s"]) -> Float[torch.Tensor, " s"]:
         within = (row >= top) & (row < bottom) & (column >= left) & (column < right)
-        place = first + (row - top) * width + (column - left)
-        return pixels[torch.where(within, place, len(crops.pixels))].to(y.fraction.dtype)
+        index = first + (row - top) * width + (column - left)
+        return pixels[torch.where(within, index, len(crops.pixels))].to(y.fraction.dtype)
 
     upper, lower = 1 - y.fraction, y.fraction
     before, behind = 1 - x.fraction, x.fraction
     value = upper * before * pixel(y.low, x.low) + upper * behind * pixel(y.low, x.high)
     value = value + lower * before * pixel(y.high, x.low) + lower * behind * pixel(y.high, x.high)
     return torch.where(y.inside & x.inside, value, 0.0)
-
-
-@dataclass(frozen=True)
-class SampledRegions:
-    """Regions of one image that the heads are trained on, those on an object first."""
-
-    boxes_xyxy: Float[torch.Tensor, "r 4"]
-    labels: Int64[torch.Tensor, " r"]
-    """0 is the background."""
-    objects: Int64[torch.Tensor, " p"]
-    """Ground truth of each region on an object."""
-
-
-def sampled_regions(
-    proposals_xyxy: Float[torch.Tensor, "n 4"], target: Target, count: int, positive_fraction: float, choose: Choose
-) -> SampledRegions:
-    """Match the proposals, put the ground truth before them as its own match, sample."""
-    truths = target.boxes_xyxy
-    own = torch.arange(1, len(truths) + 1, device=truths.device)
-    assigned = torch.cat([own, assign(proposals_xyxy, truths, ROI_THRESHOLDS)])
-    boxes = torch.cat([truths, proposals_xyxy])
-    positive, negative = sample(assigned, count, positive_fraction, choose)
-    objects = assigned[positive] - 1
-    labels = torch.cat([target.labels[objects], torch.zeros_like(negative)])
-    return SampledRegions(boxes[torch.cat([positive, negative])], labels, objects)
-
-
-def region_losses(
-    heads: RegionHeads,
-    features: list[Float[torch.Tensor, "n c _ _"]],
-    regions: list[SampledRegions],
-    targets: list[Target],
-    canvas_hw: SizeHW,
-) -> dict[str, torch.Tensor]:
-    """Label (cross entropy), box (L1) and mask (binary cross entropy) loss of a group, the last two of the own label.
-
-    The first two are sums over the group divided by its number of regions, the last is a mean over the cells of all
-    regions on an object.
-    """
-    hidden = heads.box_head(region_features(features, [one.boxes_xyxy for one in regions], BOX_POOL))
-    labels = torch.cat([one.labels for one in regions])
-    on_object = labels.nonzero()[:, 0]
-    wanted = [
-        encode(own.boxes_xyxy[: len(own.objects)], target.boxes_xyxy[own.objects], ROI_STDS)
-        for own, target in zip(regions, targets, strict=True)
-    ]
-    rows = torch.arange(len(on_object), device=labels.device)
-    deltas = heads.box_predictor.deltas(hidden[on_object], rows, labels[on_object])
-    return {
-        "loss_cls": cross_entropy(heads.box_predictor.cls_score(hidden), labels, reduction="sum") / len(labels),
-        "loss_bbox": l1_loss(deltas, torch.cat(wanted), reduction="sum") / len(labels),
-        "loss_mask": mask_loss(heads, features, regions, targets, canvas_hw),
-    }
-
-
-def mask_loss(
-    heads: RegionHeads,
-    features: list[Float[torch.Tensor, "n c _ _"]],
-    regions: list[SampledRegions],
-    targets: list[Target],
-    canvas_hw: SizeHW,
-) -> torch.Tensor:
-    """Mask loss; 0, and still of every parameter, where no region lies on an object."""
-    boxes = [own.boxes_xyxy[: len(own.objects)] for own in regions]
-    labels = torch.cat([own.labels[: len(own.objects)] for own in regions])
-    logits: torch.Tensor = heads.mask_predictor(heads.mask_head(region_features(features, boxes, MASK_POOL)), labels)
-    if not len(labels):
-        return logits.sum()
-    wanted = [
-        mask_targets(target.masks, own_boxes, own.objects, canvas_hw)
-        for target, own_boxes, own in zip(targets, boxes, regions, strict=True)
-    ]
-    return binary_cross_entropy_with_logits(logits, torch.cat(wanted))

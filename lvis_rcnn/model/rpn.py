@@ -1,19 +1,19 @@
-"""Region proposal network (Ren et al. 2015): where something is, whatever it is.
+"""Region proposal network (Ren et al. 2015): where objects are, of whatever category.
 
-torchvision's head and parameter names under MMDetection's arithmetic (3.3.0, ``RPNHead``). What torchvision's
-``RegionProposalNetwork`` does otherwise: rounded anchors and guessed strides, anchors in padding, its matcher, smooth
-L1, proposals of 1e-3 pixels dropped rather than of 0, 2000 of them kept in training in place of 1000.
+torchvision's head and parameter names with MMDetection's arithmetic (3.3.0, ``RPNHead``). torchvision's
+``RegionProposalNetwork`` differs: it rounds anchors and guesses strides, trains on anchors in the padding, has another
+matcher and smooth L1, drops proposals below 1e-3 pixels instead of 0, and keeps 2000 instead of 1000 in training.
 
-Both losses are of at most 256 anchors an image, of some 200,000; only at these is the head computed with a gradient:
-the same numbers and gradients to rounding, without a backward pass through the head on whole levels, which is 13 % of
-the arithmetic of a training step of R-50.
+Both losses are of at most 256 of an image's 200,000 anchors, and the head is computed with a gradient at these only:
+values and gradients are equal to rounding, and the backward pass through the head on whole levels, 13 % of the
+arithmetic of a training step of R-50, is not needed.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, linear, relu
 from torchvision.models.detection.rpn import RPNHead
@@ -30,19 +30,17 @@ SizeHW = tuple[int, int]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the head says of every anchor of a batch of ``n`` images: levels in order, in each y, x, ratio."""
+    """Output of the head for a batch of ``n`` images, one tensor per level; anchors are in the order y, x, ratio."""
 
     anchors_xyxy: list[Float[torch.Tensor, "_ 4"]]
-    """A level."""
     levels_hw: list[SizeHW]
     logits: list[Float[torch.Tensor, "n _"]]
-    """A level; of being an object."""
+    """Objectness."""
     deltas: list[Float[torch.Tensor, "n _ 4"]]
-    """A level."""
 
 
 class ProposalNetwork(nn.Module):
-    """The head; ``rpn.head`` in the module tree."""
+    """The RPN head; ``rpn.head`` in the module tree."""
 
     def __init__(self, channels: int, anchor_scale: float) -> None:
         super().__init__()
@@ -65,7 +63,7 @@ class ProposalNetwork(nn.Module):
     def at_anchors(
         self, levels: Sequence[Float[torch.Tensor, "c _ _"]], anchors: Int64[torch.Tensor, " k"]
     ) -> tuple[Float[torch.Tensor, " k"], Float[torch.Tensor, "k 4"]]:
-        """Logits and deltas of some anchors of one image, numbered over its levels as in :class:`Predictions`."""
+        """Logits and deltas at some anchors of one image, which are counted over all its levels."""
         places, ratios = anchors // len(ASPECT_RATIOS), anchors % len(ASPECT_RATIOS)
         convolution, rows = self.head.conv[0][0], torch.arange(len(anchors), device=anchors.device)
         patches = patches_at(levels, places)
@@ -80,10 +78,10 @@ class ProposalNetwork(nn.Module):
 def patches_at(
     levels: Sequence[Float[torch.Tensor, "c _ _"]], places: Int64[torch.Tensor, " k"]
 ) -> Float[torch.Tensor, "k c 9"]:
-    """The 3 x 3 cells around places, 0 outside of a level; places count all levels' cells in the order level, y, x.
+    """The 3 x 3 cells around some cells, 0 outside a level; ``places`` counts cells in the order level, y, x.
 
-    Every level is asked for every place and answers 0 for those of the others, which waits for no device. Its gradient
-    is taken by index_add, whose order on a CPU is fixed.
+    Every level is read at every place, and gives 0 for places of other levels: so the host need not wait for the
+    device. Its gradient is an index_add, which sums in a fixed order on a CPU, but not on a GPU.
     """
     offsets, first, patches = torch.arange(-1, 2, device=places.device), 0, []
     for level in levels:
@@ -94,8 +92,8 @@ def patches_at(
         exists = (y >= 0) & (y < height)
         inside = exists[:, None, None] & (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         cells = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
-        found = level.flatten(1).index_select(1, cells.flatten()) * inside.flatten()
-        patches.append(found.unflatten(1, (len(places), 9)))
+        values = level.flatten(1).index_select(1, cells.flatten()) * inside.flatten()
+        patches.append(values.unflatten(1, (len(places), 9)))
         first += height * width
     return torch.stack(patches).sum(dim=0).transpose(0, 1)
 
@@ -108,10 +106,10 @@ def rpn_losses(
     anchors_per_image: int,
     choose: Choose,
 ) -> dict[str, torch.Tensor]:
-    """Objectness (binary cross entropy) and box (L1) loss over the sampled anchors of the images of one group.
+    """Objectness (binary cross entropy) and box (L1) loss of the sampled anchors of one normalisation group.
 
-    Both sums are divided by the number of sampled anchors of the group, in which an image without positive (or
-    negative) anchors counts one.
+    Both sums are divided by the number of sampled anchors of the group; an image without positive anchors counts as one
+    with one, and likewise for negative anchors.
     """
     levels_hw = [(level.shape[2], level.shape[3]) for level in features]
     anchors = torch.cat(pyramid_anchors(levels_hw, network.anchor_scale, features[0].device))
@@ -124,8 +122,8 @@ def rpn_losses(
         divisor += max(len(positive), 1) + max(len(negative), 1)
         sampled = inside[torch.cat([positive, negative])]
         logits, deltas = network.at_anchors(levels, sampled)
-        wanted = torch.cat([torch.ones_like(positive), torch.zeros_like(negative)]).to(logits)
-        objectness.append(binary_cross_entropy_with_logits(logits, wanted, reduction="sum"))
+        is_object = torch.cat([torch.ones_like(positive), torch.zeros_like(negative)]).to(logits)
+        objectness.append(binary_cross_entropy_with_logits(logits, is_object, reduction="sum"))
         targets = encode(anchors[inside[positive]], truths[assigned[positive] - 1], RPN_STDS)
         boxes.append(l1_loss(deltas[: len(positive)], targets, reduction="sum"))
     return {
@@ -143,10 +141,10 @@ def proposals(
     Args:
         predictions: of the batch.
         sizes_hw: image sizes before padding; boxes are clipped to them.
-        before_nms: best anchors kept a level.
-        after_nms: boxes kept an image, over all levels.
+        before_nms: best anchors that are kept per level.
+        after_nms: boxes that are kept per image, over all levels.
     """
-    found = []
+    per_image = []
     for image, size_hw in enumerate(sizes_hw):
         levels = [
             level_proposals(anchors, logits[image], deltas[image], size_hw, before_nms)
@@ -156,8 +154,8 @@ def proposals(
         ]
         boxes, scores = (torch.cat(parts) for parts in zip(*levels, strict=True))
         best = scores.argsort(descending=True, stable=True)[:after_nms]
-        found.append((boxes[best], scores[best]))
-    return found
+        per_image.append((boxes[best], scores[best]))
+    return per_image
 
 
 def level_proposals(
@@ -167,16 +165,11 @@ def level_proposals(
     size_hw: SizeHW,
     before_nms: int,
 ) -> tuple[Float[torch.Tensor, "p 4"], Float[torch.Tensor, " p"]]:
-    """Proposals of one level of one image: the best by sigmoid, moved, clipped, those without area dropped, NMS."""
+    """Proposals of one level of one image: the best anchors, decoded and clipped, without empty boxes, after NMS."""
     scores = logits.sigmoid()
     best = scores.argsort(descending=True, stable=True)[:before_nms]
     boxes, scores = clip(decode(anchors_xyxy[best], deltas[best], RPN_STDS), size_hw), scores[best]
-    kept = has_area(boxes)
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     boxes, scores = boxes[kept], scores[kept]
     survivors = nms(boxes, scores, PROPOSAL_NMS_IOU)
     return boxes[survivors], scores[survivors]
-
-
-def has_area(boxes_xyxy: Float[torch.Tensor, "n 4"]) -> Bool[torch.Tensor, " n"]:
-    """Boxes with both sides above 0."""
-    return (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1)

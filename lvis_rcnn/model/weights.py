@@ -1,6 +1,7 @@
-"""What a training begins with: ImageNet weights of the body, a published COCO detector without its classes, or nothing.
+"""Models on disk: model.pth, trained or imported, and the published weights that a training begins with.
 
-The files are rows of the zoo. What a file brings is loaded strictly: no key is left over or missing unseen.
+Published weights are an ImageNet classifier for the body, or a COCO detector without its class layers; their files are
+rows of the zoo. Loading is strict: a missing, unexpected or misshapen key is an error.
 """
 
 import pickle
@@ -21,16 +22,16 @@ from lvis_rcnn.system.files import atomic_file
 
 
 def save_model(path: Path, state_dict: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
-    """Write weights and what they are, without optimizer."""
+    """Write a model.pth: weights, without optimizer, and ``meta``, which says what they are."""
     with atomic_file(path) as temporary:
         torch.save({"meta": meta, "state_dict": state_dict}, temporary)
 
 
 def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights and meta of a file that :func:`save_model` wrote.
+    """Weights and meta of a model.pth.
 
     Raises:
-        InputError: the file is missing, damaged or of another kind.
+        InputError: the file is missing, damaged or no model.pth.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -46,7 +47,7 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         ) from None
 
 
-# Their rows are categories, so those of other categories are of no use.
+# Their rows are the categories of the dataset: those of another dataset do not fit.
 CLASS_LAYERS = (
     "roi_heads.box_predictor.cls_score",
     "roi_heads.box_predictor.bbox_pred",
@@ -57,17 +58,18 @@ CLASS_LAYERS = (
 def load_initial_weights(
     model: nn.Module, backbone: str, kind: str, zoo: Mapping[str, ZooModel], weights_dir: Path
 ) -> str:
-    """Load the weights that a training begins with; returns one sentence that says which.
+    """Load the weights that a training begins with; returns a sentence that says which.
 
     Args:
-        model: A Mask R-CNN of ``lvis_rcnn.model``, as initialised; what no file brings stays so.
-        backbone: Row of ``config.schema.BACKBONES``.
-        kind: Key of ``config.Model.weights``.
-        zoo: The published models.
-        weights_dir: Folder of published files; an absent one is fetched into it.
+        model: a Mask R-CNN, as initialised; layers that are not in the file stay so.
+        backbone: row of ``config.schema.BACKBONES``.
+        kind: imagenet, coco or none.
+        zoo: the published models.
+        weights_dir: folder of published files; a missing one is downloaded into it.
 
     Raises:
-        InputError: the zoo has no row, the file cannot be had or is damaged, or its keys or shapes do not fit.
+        InputError: the zoo has no such model, the file cannot be downloaded or is damaged, or its keys or shapes do not
+            fit.
     """
     if kind == "none":
         return "initial weights: none, trained from scratch"
@@ -90,43 +92,42 @@ def load_initial_weights(
 
 
 def load_body(model: nn.Module, path: Path) -> None:
-    """Load an ImageNet classifier without its last layer, ``fc``."""
+    """Load an ImageNet classifier but for its last layer, ``fc``."""
     content = read_content(path, trust_pickle=False)
     bare = {key: value for key, value in content.get("state_dict", content).items() if not key.startswith("fc.")}
     load_strictly(model.get_submodule("backbone.body"), bare, {}, str(path), "a ResNet or ResNeXt of ImageNet")
 
 
 def load_detector(model: nn.Module, path: Path) -> None:
-    """Load a detector of other categories, and say which layers stay as they were initialised."""
+    """Load a detector of other categories, and log which layers stay as they were initialised."""
     ours = to_ours(read_mmdet(path).state)
     shared = {key: value for key, value in ours.items() if not key.startswith(CLASS_LAYERS)}
-    own = {key: value for key, value in model.state_dict().items() if key.startswith(CLASS_LAYERS)}
-    load_strictly(model, shared, own, str(path), "a Mask R-CNN of this backbone")
+    initialised = {key: value for key, value in model.state_dict().items() if key.startswith(CLASS_LAYERS)}
+    load_strictly(model, shared, initialised, str(path), "a Mask R-CNN of this backbone")
     classes = len(ours[f"{CLASS_LAYERS[0]}.bias"]) - 1
-    log.info("%s was trained on %d classes; made anew are %s", path.name, classes, ", ".join(CLASS_LAYERS))
+    log.info("%s was trained on %d classes; not loaded from it: %s", path.name, classes, ", ".join(CLASS_LAYERS))
 
 
 def load_strictly(
-    module: nn.Module, state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], where: str, what_for: str
+    module: nn.Module, state: dict[str, torch.Tensor], kept: dict[str, torch.Tensor], where: str, what_for: str
 ) -> None:
-    """Load ``state`` into ``module``, which keeps ``own``; batch counters may be absent from ``state``.
+    """Load ``state`` into ``module``, which keeps its values ``kept``; batch counters may be absent from ``state``.
 
     Raises:
         InputError: keys or shapes do not fit; nothing is loaded.
     """
     current = module.state_dict()
-    expected: Shapes = {key: tuple(value.shape) for key, value in current.items() if key not in own}
+    expected: Shapes = {key: tuple(value.shape) for key, value in current.items() if key not in kept}
     require_shapes(where, state, expected, what_for)
     counters = {key: value for key, value in current.items() if key.endswith(COUNTER)}
-    module.load_state_dict({**counters, **state, **own})
+    module.load_state_dict({**counters, **state, **kept})
 
 
 def load_trained(settings: Model, backbone: str, model_path: Path, store: AnnotationStore) -> MaskRcnn:
     """The trained network in evaluation mode.
 
     Raises:
-        InputError: the model is not of this project, another backbone's, trained on other categories, or other
-            settings.
+        InputError: it is no model.pth, or a model of another backbone, other categories or another normalization.
     """
     state, meta = load_model(model_path)
     require_fit(str(model_path), backbone, meta, [category.name for category in store.categories])
@@ -136,7 +137,7 @@ def load_trained(settings: Model, backbone: str, model_path: Path, store: Annota
     except RuntimeError:
         raise InputError(
             str(model_path),
-            "its weights are those of another network",
+            "its weights do not fit the network",
             allowed=f"a model of the study's model.normalization, {settings.normalization}",
             fix="train again, or name the model that was trained for this study",
         ) from None
@@ -144,21 +145,23 @@ def load_trained(settings: Model, backbone: str, model_path: Path, store: Annota
 
 
 def require_fit(where: str, backbone: str, meta: dict[str, Any], names: list[str]) -> None:
-    """Refuse a model that was not trained for this backbone and these category names, in their order.
+    """Refuse a model that was not trained for this backbone and these category names in this order.
 
     Raises:
         InputError: says what it was trained for.
     """
     fix = "name the model that was trained for this study"
     if not {"backbone", "CLASSES"} <= set(meta):
-        raise InputError(where, "says of itself nothing we know", allowed="a model.pth of lvis_rcnn.train", fix=fix)
+        raise InputError(
+            where, "does not say what it was trained for", allowed="a model.pth of lvis_rcnn.train", fix=fix
+        )
     if meta["backbone"] != backbone:
         raise InputError(where, f"is a model of {meta['backbone']}", allowed=backbone, fix=fix)
     classes = list(meta["CLASSES"])
     if len(classes) != len(names):
-        what = f"knows {len(classes)} categories"
+        what = f"has {len(classes)} categories"
         raise InputError(where, what, allowed=f"the {len(names)} of the annotations", fix=fix)
     for trained, name in zip(classes, names, strict=True):
         if trained != name:
-            what = f"knows category {trained!r} in the place of {name!r}"
+            what = f"has category {trained!r} in place of {name!r}"
             raise InputError(where, what, allowed="the categories of the annotations, in their order", fix=fix)

@@ -14,8 +14,8 @@ from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.dataloader.batches import Batch, Target
 from lvis_rcnn.dataloader.masks import mask_crops
 from lvis_rcnn.model.backbone import normalised_convolution
-from lvis_rcnn.model.boxes import overlaps
-from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect, losses
+from lvis_rcnn.model.boxes import pairwise_iou
+from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect, losses, network_on_meta
 from lvis_rcnn.model.matcher import random_choice
 from lvis_rcnn.model.postprocess import Candidates, best_of_each_label
 from lvis_rcnn.model.rpn import ProposalNetwork
@@ -120,8 +120,7 @@ TWO = (target((8, 8, 40, 40), (20, 30, 60, 60)), target((4, 30, 30, 60)))
     ],
 )
 def test_parameters_are_the_published_ones(name, parameters, frozen):
-    with torch.device("meta"):
-        model = MaskRcnn(BACKBONES[name], 1231, PUBLISHED)
+    model = network_on_meta(BACKBONES[name], 1231, PUBLISHED)
     counts = Counter()
     for value in model.parameters():
         counts[value.requires_grad] += value.numel()
@@ -273,7 +272,7 @@ def test_the_best_candidates_are_enough(count, labels, wanted, seed):
         order = rows[candidates.scores[rows].argsort(descending=True, stable=True)]
         while len(order):
             kept.append(order[0])
-            apart = overlaps(candidates.boxes_xyxy[order[:1]], candidates.boxes_xyxy[order])[0] <= 0.5
+            apart = pairwise_iou(candidates.boxes_xyxy[order[:1]], candidates.boxes_xyxy[order])[0] <= 0.5
             order = order[apart]
     rows = torch.stack(kept).sort().values
     rows = rows[candidates.scores[rows].argsort(descending=True, stable=True)][:wanted]

@@ -1,4 +1,4 @@
-"""Files of MMDetection: taken with suspicion, refused with a reason, written as published; and the commands."""
+"""Files of MMDetection: checked when read, refused with a reason, written as published; and the commands."""
 
 import csv
 import functools
@@ -111,10 +111,10 @@ def test_a_published_file_is_read(tmp_path, state, meta, version):
 def test_the_checkpoint_of_a_training_wants_trust(tmp_path, state, monkeypatch):
     path = tmp_path / "epoch_24.pth"
     torch.save({**content_of(state, META_3X), "message_hub": {"loss": HistoryBuffer()}}, path)
-    refused(path, rf"more than weights: an object made by {__name__}.HistoryBuffer, and .*; fix: .*--trust-pickle$")
+    refused(path, rf"{__name__}.HistoryBuffer.*; fix: .*--trust-pickle$")
     assert same(read_mmdet(path, trust_pickle=True).state, state)
     monkeypatch.delattr(sys.modules[__name__], "HistoryBuffer")
-    refused(path, r"cannot be made here: .*HistoryBuffer.*; fix: install its package", trust_pickle=True)
+    refused(path, r"HistoryBuffer.*; fix: install its package", trust_pickle=True)
 
 
 def test_an_object_of_a_package_that_is_not_installed(tmp_path, monkeypatch):
@@ -123,8 +123,8 @@ def test_an_object_of_a_package_that_is_not_installed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "absent_package", absent)
         torch.save({"a": absent.Thing()}, tmp_path / "a.pth")
-    refused(tmp_path / "a.pth", "made by absent_package.Thing")
-    refused(tmp_path / "a.pth", "cannot be made here: No module named 'absent_package'", trust_pickle=True)
+    refused(tmp_path / "a.pth", "absent_package.Thing")
+    refused(tmp_path / "a.pth", "not installed: No module named 'absent_package'", trust_pickle=True)
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "empty", "folder", "missing"])
@@ -135,7 +135,7 @@ def test_no_file_of_weights(tmp_path, damage):
     elif damage != "missing":
         whole = write_old(path, content_of({"a": torch.zeros(1000)})).read_bytes()
         path.write_bytes({"cut": whole[: len(whole) // 2], "text": b"<html>404</html>", "empty": b""}[damage])
-    refused(path, "a.pth: no such file; fix" if damage == "missing" else r"a.pth: no readable file of weights \(\w+\)")
+    refused(path, "a.pth: no such file; fix" if damage == "missing" else r"a.pth: cannot be read .*\(\w+\)")
 
 
 @pytest.mark.parametrize(
@@ -182,21 +182,21 @@ def test_caffe_style_is_refused(tmp_path, name, config, sign, key):
         (
             {f"roi_head.bbox_head.fc_{key}.bias": torch.zeros(rows) for key, rows in (("cls", 4), ("reg", 16))},
             "2.0.0",
-            "it regresses boxes of the background",
+            "it predicts boxes for the background",
         ),
     ],
 )
 def test_the_first_version_is_refused(tmp_path, state_1x, version, sign):
     path = write_old(tmp_path / "a.pth", content_of(state_1x, {"mmdet_version": version}))
-    refused(path, f"is of MMDetection 1.x: {sign}; allowed: 2.x or 3.x; fix: .*/upgrade_model_version.py")
+    refused(path, f"MMDetection 1.x: {sign}; allowed: 2.x or 3.x; fix: .*/upgrade_model_version.py")
 
 
 @pytest.mark.parametrize(
     ("held", "backbone", "classes", "message"),
     [
-        (("r101", 3), "r50", 3, "is a model of r101; allowed: r50; fix: say --backbone r101"),
-        (("r50", 4), "r50", 3, "has 4 classes; allowed: 3, as the annotations; fix: name the file, or the annotat"),
-        (("r50", 1230), "r50", 1203, r"has 1230 classes; .* August 2020: .* had 1230 by mistake \(mmdetection#3593\)"),
+        (("r101", 3), "r50", 3, "is a model of r101; allowed: r50; fix: use --backbone r101"),
+        (("r50", 4), "r50", 3, "has 4 classes; allowed: 3.*; fix: name the file, or the annotations"),
+        (("r50", 1230), "r50", 1203, r"has 1230 classes; .* August 2020.*mmdetection#3593"),
         (("r50", 1203), "r50", 1230, "has 1203 classes; .* fix: name the file, or the annotations, of the same"),
     ],
 )
@@ -210,10 +210,7 @@ def test_another_model_than_wanted(held, backbone, classes, message):
 def test_keys_that_do_not_fit(state):
     other = {key: value for key, value in state.items() if key != "rpn_head.rpn_cls.bias"}
     file = MmdetFile(Path("a.pth"), "", other | {"extra": torch.zeros(1)}, {})
-    message = (
-        r"^a.pth: keys do not fit: 1 missing \(rpn_head.rpn_cls.bias\), 1 unexpected \(extra\); allowed: R-50-FPN, 3"
-    )
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=r"1 missing \(rpn_head.rpn_cls.bias\), 1 unexpected \(extra\); allowed: R-50"):
         converted(file, "r50", 3)
 
 
@@ -234,14 +231,11 @@ def test_a_corrected_spelling_is_a_note():
 def test_a_handful_of_names_may_differ_and_no_more():
     names = [str(number) for number in range(20)]
     assert len(name_notes(named(["other"] * 5 + names[5:]), names)) == 5
-    message = (
-        "a.pth: 6 of 20 class names differ, the first: class 0 is 'other' in the file, '0' in the annotations; all"
-    )
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=r"a.pth: 6 of 20 class names differ, the first: class 0 is 'other'.*, '0' in"):
         name_notes(named(["other"] * 6 + names[6:]), names)
-    with pytest.raises(InputError, match=r"a.pth: names 19 classes, but has rows for 20; fix"):
+    with pytest.raises(InputError, match="names 19 classes, but has weights of 20"):
         name_notes(named(names[1:]), names)
-    assert name_notes(named(None), names)[0].startswith("the file names no classes")
+    assert "does not name its classes" in name_notes(named(None), names)[0]
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -284,9 +278,7 @@ def test_a_model_that_does_not_say_what_it_is_is_not_written(tmp_path, meta, sta
 
 
 def test_a_model_of_other_shapes_is_not_written(tmp_path, state):
-    with pytest.raises(
-        InputError, match=r"model: keys do not fit: .* allowed: R-101-FPN, 3 classes, with batch normal"
-    ):
+    with pytest.raises(InputError, match=r"model: keys do not fit: .* allowed: R-101-FPN, 3 classes"):
         write_mmdet(tmp_path / "out.pth", to_ours(state), {"backbone": "r101", "CLASSES": NAMES}, publish=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -383,7 +375,7 @@ def test_show_of_a_model_and_of_bare_weights(tmp_path, state, run):
     bare = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     said = run("show", write_old(tmp_path / "resnet50.pth", bare))
     assert "kind       bare weights, as ImageNet classifiers have\nbackbone   r50\n" in said
-    assert "no readable file of weights" in run("show", REPOSITORY / "README.md", code=2)
+    assert "cannot be read as a file of weights" in run("show", REPOSITORY / "README.md", code=2)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvis_rcnn.config.schema import BACKBONES
-from lvis_rcnn.model.mask_rcnn import MaskRcnn
+from lvis_rcnn.model.mask_rcnn import network_on_meta
 from lvis_rcnn.model.mmdet import backbone_of, layout, require_shapes, to_mmdet, to_ours
 from lvis_rcnn.system.cli import InputError
 from tests.helpers.flat_weights import flat_state, same
@@ -56,11 +56,8 @@ def test_names_by_hand(theirs, ours):
 def test_keys_order_and_shapes_are_those_of_mmdetection(name):
     expected = structure(name)
     assert list(layout(BACKBONES[name], 1230).items()) == list(expected.items())
-    with torch.device("meta"):
-        model = MaskRcnn(BACKBONES[name], 1231, RECIPE)
-        theirs = {key: torch.empty(shape) for key, shape in expected.items()}
-    assert list(shapes_of(to_mmdet(model.state_dict())).items()) == list(expected.items())
-    assert shapes_of(to_ours(theirs)) == shapes_of(model.state_dict())
+    theirs = {key: torch.empty(shape, device="meta") for key, shape in expected.items()}
+    assert shapes_of(to_ours(theirs)) == shapes_of(network_on_meta(BACKBONES[name], 1231, RECIPE).state_dict())
 
 
 def test_the_background_moves_from_the_last_row_to_the_first_and_back():
@@ -119,8 +116,7 @@ def test_mean_and_deviation_of_the_pixels_are_left_out():
 
 
 def test_a_foreign_key_is_named_with_those_that_fit():
-    message = r"state_dict: roi_head.mask_iou_head.fc.bias: is no key of this Mask R-CNN; allowed: keys that begin with"
-    with pytest.raises(InputError, match=message + r" backbone\., neck\.lateral_convs\.#\.conv\., "):
+    with pytest.raises(InputError, match=r"mask_iou_head.fc.bias: .*allowed: .* backbone\., neck\.lateral_convs\.#\."):
         to_ours({"roi_head.mask_iou_head.fc.bias": torch.zeros(1)})
     with pytest.raises(InputError, match=r"state_dict: fc.bias: .*begin with backbone\.body\., backbone\.fpn\.inner"):
         to_mmdet({"fc.bias": torch.zeros(1)})
@@ -131,13 +127,9 @@ def test_what_does_not_fit_is_counted_and_the_first_named():
     fitting = {"a": torch.zeros(2), "b": torch.zeros(3, 1), "c": torch.tensor(0)}
     require_shapes("w.pth", fitting, expected, "R-50")
     wrong = {"a": torch.zeros(4), "b": torch.zeros(1, 3), **dict.fromkeys("wxyz", torch.zeros(1))}
-    with pytest.raises(InputError) as raised:
+    counts = r"1 missing \(c\), 4 unexpected \(w, x, y, …\), 2 of another shape"
+    with pytest.raises(InputError, match=rf"w.pth: .*{counts} \(a \(4,\) instead of \(2,\), b \(1, 3\) instead.*R-50"):
         require_shapes("w.pth", wrong, expected, "R-50")
-    assert str(raised.value) == (
-        "w.pth: keys do not fit: 1 missing (c), 4 unexpected (w, x, y, …), "
-        "2 of another shape (a (4,) instead of (2,), b (1, 3) instead of (3, 1)); allowed: R-50; "
-        "fix: name another file"
-    )
     with pytest.raises(InputError, match=r"do not fit: 1 of another shape \(c \(1,\) instead of \(\)\); allowed"):
         require_shapes("w.pth", fitting | {"c": torch.zeros(1)}, expected, "R-50")
 

@@ -1,15 +1,43 @@
-"""A model comes back as it was; what is none is one line."""
+"""Models on disk, and the weights that a training begins with: what a file has is loaded, all else is as it was."""
 
 import pytest
 import torch
 
-from lvis_rcnn.model.weights import load_model, save_model
+import lvis_rcnn.model.weights as initial_weights
+from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.config.study import DEFAULT_ZOO
+from lvis_rcnn.config.zoo import ZooModel, initial_warnings, load_zoo
+from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_on_meta
+from lvis_rcnn.model.mmdet import to_ours
+from lvis_rcnn.model.weights import CLASS_LAYERS, load_initial_weights, load_model, save_model
 from lvis_rcnn.system.cli import InputError
+from tests.helpers.flat_weights import flat_state, same, write_published
+from tests.helpers.tiny_run import SMALLEST
+from tests.reference.golden_figures import RECIPE
+
+BODY = "backbone.body."
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The smallest network, of 3 categories; ``untouched`` begins it anew."""
+    return MaskRcnn(SMALLEST, 4, RECIPE)
+
+
+@pytest.fixture
+def untouched(model):
+    """Weights of the model that no file here has."""
+    for number, value in enumerate(model.state_dict().values(), start=1000):
+        value.fill_(number)
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+# model.pth
 
 
 def test_a_model_comes_back_with_what_it_is(tmp_path):
@@ -42,10 +70,131 @@ def test_a_damaged_model_is_one_line(tmp_path, kind):
         path.mkdir()
     else:
         write_damaged(path, kind)
-    with pytest.raises(InputError, match=r"model.pth: no readable model \(\w+\); allowed: a model.pth of lvis_rcnn"):
+    with pytest.raises(InputError, match=r"model.pth: no readable model \(\w+\)"):
         load_model(path)
 
 
 def test_a_missing_model_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"model.pth: no such model; fix: train it first"):
+    with pytest.raises(InputError, match=r"model.pth: no such model"):
         load_model(tmp_path / "model.pth")
+
+
+# Initial weights
+
+
+def zoo_of(folder, kind, content):
+    """A zoo of one file, which is in the folder."""
+    path = write_published(folder, kind, content)
+    schedule = {} if kind == "imagenet" else {"schedule": "2x"}
+    row = ZooModel(name="one", kind=kind, backbone="r50", url=f"https://example.org/{path.name}", **schedule)
+    return {"one": row}
+
+
+def classifier():
+    """A body as torchvision publishes it: bare, without batch counters."""
+    body = {key.removeprefix("backbone."): value for key, value in flat_state(SMALLEST, 1).items()}
+    kept = {key: value for key, value in body.items() if key.startswith(("conv1", "bn1", "layer"))}
+    old = {key: value for key, value in kept.items() if not key.endswith("num_batches_tracked")}
+    return {**old, "fc.weight": torch.zeros(1000, 1), "fc.bias": torch.zeros(1000)}
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "state_dict"])
+def test_imagenet_goes_into_the_body_and_nowhere_else(tmp_path, model, untouched, wrapped):
+    content = classifier()
+    zoo = zoo_of(tmp_path, "imagenet", {"state_dict": content} if wrapped else content)
+    said = load_initial_weights(model, "r50", "imagenet", zoo, tmp_path)
+    row = zoo["one"]
+    assert said == f"initial weights: the body of one, {row.file_name}, from {row.url}"
+    brought = {BODY + key: value for key, value in content.items() if not key.startswith("fc.")}
+    assert sum(key.startswith(BODY) for key in untouched) == len(brought) + 17  # batch counters
+    assert same(model.state_dict(), untouched | brought)
+
+
+def without(state, key):
+    return {name: value for name, value in state.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: without(state, "bn1.bias"), r"1 missing \(bn1.bias\); allowed: a ResNet or ResNeXt of ImageNet"),
+        (lambda state: state | {"head.bias": torch.zeros(1)}, r"1 unexpected \(head.bias\); allowed"),
+        (
+            lambda state: state | {"bn1.bias": torch.zeros(9)},
+            r"1 of another shape \(bn1.bias \(9,\) instead of \(64,\)",
+        ),
+    ],
+)
+def test_a_body_that_does_not_fit_is_refused_and_nothing_loaded(tmp_path, model, untouched, change, message):
+    zoo = zoo_of(tmp_path, "imagenet", change(classifier()))
+    with pytest.raises(InputError, match=rf"imagenet-\w+.pth: keys do not fit: {message}"):
+        load_initial_weights(model, "r50", "imagenet", zoo, tmp_path)
+    assert same(model.state_dict(), untouched)
+
+
+def test_coco_brings_all_but_the_class_layers(tmp_path, model, untouched, monkeypatch):
+    said = []
+    monkeypatch.setattr(initial_weights.log, "info", lambda text, *values: said.append(text % values))
+    content = flat_state(SMALLEST, 80)
+    zoo = zoo_of(tmp_path, "coco", {"meta": {"CLASSES": ("person",) * 80}, "state_dict": content})
+    row = zoo["one"]
+    told = load_initial_weights(model, "r50", "coco", zoo, tmp_path)
+    assert told == f"initial weights: all but the class layers of one, {row.file_name}, from {row.url}"
+    brought = {key: value for key, value in to_ours(content).items() if not key.startswith(CLASS_LAYERS)}
+    assert len(untouched) == len(brought) + 6  # three layers, each with weight and bias
+    assert same(model.state_dict(), untouched | brought)
+    (line,) = said
+    assert line.startswith(f"{row.file_name} was trained on 80 classes; ")
+    assert line.endswith(", ".join(CLASS_LAYERS))
+
+
+def test_a_detector_of_another_backbone_is_refused_and_nothing_loaded(tmp_path, model, untouched):
+    zoo = zoo_of(tmp_path, "coco", {"meta": {}, "state_dict": flat_state(BACKBONES["r50"], 80)})
+    message = r"keys do not fit: \d+ unexpected \(backbone.body.layer1.1.conv1.weight.*; allowed: a Mask R-CNN of this"
+    with pytest.raises(InputError, match=message):
+        load_initial_weights(model, "r50", "coco", zoo, tmp_path)
+    cut = without(flat_state(SMALLEST, 80), "neck.fpn_convs.3.conv.bias")
+    zoo = zoo_of(tmp_path, "coco", {"meta": {}, "state_dict": cut})
+    with pytest.raises(InputError, match=r"1 missing \(backbone.fpn.layer_blocks.3.0.bias\)"):
+        load_initial_weights(model, "r50", "coco", zoo, tmp_path)
+    assert same(model.state_dict(), untouched)
+
+
+def test_a_damaged_file_is_refused(tmp_path, model, untouched):
+    zoo = zoo_of(tmp_path, "imagenet", classifier())
+    path = tmp_path / zoo["one"].file_name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"its SHA-256 begins with .*, so it is damaged or another file"):
+        load_initial_weights(model, "r50", "imagenet", zoo, tmp_path)
+    assert same(model.state_dict(), untouched)
+
+
+def test_from_scratch_nothing_is_loaded(tmp_path, model, untouched):
+    assert load_initial_weights(model, "r50", "none", {}, tmp_path) == "initial weights: none, trained from scratch"
+    assert same(model.state_dict(), untouched)
+
+
+def test_no_published_detector_of_this_backbone(tmp_path, model):
+    with pytest.raises(InputError, match=r"model.weights: is coco, .* x101_64x4d; allowed: r50, r101, x101_32"):
+        load_initial_weights(model, "x101_64x4d", "coco", load_zoo(DEFAULT_ZOO), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["imagenet", "coco"])
+def test_group_normalisation_has_no_published_weights(tmp_path, kind):
+    grouped = network_on_meta(SMALLEST, 4, RECIPE.model_copy(update={"normalization": "group"}))
+    with pytest.raises(
+        InputError, match=f"model.normalization: is group, but the {kind} weights .*allowed: fixed_batch"
+    ):
+        load_initial_weights(grouped, "r50", kind, load_zoo(DEFAULT_ZOO), tmp_path)
+    assert load_initial_weights(grouped, "r50", "none", {}, tmp_path)
+
+
+def test_the_warning_is_gone_where_training_needs_no_fetching(tmp_path):
+    zoo = zoo_of(tmp_path, "imagenet", {})
+    row = zoo["one"]
+    assert list(initial_warnings(zoo, "imagenet", ["r50"], tmp_path)) == []
+    (absent,) = initial_warnings(zoo, "imagenet", ["r50"], tmp_path / "other")
+    assert absent.startswith(f"model.weights: {row.file_name} is not in {tmp_path / 'other'}; training will fetch it")
+    (never,) = initial_warnings(zoo, "coco", ["r50"], tmp_path)
+    assert "allowed: no backbone with 'coco'; every backbone with 'none'" in never
+    assert never.endswith("; its training will not start")

@@ -15,7 +15,7 @@ from lvis_rcnn.model.boxes import (
     clip,
     decode,
     encode,
-    overlaps,
+    pairwise_iou,
     pyramid_anchors,
 )
 from lvis_rcnn.model.matcher import ROI_THRESHOLDS, RPN_THRESHOLDS, assign
@@ -72,7 +72,7 @@ def test_deltas_of_every_class():
 
 
 def test_overlaps():
-    assert_close(overlaps(ops("assign_gts"), ops("assign_proposals")), ops("assign_iou"), atol=1e-6, rtol=0)
+    assert_close(pairwise_iou(ops("assign_gts"), ops("assign_proposals")), ops("assign_iou"), atol=1e-6, rtol=0)
 
 
 def test_anchors_are_assigned():
