@@ -1,14 +1,14 @@
 """Detections of a trained model on the validation images, streamed to disk as shards.
 
-Shards are written to a state folder as they are finished and keep what a kill would lose; a second start goes on
-with those that are missing. Several processes share the shards out; a shard depends on nothing but its images, so that
-who makes it, and how often, changes no byte. How fast a row is, lvis_rcnn.measure says.
+Each shard is written to a state folder when it is complete, and a new start writes those that are missing. Several
+processes share the shards; a shard depends on its images alone, so that its bytes are the same whichever process writes
+it. The speed of a row is measured by lvis_rcnn.measure.
 
     python -m lvis_rcnn infer --study configs/mini.yaml --backbone r50 --run r50/seed0 --model model.pth
         --store val.store --images IMAGES --state results/state --out results/mini/r50/seed0
     torchrun --standalone --nproc-per-node 4 -m -- lvis_rcnn.infer --study …     the same on four GPUs
 
-(torchrun takes ``--log`` and ``--run`` for its own words unless ``--`` stands before the module.)
+(Without the ``--`` before the module, torchrun takes ``--log`` and ``--run`` for options of its own.)
 """
 
 import argparse
@@ -36,6 +36,8 @@ from lvis_rcnn.training.distributed import Ranks, require_device, started
 # Raised when a change of the code changes detections: older shards are then not reused.
 INFERENCE_REVISION = 3
 
+# What detections depend on: shards of another identity are never mixed in.
+IDENTITY = ("settings_digest", "model_sha256", "annotations_sha256")
 
 END_TO_END = "images a second of one process: reading, resizing, forward, NMS, run-length encoded masks"
 
@@ -50,9 +52,9 @@ def infer(
     out_dir: Path,
     ranks: Ranks,
 ) -> None:
-    """Write ``detections/`` and ``inference.json`` into ``out_dir``, from where an earlier start stopped.
+    """Write ``detections/`` and ``inference.json`` into ``out_dir``, going on where an earlier start stopped.
 
-    Unfinished work lives in a folder of ``state_dir`` named after the model, the settings and the annotations.
+    Shards are written to a folder of ``state_dir`` that is named by model, settings and annotations.
     """
     detector = make_detector(study, backbone, model_path, store_path, images_dir, ranks.device)
     store = detector.images.store
@@ -71,12 +73,8 @@ def infer(
     log.info("detected %d images with %s: %s", store.num_images, backbone, out_dir / "detections")
 
 
-# What detections depend on: shards of another identity are never mixed in.
-IDENTITY = ("settings_digest", "model_sha256", "annotations_sha256")
-
-
 def inference_record(study: Study, store: AnnotationStore, model_sha256: str, ranks: Ranks) -> dict[str, Any]:
-    """Everything that a reader of the table may ask about how a row was tested, but for what was found."""
+    """The value of inference.json without the numbers of detections: how a row was tested."""
     return {
         "format": "lvis_rcnn.inference",
         "version": 2,

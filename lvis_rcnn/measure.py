@@ -1,11 +1,11 @@
-"""Memory and speed of a row of the table, from one short measurement on one device that does nothing else.
+"""Memory and speed of a row of the table, measured on one device that does nothing else.
 
     python -m lvis_rcnn measure --study configs/mini.yaml --backbone r50 --model model.pth --out measure.json …
 
-Mem is the peak of training (MMDetection, ``docs/model_zoo.md``): a few whole steps from the trained weights, all images
-at the largest scale, those steps of the first epoch whose batches are largest once padded. Inf time is the page's
-(``tools/benchmark.py`` of May 2020): one image at a time, the first few not counted; the clock runs from the image on
-the host to the bitmaps of all masks at original size on the host, and stands while images are read.
+Memory is the peak of training (MMDetection, ``docs/model_zoo.md``) in a few steps from the trained weights: those of
+the first epoch whose batches are largest, with all images at the largest scale. Inference time is that of MMDetection's
+``tools/benchmark.py`` of May 2020: one image at a time, without the first few, from the image on the host to the
+bitmaps of all masks at original size on the host, without reading images.
 
 measure.json: {"format": "lvis_rcnn.measure", "version": 1, "study", "backbone", "settings_digest", "model_sha256",
 "device", "threads", "versions", "code_version", "training", "inference"}. "training": {"memory_gb",
@@ -46,11 +46,11 @@ from lvis_rcnn.training.step import take_step
 
 WARMUP_IMAGES = 5
 
-# Among so many steps are the largest looked for: 8,000 images of LVIS.
-STEPS_LOOKED_AT = 500
+# The largest are searched among so many steps: 8,000 images of LVIS.
+STEPS_SEARCHED = 500
 
-# Seconds between two lines of a bar: what is measured is not to wait for a terminal.
-BAR_REST_S = 1
+# Seconds between two updates of the bar: the measurement must not wait for a terminal.
+BAR_INTERVAL_S = 1
 
 FPS = (
     "images a second, one at a time: forward, NMS, bitmaps of all masks at original size on the host; without reading, "
@@ -69,24 +69,24 @@ class TrainingData:
 
 
 @dataclass(frozen=True)
-class Tested:
-    """What a row is tested with."""
+class TestData:
+    """What a row is tested on, and the model."""
 
     model: Path
     store: Path
     images: Path
 
 
-def measure(study: Study, backbone: str, tested: Tested, data: TrainingData | None) -> dict[str, Any]:
+def measure(study: Study, backbone: str, test: TestData, data: TrainingData | None) -> dict[str, Any]:
     """The value of measure.json; ``data`` is None for a row that was trained elsewhere.
 
     Raises:
         InputError: the model is not of this study, or memory does not suffice.
     """
     device = own_device(study.compute.device, 0)
-    # Training comes first: resident memory of a process knows its peak only.
-    training = measured_training(study, backbone, tested.model, data, device) if data else None
-    detector = make_detector(study, backbone, tested.model, tested.store, tested.images, device)
+    # Training comes first: of the resident memory of a process only the peak so far is known.
+    training = measured_training(study, backbone, test.model, data, device) if data else None
+    detector = make_detector(study, backbone, test.model, test.store, test.images, device)
     where = conditions(study, device)
     return {
         "format": "lvis_rcnn.measure",
@@ -94,7 +94,7 @@ def measure(study: Study, backbone: str, tested: Tested, data: TrainingData | No
         "study": study.study,
         "backbone": backbone,
         "settings_digest": settings_digest(study, "measure"),
-        "model_sha256": sha256_of_file(tested.model),
+        "model_sha256": sha256_of_file(test.model),
         "device": where.pop("device"),
         "threads": where.pop("threads"),
         "versions": library_versions(),
@@ -135,7 +135,7 @@ def measured_training(
 
 
 def largest_steps(stream: SampleStream, store: AnnotationStore, augmentation: Augmentation, steps: int) -> list[int]:
-    """Steps in the order of the padded pixels of their largest group, which is what a device holds at a time."""
+    """Steps in descending order of the padded pixels of their largest group, which a device holds at a time."""
 
     def pixels(group: list[int]) -> int:
         sizes = [
@@ -148,9 +148,9 @@ def largest_steps(stream: SampleStream, store: AnnotationStore, augmentation: Au
         ]
         return len(group) * max(height for height, _ in sizes) * max(width for _, width in sizes)
 
-    looked_at = range(min(steps, STEPS_LOOKED_AT))
-    largest = [max(pixels(group) for group in stream.groups_of_step(step) if group) for step in looked_at]
-    return sorted(looked_at, key=lambda step: -largest[step])
+    searched = range(min(steps, STEPS_SEARCHED))
+    largest = [max(pixels(group) for group in stream.groups_of_step(step) if group) for step in searched]
+    return sorted(searched, key=lambda step: -largest[step])
 
 
 @dataclass(frozen=True)
@@ -163,31 +163,31 @@ class Times:
 
 
 def measured_inference(study: Study, backbone: str, detector: Detector) -> dict[str, Any]:
-    """Both speeds, over the first images of the validation split."""
+    """Speed with and without reading, over the first images of the validation split."""
     images = detector.images
     count = min(study.measure.images + WARMUP_IMAGES, images.store.num_images)
     warmup = min(WARMUP_IMAGES, count - 1)
     on_gpu = detector.device.type == "cuda"
     batches = read_in_order(images, [[image] for image in range(count)], study.resources.loader_workers, pinned=on_gpu)
     title = f"measure speed {backbone}"
-    with tqdm(total=count, desc=title, unit="image", disable=None, mininterval=BAR_REST_S) as bar:
+    with tqdm(total=count, desc=title, unit="image", disable=None, mininterval=BAR_INTERVAL_S) as bar:
         times_of_images(detector, batches, range(warmup), bar)
         began = time.perf_counter()
-        of_images = times_of_images(detector, batches, range(warmup, count), bar)
+        times = times_of_images(detector, batches, range(warmup, count), bar)
         whole_s = time.perf_counter() - began
     return {
-        "fps": len(of_images) / sum(one.network_s + one.bitmaps_s for one in of_images),
+        "fps": len(times) / sum(one.network_s + one.bitmaps_s for one in times),
         "definition": FPS,
-        "end_to_end_fps": len(of_images) / (whole_s - sum(one.bitmaps_s for one in of_images)),
+        "end_to_end_fps": len(times) / (whole_s - sum(one.bitmaps_s for one in times)),
         "end_to_end_definition": END_TO_END,
-        "images": len(of_images),
+        "images": len(times),
         "warmup_images": warmup,
         "batch_size": 1,
     }
 
 
 def times_of_images(detector: Detector, batches: Iterator[Batch], images: range, bar: "tqdm[Any]") -> list[Times]:
-    """:func:`times_of` each of some images, which are the next to be read."""
+    """:func:`times_of` the images at these indices, whose batches come next."""
     times = []
     for image in images:
         times.append(times_of(detector, next(batches), image))
@@ -197,23 +197,23 @@ def times_of_images(detector: Detector, batches: Iterator[Batch], images: range,
 
 @torch.inference_mode()
 def times_of(detector: Detector, batch: Batch, image: int) -> Times:
-    """Detect in one image, and make its masks in both forms."""
+    """Detect in one image, and make its masks as bitmaps, then as run lengths."""
     (size_hw,), (original_hw,) = batch.sizes_hw, batch.original_sizes_hw
     category_ids = np.array([category.id for category in detector.images.store.categories], dtype=np.int64)
     ends = [finished(detector.device)]
-    (found,) = detector.detect(batch, [image])
-    boxes = boxes_in_original(found.boxes_xyxy, size_hw, original_hw)
+    (detections,) = detector.detect(batch, [image])
+    boxes = boxes_in_original(detections.boxes_xyxy, size_hw, original_hw)
     ends.append(finished(detector.device))
-    probabilities = found.mask_logits.float().sigmoid()
-    bitmaps(pasted_crops(probabilities, boxes[found.mask_rows], original_hw), len(probabilities), original_hw)
+    probabilities = detections.mask_logits.float().sigmoid()
+    bitmaps(pasted_crops(probabilities, boxes[detections.mask_rows], original_hw), len(probabilities), original_hw)
     ends.append(finished(detector.device))
-    image_detections(batch.image_ids[0], found, boxes, original_hw, category_ids)
+    image_detections(batch.image_ids[0], detections, boxes, original_hw, category_ids)
     ends.append(finished(detector.device))
     return Times(*(end - start for start, end in itertools.pairwise(ends)))
 
 
 def finished(device: torch.device) -> float:
-    """Time at which all that was given to the device is done."""
+    """Time at which the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -224,13 +224,13 @@ def step(args: argparse.Namespace) -> None:
     study = load_study_for_step(args.study, "measure", args.settings_digest)
     require_device(study, args.study)
     data = TrainingData(args.train_store, args.train_images, args.repeat_factors) if args.train_store else None
-    record = measure(study, args.backbone, Tested(args.model, args.val_store, args.val_images), data)
+    record = measure(study, args.backbone, TestData(args.model, args.val_store, args.val_images), data)
     write_json(args.out, record)
     log.info("%s on %s: %s", args.backbone, record["device"], sentence(record))
 
 
 def sentence(record: Mapping[str, Any]) -> str:
-    """The result for a person."""
+    """The result as text."""
     training, inference = record["training"], record["inference"]
     memory = f"Mem {training['memory_gb']:.2f} GB, " if training else ""
     return f"{memory}{inference['fps']:.1f} images/s ({inference['end_to_end_fps']:.1f} with reading)"

@@ -1,11 +1,11 @@
-"""How often each image is drawn in one epoch, written down: see dataloader.repeat_factors for the method.
+"""Write how often each image is drawn in one epoch; dataloader/repeat_factors.py describes the method.
 
     python -m lvis_rcnn repeat_factors --store train.store --threshold 1e-3 --out repeat_factors
 
-categories.csv holds frequency, images, instances and factor of each category, and its instances in one oversampled
-epoch; repeat_factors.png and .svg show them. images.csv holds the factor of each image, 0 where it is dropped, and its
-copies in one epoch (of the stochastic rounding: the larger of its two numbers). summary.json says how long an epoch is
-and how many images the 24 epochs of the published schedule see.
+categories.csv lists frequency, images, instances and factor of each category, and its instances in one oversampled
+epoch; repeat_factors.png and .svg show them. images.csv lists the factor of each image, 0 if it is dropped, and its
+copies in one epoch (with stochastic rounding the larger of its two numbers). summary.json has the length of an epoch
+and the number of images in the 24 epochs of the published schedule.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from lvis_rcnn.system.files import atomic_file, write_json
 
 
 def write_repeat_factors(store: AnnotationStore, factors: RepeatFactors, out: Path) -> None:
-    """Write categories.csv, images.csv and, last, summary.json into ``out``; factors keep all their digits."""
+    """Write categories.csv, images.csv and, last, summary.json into ``out``; factors have all their digits."""
     categories = (
         (category.id, category.name, category.frequency, *numbers)
         for category, *numbers in zip(
@@ -44,7 +44,7 @@ def write_repeat_factors(store: AnnotationStore, factors: RepeatFactors, out: Pa
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write one table, whole or not at all."""
+    """Write one table, which appears at once."""
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
@@ -52,8 +52,8 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def write_figure(store: AnnotationStore, factors: RepeatFactors, out: Path) -> None:
-    """Draw the factors of all categories, and what they gain, into ``out``."""
-    # matplotlib would cost every process that reads factors 40 MB.
+    """Draw the factors of all categories, and their instances with and without oversampling, into ``out``."""
+    # Imported here: matplotlib takes 40 MB.
     from lvis_rcnn.reporting.score_plots import CategoryFigures, write_sampling_figure
 
     figures = CategoryFigures(
@@ -91,7 +91,7 @@ def step(args: argparse.Namespace) -> None:
 
 
 def epoch_sentence(factors: RepeatFactors) -> str:
-    """How long an epoch is, and how that comes about."""
+    """The length of an epoch as text."""
     if factors.rounding == "ceil":
         return f"an epoch of {factors.expected_epoch_length:,}"
     return f"an epoch of {factors.expected_epoch_length:,.1f} on average ({factors.rounding} rounding)"

@@ -1,4 +1,4 @@
-"""Save and restore models, and turn them into MMDetection's files and back.
+"""Turn files of MMDetection into models and back, and show what a file of weights is.
 
 A published file becomes a model.pth, and a model.pth a file that MMDetection 2.x and 3.x load:
 
@@ -37,24 +37,24 @@ from lvis_rcnn.system.provenance import code_version
 def import_mmdet(
     file: MmdetFile, backbone: str, names: tuple[str, ...], out: Path, report: Path | None
 ) -> dict[str, Any]:
-    """Write a file of MMDetection as one of our models, and its record.
+    """Write a file of MMDetection as one of our models; returns its record.
 
     Args:
-        file: What :func:`read_mmdet` read.
-        backbone: Row of ``config.schema.BACKBONES`` that it must be.
-        names: Names of the categories, in the annotations' order.
+        file: as :func:`read_mmdet` returns it.
+        backbone: row of ``config.schema.BACKBONES`` that it must be.
+        names: of the categories, in the annotations' order.
         out: model.pth to write.
-        report: JSON file to write the record to.
+        report: JSON file for the record.
 
     Raises:
-        InputError: backbone, number of classes, keys or shapes do not fit, or the classes are others.
+        InputError: backbone, classes, keys or shapes do not fit.
     """
     state = converted(file, backbone, len(names))
     notes = name_notes(file, names)
     added = sum(key.endswith(COUNTER) for key in state) - sum(key.endswith(COUNTER) for key in file.state)
     if added:
-        notes.append(f"the file has no {COUNTER}: {added} are set to 0, which nothing reads")
-    source: dict[str, Any] = {"file": file.path.name, "sha256": file.sha256, **said_of_training(file)}
+        notes.append(f"the file has no {COUNTER}: {added} are set to 0; nothing reads them")
+    source: dict[str, Any] = {"file": file.path.name, "sha256": file.sha256, **training_of(file)}
     meta = {"backbone": backbone, "seed": None, "CLASSES": names, "source": source, "code_version": code_version()}
     save_model(out, state, meta)
     record = {"format": "lvis_rcnn.import", "version": 1, **source, "backbone": backbone, "num_categories": len(names)}
@@ -64,36 +64,36 @@ def import_mmdet(
     return record
 
 
-def said_of_training(file: MmdetFile) -> dict[str, str | int | None]:
-    """What the meta of a file says of its training; None where it does not."""
+def training_of(file: MmdetFile) -> dict[str, str | int | None]:
+    """What the meta of a file tells about its training; None for what it does not."""
     keys = ("mmdet_version", "mmengine_version", "epoch", "iter", "seed", "time")
     values = {key: file.meta.get(key) for key in keys}
     return {key: value if isinstance(value, (str, int)) else None for key, value in values.items()}
 
 
 def page_of(path: Path, trust_pickle: bool) -> Iterator[str]:
-    """Lines that say what a file of weights is.
+    """Lines that describe a file of weights.
 
     Raises:
-        InputError: no readable file of weights.
+        InputError: the file cannot be read.
     """
     content = read_content(path, trust_pickle=trust_pickle)
-    found, wanted = sha256_of_file(path), digest_in_name(path.name)
-    fits = "begins as its name says" if found.startswith(wanted or "") else f"DIFFERS from its name, {wanted}"
+    digest, named = sha256_of_file(path), digest_in_name(path.name)
+    fits = "as in its name" if digest.startswith(named or "") else f"DIFFERS from its name, {named}"
     yield f"file       {path}, {path.stat().st_size / 2**20:.1f} MiB"
-    yield f"sha256     {found}, {fits if wanted else 'its name carries none'}"
+    yield f"sha256     {digest}, {fits if named else 'none in its name'}"
     parts = {key: content[key] for key in ("state_dict", "meta") if isinstance(content.get(key), dict)}
     state = parts.get("state_dict", content)
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    file = MmdetFile(path, found, tensors, parts.get("meta", {}))
+    file = MmdetFile(path, digest, tensors, parts.get("meta", {}))
     kind, prefix = kind_of(file)
     yield f"kind       {kind}"
-    yield f"backbone   {file.meta.get('backbone') or backbone_of(file.state, prefix) or 'none of ours'}"
+    yield f"backbone   {file.meta.get('backbone') or backbone_of(file.state, prefix) or 'none of the four'}"
     yield f"tensors    {len(file.state)}, {sum(value.numel() for value in file.state.values()):,} numbers"
     yield f"keys       {shortened(list(file.state))}"
     if file.classes:
         yield f"classes    {len(file.classes)}: {shortened(file.classes)}"
-    for key, value in said_of_training(file).items():
+    for key, value in training_of(file).items():
         if value is not None:
             yield f"{key:<10} {value}"
     if prefix == "backbone.":
@@ -101,7 +101,7 @@ def page_of(path: Path, trust_pickle: bool) -> Iterator[str]:
 
 
 def kind_of(file: MmdetFile) -> tuple[str, str]:
-    """What a file is, and what the keys of its body begin with."""
+    """What a file is, and the prefix of the keys of its body."""
     if any(key.startswith("backbone.body.") for key in file.state):
         return "a model of lvis_rcnn", "backbone.body."
     if any(key.startswith("backbone.") for key in file.state):
@@ -124,12 +124,12 @@ def import_verdict(path: Path, trust_pickle: bool) -> str:
 
 
 def step_import(args: argparse.Namespace) -> None:
-    """Turn a file of MMDetection into a model of ours.
+    """Turn a file of MMDetection into a model.pth.
 
         python -m lvis_rcnn weights import mask_rcnn_r50_fpn_….pth --backbone r50 --store val.store --out model.pth
 
-    Body, classes and their order are compared with the backbone and the annotations that are named; what does not fit
-    is refused. --out is a model.pth, which lvis_rcnn.infer takes.
+    A file is refused if its body is not that of --backbone, or its classes are not those of the annotations in their
+    order.
     """
     file = read_mmdet(args.file, trust_pickle=args.trust_pickle)
     if args.store is not None:
@@ -146,7 +146,7 @@ def step_import(args: argparse.Namespace) -> None:
 
 
 def step_export(args: argparse.Namespace) -> None:
-    """Turn a model of ours into a file of MMDetection.
+    """Turn a model.pth into a file of MMDetection.
 
         python -m lvis_rcnn weights export results/mini/r50/seed0/model.pth --out mask_rcnn_r50_fpn.pth --publish
 
@@ -159,7 +159,7 @@ def step_export(args: argparse.Namespace) -> None:
 
 
 def step_show(args: argparse.Namespace) -> None:
-    """Say what a file of weights is.
+    """Show what a file of weights is.
 
         python -m lvis_rcnn weights show mask_rcnn_r50_fpn_….pth
 
@@ -179,7 +179,7 @@ def main() -> None:
     parts = {name: add_command(commands, name, step.__doc__) for name, step in STEPS.items()}
     for name in ("import", "show"):
         parts[name].add_argument("file", type=Path, metavar="FILE", help="file of weights")
-        trust = "run the code that the file asks for where it holds more than weights: only if you trust its maker"
+        trust = "run the code that the file asks for if it holds more than weights: only if you trust who made it"
         parts[name].add_argument("--trust-pickle", action="store_true", help=trust)
     parts["import"].add_argument(
         "--backbone", choices=BACKBONES, required=True, help="row of the table that it must be"

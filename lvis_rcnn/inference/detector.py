@@ -1,4 +1,4 @@
-"""A trained network and what it finds in an image, at original size, as flat arrays."""
+"""A trained network and its detections, in pixels of the original images, as flat arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ MASKS = {
 def boxes_in_original(
     boxes_xyxy: Float[torch.Tensor, "d 4"], size_hw: tuple[int, int], original_hw: tuple[int, int]
 ) -> Float[torch.Tensor, "d 4"]:
-    """Boxes of the network's frame in pixels of the original image, each axis by its own factor."""
+    """Boxes in the network's frame, rescaled to pixels of the original image, each axis by its own factor."""
     scale = boxes_xyxy.new_tensor([size_hw[1] / original_hw[1], size_hw[0] / original_hw[0]] * 2)
     return boxes_xyxy / scale
 
 
 def scored_labels(store: AnnotationStore, image: int) -> Int64[np.ndarray, " k"]:
-    """Labels of which it is known whether the image at this position shows them: all that the protocol looks at."""
+    """Labels that are known to be in the image at this index of the store or not: the only ones that are scored."""
     negative = slice(*store.negative_offsets[image : image + 2].tolist())
     labels = np.concatenate([store.labels[store.annotations_of(image)], store.negative_labels[negative]])
     return np.unique(labels).astype(np.int64)
@@ -42,7 +42,7 @@ def scored_labels(store: AnnotationStore, image: int) -> Int64[np.ndarray, " k"]
 
 def image_detections(
     image_id: int,
-    found: ImageDetections,
+    detections: ImageDetections,
     boxes_xyxy: Float[torch.Tensor, "d 4"],
     original_hw: tuple[int, int],
     category_ids: Int64[np.ndarray, " c"],
@@ -51,16 +51,16 @@ def image_detections(
 
     ``category_ids[label - 1]`` is the id in the annotation file.
     """
-    probabilities = found.mask_logits.float().sigmoid()
-    crops = pasted_crops(probabilities, boxes_xyxy[found.mask_rows], original_hw)
+    probabilities = detections.mask_logits.float().sigmoid()
+    crops = pasted_crops(probabilities, boxes_xyxy[detections.mask_rows], original_hw)
     offsets, counts = run_length_texts(crops, len(probabilities), original_hw)
-    rows, boxes = found.mask_rows.cpu().numpy(), boxes_xyxy.cpu().numpy()
+    rows, boxes = detections.mask_rows.cpu().numpy(), boxes_xyxy.cpu().numpy()
     lengths = np.zeros(len(boxes), np.int64)
     lengths[rows] = np.diff(offsets)
     return Detections(
         image_ids=np.full(len(boxes), image_id, dtype=np.int64),
-        category_ids=category_ids[found.labels.cpu().numpy() - 1],
-        scores=found.scores.float().cpu().numpy(),
+        category_ids=category_ids[detections.labels.cpu().numpy() - 1],
+        scores=detections.scores.float().cpu().numpy(),
         boxes_xywh=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float32),
         mask_sizes=np.full((len(boxes), 2), original_hw, np.int32),
         rle_offsets=np.concatenate([[0], lengths.cumsum()]),
@@ -71,7 +71,7 @@ def image_detections(
 
 @dataclass(frozen=True)
 class Detector:
-    """A trained network, what it looks at and how."""
+    """A trained network on its device, the images it is tested on, and the settings."""
 
     model: MaskRcnn
     images: TestImages
@@ -79,33 +79,33 @@ class Detector:
     test: Inference
 
     def detect(self, batch: Batch, positions: Sequence[int]) -> list[ImageDetections]:
-        """What the network finds in a batch of the images at these positions of the store."""
-        wanted = None
+        """Detections in the network's frame; ``positions`` are the indices of the batch's images in the store."""
+        mask_labels = None
         if self.test.masks == "scored":
-            labels = (scored_labels(self.images.store, image) for image in positions)
-            wanted = [torch.from_numpy(one).to(self.device) for one in labels]
+            per_image = (scored_labels(self.images.store, image) for image in positions)
+            mask_labels = [torch.from_numpy(labels).to(self.device) for labels in per_image]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.test.precision == "bf16"):
-            return detect(self.model, batch.to(self.device), self.test, wanted)
+            return detect(self.model, batch.to(self.device), self.test, mask_labels)
 
     @torch.inference_mode()
     def detections(self, batch: Batch, positions: Sequence[int]) -> list[Detections]:
-        """The same at original size, as flat arrays."""
+        """The same in pixels of the original images, as flat arrays."""
         category_ids = np.array([category.id for category in self.images.store.categories], dtype=np.int64)
-        found = self.detect(batch, positions)
+        per_image = self.detect(batch, positions)
         boxes = [
-            boxes_in_original(one.boxes_xyxy, *sizes)
-            for one, *sizes in zip(found, batch.sizes_hw, batch.original_sizes_hw, strict=True)
+            boxes_in_original(detections.boxes_xyxy, *sizes)
+            for detections, *sizes in zip(per_image, batch.sizes_hw, batch.original_sizes_hw, strict=True)
         ]
         return [
-            image_detections(*one, category_ids)
-            for one in zip(batch.image_ids, found, boxes, batch.original_sizes_hw, strict=True)
+            image_detections(*image, category_ids)
+            for image in zip(batch.image_ids, per_image, boxes, batch.original_sizes_hw, strict=True)
         ]
 
 
 def make_detector(
     study: Study, backbone: str, model_path: Path, store_path: Path, images_dir: Path, device: torch.device
 ) -> Detector:
-    """The trained network on its device, as a study tests it; InputError as :func:`load_trained`."""
+    """The trained network on its device with a study's test settings; InputError as :func:`load_trained`."""
     torch.set_num_threads(study.compute.threads)
     set_full_precision()
     test, on_gpu = study.inference, device.type == "cuda"
@@ -115,7 +115,7 @@ def make_detector(
 
 
 def conditions(study: Study, device: torch.device) -> dict[str, Any]:
-    """What inference ran on, and at which precision and size."""
+    """Device, threads, precision and image size of inference, as recorded."""
     test = study.inference
     return {
         "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),

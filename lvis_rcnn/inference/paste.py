@@ -1,10 +1,10 @@
-"""Masks pasted into their image: inside their boxes only, as run lengths or as bitmaps.
+"""Masks pasted into their image, only inside their boxes, as run lengths or bitmaps.
 
-MMDetection 3.3.0, ``fcn_mask_head.py`` (``_do_paste_mask`` with ``skip_empty``): bilinear at pixel centres in the
-box's region, which is the box rounded outwards by one pixel; at least one half is mask.
+MMDetection 3.3.0, ``fcn_mask_head.py`` (``_do_paste_mask`` with ``skip_empty``): bilinear interpolation at the centres
+of the pixels of the box, rounded outwards, and one more on each side; at least one half is mask.
 
-Bilinear interpolation of a mask is a product of three matrices, which is faster than ``grid_sample`` and rounds
-otherwise. So what comes within ``SURE`` of one half is asked of ``grid_sample`` itself: every pixel is as there.
+Here the interpolation is a product of three matrices, which is faster than ``grid_sample``, but rounds otherwise.
+Values within ``SURE`` of one half are computed again by ``grid_sample``, so that every pixel is the same.
 """
 
 from collections.abc import Iterator
@@ -17,22 +17,22 @@ from torch.nn.functional import grid_sample
 
 from lvis_rcnn.dataset.rle import texts_of_runs
 
-# Pixels at a time: 4 MB of float32.
+# Pixels pasted at a time: 4 MB of float32.
 PIXELS_AT_ONCE = 1 << 20
 
-# Both forms differ by at most a few roundings of a place in the mask: 2e-6 each.
+# The two forms differ by a few roundings of a coordinate in the mask: 2e-6 each.
 SURE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
 class Crops:
-    """Pasted pixels of ``k`` regions of one image: one after another, each column by column.
+    """Pasted pixels of ``k`` regions of one image, region by region, each column by column.
 
-    Each column has one pixel more, which is background: so no run of pixels crosses its end.
+    Each column has one more pixel, which is background, so that no run of pixels goes on in the next column.
     """
 
     masks: Int64[np.ndarray, " k"]
-    """Which mask each is of; a large mask is several regions, left to right."""
+    """Index of the mask of each region; a large mask has several regions, left to right."""
     frames_xyxy: Int64[np.ndarray, "k 4"]
     bits: Bool[np.ndarray, " pixels"]
 
@@ -43,16 +43,16 @@ def pasted_crops(
     """Paste masks into an image of ``size_hw``, masks in order, about ``PIXELS_AT_ONCE`` pixels at a time.
 
     Args:
-        probabilities: of the masks, on any device; only bits are copied from it.
-        boxes_xyxy: in pixels of the image, on the same device; may exceed it, and may have no area.
+        probabilities: of the masks, on any device; only bits are copied to the host.
+        boxes_xyxy: in pixels of the image, on the same device; they may exceed the image, and may have no area.
         size_hw: of the image.
     """
     masks, frames = regions_of(boxes_xyxy.cpu().numpy(), size_hw)
     sizes = np.cumsum((frames[:, 2] - frames[:, 0]) * (frames[:, 3] - frames[:, 1] + 1))
-    for part in np.split(np.arange(len(masks)), np.flatnonzero(np.diff(sizes // PIXELS_AT_ONCE)) + 1):
-        if len(part):
-            bits = pasted(probabilities, boxes_xyxy, masks[part], frames[part])
-            yield Crops(masks[part], frames[part], bits.cpu().numpy())
+    for rows in np.split(np.arange(len(masks)), np.flatnonzero(np.diff(sizes // PIXELS_AT_ONCE)) + 1):
+        if len(rows):
+            bits = pasted(probabilities, boxes_xyxy, masks[rows], frames[rows])
+            yield Crops(masks[rows], frames[rows], bits.cpu().numpy())
 
 
 def regions_of(
@@ -81,16 +81,16 @@ def pasted(
 ) -> Bool[torch.Tensor, " pixels"]:
     """``Crops.bits`` of some regions, on the device of the masks."""
     columns, rows = frames[:, 2] - frames[:, 0], frames[:, 3] - frames[:, 1] + 1
-    x = places(frames[:, 0], columns, boxes_xyxy[masks, 0::2])
-    y = places(frames[:, 1], rows, boxes_xyxy[masks, 1::2])
+    x = box_coordinates(frames[:, 0], columns, boxes_xyxy[masks, 0::2])
+    y = box_coordinates(frames[:, 1], rows, boxes_xyxy[masks, 1::2])
     above = probabilities.new_empty(int((columns * rows).sum()))
-    across = tents(x, probabilities.shape[1]).split(columns.tolist())
-    down = tents(y, probabilities.shape[1]).mT.split(rows.tolist(), dim=1)
+    across = linear_weights(x, probabilities.shape[1]).split(columns.tolist())
+    down = linear_weights(y, probabilities.shape[1]).mT.split(rows.tolist(), dim=1)
     outs = above.split((columns * rows).tolist())
     for mask, weights_x, weights_y, out in zip(probabilities[masks].mT.unbind(), across, down, outs, strict=True):
         torch.mm(torch.mm(weights_x, mask), weights_y, out=out.view(weights_x.shape[0], weights_y.shape[1]))
     bits = above.sub_(0.5) >= 0
-    # Not "at most": what is no number is unsure too.
+    # Not "<=": NaN is unsure, too.
     unsure = np.flatnonzero(~(above.abs_() > SURE).cpu().numpy())
     if len(unsure):
         bits[unsure] = by_grid_sample(unsure, probabilities, masks, columns, rows, x, y)
@@ -98,19 +98,19 @@ def pasted(
     return bits
 
 
-def places(
+def box_coordinates(
     first: Int64[np.ndarray, " k"], each: Int64[np.ndarray, " k"], bounds: Float[torch.Tensor, "k 2"]
 ) -> Float[torch.Tensor, " places"]:
-    """Centres of pixels ``first``, ``first + 1``, ... of each region, -1 to 1 between the two sides of its box."""
+    """Centres of the pixels ``first``, ``first + 1``, ... of each region, from -1 to 1 between the sides of its box."""
     pixels = np.arange(each.sum()) - np.repeat(np.cumsum(each) - each - first, each)
     low, high = bounds.repeat_interleave(torch.from_numpy(each).to(bounds.device), dim=0).unbind(1)
     return (torch.from_numpy(pixels).to(bounds.device) + 0.5 - low) / (high - low) * 2 - 1
 
 
-def tents(places: Float[torch.Tensor, " p"], cells: int) -> Float[torch.Tensor, "p cells"]:
-    """Weights of linear interpolation between the centres of ``cells`` cells, 0 beyond the last."""
-    in_cells = ((places + 1) * cells - 1) / 2
-    return (in_cells[:, None] - torch.arange(cells, device=places.device)).abs_().neg_().add_(1).clamp_(min=0)
+def linear_weights(coordinates: Float[torch.Tensor, " p"], cells: int) -> Float[torch.Tensor, "p cells"]:
+    """Weights of linear interpolation between the centres of ``cells`` cells; 0 is assumed beyond the last."""
+    in_cells = ((coordinates + 1) * cells - 1) / 2
+    return (in_cells[:, None] - torch.arange(cells, device=coordinates.device)).abs_().neg_().add_(1).clamp_(min=0)
 
 
 def by_grid_sample(
@@ -122,32 +122,32 @@ def by_grid_sample(
     x: Float[torch.Tensor, " columns"],
     y: Float[torch.Tensor, " rows"],
 ) -> Bool[torch.Tensor, " p"]:
-    """Bits of some pixels of :func:`pasted`, ascending, in MMDetection's own way."""
+    """Bits of some pixels of :func:`pasted`, in ascending order, computed as in MMDetection."""
     ends = (columns * rows).cumsum()
     regions = np.searchsorted(ends, pixels, side="right")
     inside = pixels - (ends - columns * rows)[regions]
     at_x = (columns.cumsum() - columns)[regions] + inside // rows[regions]
     at_y = (rows.cumsum() - rows)[regions] + inside % rows[regions]
     grid = torch.stack([x[at_x], y[at_y]], dim=1)
-    some, counts = np.unique(regions, return_counts=True)
+    sampled, counts = np.unique(regions, return_counts=True)
     values = [
-        grid_sample(probabilities[mask][None, None], part[None, None], align_corners=False)[0, 0, 0]
-        for mask, part in zip(masks[some].tolist(), grid.split(counts.tolist()), strict=True)
+        grid_sample(probabilities[mask][None, None], points[None, None], align_corners=False)[0, 0, 0]
+        for mask, points in zip(masks[sampled].tolist(), grid.split(counts.tolist()), strict=True)
     ]
     return torch.cat(values) >= 0.5
 
 
 def bitmaps(crops: Iterator[Crops], count: int, size_hw: tuple[int, int]) -> Bool[np.ndarray, "d h w"]:
     """``count`` masks at the size of their image."""
-    found = np.zeros((count, *size_hw), bool)
-    for some in crops:
+    pasted_masks = np.zeros((count, *size_hw), bool)
+    for part in crops:
         start = 0
-        for mask, (left, top, right, bottom) in zip(some.masks.tolist(), some.frames_xyxy.tolist(), strict=True):
+        for mask, (left, top, right, bottom) in zip(part.masks.tolist(), part.frames_xyxy.tolist(), strict=True):
             stop = start + (right - left) * (bottom - top + 1)
-            columns = some.bits[start:stop].reshape(right - left, bottom - top + 1)
-            found[mask, top:bottom, left:right] = columns[:, :-1].T
+            columns = part.bits[start:stop].reshape(right - left, bottom - top + 1)
+            pasted_masks[mask, top:bottom, left:right] = columns[:, :-1].T
             start = stop
-    return found
+    return pasted_masks
 
 
 def run_length_texts(
@@ -155,12 +155,12 @@ def run_length_texts(
 ) -> tuple[Int64[np.ndarray, " ends"], UInt8[np.ndarray, " bytes"]]:
     """``count`` masks as COCO's compressed run lengths: text i is bytes ``offsets[i]`` to ``offsets[i + 1]``.
 
-    They are those of ``pycocotools.mask.encode`` of :func:`bitmaps`, byte for byte, and no bitmap is made.
+    They equal ``pycocotools.mask.encode`` of :func:`bitmaps`, byte for byte, without making the bitmaps.
     """
     height, width = size_hw
-    runs = np.concatenate([np.zeros((3, 0), np.int64), *(runs_of_crops(some, height) for some in crops)], axis=1)
+    runs = np.concatenate([np.zeros((3, 0), np.int64), *(runs_of_crops(part, height) for part in crops)], axis=1)
     masks, starts, stops = runs
-    # A region as high as its image: a run may go on in the next column.
+    # In a region as high as its image, a run may go on in the next column.
     goes_on = (masks[1:] == masks[:-1]) & (stops[:-1] == starts[1:])
     masks, starts = runs[:2, np.concatenate([[True], ~goes_on])[: len(masks)]]
     stops = stops[np.concatenate([~goes_on, [True]])[: len(stops)]]
@@ -168,7 +168,7 @@ def run_length_texts(
 
 
 def runs_of_crops(crops: Crops, image_height: int) -> Int64[np.ndarray, "3 r"]:
-    """Mask of each run of pixels, its first pixel and the one behind its last, counted down the image's columns."""
+    """Mask, first pixel, and the pixel after the last of each run; pixels count down the image's columns."""
     edges = np.flatnonzero(np.diff(crops.bits, prepend=False))
     left, top, right, bottom = crops.frames_xyxy.T
     regions = np.repeat(np.arange(len(left)), right - left)
@@ -189,7 +189,7 @@ def lengths_of_runs(
 ) -> tuple[Int64[np.ndarray, " lengths"], Int64[np.ndarray, " d"]]:
     """Lengths of background, mask, background, ... of each of ``count`` masks, and how many each has.
 
-    The first may be 0. Runs stand in the order of masks and pixels, with background between them.
+    The first may be 0. Runs are in the order of masks, then pixels, with background between them.
     """
     each = 2 * np.bincount(masks, minlength=count) + 1
     last = each.cumsum() - 1

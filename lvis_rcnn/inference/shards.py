@@ -1,4 +1,4 @@
-"""To be written."""
+"""Detections of a dataset as shards; a new start writes those that are missing."""
 
 import json
 import time
@@ -21,7 +21,7 @@ IMAGES_PER_SHARD = 64  # about 7 s at 10 images/s: little is lost by a kill
 
 @dataclass(frozen=True)
 class Clock:
-    """How long a shard took."""
+    """How long the images of a shard took."""
 
     whole_s: float
     images: int
@@ -30,13 +30,13 @@ class Clock:
 def infer_shards(
     detector: Detector, shards_dir: Path, batch_size: int, workers: int, title: str, numbers: Sequence[int]
 ) -> None:
-    """Write those of the shards ``numbers`` that are missing; beside each how long it took."""
+    """Write those of the shards ``numbers`` that are missing, each with a file that says how long it took."""
     store = detector.images.store
     missing = [number for number in numbers if not shard_path(shards_dir, number).exists()]
     if len(missing) < len(numbers):
-        log.info("going on: %d of %d shards are there", len(numbers) - len(missing), len(numbers))
+        log.info("going on: %d of %d shards exist", len(numbers) - len(missing), len(numbers))
     of_shards = [detector.images.batches(images_of_shard(number, store), batch_size) for number in missing]
-    # One reader for all shards: it reads ahead across their bounds.
+    # One reader for all shards, so that it also reads ahead from one shard to the next.
     indices = [batch for batches in of_shards for batch in batches]
     batches = read_in_order(detector.images, indices, workers, pinned=detector.device.type == "cuda")
     total = sum(len(images_of_shard(number, store)) for number in numbers)
@@ -49,42 +49,41 @@ def infer_shards(
 
 
 def images_of_shard(number: int, store: AnnotationStore) -> range:
-    """Positions of the images of shard ``number``."""
+    """Indices in the store of the images of shard ``number``."""
     return range(number * IMAGES_PER_SHARD, min((number + 1) * IMAGES_PER_SHARD, store.num_images))
 
 
 def infer_images(
     detector: Detector, positions: list[list[int]], batches: Iterator[Batch], bar: "tqdm[Any]"
 ) -> tuple[Detections, Clock]:
-    """Detections of the images at ``positions``, batch by batch the next of ``batches``; images in their order."""
-    parts: dict[int, Detections] = {}
+    """Detections of the images at ``positions``, in the order of the store; ``batches`` yields their batches."""
+    of_image: dict[int, Detections] = {}
     began = time.perf_counter()
     for batch_positions in positions:
-        found = detector.detections(next(batches), batch_positions)
-        parts |= zip(batch_positions, found, strict=True)
+        of_image |= zip(batch_positions, detector.detections(next(batches), batch_positions), strict=True)
         bar.update(len(batch_positions))
-    return concatenate([parts[image] for image in sorted(parts)]), Clock(time.perf_counter() - began, len(parts))
+    seconds = time.perf_counter() - began
+    return concatenate([of_image[image] for image in sorted(of_image)]), Clock(seconds, len(of_image))
 
 
 def count_detections(detections_dir: Path) -> dict[str, int]:
     """How many detections the shards hold, and how many of them have a mask; one shard in memory at a time."""
-    shards = [(len(shard), int(shard.has_mask.sum())) for shard in map(read_maskless, shards_of(detections_dir))]
-    return {"detections": sum(count for count, _ in shards), "detections_with_mask": sum(masks for _, masks in shards)}
-
-
-def read_maskless(path: Path) -> Detections:
-    """A shard without its masks."""
-    return read_shard(path, with_masks=False)
+    counts = {"detections": 0, "detections_with_mask": 0}
+    for path in shards_of(detections_dir):
+        shard = read_shard(path, with_masks=False)
+        counts["detections"] += len(shard)
+        counts["detections_with_mask"] += int(shard.has_mask.sum())
+    return counts
 
 
 def images_per_second(shards_dir: Path) -> float:
-    """Speed over all shards, whichever start wrote them."""
+    """Mean speed over all shards, including those of earlier starts."""
     clocks = [json.loads(path.read_text()) for path in sorted(shards_dir.glob("shard-*.clock.json"))]
     return float(sum(clock["images"] for clock in clocks) / sum(clock["whole_s"] for clock in clocks))
 
 
 def export_shards(shards_dir: Path, out_dir: Path) -> None:
-    """Hard links of all shards as one folder that appears whole; copies where the file system has no links."""
+    """Hard links to all shards in a folder that appears at once; copies where the file system has no links."""
     with atomic_folder(out_dir) as folder:
         for shard in shards_of(shards_dir):
             link(shard, folder / shard.name)

@@ -1,12 +1,14 @@
-"""Training that cannot be lost.
+"""Training that can be stopped at any moment and goes on from its last checkpoint.
 
-run            what a run is made from, and what it leaves
-setup          how a run begins or goes on; whether it fits the device
-solver         optimizers, learning rates, budgets
-step           one gradient step
-distributed    the processes of one training
-checkpoint     saves and restores a run
-log            log.json, heartbeat, TensorBoard
-recorder       what the first process keeps while it trains
-batch_picture  a training step as the network sees it
+In the order in which a training passes through them:
+
+    run            what a run is made from, and the files it leaves
+    setup          how a run begins or goes on; whether it fits the device
+    step           one optimizer step
+    recorder       what the first process writes while it trains
+    solver         optimizers, learning rates, budgets
+    distributed    the processes of one training
+    checkpoint     saves and restores a run
+    log            log.json, heartbeat, TensorBoard
+    batch_picture  a training step as the network sees it
 """

@@ -7,40 +7,35 @@ from PIL import Image
 
 from lvis_rcnn.dataloader.batches import Batch, Target, TrainingSteps
 from lvis_rcnn.dataloader.transforms import MEAN_RGB, STD_RGB
+from lvis_rcnn.model.boxes import areas
 from lvis_rcnn.reporting.drawing import COLOURS, RARE_MARK, Shown, captioned, draw_objects, sheet_of
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.training.run import Run
 
 IMAGES_IN_ROW = 2
 MOST_IMAGES = 8
-"""The first ones of a step."""
+"""Images of a step that are drawn, the first ones."""
 
 
 def colours_of(pixels: Float[torch.Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The image that an input was made from, to the nearest byte."""
+    """An input of the network as an image again, to the nearest byte."""
     values = pixels.permute(1, 2, 0).numpy() * STD_RGB + MEAN_RGB
     image: np.ndarray = values.round().clip(0, 255).astype(np.uint8)
     return image
 
 
 def target_objects(run: Run, target: Target, size_hw: tuple[int, int]) -> list[Shown]:
-    """What the losses of one image are computed from; large objects first, so that they lie below."""
+    """The targets of one image; large objects first, so that they are drawn below."""
     labels = target.labels.tolist()
     colours = {label: COLOURS[number % len(COLOURS)] for number, label in enumerate(dict.fromkeys(labels))}
     boxes = target.boxes_xyxy.tolist()
     objects = []
-    for at in sorted(range(len(labels)), key=lambda at: -box_area(boxes[at])):
+    for at in (-areas(target.boxes_xyxy.double())).argsort(stable=True).tolist():
         category = run.store.categories[labels[at] - 1]
         mask = mask_on(target, at, size_hw)
         x0, y0, x1, y1 = boxes[at]
         objects.append(Shown((x0, y0, x1, y1), mask, category.name, colours[labels[at]], category.frequency))
     return objects
-
-
-def box_area(box_xyxy: list[float]) -> float:
-    """Area of a box."""
-    left, top, right, bottom = box_xyxy
-    return (right - left) * (bottom - top)
 
 
 def mask_on(target: Target, at: int, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:

@@ -1,8 +1,8 @@
-"""Save and restore a run: its newest checkpoint and the one before it, each whole, whatever happens.
+"""Save and restore a run: its two newest checkpoints, each complete, whatever happens while one is written.
 
-A checkpoint is ``step00001200-<digest>.pth``, a file of ``torch.save`` (format 1). The digest, the first 16 hex digits
-of the SHA-256 of its bytes, is part of the name, so that content and digest appear in one rename, and damage is told
-from what was written. Until then the file is ``.step00001200-<random>.part``, which the next start removes.
+A checkpoint is ``step00001200-<digest>.pth``, a file of ``torch.save``. The digest, the first 16 hex digits of the
+SHA-256 of its bytes, is part of the name, so that both appear in one rename and damage is recognised. Until then the
+file is ``.step00001200-<random>.part``, which the next start removes.
 """
 
 import contextlib
@@ -28,23 +28,23 @@ DIGEST_DIGITS = 16
 
 
 class TakenOver(InputError):
-    """Another trainer works on this run by now: what this one would save is no longer wanted."""
+    """Another trainer has taken over this run, so this one must not save any more."""
 
 
 class Saver:
-    """Saves a run's state, by the one process that holds its folder.
+    """Saves the checkpoints of a run; for the one process that holds its folder.
 
-    The newest checkpoint and the one before it are kept. A save that fails (full disk, I/O error, no permission) is a
-    warning and leaves the folder as it was: the training goes on, and the next save tries again. Making a saver removes
-    what killed processes left half written.
+    The two newest checkpoints are kept. A save that fails (full disk, I/O error, no permission) is a warning and leaves
+    the folder as it was: the training goes on, and the next save tries again. Incomplete files of killed processes are
+    removed when a saver is made.
 
     Args:
-        folder: State folder of the run.
-        saved_step: Steps done in the checkpoint that the run goes on from, 0 where it begins: that one is kept as the
-            one before the first that is saved, and not a damaged one.
-        background: Write in a thread, from a copy in CPU memory.
-        still_held: Whether this process still holds the folder, asked just before a checkpoint gets its name; an
-            OSError of it counts as a save that failed.
+        folder: state folder of the run.
+        saved_step: step of the checkpoint that the run goes on from, 0 if there is none; it is kept until two are
+            newer, a damaged newer one is not.
+        background: write in a thread, from a copy in CPU memory.
+        still_held: whether this process still holds the folder, called just before a checkpoint gets its name; if it
+            raises an OSError, the save has failed.
     """
 
     def __init__(
@@ -65,17 +65,17 @@ class Saver:
         remove(folder, is_temporary)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Save what :func:`load_checkpoint` is to return; :meth:`wait` says whether it is on disk.
+        """Save a state for :func:`load_checkpoint`; :meth:`wait` returns whether it is on disk.
 
-        In the background ``state`` may change as soon as this returns. One write at a time: this waits for the one
-        before. A step that is saved already is not saved again.
+        ``state`` may change as soon as this returns, also in the background. It waits for the save before. A step that
+        is saved already is not saved again.
 
         Args:
-            step: Optimizer steps done, 1 or more.
-            state: Containers of tensors, numbers and text, as ``torch.load(weights_only=True)`` reads them.
+            step: optimizer steps done, 1 or more.
+            state: containers of tensors, numbers and text, as ``torch.load(weights_only=True)`` reads them.
 
         Raises:
-            TakenOver: ``still_held`` said no, to this save or to the one before.
+            TakenOver: the folder is not ``still_held``, at this save or the one before.
         """
         self.wait()
         self.asked_step = step
@@ -88,10 +88,10 @@ class Saver:
             self.writing = self.writer.submit(self.write, step, on_cpu(state))
 
     def wait(self) -> bool:
-        """Whether the state of the last :meth:`save` is on disk, once its write has ended.
+        """Wait for the last :meth:`save`, and return whether its state is on disk.
 
         Raises:
-            TakenOver: ``still_held`` said no.
+            TakenOver: the folder was not ``still_held``.
         """
         writing, self.writing = self.writing, None
         if writing is not None:
@@ -99,7 +99,7 @@ class Saver:
         return self.saved_step == self.asked_step
 
     def write(self, step: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint; once it is durable, remove those that are neither it nor the one before."""
+        """Write a checkpoint; once it is on disk, remove all but it and the one before."""
         with self.failure_is_a_warning(step):
             newest = write_checkpoint(self.folder, step, state, self.still_held)
             before, self.saved_step = self.saved_step, step
@@ -107,7 +107,7 @@ class Saver:
 
     @contextlib.contextmanager
     def failure_is_a_warning(self, step: int) -> Iterator[None]:
-        """Whatever goes wrong in a save, it must not end a week of training."""
+        """No error of a save may end a week of training."""
         try:
             yield
         except TakenOver:
@@ -122,12 +122,12 @@ class Saver:
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The state of the newest whole checkpoint of a run, on the CPU; None where nothing was saved yet.
+    """The state of the newest undamaged checkpoint of a run, on the CPU; None where nothing was saved yet.
 
-    Nothing is written or removed, so every process of a run may load. Each newer one that is damaged is a warning.
+    Nothing is written or removed, so that every process of a run can load. A damaged newer one is a warning.
 
     Raises:
-        InputError: there are checkpoints and none is whole: to begin anew in silence might lose a week.
+        InputError: all checkpoints are damaged; beginning again without a word might lose a week of training.
         OSError: the folder cannot be read.
     """
     damaged: list[str] = []
@@ -141,8 +141,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
             log.warning("warning: %s/%s; the one before is used, %s", folder, what, path.name)
         return state
     if damaged:
-        fix = "bring a whole one back, or delete the folder to train from the beginning"
-        raise InputError(str(folder), f"no checkpoint is whole: {', '.join(damaged)}", fix=fix)
+        fix = "restore one from a backup, or delete the folder to train from the beginning"
+        raise InputError(str(folder), f"all checkpoints are damaged: {', '.join(damaged)}", fix=fix)
     return None
 
 
@@ -152,11 +152,11 @@ def drop_checkpoints(folder: Path) -> None:
 
 
 def write_checkpoint(folder: Path, step: int, state: dict[str, Any], still_held: Callable[[], bool]) -> Path:
-    """Write a checkpoint, durably, and return its path; after an error nothing of it is left.
+    """Write a checkpoint to disk and return its path; after an error nothing of it is left.
 
     Raises:
-        TakenOver: ``still_held`` said no.
-        OSError: or what ``torch.save`` makes of it.
+        TakenOver: the folder is not ``still_held``.
+        OSError: it could not be written; also other errors of ``torch.save``.
     """
     handle, name = tempfile.mkstemp(prefix=f".step{step:08d}-", suffix=".part", dir=folder)
     temporary = path = Path(name)
@@ -177,9 +177,9 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any], still_held:
 
 
 def write_state(handle: int, state: dict[str, Any]) -> str:
-    """Write ``state`` to an open file, flush it to disk, close it; returns the SHA-256 of what was to be written."""
+    """Write ``state`` to an open file, sync and close it; returns the SHA-256 of the bytes that were to be written."""
     try:
-        os.fchmod(handle, 0o644)  # mkstemp makes it private; results are for the group
+        os.fchmod(handle, 0o644)  # mkstemp makes it private; the group may read results
         file = DigestingFile(handle)
         torch.save(state, file)  # type: ignore[arg-type]  # it writes and flushes, nothing else
         os.fsync(handle)
@@ -189,7 +189,7 @@ def write_state(handle: int, state: dict[str, Any]) -> str:
 
 
 class DigestingFile:
-    """What ``torch.save`` needs of a file; hashes the bytes on their way, so that none are read again."""
+    """What ``torch.save`` needs of a file; it hashes the bytes while they are written."""
 
     def __init__(self, handle: int) -> None:
         self.handle = handle
@@ -204,7 +204,7 @@ class DigestingFile:
         return len(chunk)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Nothing is buffered."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: its bytes are not those that were written.
-        OSError: it cannot be read; and whatever ``torch.load`` raises.
+        OSError: it cannot be read; also other errors of ``torch.load``.
     """
     if sha256_of_file(path)[:DIGEST_DIGITS] != path.stem.rpartition("-")[2]:
         raise ValueError("damaged: its bytes are not those that were written")
@@ -221,15 +221,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def on_cpu(value: Any) -> Any:
-    """A copy that shares nothing that changes: every tensor in CPU memory, containers of the same types."""
+    """A deep copy with every tensor in CPU memory, in containers of the same types."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
         copied = copy.copy(value)  # not a new dict: a model's state_dict has the versions of its modules as attribute
-        copied.update((key, on_cpu(part)) for key, part in value.items())
+        copied.update((key, on_cpu(entry)) for key, entry in value.items())
         return copied
     if isinstance(value, (list, tuple)):
-        return type(value)(on_cpu(part) for part in value)
+        return type(value)(on_cpu(entry) for entry in value)
     return value
 
 
@@ -244,7 +244,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file has the name of a checkpoint that is not whole yet."""
+    """Whether a file has the name of a checkpoint that is being written."""
     return TEMPORARY.fullmatch(path.name) is not None
 
 
@@ -254,9 +254,9 @@ def step_of(path: Path) -> int:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """What a folder holds, nothing where it is not there.
+    """Entries of a folder; none if it does not exist.
 
-    No glob, which takes a folder that cannot be read for an empty one.
+    Not by glob, for which a folder that cannot be read is empty.
     """
     try:
         return [folder / name for name in os.listdir(folder)]
@@ -265,9 +265,9 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def remove_older(newest: Path, step_before: int) -> None:
-    """Remove checkpoints but the newest and the one before it.
+    """Remove older checkpoints than the newest and the one before it.
 
-    Later ones stay, so that a trainer that lost its folder, and does not know it yet, does no harm.
+    Those of later steps are kept: they are of another trainer, if this one has lost the folder without knowing it.
     """
 
     def is_older(path: Path) -> bool:
@@ -277,24 +277,24 @@ def remove_older(newest: Path, step_before: int) -> None:
 
 
 def remove(folder: Path, unwanted: Callable[[Path], bool]) -> None:
-    """Remove the files of a folder that are unwanted; one that stays does no harm but for its room."""
-    with stays_with_a_warning(folder):
+    """Remove the files of a folder that are ``unwanted``; failing to is a warning."""
+    with kept_with_a_warning(folder):
         for path in filter(unwanted, files_of(folder)):
-            with stays_with_a_warning(path):
+            with kept_with_a_warning(path):
                 path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def stays_with_a_warning(path: Path) -> Iterator[None]:
-    """An error of the disk ends no training that only clears up."""
+def kept_with_a_warning(path: Path) -> Iterator[None]:
+    """An error while removing files must not end a training."""
     try:
         yield
     except OSError as error:
-        log.warning("warning: old checkpoints stay: %s (%s)", path, reason_of(error))
+        log.warning("warning: old checkpoints cannot be removed: %s (%s)", path, reason_of(error))
 
 
 def reason_of(error: Exception) -> str:
-    """One line; the system's words where it has any, also if torch made another error of them."""
+    """One line; the system's message if there is one, also if torch replaced the OSError by its own."""
     cause = error.__context__ if isinstance(error.__context__, OSError) else error
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror

@@ -1,8 +1,8 @@
 """The processes of one training: one, or several that torchrun starts, each with a device of its own.
 
-A step's normalisation groups are shared out; the processes' gradients add up to those of one process, to the order of
-a sum (tests/test_groups.py). One collective a step, of numbers alone, carries the gradients, the losses and what else
-all have to agree on. A process that dies or stands still ends all others within ``HANG_S``, and they name it.
+They share the normalisation groups of a step; the sum of their gradients is that of one process, to the order of
+additions. One all-reduce per step carries the gradients, the losses, and whether to stop. If a process dies or hangs,
+all others end within ``HANG_S`` and name it.
 
     torchrun --standalone --nproc-per-node 4 -m -- lvis_rcnn.train --study … (as with one process)
 """
@@ -23,26 +23,26 @@ from lvis_rcnn.config.study import Study
 from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.system.gpus import hold_one_gpu
 
-# A step waits this long for the slowest process: far more than a slow file system makes one wait for an image.
+# A step waits this long for the slowest process, far longer than a slow file system takes for an image.
 HANG_S = 300.0
 
-# The first process may wait for another training to hand over.
+# The others wait this long for the first process, which may wait for another training to hand over.
 FIRST_S = 1800.0
 
-# Shares of inference end up to this long after one another.
+# The first process of an inference waits this long for the others.
 SLOWEST_S = 7 * 86400.0
 
-# Asking the store what the others did last.
+# How long a question to the store may take.
 ASK_S = 5.0
 
 
 class RankLost(InputError):
-    """Another process died or stands still."""
+    """Another process died or hangs."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among ``count``; alone, it talks to nobody."""
+    """This process among ``count`` ones."""
 
     rank: int
     count: int
@@ -51,33 +51,33 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes: log, checkpoints, results."""
+        """Whether this is the process that writes log, checkpoints and results."""
         return self.rank == 0
 
     def share_of(self, groups: int) -> range:
-        """Numbers of the groups of a step that this process takes; every group has exactly one process."""
+        """Indices of the groups of a step that this process takes; every group belongs to exactly one process."""
         return range(self.rank, groups, self.count)
 
     def add_up(self, gradients: Sequence[torch.Tensor], numbers: torch.Tensor, step: int) -> torch.Tensor:
         """Replace each gradient by its sum over all processes; return the sums of ``numbers``, a float32 vector.
 
-        On GPUs this returns before they have met: whoever reads the sums waits, no longer than ``HANG_S``.
+        On GPUs this returns before the processes have met: reading the sums waits, but at most ``HANG_S``.
 
         Raises:
-            RankLost: who did not take part in ``step``.
+            RankLost: names the processes that did not take part in ``step``.
         """
         if self.store is None:
             return numbers
-        # One flat copy: it is made when activations are gone, so that the peak of memory does not grow.
+        # One flat copy; activations are freed by now, so that the peak of memory does not grow.
         flat = torch.cat([numbers, *(gradient.reshape(-1) for gradient in gradients)])
-        self.say(step)
+        self.announce(step)
         try:
             distributed.all_reduce(flat)
         except RuntimeError as error:
             raise self.lost(step, error) from None
         sums: torch.Tensor
-        sums, *parts = flat.split([len(numbers), *(gradient.numel() for gradient in gradients)])
-        torch._foreach_copy_(list(gradients), [part.view_as(one) for part, one in zip(parts, gradients, strict=True)])
+        sums, *summed = flat.split([len(numbers), *(gradient.numel() for gradient in gradients)])
+        torch._foreach_copy_(list(gradients), [new.view_as(old) for new, old in zip(summed, gradients, strict=True)])
         return sums
 
     def largest(self, value: int) -> int:
@@ -89,7 +89,7 @@ class Ranks:
         return int(numbers)
 
     def wait_for_first(self) -> None:
-        """Return when the first process is here, however long it waits for the run to be its own."""
+        """Return when the first process has arrived here; it may have waited for the lease of the run."""
         if self.store is None:
             return
         if self.is_first:
@@ -97,54 +97,54 @@ class Ranks:
         self.store.wait(["first"], timedelta(seconds=FIRST_S))
 
     def wait_for_all(self) -> None:
-        """Return when all processes are here, so that none ends while the first still writes."""
+        """Return when all processes have arrived here, so that none ends while the first still writes."""
         self.largest(0)
 
     def meet_first(self) -> None:
-        """The first process returns when all have come here, the others at once."""
+        """The first process returns when all have arrived here, the others at once."""
         if self.store is None:
             return
         self.store.set(f"came{self.rank}", "here")
         if self.is_first:
-            # Nobody hangs: torchrun ends this process if another one dies.
+            # torchrun ends this process if another one dies.
             self.store.wait([f"came{rank}" for rank in range(self.count)], timedelta(seconds=SLOWEST_S))
 
-    def say(self, step: int) -> None:
-        """Tell the others that this process has come to ``step``."""
+    def announce(self, step: int) -> None:
+        """Tell the others that this process has arrived at ``step``."""
         assert self.store is not None
         self.store.set(f"rank{self.rank}", f"{step} {socket.gethostname()} {os.getpid()}")
 
     def lost(self, step: int, error: Exception) -> RankLost:
-        """The error that names the processes that did not come to ``step``, or came and stand in it."""
+        """The error that names the processes that did not arrive at ``step``, or that hang in it."""
         assert self.store is not None
         self.store.set(f"left{self.rank}", str(step))
         behind = [f"rank {rank} {what}" for rank in range(self.count) if (what := self.behind(rank, step))]
-        behind = behind or [f"rank {rank} {what}" for rank in range(self.count) if (what := self.silent(rank))]
+        behind = behind or [f"rank {rank} {what}" for rank in range(self.count) if (what := self.hanging(rank))]
         return RankLost(
             f"rank {self.rank} of {self.count}, step {step}",
-            f"lost touch with {', '.join(behind) or 'the others'} ({' '.join(str(error).split())[:120]})",
-            fix="start again, it goes on from the last checkpoint; the log of the lost process says why it ended",
+            f"lost contact with {', '.join(behind) or 'the others'} ({' '.join(str(error).split())[:120]})",
+            fix="start again, it goes on from the last checkpoint; see the log of the lost process",
         )
 
     def behind(self, rank: int, step: int) -> str:
-        """Where another process was seen last, if that is before ``step`` or it has died since."""
+        """Which step another process announced last, if that is before ``step`` or the process has died since."""
         assert self.store is not None
         try:
             at, host, pid = self.store.get(f"rank{rank}").decode().split()
         except (RuntimeError, ValueError):
-            return "(never heard of)"
+            return "(never seen)"
         if int(at) < step:
-            return f"(host {host}, pid {pid}), last heard of at step {at}"
+            return f"(host {host}, pid {pid}), last seen at step {at}"
         return f"(host {host}, pid {pid}), which has died" if host == socket.gethostname() and is_dead(pid) else ""
 
-    def silent(self, rank: int) -> str:
-        """Who another process is, if it stands still in the step: within ``ASK_S`` it has not noticed the failure."""
+    def hanging(self, rank: int) -> str:
+        """Which process another one is, if it hangs in the step: it does not report the failure within ``ASK_S``."""
         assert self.store is not None
         try:
             self.store.get(f"left{rank}")
         except RuntimeError:
             _, host, pid = self.store.get(f"rank{rank}").decode().split()
-            return f"(host {host}, pid {pid}), which came to the step and stands still in it"
+            return f"(host {host}, pid {pid}), which hangs in the step"
         return ""
 
 
@@ -161,10 +161,10 @@ def is_dead(pid: str) -> bool:
 
 @contextmanager
 def started(device: str) -> Iterator[Ranks]:
-    """This process, in touch with those that torchrun started beside it, if any.
+    """This process, connected with the others that torchrun started, if any.
 
     Args:
-        device: cpu or cuda; with several GPUs each process of a machine takes one.
+        device: cpu or cuda; each process of a machine takes a GPU of its own.
 
     Raises:
         InputError: fewer GPUs than processes.
@@ -181,7 +181,7 @@ def started(device: str) -> Iterator[Ranks]:
     store = TCPStore(address, port, count, rank == 0 and not served, timeout=timedelta(seconds=HANG_S))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     prefixed = PrefixStore(f"lvis_rcnn/{attempt}", store)
-    # NCCL's own watchdog ends the process without a word of ours, so it comes second.
+    # NCCL's own watchdog ends the process without our message, so it gets more time.
     backend, limit_s = ("nccl", 1.2 * HANG_S) if own.type == "cuda" else ("gloo", HANG_S)
     distributed.init_process_group(
         backend, store=prefixed, rank=rank, world_size=count, timeout=timedelta(seconds=limit_s)
@@ -189,19 +189,19 @@ def started(device: str) -> Iterator[Ranks]:
     asked = PrefixStore(f"lvis_rcnn/{attempt}/steps", store)
     asked.set_timeout(timedelta(seconds=ASK_S))
     yield Ranks(rank, count, own, asked)
-    # Only at a good end: with one process lost it would wait for it.
+    # Not after an error: it would wait for a lost process.
     distributed.destroy_process_group()
 
 
 def own_device(device: str, local: int) -> torch.device:
-    """The device of the process with this number on its machine."""
+    """The device of process ``local`` of its machine."""
     if device != "cuda":
         return torch.device(device)
-    there = torch.cuda.device_count()
-    if local >= there:
+    visible = torch.cuda.device_count()
+    if local >= visible:
         raise InputError(
             f"process {local} of this machine",
-            f"has no GPU: {there} are visible",
+            f"has no GPU: {visible} are visible",
             allowed="as many processes on a machine as it has GPUs",
             fix="start torchrun with a smaller --nproc-per-node",
         )
@@ -211,7 +211,7 @@ def own_device(device: str, local: int) -> torch.device:
 
 
 def require_device(study: Study, study_file: Path) -> None:
-    """Hold a GPU where the study computes on one, and refuse where there is none.
+    """Hold a GPU if the study computes on one, and refuse a machine without.
 
     Raises:
         InputError: names the study file.

@@ -1,4 +1,4 @@
-"""What a run says while it trains: one JSON line a logged step, and a heartbeat for onlookers."""
+"""What a run reports while it trains: progress, log.json, the heartbeat for table and status, event files."""
 
 import contextlib
 import json
@@ -17,16 +17,16 @@ from lvis_rcnn.system.cli import duration, log
 from lvis_rcnn.system.files import atomic_file, read_json_lines, write_json
 from lvis_rcnn.training.solver import Recipe
 
-# Keys of a line that differ from one run to its repetition; all others are functions of the recipe.
+# Keys of a line that differ when a run is repeated; all others are functions of the recipe.
 MEASURED_KEYS = frozenset({"data_time", "time", "memory", "images_per_s", "eta_s", "written_at"})
 
-# A loss is a spike if it is more than SPIKE_FACTOR times the median of the last SPIKE_LINES lines. A median, since an
-# earlier spike must not hide the next one; too few lines say nothing.
+# A loss is a spike if it is more than SPIKE_FACTOR times the median of the last SPIKE_LINES lines, at least
+# FEWEST_SPIKE_LINES. A median, since one spike must not hide the next.
 SPIKE_FACTOR = 3.0
 SPIKE_LINES = 50
 FEWEST_SPIKE_LINES = 10
 
-# Onlookers take a run for stalled after minutes; several beats may be lost before.
+# A run counts as stalled after minutes without a heartbeat, so that some may be lost.
 SECONDS_BETWEEN_HEARTBEATS = 30.0
 
 
@@ -47,19 +47,19 @@ class Progress:
     ranks: int = 1
     """Processes of this attempt."""
     saved_step: int = 0
-    """Steps in the newest whole checkpoint."""
+    """Steps done in the newest checkpoint."""
     loss: float | None = None
     """Total loss of the last step."""
     initial_weights: str = ""
-    """Where the first start's weights came from."""
+    """Which weights the first start began with."""
     started_at: float = field(default_factory=time.time)
     """Unix seconds of the first start."""
     unlogged: list[dict[str, float]] = field(default_factory=list)
     """Losses and times of the steps since the last line of the log."""
     broken_images: list[str] = field(default_factory=list)
-    """What is wrong with each image that this process skipped."""
+    """Errors of the images that this process skipped."""
     skipped_images: int = 0
-    """How often another image took the place of a broken one, in all processes."""
+    """How often a broken image was replaced by another, in all processes."""
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -68,14 +68,14 @@ class Progress:
         return (self.elapsed_s - elapsed_s) / (self.step - step) if self.step > step else None
 
     def begin_attempt(self, attempts: int, ranks: int = 1) -> None:
-        """From here on speed is that of this attempt, the ``attempts``-th, with so many processes."""
+        """Begin attempt number ``attempts`` with ``ranks`` processes; its speed is measured from here."""
         self.attempts, self.ranks, self.attempt_from = attempts, ranks, (self.step, self.elapsed_s)
 
     def add_step(self, values: dict[str, float]) -> None:
-        """A step is done.
+        """Count a step.
 
         Args:
-            values: Each ``loss_…``, ``time`` and ``data_time`` in seconds, and, where it is known, ``grad_norm``.
+            values: each ``loss_…``, ``time`` and ``data_time`` in seconds, and ``grad_norm`` if it is known.
         """
         self.step += 1
         self.elapsed_s += values["time"]
@@ -89,13 +89,12 @@ def total_loss(values: Mapping[str, float]) -> float:
 
 
 class TrainingLog:
-    """One JSON line each logged step under MMDetection 2.x's keys; losses and times are means since the last line.
+    """One JSON line per logged step, with MMDetection 2.x's keys; losses and times are means since the last line.
 
-    Beside these a line has ``step``, ``images_seen``, ``images_per_s``, ``eta_s`` (at the mean speed of this attempt)
-    and ``written_at`` (Unix seconds); where gradients were measured ``grad_norm`` and ``grad_norm_max``; after broken
-    images ``skipped_images``; and ``loss_spike: true`` where a step since the last line had a total loss of more than
-    ``SPIKE_FACTOR`` times the median ``loss`` of the up to ``SPIKE_LINES`` lines before, if they are at least
-    ``FEWEST_SPIKE_LINES`` and that median is not 0. Only ``MEASURED_KEYS`` depend on anything but the losses and
+    Further keys are ``step``, ``images_seen``, ``images_per_s``, ``eta_s`` (at the mean speed of this attempt),
+    ``written_at`` (Unix seconds), ``grad_norm`` and ``grad_norm_max``; ``skipped_images`` after broken images; and
+    ``loss_spike: true`` if the total loss of a step since the last line was a spike: more than ``SPIKE_FACTOR`` times
+    the median ``loss`` of the last ``SPIKE_LINES`` lines. Only ``MEASURED_KEYS`` depend on more than the losses and
     gradients of the run.
     """
 
@@ -106,9 +105,9 @@ class TrainingLog:
         self.losses = deque([line["loss"] for line in kept[-SPIKE_LINES:]], maxlen=SPIKE_LINES)
 
     def write(self, progress: Progress) -> dict[str, Any]:
-        """Write the line of the steps that are not logged yet, at least one, and forget them; warn of a spike.
+        """Write a line of the steps since the last one, at least one; warn of a spike.
 
-        Where it cannot be written, as on a full disk, the steps stay for the next line, and the training goes on.
+        If it cannot be written, as on a full disk, that is a warning, and the next line includes these steps.
         """
         line = self.line(progress)
         if "loss_spike" in line:
@@ -130,7 +129,7 @@ class TrainingLog:
         """The line of the last step; epoch and iter count from 1, memory is in MiB."""
         window = progress.unlogged
         means = {name: statistics.fmean(values_of(window, name)) for name in window[-1]}
-        parts = {name: round(value, 5) for name, value in means.items() if name.startswith("loss_")}
+        losses = {name: round(value, 5) for name, value in means.items() if name.startswith("loss_")}
         epoch, position = divmod(progress.step - 1, self.recipe.steps_in_epoch)
         return {
             "mode": "train",
@@ -139,8 +138,8 @@ class TrainingLog:
             "lr": self.recipe.learning_rate(progress.step - 1),
             "memory": progress.peak_memory_bytes // 2**20,
             "data_time": round(means["data_time"], 5),
-            **parts,
-            "loss": round(sum(parts.values()), 5),
+            **losses,
+            "loss": round(sum(losses.values()), 5),
             "time": round(means["time"], 5),
             "step": progress.step,
             "images_seen": self.recipe.stream.images_before_step(progress.step),
@@ -152,12 +151,12 @@ class TrainingLog:
         }
 
     def is_spike(self, loss: float) -> bool:
-        """Whether a total loss stands out of the lines so far; beside a median of 0 none does."""
+        """Whether a total loss is a spike; nothing is while the median is 0."""
         return len(self.losses) >= FEWEST_SPIKE_LINES and 0 < SPIKE_FACTOR * statistics.median(self.losses) < loss
 
 
 def values_of(window: Sequence[Mapping[str, float]], name: str) -> list[float]:
-    """A value of each step that has it."""
+    """The values called ``name``, of the steps that have one."""
     return [values[name] for values in window if name in values]
 
 
@@ -173,7 +172,7 @@ def speed(recipe: Recipe, progress: Progress, steps: int, seconds: float) -> dic
 
 
 def gradient_norms(window: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
-    """Mean and maximum of the norms that were measured; null where one is not finite, which JSON cannot say."""
+    """Mean and maximum of the norms that were measured; null if one is not finite, which JSON has no number for."""
     norms = values_of(window, "grad_norm")
     if not norms:
         return {}
@@ -182,14 +181,14 @@ def gradient_norms(window: Sequence[Mapping[str, float]]) -> dict[str, float | N
 
 
 def spike_sentence(progress: Progress, median: float) -> str:
-    """Names the step since the last line with the largest loss."""
+    """Names the step with the largest loss since the last line."""
     totals = [total_loss(values) for values in progress.unlogged]
     step = progress.step - len(totals) + 1 + totals.index(max(totals))
-    return f"loss spike at step {step}: {max(totals):.3f}, {max(totals) / median:.1f} times the median of late"
+    return f"loss spike at step {step}: {max(totals):.3f}, {max(totals) / median:.1f} times the recent median"
 
 
 def keep_lines_until(path: Path, steps_done: int) -> list[dict[str, Any]]:
-    """Drop the lines of steps that are done again, and one that a kill cut short; returns the others."""
+    """Drop the lines of steps that will be done again, and an incomplete last line; returns the others."""
     kept = [line for line in read_json_lines(path) if line["step"] <= steps_done]
     with atomic_file(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -197,24 +196,24 @@ def keep_lines_until(path: Path, steps_done: int) -> list[dict[str, Any]]:
 
 
 def sentence(line: dict[str, Any], steps: int) -> str:
-    """A line of the log for a person: position, loss, rate, speed, time left, skipped images if any."""
+    """A line of the log as text: position, loss, rate, speed, time left, skipped images if any."""
     skipped = f", {line['skipped_images']} broken images skipped" if "skipped_images" in line else ""
     return (
         f"step {line['step']} of {steps}: loss {line['loss']:.3f}, lr {line['lr']:.1e}, "
-        f"{line['time']:.2f} s a step ({share_of_data(line)} waiting for data), {line['images_per_s'] or 0:.1f} "
+        f"{line['time']:.2f} s per step ({share_of_data(line)} waiting for data), {line['images_per_s'] or 0:.1f} "
         f"images/s, {duration(line['eta_s'] or 0)} left{skipped}"
     )
 
 
 def share_of_data(line: dict[str, Any]) -> str:
-    """Part of a step's time in which it waited for its images: more than a few percent ask for loader workers."""
+    """Fraction of a step's time that it waited for images; more than a few percent call for more loader workers."""
     return f"{line['data_time'] / line['time']:.0%}" if line["time"] else "0%"
 
 
 class Heartbeat:
-    """The heartbeat file of a run, never much older than ``SECONDS_BETWEEN_HEARTBEATS`` while steps are taken.
+    """Writes progress.json about every ``SECONDS_BETWEEN_HEARTBEATS`` while steps are taken.
 
-    The trainer itself writes it, between steps and not from a thread, so that a hung run falls silent.
+    It is written between steps, not from a thread, so that a run that hangs stops writing it.
     """
 
     def __init__(self, state_dir: Path, recipe: Recipe) -> None:
@@ -223,7 +222,7 @@ class Heartbeat:
         self.written_s = -math.inf
 
     def write(self, progress: Progress, state: str = "running", error: str | None = None) -> None:
-        """As :func:`write_heartbeat`; where it cannot be written, the training goes on."""
+        """As :func:`write_heartbeat`, but an error is a warning."""
         try:
             write_heartbeat(self.state_dir, progress, self.recipe, state, error)
         except OSError as problem:
@@ -231,20 +230,20 @@ class Heartbeat:
         self.written_s = time.monotonic()
 
     def write_if_due(self, progress: Progress) -> None:
-        """Say that the run lives, if the last word is old enough; costs nothing otherwise, to be called every step."""
+        """Write if the last heartbeat is old enough; to be called every step, since it costs nothing otherwise."""
         if time.monotonic() - self.written_s >= SECONDS_BETWEEN_HEARTBEATS:
             self.write(progress)
 
 
 def write_heartbeat(state_dir: Path, progress: Progress, recipe: Recipe, state: str, error: str | None = None) -> None:
-    """Tell the table and other onlookers how far the run is.
+    """Write progress.json, from which table and status read how far the run is.
 
     Args:
-        state_dir: Folder of the run; progress.json appears in it.
-        progress: Where the run is; ``images_per_s`` and ``eta_s`` are at the mean speed of this attempt.
-        recipe: Where it ends.
+        state_dir: folder of the run.
+        progress: of the run; ``images_per_s`` and ``eta_s`` are at the mean speed of this attempt.
+        recipe: of the run.
         state: running, stopped, done or failed.
-        error: Why it failed, in one line.
+        error: why it failed, in one line.
     """
     step, elapsed_s = progress.attempt_from
     record = {
@@ -265,7 +264,7 @@ def write_heartbeat(state_dir: Path, progress: Progress, recipe: Recipe, state: 
     write_json(state_dir / "progress.json", record if error is None else {**record, "error": error})
 
 
-# Tag -> key of a line of the log; each loss has a tag of its own beside these.
+# Tag in TensorBoard -> key of a line of the log. Each loss has a tag, too.
 TAGS = {
     "loss/total": "loss",
     "gradient/norm": "grad_norm",
@@ -277,14 +276,14 @@ TAGS = {
 
 
 class EventFiles:
-    """The scalars of each line of a log at its step, as event files of a folder.
+    """The scalars of log.json as event files for TensorBoard.
 
-    The log is the truth: every start writes all of its lines anew, after the word that voids what was written before
-    (``purge_step``). So no step is there twice and none is lost, however a run was stopped.
+    Every start writes all lines of the log again, and tells TensorBoard to forget what it read before (``purge_step``).
+    So no step is there twice and none is lost, however a run was stopped.
     """
 
     def __init__(self, folder: Path, log_file: Path) -> None:
-        # More than a second, which only a process that trains should pay.
+        # Importing takes more than a second, which only a process that trains should spend.
         from torch.utils.tensorboard import SummaryWriter
 
         old = files_of(folder)
@@ -295,17 +294,17 @@ class EventFiles:
         drop_superseded(old, new=files_of(folder) - old)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Add a line that the log has just got; onlookers see it at once."""
+        """Add a new line of the log, and flush it."""
         self.add(line)
         self.writer.flush()
 
     def add(self, line: dict[str, Any]) -> None:
-        """Queue the scalars of a line, at the time at which it was logged."""
+        """Add the scalars of a line, with the time at which it was logged."""
         for tag, value in scalars(line).items():
             self.writer.add_scalar(tag, value, line["step"], walltime=line["written_at"])
 
     def close(self) -> None:
-        """End the writing thread; what was written stays."""
+        """End the writing thread."""
         self.writer.close()
 
 
@@ -315,10 +314,10 @@ def files_of(folder: Path) -> set[Path]:
 
 
 def drop_superseded(old: set[Path], new: set[Path]) -> None:
-    """Remove the files of earlier starts but the last, from which an onlooker that is open goes on to the new one.
+    """Remove the files of earlier starts, but for the last one, from which an open TensorBoard goes on to the new one.
 
-    TensorBoard reads files in the order of their names, which begin with the time of their hosts' clocks: where a clock
-    was ahead, the last one goes too, or it would void the new one.
+    TensorBoard reads files in the order of their names, which begin with the time of their host. If that clock was
+    ahead, the last one is removed too: it would be read after the new one.
     """
     last = max(old, default=None)
     for file in old:
@@ -327,10 +326,10 @@ def drop_superseded(old: set[Path], new: set[Path]) -> None:
 
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:
-    """What of a line is drawn, by tag; a value that is missing or null is not."""
-    found = {f"loss/{key.removeprefix('loss_')}": line[key] for key in line if key.startswith("loss_")}
-    found.pop("loss/spike", None)
-    found |= {tag: line.get(key) for tag, key in TAGS.items()}
+    """The scalars of a line by tag, without values that are missing or null."""
+    values = {f"loss/{key.removeprefix('loss_')}": line[key] for key in line if key.startswith("loss_")}
+    values.pop("loss/spike", None)
+    values |= {tag: line.get(key) for tag, key in TAGS.items()}
     if line["time"]:
-        found["speed/data_share"] = line["data_time"] / line["time"]
-    return {tag: value for tag, value in found.items() if value is not None}
+        values["speed/data_share"] = line["data_time"] / line["time"]
+    return {tag: value for tag, value in values.items() if value is not None}

@@ -12,7 +12,7 @@ from lvis_rcnn.training.checkpoint import Saver
 from lvis_rcnn.training.log import EventFiles, Heartbeat, TrainingLog, sentence, share_of_data
 from lvis_rcnn.training.setup import Training
 
-# At most this much work is done again after a kill; a save (1.2 GB for X-101-64x4d with AdamW) takes about a second.
+# A kill loses at most this much work; a save (1.2 GB for X-101-64x4d with AdamW) takes about a second.
 SECONDS_BETWEEN_CHECKPOINTS = 75.0
 
 

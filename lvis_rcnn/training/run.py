@@ -1,4 +1,4 @@
-"""A run, its identity, and what it leaves when it is done: model, record and log under the names the page uses."""
+"""A run: what it is made from, its identity, and the files it leaves: model, record and log."""
 
 import json
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class Run:
     repeat_factors_dir: Path
     state_root: Path
     zoo: Mapping[str, ZooModel]
-    """Where initial weights come from."""
+    """The published models: initial weights are from there."""
 
     @cached_property
     def store(self) -> AnnotationStore:
@@ -49,7 +49,7 @@ class Run:
 
     @cached_property
     def digest(self) -> str:
-        """As :func:`run_digest`."""
+        """Its identity: see :func:`run_digest`."""
         return run_digest(self.study, self.backbone, self.seed, self.store.annotations_sha256, self.zoo)
 
     @cached_property
@@ -71,13 +71,13 @@ class Run:
 
     @property
     def state_dir(self) -> Path:
-        """Folder of exactly this run."""
+        """Folder of this run, named by its identity."""
         folder = self.state_root / self.study.study / self.backbone / f"seed{self.seed}"
         return folder / state_folder_name(self.digest)
 
 
 def is_finished(state_dir: Path) -> bool:
-    """Whether a run has ended; its record is written last."""
+    """Whether a run is complete; its record is written last."""
     return (state_dir / "train.json").exists()
 
 
@@ -91,7 +91,7 @@ def finish(run: Run, weights: dict[str, torch.Tensor], progress: Progress) -> No
 
 
 def model_meta(run: Run, finished_at: datetime) -> dict[str, Any]:
-    """What a model file says of itself."""
+    """The meta of model.pth."""
     return {
         "study": run.study.study,
         "backbone": run.backbone,
@@ -105,7 +105,7 @@ def model_meta(run: Run, finished_at: datetime) -> dict[str, Any]:
 
 
 def run_record(run: Run, progress: Progress, finished_at: datetime) -> dict[str, Any]:
-    """Everything that a reader of the table may ask about how a row was trained."""
+    """The value of train.json: how a run was trained."""
     recipe = run.recipe
     model_sha256 = sha256_of_file(run.state_dir / "model.pth")
     stem = f"{published_stem(run.study, run.backbone, run.seed)}_{finished_at:%Y%m%d_%H%M%S}"
@@ -145,7 +145,7 @@ def run_record(run: Run, progress: Progress, finished_at: datetime) -> dict[str,
 
 
 def hardware(study: Study, progress: Progress) -> dict[str, Any]:
-    """Where and how a run was computed, with Mem as the page defines it (recipe: MMDetection's docs/model_zoo.md)."""
+    """Device, precision and peak memory of a run; memory is measured as in MMDetection's docs/model_zoo.md."""
     on_cpu = study.compute.device == "cpu"
     edges = ", ".join(str(edge) for edge in study.augmentation.short_edges_px)
     return {
@@ -162,7 +162,7 @@ def hardware(study: Study, progress: Progress) -> dict[str, Any]:
 
 
 def published_stem(study: Study, backbone: str, seed: int) -> str:
-    """File name in MMDetection's manner, without time and digest."""
+    """File name as MMDetection's, without time and digest."""
     threshold = study.sampling.oversample_threshold
     sampling = f"_sample{scientific(threshold)}" if threshold else ""
     scales = "_mstrain" if len(study.augmentation.short_edges_px) > 1 else ""
@@ -171,16 +171,16 @@ def published_stem(study: Study, backbone: str, seed: int) -> str:
 
 
 def scientific(value: float) -> str:
-    """``1e-3`` for 0.001: a short form that loses no digit that a person wrote."""
+    """``1e-3`` for 0.001: short, but with all digits."""
     mantissa, exponent = f"{value:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def export(state_dir: Path, out_dir: Path) -> None:
-    """Put a finished run where the workflow looks for it, and beside it under its published names.
+    """Put the files of a finished run into ``out_dir``, and once more under names as MMDetection publishes them.
 
-    Hard links where the file system has them: the state folder keeps the run when Snakemake deletes its outputs, at no
-    cost in space.
+    They are hard links where the file system has them: the state folder keeps the run when Snakemake deletes its
+    outputs, and takes no more space.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     record = json.loads((state_dir / "train.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Budgets and learning rates as pure functions of the step, so that resuming is arithmetic."""
+"""Optimizers, budgets and learning rates; the rate is a pure function of the step, so nothing of it is saved."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ def warmup_factor(step: int, warmup_steps: int, start_factor: float) -> float:
 
 
 def step_factor(step: int, steps: int, decay_at_steps: Sequence[int], decay_factor: float) -> float:
-    """``decay_factor`` for each milestone that has been reached."""
+    """``decay_factor`` to the power of the milestones that have been reached."""
     return float(decay_factor ** sum(step >= milestone for milestone in decay_at_steps))
 
 
@@ -53,14 +53,14 @@ def learning_rate(
 
 
 def scaled_learning_rate(learning_rate: float, images_per_step: int, learning_rate_images: int | None) -> float:
-    """Linear scaling (Goyal et al. 2017, arXiv 1706.02677): the rate is meant for steps of ``learning_rate_images``."""
-    # The ratio first: where both are equal the rate stays as it is, to the last bit.
+    """Linear scaling of a rate for steps of ``learning_rate_images`` (Goyal et al. 2017, arXiv 1706.02677)."""
+    # The ratio first: where both are equal the rate keeps its last bit.
     return learning_rate if learning_rate_images is None else learning_rate * (images_per_step / learning_rate_images)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one run does, with every count resolved to optimizer steps; made by :func:`make_recipe`."""
+    """Sample stream, schedule and number of optimizer steps of a run; made by :func:`make_recipe`."""
 
     steps: int
     schedule: Schedule
@@ -73,7 +73,7 @@ class Recipe:
 
     @property
     def images_seen(self) -> int:
-        """Images of the whole run, repeated ones each time."""
+        """Images of the whole run, with repetitions."""
         return self.stream.images_before_step(self.steps)
 
     @property
@@ -83,7 +83,7 @@ class Recipe:
 
     @property
     def steps_in_epoch(self) -> int:
-        """Optimizer steps of the first epoch; with stochastic rounding others differ by a little."""
+        """Optimizer steps of the first epoch; with stochastic rounding others differ slightly."""
         return self.stream.steps_before_epoch(1)
 
     @property
@@ -115,7 +115,7 @@ class Recipe:
 
     @property
     def sentence(self) -> str:
-        """The budget in steps and in images, and the learning rate, for a person."""
+        """The budget in steps and in images, and the learning rate, as text."""
         return (
             f"{self.steps:,} steps of {self.images_per_step} images, {self.images_seen:,} images seen in "
             f"{self.epochs:.2f} epochs; {self.rate_sentence}"
@@ -123,7 +123,7 @@ class Recipe:
 
     @property
     def rate_sentence(self) -> str:
-        """The peak learning rate, and how it was scaled, for a person."""
+        """The peak learning rate, and how it was scaled, as text."""
         given, images = self.schedule.learning_rate, self.schedule.learning_rate_images
         if images in (None, self.images_per_step):
             return f"learning rate {given:g}"
@@ -157,5 +157,5 @@ def adamw(parameters: list[torch.nn.Parameter], schedule: Schedule) -> torch.opt
     return torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
 
 
-# Fused: one pass over all weights, and the one form that looks at ``found_inf``.
+# Fused: one pass over all weights, and the only form that reads ``found_inf``.
 OPTIMIZERS = {"sgd": sgd, "adamw": adamw}

@@ -1,4 +1,4 @@
-"""Several processes train what one would; one that dies or stands still ends them all, and the next start goes on."""
+"""Several processes train what one would; one that dies or hangs ends them all, and the next start goes on."""
 
 import functools
 import json
@@ -142,12 +142,12 @@ def test_a_lost_process_ends_all_and_is_named(drawn, tmp_path, number, lost):
     os.kill(pid, number)
     error = process.communicate(timeout=120)[1]
     assert process.returncode != 0
-    # torchrun gives one that stands still half a minute to end.
+    # torchrun gives one that hangs half a minute to end.
     assert time.monotonic() - began < (60 if number == signal.SIGKILL else 120)
     # torchrun names a dead process itself; a standing one only its neighbours can tell.
     assert f"pid {pid}" in error or f"(pid: {pid})" in error or f"process {pid}" in error, error
     if number == signal.SIGSTOP:
-        assert f"lost touch with rank {lost} " in error
+        assert f"lost contact with rank {lost} " in error
     again = program.start()
     wait_for_step(program, again, 5, attempt=2)
     again.terminate()
@@ -156,7 +156,7 @@ def test_a_lost_process_ends_all_and_is_named(drawn, tmp_path, number, lost):
 
 @pytest.mark.parametrize(
     ("noticed", "named"),
-    [({0}, r"rank 1 \(host .*, pid \d+\), which came to the step and stands still in it"), ({0, 1}, "the others")],
+    [({0}, r"rank 1 \(host .*, pid \d+\), which hangs in the step"), ({0, 1}, "the others")],
 )
 def test_a_process_that_stands_still_inside_the_exchange_is_named(noticed, named):
     store = HashStore()
@@ -166,7 +166,7 @@ def test_a_process_that_stands_still_inside_the_exchange_is_named(noticed, named
         rank.say(7)
     for rank in noticed:
         store.set(f"left{rank}", "7")
-    assert re.search(f"lost touch with {named} ", str(ranks[0].lost(7, RuntimeError("timed out"))))
+    assert re.search(f"lost contact with {named} ", str(ranks[0].lost(7, RuntimeError("timed out"))))
 
 
 def interrupted(program: Program, number: int, pick: random.Random) -> None:

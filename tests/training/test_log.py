@@ -85,7 +85,7 @@ def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path):
 def test_a_sentence_for_a_person():
     line = {"step": 100, "loss": 1.23456, "lr": 0.02, "time": 0.5, "data_time": 0.1}
     line |= {"images_per_s": 31.96, "eta_s": 7512.0}
-    speed = "0.50 s a step (20% waiting for data), 32.0 images/s, 2h 05m left"
+    speed = "0.50 s per step (20% waiting for data), 32.0 images/s, 2h 05m left"
     expected = f"step 100 of 340: loss 1.235, lr 2.0e-02, {speed}"
     assert sentence(line, 340) == expected
     assert sentence({**line, "skipped_images": 3}, 340) == f"{expected}, 3 broken images skipped"
@@ -139,7 +139,7 @@ def test_a_spike_is_marked_and_named_once(tmp_path, recipe, monkeypatch):
     monkeypatch.setattr(training_log.log, "warning", lambda text, *values: warnings.append(text % values))
     train_on(tmp_path / "log.json", recipe, spiky_losses())
     assert [line["step"] for line in lines_of(tmp_path / "log.json") if line.get("loss_spike")] == [30]
-    assert warnings == ["warning: loss spike at step 30: 6.750, 3.2 times the median of late"]
+    assert warnings == ["warning: loss spike at step 30: 6.750, 3.2 times the recent median"]
 
 
 def test_a_spike_does_not_hide_the_next(tmp_path, recipe):
