@@ -118,6 +118,13 @@ def ctrl_c_arrives() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    """Tests that use torch share the cores with others, and their numbers must not depend on how many there are."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def no_log_left_open() -> Iterator[None]:
     """A step's log ends with its test: the stream it writes to is captured anew for each."""

@@ -34,11 +34,6 @@ AUGMENTATION = Augmentation(short_edges_px=(48, 56, 64), long_edge_px=96, flip_p
 SQUARE = [10.0, 5.0, 30.0, 5.0, 30.0, 20.0, 10.0, 20.0]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"))

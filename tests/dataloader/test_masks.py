@@ -18,11 +18,6 @@ from tests.helpers.bitmaps import pasted
 from tests.reference.golden_figures import arrays
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def whole(polygons, original_hw, size_hw, flip):
     """The published chain: a bitmap at original size, rescaled by nearest neighbour, flipped."""
     encoded = rle.merge(rle.frPyObjects([polygon.tolist() for polygon in polygons], *original_hw))

@@ -16,11 +16,6 @@ from lvis_rcnn.dataloader.sampler import SampleStream, grouped
 relaxed = settings(max_examples=60)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def batches_as_published(copies, portrait, seed, epoch, ranks, size):
     """For each rank its batches of an epoch, entry by entry as MMDetection's samplers go through them."""
     entries = [image for image, number in enumerate(copies) for _ in range(number)]

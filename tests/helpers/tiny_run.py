@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lvis_rcnn.config.schema import Backbone, Inference, Model
 from lvis_rcnn.config.study import Study, load_study
 from lvis_rcnn.dataloader.repeat_factors import repeat_factors
-from lvis_rcnn.dataset.store import build_store, open_store
+from lvis_rcnn.dataset.store import AnnotationStore, build_store, open_store
+from lvis_rcnn.model.mask_rcnn import MaskRcnn
+from lvis_rcnn.model.weights import save_model
 from lvis_rcnn.repeat_factors import write_repeat_factors
 from tests.conftest import REPOSITORY, write_study
 
@@ -89,3 +93,17 @@ def write_tiny_study(folder: Path, **changes: Any) -> Path:
 
 def tiny_study(folder: Path, **changes: Any) -> Study:
     return load_study(write_tiny_study(folder, **changes))
+
+
+def model_meta(store: AnnotationStore, **changes: Any) -> dict[str, Any]:
+    """What a model of these categories says it is."""
+    names = tuple(category.name for category in store.categories)
+    return {"backbone": "r50", "seed": 0, "CLASSES": names, **changes}
+
+
+def save_untrained(folder: Path, store: AnnotationStore) -> Path:
+    """A model of the smallest body under the name of r50."""
+    torch.manual_seed(0)
+    model = MaskRcnn(SMALLEST, store.num_labels, tiny_study(folder).model)
+    save_model(folder / "model.pth", model.state_dict(), model_meta(store))
+    return folder / "model.pth"

@@ -14,11 +14,6 @@ from lvis_rcnn.inference.paste import bitmaps, pasted_crops, run_length_texts
 from tests.helpers.bitmaps import paste_mask, plain_paste
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def by_hand(probabilities, box, height=20, width=30):
     return paste_mask(torch.as_tensor(probabilities, dtype=torch.float32), torch.tensor(box), height, width)
 

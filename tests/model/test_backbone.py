@@ -11,11 +11,6 @@ from lvis_rcnn.model.backbone import build_backbone
 from tests.helpers.tiny_run import SMALLEST
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def test_the_plain_bodies_are_torchvisions_resnets():
     with torch.device("meta"):
         for name, build in (("r50", resnet.resnet50), ("r101", resnet.resnet101)):

@@ -45,11 +45,6 @@ class HistoryBuffer:
     """Stands for what a training of 3.x leaves in its checkpoints."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def state():
     return flat_state(R50, 3)
@@ -346,7 +341,7 @@ def test_show_says_what_a_file_is(tmp_path, state, run):
     digest = sha256_of_file(path)
     numbers = f"{sum(value.numel() for value in state.values()):,}"
     for line in (
-        f"sha256     {digest}, begins as its name says",
+        f"sha256     {digest}, as in its name",
         "kind       a model of MMDetection 2.3.0",
         "backbone   r50",
         f"tensors    {len(state)}, {numbers} numbers",
@@ -360,7 +355,7 @@ def test_show_says_what_a_file_is(tmp_path, state, run):
     assert f"sha256     {digest}, DIFFERS from its name, 0123abcd" in said
     assert f"import     no: {tmp_path / 'a-0123abcd.pth'}: its SHA-256 begins with {digest[:8]}" in said
     said = run("show", write_old(tmp_path / "a.pth", content_of(state, {**META_3X, "cfg": "style='caffe'"})))
-    assert "its name carries none" in said
+    assert "none in its name" in said
     assert "a model of MMDetection 3.x" in said
     assert (
         f"import     no: {tmp_path / 'a.pth'}: are weights of \"caffe\" style (its config says style='caffe')" in said

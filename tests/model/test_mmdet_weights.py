@@ -32,11 +32,6 @@ PAIRS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def structure(name):
     """Keys and shapes of MMDetection's own state dict of 1230 classes, in its order."""
     return {key: tuple(shape) for key, shape in table(f"structure_{name}_lvis05.json.gz")["state_dict"].items()}

@@ -18,11 +18,6 @@ from tests.reference.golden_figures import RECIPE
 BODY = "backbone.body."
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def model():
     """The smallest network, of 3 categories; ``untouched`` begins it anew."""

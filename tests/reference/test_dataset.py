@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -20,11 +19,6 @@ from lvis_rcnn.dataloader.transforms import rescaled_size_hw
 from lvis_rcnn.dataset.store import build_store, image_candidates, open_store
 from lvis_rcnn.dataset.versions import version_of
 from tests.reference.golden_figures import arrays, table
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
 
 
 def golden(name):

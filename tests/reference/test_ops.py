@@ -28,11 +28,6 @@ from tests.reference.golden_figures import RECIPE, TEST, arrays, network, unifor
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def ops(name):
     return torch.from_numpy(arrays("ops")[name])
 

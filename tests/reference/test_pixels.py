@@ -12,11 +12,6 @@ from tests.helpers.bitmaps import pasted
 from tests.reference.golden_figures import arrays
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def figure(name):
     return arrays("pipeline_images")[name]
 

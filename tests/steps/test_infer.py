@@ -33,14 +33,14 @@ from lvis_rcnn.dataset.detections import (
 )
 from lvis_rcnn.dataset.store import open_store
 from lvis_rcnn.evaluate import evaluate
-from lvis_rcnn.model.mask_rcnn import ImageDetections, MaskRcnn
+from lvis_rcnn.model.mask_rcnn import ImageDetections
 from lvis_rcnn.model.weights import save_model
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import sha256_of_file
 from lvis_rcnn.training.distributed import Ranks
 from tests.conftest import REPOSITORY
 from tests.helpers.few_detections import few_detections
-from tests.helpers.tiny_run import SMALLEST, make_data, tiny_study, write_tiny_study
+from tests.helpers.tiny_run import SMALLEST, make_data, model_meta, save_untrained, tiny_study, write_tiny_study
 
 KEYS = {
     *("format", "version", "images", "masks", "batch_size", "device", "threads", "ranks", "resolution", "precision"),
@@ -48,11 +48,6 @@ KEYS = {
     *("detections_with_mask", "settings", "settings_digest", "code_version", "versions"),
 }
 ALONE = Ranks(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -68,17 +63,7 @@ def drawn(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model_path(drawn, tmp_path_factory):
     """An untrained model: it finds something everywhere."""
-    folder = tmp_path_factory.mktemp("model")
-    store = open_store(drawn.val_store)
-    torch.manual_seed(0)
-    model = MaskRcnn(SMALLEST, store.num_labels, tiny_study(folder).model)
-    save_model(folder / "model.pth", model.state_dict(), meta_of(store))
-    return folder / "model.pth"
-
-
-def meta_of(store, **changes):
-    names = tuple(category.name for category in store.categories)
-    return {"backbone": "r50", "seed": 0, "CLASSES": names, **changes}
+    return save_untrained(tmp_path_factory.mktemp("model"), open_store(drawn.val_store))
 
 
 # One image
@@ -174,11 +159,11 @@ def test_killed_between_shards_it_goes_on_to_the_same_bytes(drawn, model_path, t
     assert list(expected) == ["shard-00000.npz", "shard-00001.npz", "shard-00002.npz"]
     detected, detect = [], detector.detect
 
-    def killed(model, batch, wanted):
+    def killed(model, batch, *given):
         if len(detected) == 5:
             raise KeyboardInterrupt
         detected.append(batch.image_ids)
-        return detect(model, batch, wanted)
+        return detect(model, batch, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(detector, "detect", killed)
@@ -337,13 +322,13 @@ def test_bf16_is_asked_for_and_said(drawn, model_path, tmp_path, monkeypatch):
     ("changes", "expected"),
     [
         ({"backbone": "r101"}, "is a model of r101; allowed: r50; fix: name the model"),
-        ({"CLASSES": ("cup",)}, "knows 1 categories; allowed: the 26 of the annotations"),
-        ({"CLASSES": None}, "says of itself nothing we know; allowed: a model.pth of lvis_rcnn.train"),
+        ({"CLASSES": ("cup",)}, "has 1 categories; allowed: the 26 of the annotations"),
+        ({"CLASSES": None}, "does not say .*; allowed: a model.pth"),
     ],
     ids=["backbone", "number of categories", "another project"],
 )
 def test_a_model_of_something_else_is_refused(drawn, tmp_path, changes, expected):
-    meta = meta_of(open_store(drawn.val_store), **changes)
+    meta = model_meta(open_store(drawn.val_store), **changes)
     meta = {key: value for key, value in meta.items() if value is not None}
     save_model(tmp_path / "model.pth", {}, meta)
     with pytest.raises(InputError, match=f"model.pth: {expected}"):
@@ -354,13 +339,13 @@ def test_categories_in_another_order_are_refused(drawn, tmp_path):
     store = open_store(drawn.val_store)
     names = [category.name for category in store.categories]
     swapped = (names[1], names[0], *names[2:])
-    save_model(tmp_path / "model.pth", {}, meta_of(store, CLASSES=swapped))
-    with pytest.raises(InputError, match=f"knows category '{names[1]}' in the place of '{names[0]}'"):
+    save_model(tmp_path / "model.pth", {}, model_meta(store, CLASSES=swapped))
+    with pytest.raises(InputError, match=f"has category '{names[1]}' in place of '{names[0]}'"):
         run(drawn, tmp_path / "model.pth", tmp_path)
 
 
 def test_weights_of_another_normalisation_are_refused(drawn, model_path, tmp_path):
-    with pytest.raises(InputError, match=r"its weights are those of another network; allowed: .*normalization, group"):
+    with pytest.raises(InputError, match=r"its weights do not fit.*; allowed: .*normalization, group"):
         run(drawn, model_path, tmp_path, model={"normalization": "group"})
 
 
@@ -380,15 +365,6 @@ def test_a_gpu_that_is_not_there_is_said(drawn, model_path, tmp_path, monkeypatc
     with pytest.raises(SystemExit, match="2"):
         infer.main()
     assert "compute.device: is cuda, but torch " in capsys.readouterr().err
-
-
-def test_the_help_is_readable(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["infer", "--help"])
-    with pytest.raises(SystemExit, match="0"):
-        infer.main()
-    text = capsys.readouterr().out
-    assert "streamed to disk as shards" in text
-    assert "model.pth of the training step" in text
 
 
 INTERRUPTED = """

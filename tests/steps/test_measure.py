@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 import lvis_rcnn.config.schema as schema
 import lvis_rcnn.dataloader.batches as data
@@ -15,11 +14,9 @@ from lvis_rcnn.config.schema import Augmentation
 from lvis_rcnn.config.study import load_study_for_step, settings_digest
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataset.store import open_store
-from lvis_rcnn.model.mask_rcnn import MaskRcnn
-from lvis_rcnn.model.weights import save_model
 from lvis_rcnn.system.files import sha256_of_file
 from tests.conftest import REPOSITORY
-from tests.helpers.tiny_run import SMALLEST, make_data, tiny_study, write_tiny_study
+from tests.helpers.tiny_run import SMALLEST, make_data, save_untrained, tiny_study, write_tiny_study
 
 SHORT = {"training_steps": 1, "images": 2}
 
@@ -36,13 +33,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model_path(drawn, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    store = open_store(drawn.val_store)
-    torch.manual_seed(0)
-    model = MaskRcnn(SMALLEST, store.num_labels, tiny_study(folder).model)
-    names = tuple(category.name for category in store.categories)
-    save_model(folder / "model.pth", model.state_dict(), {"backbone": "r50", "CLASSES": names})
-    return folder / "model.pth"
+    return save_untrained(tmp_path_factory.mktemp("model"), open_store(drawn.val_store))
 
 
 def arguments(drawn, model_path, folder, training=True):

@@ -163,7 +163,7 @@ def test_a_process_that_stands_still_inside_the_exchange_is_named(noticed, named
     store.set_timeout(timedelta(seconds=0.05))
     ranks = [Ranks(rank, 2, torch.device("cpu"), store) for rank in range(2)]
     for rank in ranks:
-        rank.say(7)
+        rank.announce(7)
     for rank in noticed:
         store.set(f"left{rank}", "7")
     assert re.search(f"lost contact with {named} ", str(ranks[0].lost(7, RuntimeError("timed out"))))

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,11 +15,6 @@ from tests.conftest import REPOSITORY
 # A user's log of the published LVIS v1 run shows 7674 iterations an epoch with 16 images each.
 V1_EPOCH = 122_780
 GOLDEN = REPOSITORY / "tests" / "golden"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
 
 
 def recipe_of(study, epoch_length, **changes):
