@@ -44,7 +44,6 @@ FILLED = {
 TYPED = [
     "snakemake --cores 2 -n",
     "snakemake --cores 2",
-    "snakemake --cores 2 results/mini/table.md",
     "python -m lvis_rcnn preflight --no-images --study … --train-store … --val-store … --out preflight.json",
     "python -m lvis_rcnn compare results/mini/r50/seed0 results/mini/r101/seed0",
     "snakemake --report report.html",
