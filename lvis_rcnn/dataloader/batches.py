@@ -23,8 +23,8 @@ from lvis_rcnn.dataloader.masks import MaskCrops, mask_crops
 from lvis_rcnn.dataloader.repeat_factors import usable_annotations
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataloader.seeds import image_seed
-from lvis_rcnn.dataloader.transforms import padded_size_hw, read_image_bgr, rescaled_size_hw, write_network_pixels
-from lvis_rcnn.dataset.images import ImageFiles
+from lvis_rcnn.dataloader.transforms import padded_size_hw, rescaled_size_hw, write_network_pixels
+from lvis_rcnn.dataset.images import ImageFiles, read_image_bgr
 from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.system.cli import InputError
 

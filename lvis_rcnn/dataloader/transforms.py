@@ -4,44 +4,16 @@ Decode to BGR bytes, rescale bytes bilinearly, flip, normalise to RGB, pad with 
 3.3.0, ``LoadImageFromFile`` to ``DetDataPreprocessor``).
 """
 
-import importlib
-import io
-import os
-import pickle
-import tempfile
 from functools import lru_cache
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from PIL import Image
 
-from lvis_rcnn.dataset.images import ImageFile
-from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.dataset.images import mmcv
 
-
-def import_mmcv() -> Any:
-    """Import mmcv, though another process may be writing a cache that it reads.
-
-    It draws in yapf, which writes a grammar into the user's cache folder, in place, at its first import after an
-    installation: jobs that start side by side, or after a kill, meet half a file. They make their own.
-    """
-    try:
-        return importlib.import_module("mmcv")
-    except (EOFError, pickle.UnpicklingError):
-        before = dict(os.environ)
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                os.environ["XDG_CACHE_HOME"] = folder
-                return importlib.import_module("mmcv")
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-
-
-mmcv = import_mmcv()
+mmcv()  # once here, not again in every process that reads images
 
 MEAN_RGB = np.array([123.675, 116.28, 103.53], dtype=np.float32)
 STD_RGB = np.array([58.395, 57.12, 57.375], dtype=np.float32)
@@ -49,44 +21,7 @@ STD_RGB = np.array([58.395, 57.12, 57.375], dtype=np.float32)
 # (``mmcv.imnormalize``, which 2.x used, multiplies by a rounded 1 / std).
 NORMALISED_RGB = (np.arange(256, dtype=np.float32)[:, None] - MEAN_RGB) / STD_RGB
 
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 PAD_MULTIPLE_PX = 32  # the stride of the coarsest level that the FPN upsamples from
-
-
-def read_image_bgr(file: ImageFile, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode an image as OpenCV does (EXIF orientation applied).
-
-    Raises:
-        InputError: the file is missing, truncated, or not of the annotated size.
-    """
-    content = file.read()
-    # OpenCV asserts on an empty buffer.
-    image: np.ndarray | None = mmcv.imfrombytes(content, flag="color") if content else None
-    if image is None or is_cut_short(content):
-        raise InputError(str(file), "is no complete image", fix="copy the file again")
-    if image.shape[:2] != (height, width):
-        raise InputError(
-            str(file),
-            f"is {image.shape[1]} x {image.shape[0]} pixels",
-            allowed=f"{width} x {height}, as annotated",
-            fix="use the images that belong to the annotations",
-        )
-    return image
-
-
-def is_cut_short(content: bytes) -> bool:
-    """Whether a JPEG file is truncated, which OpenCV accepts: it fills the rest with grey.
-
-    A file that ends with the end marker is not decoded again; Pillow, which is strict, decides about the others.
-    """
-    if not content.startswith(JPEG_START) or content.endswith(JPEG_END):
-        return False
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-    except OSError:
-        return True
-    return False
 
 
 def rescaled_size_hw(height: int, width: int, short_edge_px: int, long_edge_px: int) -> tuple[int, int]:
@@ -103,7 +38,7 @@ def nearest_positions(old_px: int, new_px: int) -> Int64[np.ndarray, " new"]:
     A ramp is resized by OpenCV, whose roundings differ from the formula.
     """
     ramp = np.arange(old_px, dtype=np.float32)[None]
-    positions: np.ndarray = mmcv.imresize(ramp, (new_px, 1), interpolation="nearest").astype(np.int64)
+    positions: np.ndarray = mmcv().imresize(ramp, (new_px, 1), interpolation="nearest").astype(np.int64)
     positions.flags.writeable = False
     return np.ravel(positions)
 
@@ -122,14 +57,14 @@ def write_network_pixels(
         out: at least of that size; planes, or channels last (its channels lie beside each other).
     """
     height, width = size_hw
-    image = mmcv.imresize(image_bgr, (width, height), interpolation="bilinear")
+    image = mmcv().imresize(image_bgr, (width, height), interpolation="bilinear")
     if flip:
         image = cv2.flip(image, 1)  # mmcv.imflip is a view, which is then copied pixel by pixel
     out[:, height:] = 0
     out[:, :height, width:] = 0
     inside = out[:, :height, :width]
     if out.stride(0) == 1:
-        look_up(mmcv.bgr2rgb(image), NORMALISED_RGB[:, None], inside.permute(1, 2, 0).numpy())
+        look_up(mmcv().bgr2rgb(image), NORMALISED_RGB[:, None], inside.permute(1, 2, 0).numpy())
         return
     for plane, values, target in zip(cv2.split(image)[::-1], NORMALISED_RGB.T.copy(), inside.numpy(), strict=True):
         look_up(plane, values, target)

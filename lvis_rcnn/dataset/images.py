@@ -1,21 +1,26 @@
-"""Image files of a dataset, in folders or in zips that stay as they were downloaded.
+"""Image files of a dataset, in folders or in zips that stay as they were downloaded; and how they are decoded.
 
 COCO's photographs are 123,000 small files: clusters limit how many files a user has, and shared storage reads them
 slowly. So the folder of the images may hold ``train2017/`` or ``train2017.zip``, or both: a file in a folder wins.
 """
 
+import importlib
 import io
 import os
+import pickle
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
+from PIL import Image
 
 from lvis_rcnn.dataset.store import AnnotationStore, image_candidates
 from lvis_rcnn.system.cli import InputError
@@ -23,6 +28,7 @@ from lvis_rcnn.system.cli import InputError
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and extra field
 READABLE_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED = 0x1
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 @dataclass(frozen=True)
@@ -247,3 +253,59 @@ class ImageFiles:
                 fix="set the split's 'images' to the folder that holds the images or their zip, or add the file",
             )
         return found
+
+
+@cache
+def mmcv() -> Any:
+    """The library of the published pixel chain; imported here alone, when it is needed, since it imports torch.
+
+    It also imports yapf, which writes a grammar into the user's cache folder, in place, at its first import after an
+    installation: jobs that start side by side, or after a kill, read half a file. They then write their own.
+    """
+    try:
+        return importlib.import_module("mmcv")
+    except (EOFError, pickle.UnpicklingError):
+        before = dict(os.environ)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                os.environ["XDG_CACHE_HOME"] = folder
+                return importlib.import_module("mmcv")
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def read_image_bgr(file: ImageFile, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode an image as the published runs did: OpenCV through mmcv, EXIF orientation applied.
+
+    Raises:
+        InputError: the file is missing, truncated, or not of the annotated size.
+    """
+    content = file.read()
+    # OpenCV asserts on an empty buffer.
+    image: np.ndarray | None = mmcv().imfrombytes(content, flag="color") if content else None
+    if image is None or is_cut_short(content):
+        raise InputError(str(file), "is no complete image", fix="copy the file again")
+    if image.shape[:2] != (height, width):
+        raise InputError(
+            str(file),
+            f"is {image.shape[1]} x {image.shape[0]} pixels",
+            allowed=f"{width} x {height}, as annotated",
+            fix="use the images that belong to the annotations",
+        )
+    return image
+
+
+def is_cut_short(content: bytes) -> bool:
+    """Whether a JPEG file is truncated, which OpenCV accepts: it fills the rest with grey.
+
+    A file that ends with the end marker is not decoded again; Pillow, which is strict, decides about the others.
+    """
+    if not content.startswith(JPEG_START) or content.endswith(JPEG_END):
+        return False
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except OSError:
+        return True
+    return False

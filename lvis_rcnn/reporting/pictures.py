@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from lvis_rcnn.dataset.detections import Detections, read_shards
-from lvis_rcnn.dataset.images import ImageFiles
+from lvis_rcnn.dataset.images import ImageFiles, read_image_bgr
 from lvis_rcnn.dataset.rle import pixels_of_runs
 from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.reporting.drawing import (
@@ -79,21 +79,11 @@ def read_scenes(store: AnnotationStore, images_dir: Path, detections: Path) -> S
     return Scenes(store, ImageFiles(images_dir), found, labels, starts, order)
 
 
-def read_rgb(scenes: Scenes, image: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode an image.
-
-    Raises:
-        InputError: it is missing, no image, or not of the annotated size.
-    """
-    file, store = scenes.files.of(scenes.store, image), scenes.store
-    content = np.frombuffer(file.read(), np.uint8)
-    decoded: np.ndarray | None = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
-    expected = (int(store.heights[image]), int(store.widths[image]))
-    if decoded is None or decoded.shape[:2] != expected:
-        found = "is no image" if decoded is None else f"is {decoded.shape[1]} x {decoded.shape[0]} pixels"
-        fix = "use the images that belong to the annotations"
-        raise InputError(str(file), found, allowed=f"an image of {expected[1]} x {expected[0]}", fix=fix)
-    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+def pixels_rgb(scenes: Scenes, image: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The image at this position, as :func:`read_image_bgr` reads it."""
+    store = scenes.store
+    pixels = read_image_bgr(scenes.files.of(store, image), int(store.heights[image]), int(store.widths[image]))
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def mask_of_annotation(store: AnnotationStore, annotation: int, size_hw: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
@@ -184,7 +174,7 @@ def miss_tile(scenes: Scenes, row: int) -> Image.Image:
     size_hw = (int(store.heights[image]), int(store.widths[image]))
     one = shown_annotation(scenes, row, size_hw, COLOURS[5])
     left, top, right, bottom = surroundings(one.box_xyxy, size_hw)
-    picture = outlined(read_rgb(scenes, image)[top:bottom, left:right], one.mask[top:bottom, left:right], one.colour)
+    picture = outlined(pixels_rgb(scenes, image)[top:bottom, left:right], one.mask[top:bottom, left:right], one.colour)
     width, height = store.boxes_xywh[row, 2:]
     lines = [f"{one.label}, {width:.0f} x {height:.0f} px", f"image {store.image_ids[image]}"]
     return captioned(picture, [*lines, detected_as(scenes, image, row)])
@@ -247,7 +237,7 @@ def pair(scenes: Scenes, image: int, least_score: float) -> list[Image.Image]:
     annotated = store.labels[store.annotations_of(image)].tolist()
     present = dict.fromkeys([*annotated, *(int(scenes.labels[row]) for row in best)])
     colours = {label: COLOURS[number % len(COLOURS)] for number, label in enumerate(present)}
-    pixels = read_rgb(scenes, image)
+    pixels = pixels_rgb(scenes, image)
     left = draw_objects(pixels, annotated_objects(scenes, image, colours))
     right = draw_objects(pixels, [shown_detection(scenes, row, colours[int(scenes.labels[row])]) for row in best])
     return [

@@ -21,7 +21,7 @@ import lvis_rcnn.dataloader.transforms as pixels
 from lvis_rcnn.config.schema import Augmentation
 from lvis_rcnn.dataloader.repeat_factors import read_sampling, usable_annotations
 from lvis_rcnn.dataloader.sampler import SampleStream
-from lvis_rcnn.dataset.images import ImageFile, ImageFiles
+from lvis_rcnn.dataset.images import ImageFile, ImageFiles, read_image_bgr
 from lvis_rcnn.dataset.store import build_store, open_store
 from lvis_rcnn.system.cli import InputError
 from tests.conftest import REPOSITORY
@@ -109,7 +109,7 @@ def test_pixels_equal_a_chain_written_out(drawn, flip):
     path = sorted(drawn.images.rglob("*.png"))[0]
     image_bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     height, width = image_bgr.shape[:2]
-    assert np.array_equal(pixels.read_image_bgr(ImageFile(path), height, width), image_bgr)
+    assert np.array_equal(read_image_bgr(ImageFile(path), height, width), image_bgr)
     (found,) = data.network_batch([data.Sample(0, image_bgr, (50, 70), flip)], channels_last=False)
     resized = cv2.resize(image_bgr, (70, 50), interpolation=cv2.INTER_LINEAR)
     rgb = (resized[:, ::-1] if flip else resized)[:, :, ::-1].astype(np.float64)
@@ -158,14 +158,14 @@ def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     path = saved(tmp_path / "turned.jpg", exif=exif)
-    assert pixels.read_image_bgr(ImageFile(path), 60, 40).shape == (60, 40, 3)
+    assert read_image_bgr(ImageFile(path), 60, 40).shape == (60, 40, 3)
     with pytest.raises(InputError, match=r"turned.jpg: is 40 x 60 pixels; allowed: 60 x 40, as annotated; fix: "):
-        pixels.read_image_bgr(ImageFile(path), 40, 60)
+        read_image_bgr(ImageFile(path), 40, 60)
 
 
 def test_a_missing_image_is_named(tmp_path):
     with pytest.raises(InputError, match=r"gone.png: cannot be read \(No such file or directory\); fix: restore"):
-        pixels.read_image_bgr(ImageFile(tmp_path / "gone.png"), 40, 60)
+        read_image_bgr(ImageFile(tmp_path / "gone.png"), 40, 60)
 
 
 @pytest.mark.parametrize("kept", [0, 10, 0.5], ids=["empty", "header", "half"])
@@ -174,17 +174,17 @@ def test_a_truncated_image_is_named(tmp_path, kept):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept) if isinstance(kept, float) else kept])
     with pytest.raises(InputError, match=r"cut.png: is no complete image; fix: copy the file again"):
-        pixels.read_image_bgr(ImageFile(path), 40, 60)
+        read_image_bgr(ImageFile(path), 40, 60)
 
 
 def test_a_jpeg_that_is_cut_short_is_named_and_one_with_more_behind_it_read(tmp_path):
     path = saved(tmp_path / "photograph.jpg")
     content = path.read_bytes()
     path.write_bytes(content + b"\0\0")  # cameras append to the end mark
-    assert pixels.read_image_bgr(ImageFile(path), 40, 60).shape == (40, 60, 3)
+    assert read_image_bgr(ImageFile(path), 40, 60).shape == (40, 60, 3)
     path.write_bytes(content[:-40])  # OpenCV alone fills the rest with grey
     with pytest.raises(InputError, match=r"photograph.jpg: is no complete image; fix: copy the file again"):
-        pixels.read_image_bgr(ImageFile(path), 40, 60)
+        read_image_bgr(ImageFile(path), 40, 60)
 
 
 # Targets

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from lvis_rcnn.dataloader.batches import Sample, network_batch, read_target
-from lvis_rcnn.dataloader.transforms import padded_size_hw, read_image_bgr, rescaled_size_hw
-from lvis_rcnn.dataset.images import ImageFile
+from lvis_rcnn.dataloader.transforms import padded_size_hw, rescaled_size_hw
+from lvis_rcnn.dataset.images import ImageFile, read_image_bgr
 from lvis_rcnn.model.roi_losses import mask_targets
 from tests.helpers.bitmaps import pasted
 from tests.reference.golden_figures import arrays
