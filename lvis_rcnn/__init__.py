@@ -5,8 +5,8 @@ top to bottom. The folders are rooms, nouns that know no step, in the order of `
 before it, the first six run without torch, nobody imports a step, and nothing imports snakemake
 (tests/workflow/test_layers.py). Each room's ``__init__.py`` says what lies there.
 
-Where a new line belongs: is it true without LVIS? system. Does a user write it in a study? config. Is it on disk before
-training? dataset. Is it a number? evaluation. Does a run leave it? runs. Does a person look at it? reporting. Does it
+Where a new line belongs: is it true without LVIS? system. Is it on disk before training? dataset. Does a user write it
+in a study? config. Is it a number? evaluation. Does a run leave it? runs. Does a person look at it? reporting. Does it
 need a tensor? dataloader, model, training, inference. Is it an argument? The step.
 
 Axes, the same letters in every annotation:
@@ -40,8 +40,8 @@ STEPS = (
 
 ROOMS = (
     "system",
-    "config",
     "dataset",
+    "config",
     "evaluation",
     "runs",
     "reporting",

@@ -1,4 +1,4 @@
-"""What each section of a study file may say: names, types, ranges, defaults. config.py puts them together."""
+"""The sections of a study file: names, types, ranges, defaults. study.py puts them together."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
@@ -11,7 +11,7 @@ class Backbone:
     """One row: how the network is built and what the table calls it."""
 
     title: str
-    """Row name on the page."""
+    """Name in the table."""
     file_stem: str
     """Part of the published file name, as MMDetection spells it."""
     blocks: tuple[int, int, int, int]
@@ -28,7 +28,7 @@ class Backbone:
         return self.groups == 1
 
 
-# In the order of their cost: trainings begin with the last.
+# By cost, the cheapest first: the trainings of a study start with the last.
 BACKBONES = {
     "r50": Backbone("R-50-FPN", "r50_fpn", (3, 4, 6, 3), groups=1, width_per_group=64),
     "r101": Backbone("R-101-FPN", "r101_fpn", (3, 4, 23, 3), groups=1, width_per_group=64),
@@ -104,7 +104,7 @@ class Dataset(Section):
         return self.draw is not None or self.train is not None
 
     def named(self, split: str) -> Split | None:
-        """The split of that name where it is one of files; None where it is drawn."""
+        """The split of that name; None where it is drawn."""
         return {"train": self.train, "val": self.val, **self.splits}[split]
 
     @property
@@ -119,45 +119,45 @@ class Sampling(Section):
     oversample_threshold: Annotated[float, Field(gt=0, le=1)] | None
     """Categories in fewer than this fraction of the images are oversampled; null turns oversampling off."""
     rounding: Literal["ceil", "stochastic"] = "ceil"
-    """Copies of an image from its real-valued factor: ceil is MMDetection's, stochastic the paper's, detectron2's."""
+    """Copies of an image from its real-valued factor: ceil (MMDetection) or stochastic (paper, detectron2)."""
     exponent: Positive = 0.5
-    """Of threshold over frequency; one half is the paper's square root."""
+    """Exponent of threshold / frequency; 0.5 is the paper's square root."""
 
 
 class Augmentation(Section):
     """What happens to a training image."""
 
     short_edges_px: tuple[Count, ...] = Field(min_length=1)
-    """One of these is drawn for each image."""
+    """Each image is rescaled to one of these, drawn at random."""
     long_edge_px: Count
     """Neither edge becomes longer than this."""
     flip_probability: Fraction
     """Probability of a horizontal flip."""
     skip_broken_images: bool = False
-    """Train on another image in place of one that cannot be read, instead of stopping; each is named and counted."""
+    """Replace an image that cannot be read by another one instead of stopping; each is named and counted."""
 
 
 class Model(Section):
     """Everything about the network but its backbone."""
 
     weights: Literal["imagenet", "coco", "none"]
-    """Initial weights: of the backbone, of a published COCO detector but for its class layers, or none."""
+    """Initial weights: imagenet, of the backbone; coco, of a published COCO detector without its class layers; none."""
     normalization: Literal["fixed_batch", "batch", "group"]
     """fixed_batch: ImageNet statistics, affine trained (the recipe); batch, group: from scratch."""
     frozen_stages: int = Field(ge=0, le=4)
     """Stages of the backbone that are not trained; 1 is the stem and stage 1."""
     anchor_scale: Positive = 8.0
-    """Anchor side in units of the level's stride."""
+    """Side of an anchor over the stride of its level."""
     anchors_per_image: Count = 256
     """Anchors sampled for the RPN losses."""
     proposals_before_nms: Count = 2000
-    """Proposals kept a level before NMS, in training."""
+    """Proposals kept per level before NMS, in training."""
     proposals_after_nms: Count = 1000
-    """Proposals kept an image after NMS, in training."""
+    """Proposals kept per image after NMS, in training."""
     rois_per_image: Count = 512
-    """Regions sampled for the box and mask losses."""
+    """Regions sampled per image for the box and mask losses."""
     roi_positive_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """At most this fraction of them is positive; each positive costs one mask."""
+    """At most this fraction of them is positive; each positive region costs one mask."""
 
     @model_validator(mode="after")
     def scratch_is_trained(self) -> Self:
@@ -168,12 +168,12 @@ class Model(Section):
 
 
 class Schedule(Section):
-    """Optimizer steps until the recipe says stop. The learning rate is a pure function of the step."""
+    """Length of a training, optimizer and learning rate, which is a pure function of the step."""
 
     images_per_step: Count
     """Images of one optimizer step."""
     normalisation_group: Count = 2
-    """Images that share the divisors of their losses, as the 2 of one GPU do in the published runs; a step averages its
+    """Images whose losses share their divisors, in the published runs the 2 images of one GPU; a step averages over its
     groups, on any number of GPUs."""
     epochs: Count | None = None
     """Budget in passes over the oversampled list; give this or ``steps``."""
@@ -184,11 +184,11 @@ class Schedule(Section):
     learning_rate: Positive
     """Peak learning rate for a step of ``learning_rate_images`` images."""
     learning_rate_images: Count | None = None
-    """The rate grows linearly with ``images_per_step`` over this; null takes it as it is."""
+    """The rate is multiplied by ``images_per_step`` over this; null leaves it as it is."""
     momentum: Fraction = 0.9
     """Momentum of SGD."""
     weight_decay: float = Field(ge=0)
-    """Decay of every trained parameter."""
+    """Weight decay of every trained parameter."""
     policy: Literal["step", "one_cycle"]
     """A row of the table of schedules."""
     warmup_steps: int = Field(ge=0)
@@ -198,13 +198,13 @@ class Schedule(Section):
     decay_at_epochs: tuple[Count, ...] = ()
     """policy step: the rate is multiplied by ``decay_factor`` at the start of these 0-based epochs."""
     decay_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """policy step: see above."""
+    """policy step: the factor of each decay."""
     gradient_clip_norm: Positive | None = None
-    """Largest norm of the whole gradient; null for none."""
+    """The gradient is clipped to this norm; null for no clipping."""
 
     @model_validator(mode="after")
     def one_budget(self) -> Self:
-        """Steps or epochs; the step policy speaks of epochs."""
+        """A budget in steps or in epochs; the step policy counts epochs."""
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("exactly one of 'epochs' and 'steps'")
         if self.policy == "step" and self.epochs is None:
@@ -227,51 +227,47 @@ class Compute(Section):
     threads: Count
     """Threads of torch on the CPU."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of training: fp32 (without TF32) is the published rows'; bf16 is torch.autocast, losses and weights in fp32."""
+    """Of training: fp32 (without TF32), as published; bf16 is torch.autocast, with losses and weights in fp32."""
     channels_last: bool = False
-    """Memory layout of training, which GPUs prefer with bf16; numbers are equal to rounding."""
+    """Memory layout of training that GPUs prefer with bf16; numbers are equal up to rounding."""
 
 
 class Ask(Section):
-    """What the trainings of one backbone ask of the machine otherwise than the others; null asks what they do."""
+    """What the trainings of one backbone ask of the machine where they differ; null asks what the others do."""
 
     gpus: Count | None = None
-    """GPUs of a node."""
+    """GPUs of each node, with a process each."""
     nodes: Count | None = None
     """Nodes."""
     gpu_model: str | None = None
-    """Model of GPU."""
+    """Model of GPU as the cluster calls it; any where neither this nor the others' is given."""
     cpus_per_gpu: Count | None = None
-    """CPU cores for each GPU."""
+    """CPU cores for each GPU; compute.threads where neither this nor the others' is given."""
     memory_mb: Count | None = None
     """Memory for each GPU."""
     runtime_minutes: Count | None = None
     """Time limit."""
 
 
-class Resources(Section):
+class Resources(Ask):
     """What a job asks of the machine; nothing here changes a number."""
 
     loader_workers: int = Field(ge=0)
     """Processes that read images; 0 reads in the training process."""
+    gpus: int | None = Field(default=None, ge=0)
+    """GPUs of a training on each of its nodes, with a process each; null is 1 where compute.device is cuda, else 0."""
+    nodes: Count = 1
+    """Nodes of a training."""
     memory_mb: Count
     """Memory of a training or inference job, for each of its GPUs."""
     runtime_minutes: Count
     """Time limit of a training job on a cluster."""
-    gpus: int | None = Field(default=None, ge=0)
-    """GPUs of a training on each of its nodes, a process each; null is 1 where compute.device is cuda, else 0."""
-    nodes: Count = 1
-    """Nodes of a training."""
-    gpu_model: str | None = None
-    """Model of GPU as the cluster calls it; null takes any."""
-    cpus_per_gpu: Count | None = None
-    """CPU cores for each GPU; null is compute.threads."""
     of_backbone: dict[BackboneName, Ask] = Field(default_factory=dict)
-    """What the trainings of a backbone ask otherwise."""
+    """What the trainings of a backbone ask where they differ."""
     log_every_steps: Count = 50
     """Steps between two lines of the training log."""
     weights_dir: str = "data/weights"
-    """Folder of published weights, under their published file names; what is not there is fetched into it."""
+    """Folder of published weights, under their published file names; missing files are fetched into it."""
 
 
 class Inference(Section):
@@ -282,43 +278,43 @@ class Inference(Section):
     long_edge_px: Count
     """... unless the long edge would exceed this."""
     proposals_before_nms: Count = 1000
-    """Proposals kept a level before NMS."""
+    """Proposals kept per level before NMS."""
     proposals_after_nms: Count = 1000
-    """Proposals kept an image after NMS."""
+    """Proposals kept per image after NMS."""
     score_threshold: Fraction
     """Detections with a lower score are dropped."""
     nms_iou: Fraction = 0.5
-    """Overlap above which the lower-scored detection of a category is dropped."""
+    """IoU above which the lower-scored of two detections of a category is dropped."""
     nms: Literal["exact", "offset"] = "exact"
-    """exact compares boxes as they are; offset shifts each category's boxes apart in float32, as mmcv does, which
-    rounds them by up to 1/8 px: for parity only."""
+    """exact compares boxes as they are; offset, for parity only, shifts each category's boxes apart in float32 as mmcv
+    does, which rounds them by up to 1/8 px."""
     detections_per_image: int = Field(ge=1, le=300)
-    """Detections kept an image over all categories; the protocol reads at most 300."""
+    """Detections kept per image over all categories; the protocol reads at most 300."""
     masks: Literal["all", "scored"] = "all"
-    """scored makes only masks that the protocol reads, those of categories known to be in an image or not; AP is the
-    same."""
+    """scored makes only the masks that the protocol reads, those of categories verified as present in or absent from
+    the image; AP is the same."""
     batch_size: Count = 1
-    """Images that pass through the network together, all of one padded size; numbers are equal to rounding."""
+    """Images that pass through the network together, padded to one size; numbers are equal up to rounding."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of inference: fp32 (without TF32) is the published rows'; bf16 is torch.autocast."""
+    """Of inference: fp32 (without TF32), as published; bf16 is torch.autocast."""
 
 
 class Evaluation(Section):
     """Scoring by the LVIS protocol."""
 
     detections_per_image: int = Field(default=300, ge=1, le=300)
-    """Detections an image that are scored."""
+    """Detections per image that are scored."""
     bootstrap_resamples: int = Field(default=1000, ge=0)
-    """Resamples of the images for the intervals of all metrics; 0 for no intervals."""
+    """Bootstrap resamples of the images for the confidence intervals of all metrics; 0 for no intervals."""
 
 
 class Measure(Section):
     """The short measurement of memory and speed."""
 
     training_steps: Count = 3
-    """Steps whose memory is measured; from the second on the optimizer holds all it ever holds."""
+    """Steps whose memory is measured; from the second step on the optimizer's state is complete."""
     images: Count = 2000
-    """Images whose inference is timed, or as many as there are."""
+    """Images whose inference is timed; all where there are fewer."""
 
 
 class Published(Section):
@@ -331,7 +327,7 @@ class Published(Section):
 
 
 class Report(Section):
-    """How the table is written, and what its rows are compared with."""
+    """How the table is written, and which study its rows are compared with."""
 
     base_url: str | None = None
     """Prefix of the links of model and log; null links to the files beside the table."""

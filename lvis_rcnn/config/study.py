@@ -1,6 +1,6 @@
 """A study file becomes frozen, checked values, or a clear error.
 
-A step's ``main`` reads the study, rooms take the sections that they need. The JSON Schema for editors
+A step's ``main`` reads the study; rooms take the sections that they need. The JSON Schema for editors
 (workflow/schemas/study.schema.json) is generated from these models: ``python -m lvis_rcnn.config --schema FILE``.
 """
 
@@ -35,21 +35,21 @@ from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import sha256_of_json
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-# The published models, part of the checkout: a study that names no zoo finds them whatever the working directory is.
+# The published models, a file of the checkout, so that a study finds it from any working directory.
 DEFAULT_ZOO = CONFIGS / "zoo" / "mmdetection.yaml"
-# What runs where no study is named.
+# The study that runs where none is named.
 DEFAULT_STUDY = CONFIGS / "mini.yaml"
 
-# Where nothing is trained this step measures less.
+# Steps that also run, with less to do, where nothing is trained.
 WITHOUT_TRAINING = ("measure",)
 
-# Sections of training have no value where nothing is trained. Their types do not say so, since no step that reads them
-# gets such a study: see load_study_for_step.
+# Value of the sections of training where nothing is trained. Their types do not admit it, since load_study_for_step
+# refuses such a study for every step that reads them.
 ABSENT: Any = None
 
 
 class Study(Section):
-    """One study: what is trained, and what of others is scored beside it.
+    """One study: what is trained here, and which published models are scored beside it.
 
     ``backbones`` are trained, which needs ``sampling``, ``augmentation``, ``schedule`` and ``seeds``; ``published``
     models are only scored. A study has at least one of the two.
@@ -89,7 +89,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def rows_once(self) -> Self:
-        """A backbone or a seed that stands twice is a mistake."""
+        """A backbone, seed or published model that is listed twice is a mistake."""
         models = tuple(row.model for row in self.published)
         for key, values in (("backbones", self.backbones), ("seeds", self.seeds), ("published", models)):
             if len(set(values)) != len(values):
@@ -98,14 +98,14 @@ class Study(Section):
 
     @model_validator(mode="after")
     def compared_with_another(self) -> Self:
-        """A study differs from itself in nothing."""
+        """A study is not compared with itself."""
         if self.report.compare_with == self.study:
             raise ValueError(f"report.compare_with of another study than {self.study} itself")
         return self
 
     @model_validator(mode="after")
     def training_is_whole(self) -> Self:
-        """Backbones need everything that training needs; without them there is something else to score."""
+        """Backbones need everything that training needs; without them there are published models."""
         absent = [key for key in ("sampling", "augmentation", "schedule", "seeds") if not getattr(self, key)]
         if self.backbones and absent:
             raise ValueError(f"backbones are trained, which also needs {', '.join(absent)}")
@@ -132,21 +132,19 @@ class Study(Section):
         return self
 
     def asked(self, backbone: str) -> Ask:
-        """What a training of ``backbone`` asks of the machine, nothing left open but the model of its GPUs.
+        """What a training of ``backbone`` asks of the machine, defaults filled in.
 
-        ``gpus`` is None where it needs none.
+        Only ``gpu_model`` may be None, which takes any, and ``gpus``, where it needs none.
         """
         common, own = self.resources, self.resources.of_backbone.get(backbone, Ask())  # type: ignore[call-overload]
         gpus = int(self.compute.device == "cuda") if common.gpus is None else common.gpus
-        everyones = Ask(
-            gpus=gpus or None,
-            nodes=common.nodes,
-            gpu_model=common.gpu_model,
-            cpus_per_gpu=common.cpus_per_gpu or self.compute.threads,
-            memory_mb=common.memory_mb,
-            runtime_minutes=common.runtime_minutes,
-        )
-        return everyones.model_copy(update=own.model_dump(exclude_none=True))
+        cpus_per_gpu = common.cpus_per_gpu or self.compute.threads
+        values = {
+            **common.model_dump(include=set(Ask.model_fields)),
+            "gpus": gpus or None,
+            "cpus_per_gpu": cpus_per_gpu,
+        }
+        return Ask(**values | own.model_dump(exclude_none=True))
 
     @model_validator(mode="after")
     def published_can_be_scored(self) -> Self:
@@ -160,9 +158,9 @@ class Study(Section):
         return self
 
 
-# What each step depends on: Snakemake compares exactly these, and a run's identity is made of them.
+# The sections that each step depends on: Snakemake compares exactly these, and a run's identity is made of them.
 SECTIONS_OF_STEP: dict[str, tuple[str, ...]] = {
-    # Part of train's on purpose: train waits for preflight, so what reruns preflight reruns it. Data come as files.
+    # A subset of train's on purpose: train waits for preflight, so both rerun together. Data are files.
     "preflight": ("sampling", "augmentation", "model", "schedule"),
     "train": ("sampling", "augmentation", "model", "schedule", "compute"),
     "infer": ("model", "inference", "compute"),
@@ -195,7 +193,7 @@ def load_study(path: Path) -> Study:
 
 
 def load_study_for_step(path: Path, step: str, expected_digest: str | None) -> Study:
-    """:func:`load_study`, refusing a file that changed since Snakemake planned this job, and one without the step.
+    """:func:`load_study`, which also refuses a file that changed since Snakemake planned this job.
 
     Raises:
         InputError: as :func:`load_study`, or the step's settings are not those of ``expected_digest``, or the study
@@ -216,7 +214,7 @@ def load_study_for_step(path: Path, step: str, expected_digest: str | None) -> S
 
 
 def zoo_of(study: Study, study_file: Path) -> Path:
-    """File of the published models that a study means."""
+    """The file of published models that a study names."""
     return DEFAULT_ZOO if study.zoo is None else study_file.parent / study.zoo
 
 
@@ -237,11 +235,11 @@ StudyLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123
 
 
 def unique_mapping(loader: StudyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """Build a mapping, refusing a key that stands twice."""
+    """Build a mapping; refuse a repeated key."""
     keys = [loader.construct_object(key) for key, _ in node.value]
     for key in keys:
         if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is repeated", node.start_mark)
     return loader.construct_mapping(node, deep=True)
 
 
@@ -265,11 +263,11 @@ def read_yaml(path: Path) -> Any:
 
 
 def explained(error: ValidationError, where: str) -> InputError:
-    """The most telling validation error as one line: key, value, what is allowed; further ones are counted.
+    """The most useful validation error as one line: key, value, what is allowed; further ones are counted.
 
     An unknown key comes first: it is often the misspelling of a key that is then missing.
     """
-    # A list with a wrong entry is also reported as too short: an echo.
+    # A list with a wrong entry is reported a second time, as too short.
     errors = [one for one in error.errors() if not (one["type"] == "too_short" and one["input"])]
     first = min(errors, key=lambda one: {"extra_forbidden": 0, "missing": 2}.get(one["type"], 1))
     parts = [str(part) for part in first["loc"]]

@@ -1,6 +1,6 @@
-"""The published models as rows of a file: where each comes from, its digest, the numbers published of it.
+"""The files of configs/zoo: published models with their digests and numbers, and where the files of LVIS come from.
 
-configs/zoo/mmdetection.yaml is that file. Nothing here imports torch, so that the workflow can read it.
+Whatever a study needs of either and does not have can be fetched: ``lacking_weights``, ``lacking_files``.
 """
 
 import json
@@ -8,25 +8,35 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from lvis_rcnn.config.schema import BackboneName, Count, Name, Positive, Section, Split
-from lvis_rcnn.config.study import Study, read_yaml, zoo_of
+from lvis_rcnn.config.schema import BackboneName, Count, Name, Positive, Section
+from lvis_rcnn.config.study import CONFIGS, Study, read_yaml, zoo_of
+from lvis_rcnn.dataset.versions import VERSIONS
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.download import download
 from lvis_rcnn.system.files import sha256_of_file
+
+DEFAULT_SOURCES = CONFIGS / "zoo" / "lvis.yaml"
+
+# Models of these kinds are scored; the others only initialise a training (model.weights).
+SCORED_KINDS = tuple(f"lvis_{version.name}" for version in VERSIONS)
+if TYPE_CHECKING:
+    Kind = str
+else:
+    Kind = Literal[(*SCORED_KINDS, "coco", "imagenet")]
 
 Url = Annotated[str, Field(pattern=r"^https?://\S+$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class NamedRow(Section):
-    """A row of a file of rows."""
+    """A row of one of the two files."""
 
     name: Name
-    """Name of the row."""
+    """Unique in its file."""
 
 
 Row = TypeVar("Row", bound=NamedRow)
@@ -35,7 +45,7 @@ Row = TypeVar("Row", bound=NamedRow)
 class ZooModel(NamedRow):
     """One published file."""
 
-    kind: Literal["lvis_v0.5", "lvis_v1", "coco", "imagenet"]
+    kind: Kind
     """What it was trained on; imagenet is a classifier, the others are detectors."""
     backbone: BackboneName
     """Row of ``config.schema.BACKBONES``."""
@@ -54,7 +64,7 @@ class ZooModel(NamedRow):
 
     @model_validator(mode="after")
     def is_whole(self) -> Self:
-        """The name of the file carries its digest, and a detector has a schedule."""
+        """The file name contains the digest, and a detector has a schedule."""
         if digest_in_name(self.file_name) is None:
             raise ValueError("a url that ends in -xxxxxxxx.pth, the first 8 digits of the file's SHA-256")
         if (self.schedule == "") != (self.kind == "imagenet"):
@@ -76,7 +86,7 @@ def load_zoo(path: Path) -> dict[str, ZooModel]:
     """The rows of a zoo file by name, in its order.
 
     Raises:
-        InputError: no such file, no YAML, or a row that is incomplete, wrong or there twice.
+        InputError: no such file, no YAML, or a row that is incomplete, wrong or repeated.
     """
     if not path.exists():
         raise InputError(str(path), "no such file of published models", fix="set the study's 'zoo', or leave it out")
@@ -98,7 +108,7 @@ def load_rows(path: Path, key: str, content_name: str, row_type: type[Row]) -> d
     names = [row.name for row in rows]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"{path}: {key[:-1]} {name}", "stands twice", fix="rename or remove one of them")
+            raise InputError(f"{path}: {key[:-1]} {name}", "is repeated", fix="rename or remove one of them")
     return {row.name: row for row in rows}
 
 
@@ -109,14 +119,14 @@ def checked_row(value: Any, where: str, row_type: type[Row]) -> Row:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        told = first["msg"].removeprefix("Value error, ")
+        allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         if first["type"] == "value_error":
-            raise InputError(where, "does not fit together", allowed=told, fix="correct the row") from None
+            raise InputError(where, "does not fit together", allowed=allowed, fix="correct the row") from None
         if first["type"] in ("extra_forbidden", "missing"):
             what = "unknown key" if first["type"] == "extra_forbidden" else "missing"
             raise InputError(f"{where}: {key}", what, allowed=", ".join(row_type.model_fields)) from None
         what = f"is {json.dumps(first['input'], default=str)[:80]}"
-        raise InputError(f"{where}: {key or 'row'}", what, allowed=told.removeprefix("Input should be ")) from None
+        raise InputError(f"{where}: {key or 'row'}", what, allowed=allowed) from None
 
 
 def digest_in_name(file_name: str) -> str | None:
@@ -147,12 +157,10 @@ def checked_sha256(path: Path, expected_prefix: str | None) -> str:
 
 
 def published_file(model: ZooModel, folder: Path) -> Path:
-    """The published file in ``folder``, fetched into it where it is not there yet; its digest is right.
-
-    Invariant: what stands under its name in ``folder`` was whole when it was put there.
+    """Path of the published file in ``folder``, fetched into it if missing; its digest is checked.
 
     Raises:
-        InputError: the digest is another one, or the file can neither be found nor fetched.
+        InputError: the digest is another one, or the file is missing and cannot be fetched.
     """
     path = folder / model.file_name
     if path.exists():
@@ -163,7 +171,7 @@ def published_file(model: ZooModel, folder: Path) -> Path:
 
 
 def initial_model(zoo: Mapping[str, ZooModel], kind: str, backbone: str) -> ZooModel:
-    """The published file that a training begins with.
+    """The published file that initialises a training.
 
     Args:
         zoo: The published models.
@@ -171,7 +179,7 @@ def initial_model(zoo: Mapping[str, ZooModel], kind: str, backbone: str) -> ZooM
         backbone: Row of ``config.schema.BACKBONES``.
 
     Raises:
-        InputError: there is no such row; those that there are are listed.
+        InputError: there is no such row; the error lists those of the kind.
     """
     rows = {model.backbone: model for model in zoo.values() if model.kind == kind}
     if backbone not in rows:
@@ -187,7 +195,7 @@ def initial_model(zoo: Mapping[str, ZooModel], kind: str, backbone: str) -> ZooM
 def initial_warnings(
     zoo: Mapping[str, ZooModel], kind: str, backbones: Sequence[str], weights_dir: Path
 ) -> Iterator[str]:
-    """What will be fetched when trainings begin, and which cannot begin; looks into the folder only."""
+    """What trainings will fetch when they start, and which of them cannot start; looks into the folder only."""
     for backbone in backbones if kind != "none" else ():
         try:
             model = initial_model(zoo, kind, backbone)
@@ -198,12 +206,8 @@ def initial_warnings(
             yield f"model.weights: {model.file_name} is not in {weights_dir}; training will fetch it from {model.url}"
 
 
-# What of the zoo can be scored on LVIS; the other kinds only initialise a training (model.weights).
-SCORED_KINDS = ("lvis_v0.5", "lvis_v1")
-
-
 def known_models(study: Study, study_file: Path) -> dict[str, ZooModel]:
-    """All rows of the study's zoo: those that it scores, and those that its trainings are compared with.
+    """All rows of the study's zoo: those that it scores and those that its trainings are compared with.
 
     Raises:
         InputError: as :func:`scored_models`, or the zoo is wrong.
@@ -213,7 +217,7 @@ def known_models(study: Study, study_file: Path) -> dict[str, ZooModel]:
 
 
 def scored_models(study: Study, study_file: Path) -> dict[str, ZooModel]:
-    """The zoo's row of each published row of ``study``, in the study's order; the zoo is not read where there is none.
+    """The zoo's row of each published row of ``study``, in the study's order; without such rows no zoo is read.
 
     Raises:
         InputError: the zoo is wrong, has no such model, or one of other categories.
@@ -230,17 +234,14 @@ def scored_models(study: Study, study_file: Path) -> dict[str, ZooModel]:
         kind = zoo[row.model].kind
         if kind not in SCORED_KINDS:
             what = f"is a model of kind {kind}, whose categories are not those of LVIS"
-            fix = "name a model of LVIS; this one can initialise a training, see model.weights"
+            fix = "name a model of LVIS; this one can initialise a training (model.weights)"
             raise InputError(where, what, allowed=", ".join(scored), fix=fix)
         models[row.model] = zoo[row.model]
     return models
 
 
-DEFAULT_SOURCES = Path(__file__).parents[2] / "configs" / "zoo" / "lvis.yaml"
-
-
 class Counts(Section):
-    """What a file is known to hold."""
+    """Contents of an annotation file."""
 
     images: Count
     """Number of images."""
@@ -260,7 +261,7 @@ class Source(NamedRow):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Digest of the zip, where published."""
     counts: Counts | None = None
-    """What the file holds, for one without a published digest."""
+    """Contents of a file without a published digest."""
     images: tuple[Name, ...] = ()
     """Rows of the zips that hold the images of these annotations."""
 
@@ -279,7 +280,7 @@ def load_sources(path: Path = DEFAULT_SOURCES) -> dict[str, Source]:
     """The rows by name.
 
     Raises:
-        InputError: no such file, no YAML, a row that is incomplete, wrong or there twice, or images that are no row.
+        InputError: no such file, no YAML, a row that is incomplete, wrong or repeated, or images without a row.
     """
     sources = load_rows(path, "files", "files to fetch", Source)
     for source in sources.values():
@@ -291,16 +292,16 @@ def load_sources(path: Path = DEFAULT_SOURCES) -> dict[str, Source]:
 
 
 def lacking_files(study: Study, sources: Mapping[str, Source]) -> dict[str, Source]:
-    """What of ``sources`` a study names and does not have, by the path where it shall lie; looks at the disk only.
+    """The files that a study names, does not have and could fetch, by the path where each belongs; reads no file.
 
-    A path is recognised by its file name, so that a study of other files lacks nothing that could be fetched. Images
-    are at hand as a zip or as a folder.
+    A source is recognised by the name of its file, so a study of other files lacks nothing. Images may be a zip or a
+    folder.
     """
     lacking = {}
     by_file = {source.provides: source for source in sources.values()}
-    for split in splits_of_files(study):
-        source = by_file.get(Path(split.annotations).name)
-        if source is None:
+    for split in (study.dataset.train, study.dataset.val, *study.dataset.splits.values()):
+        source = by_file.get(Path(split.annotations).name) if split else None
+        if split is None or source is None:
             continue
         if not os.path.lexists(split.annotations):
             lacking[split.annotations] = source
@@ -310,25 +311,18 @@ def lacking_files(study: Study, sources: Mapping[str, Source]) -> dict[str, Sour
     return lacking
 
 
-def splits_of_files(study: Study) -> Iterator[Split]:
-    """The splits that are not drawn."""
-    for split in (study.dataset.train, study.dataset.val, *study.dataset.splits.values()):
-        if split is not None:
-            yield split
-
-
 def images_at_hand(folder: Path, images: Source) -> bool:
-    """Whether a folder of images holds those of a zip, in it or unpacked, or is that unpacked folder itself."""
+    """Whether the folder of images contains the zip or its unpacked folder, or is that unpacked folder itself."""
     unpacked = images.provides.removesuffix(".zip")
     places = [folder / images.provides, folder / unpacked, *([folder] if folder.name == unpacked else [])]
-    # A link that leads nowhere is a disk that is not mounted: no reason to fetch 19 GB.
+    # A dangling link is a disk that is not mounted: no reason to fetch 19 GB.
     return any(os.path.lexists(place) for place in places)
 
 
 def lacking_weights(study: Study, study_file: Path) -> dict[str, ZooModel]:
-    """The published weights that a study scores or begins with and does not have, by their path.
+    """The published weights that a study scores or starts from and does not have, by their path.
 
-    Backbones that the zoo has no initial weights for are left out: preflight says so.
+    Backbones without initial weights in the zoo are left out: preflight reports them.
 
     Raises:
         InputError: the zoo is wrong, or has no model that is scored.
@@ -339,7 +333,7 @@ def lacking_weights(study: Study, study_file: Path) -> dict[str, ZooModel]:
 
 
 def initial_models(study: Study, study_file: Path) -> Iterator[ZooModel]:
-    """The published weights that the trainings of a study begin with; the zoo is read only where there are some."""
+    """The published weights that the trainings of a study start from; the zoo is read only if there are some."""
     backbones = study.backbones if study.model.weights != "none" else ()
     zoo = load_zoo(zoo_of(study, study_file)) if backbones else {}
     for backbone in backbones:

@@ -1,7 +1,11 @@
-"""Which version of LVIS a file is, by its categories: names of files cannot be trusted.
+"""The versions of LVIS, and which one a file is, by its categories: names of files cannot be trusted.
 
-v0.5 left the official page, and people have renamed v1 to v0.5 since (lvis-api issue 23): 1230 and 1203 categories of
-other numbers under the same names train to nonsense without a word.
+v0.5 left the official page, and people have renamed v1 to v0.5 since (lvis-api issue 23): its 1203 categories in place
+of 1230, numbered otherwise under the same names, train to nonsense without an error.
+
+A new version is a row of ``VERSIONS``; the kinds of published models (config.zoo) and what names may claim follow from
+it. Beside it, where they exist: its files in configs/zoo/lvis.yaml, its published models in
+configs/zoo/mmdetection.yaml (kind ``lvis_VERSION``), and a study, configs/lvis_VERSION.yaml.
 """
 
 import hashlib
@@ -14,7 +18,7 @@ from lvis_rcnn.dataset.records import Category
 
 @dataclass(frozen=True)
 class LvisVersion:
-    """One version: its categories and what its full splits hold."""
+    """One version: its categories and the contents of its full splits."""
 
     name: str
     categories_sha256: str
@@ -22,7 +26,7 @@ class LvisVersion:
     groups: tuple[int, int, int]
     """Rare, common and frequent categories."""
     splits: Mapping[str, tuple[int, int | None]]
-    """Images and annotations of each full split; None where no source is known."""
+    """Images and annotations of each full split; None where no source gives the number."""
 
 
 # Categories, groups and sums of annotations follow from the per-class counts of both training files; image counts are
@@ -56,13 +60,14 @@ def version_of(categories: Iterable[Category]) -> LvisVersion | None:
 
 
 def claimed_version(text: str) -> str | None:
-    """The version that a name speaks of: ``lvis_v0.5_train.json`` is v0.5; None where it speaks of none."""
+    """The version in a name: ``lvis_v0.5_train.json`` and ``lvis_v05`` are v0.5, ``LVIS-v1.0`` is v1; None without."""
     found = re.search(r"lvis[-_]?(v\d+(?:\.\d+)?)", text.lower())
-    return {"v0.5": "v0.5", "v05": "v0.5", "v1": "v1", "v1.0": "v1"}.get(found[1]) if found else None
+    names = (version.name for version in VERSIONS)
+    return next((x for x in names if found and found[1] in (x, x.replace(".", ""), f"{x}.0")), None)
 
 
 def unlike_a_full_split(version: LvisVersion, counts: Mapping[str, int]) -> Iterator[str]:
-    """What a file of this version holds that no full split of it holds, as sentences."""
+    """How a file of this version differs from each of its full splits, as phrases."""
     groups = tuple(counts[f"{group}_categories"] for group in ("rare", "common", "frequent"))
     if groups != version.groups:
         yield f"{slashed(groups)} rare/common/frequent categories; LVIS {version.name} has {slashed(version.groups)}"

@@ -68,7 +68,7 @@ def test_a_wrong_row_is_one_line(tmp_path: Path, change: dict[str, Any], message
 
 
 def test_a_row_twice_and_a_file_of_another_kind(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"sources.yaml: file a: stands twice; fix"):
+    with pytest.raises(InputError, match=r"sources.yaml: file a: is repeated; fix"):
         load_sources(write_sources(tmp_path, ROW, ROW))
     with pytest.raises(InputError, match=r"is no list of files to fetch; allowed: one key, 'files', with a list of"):
         load_sources(DEFAULT_ZOO)

@@ -117,8 +117,8 @@ def test_a_misspelt_key_is_named_before_the_missing_one_and_the_rest_is_counted(
     ("text", "message"),
     [
         ("a: [", r"not readable as YAML: while parsing"),
-        ("study: a\nstudy: b\n", r"not readable as YAML: key 'study' stands twice"),
-        ("schedule: {steps: 1, steps: 2}\n", r"key 'steps' stands twice"),
+        ("study: a\nstudy: b\n", r"not readable as YAML: key 'study' is repeated"),
+        ("schedule: {steps: 1, steps: 2}\n", r"key 'steps' is repeated"),
         ("\udcff", r"not readable as YAML: 'utf-8' codec"),
         ("", r"study file: is null; allowed: an object"),
         ("title: 2020-01-01\n", r"study: missing"),

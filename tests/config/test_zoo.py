@@ -98,7 +98,7 @@ def test_a_wrong_row_is_one_line(tmp_path: Path, change: dict[str, Any], message
 def test_an_incomplete_a_repeated_and_no_row(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"models\[0\]: url: missing; allowed: name, kind"):
         load_zoo(write_zoo(tmp_path, {key: value for key, value in ROW.items() if key != "url"}))
-    with pytest.raises(InputError, match=r"zoo.yaml: model a: stands twice"):
+    with pytest.raises(InputError, match=r"zoo.yaml: model a: is repeated"):
         load_zoo(write_zoo(tmp_path, ROW, {**ROW, "backbone": "r101"}))
     with pytest.raises(InputError, match=r"models\[0\]: row: is \"r50\""):
         load_zoo(write_zoo(tmp_path, "r50"))
