@@ -21,6 +21,9 @@ background, so ``num_labels = num_categories + 1``. Boxes carry their form in th
 
 __version__ = "0.1.0"
 
+SizeHW = tuple[int, int]
+"""Height and width, pixels."""
+
 STEPS = (
     "draw",
     "fetch",

@@ -35,6 +35,7 @@ from tabulate import tabulate
 
 from lvis_rcnn import __version__
 from lvis_rcnn.dataset.detections import sha256_of_shards
+from lvis_rcnn.dataset.records import positions
 from lvis_rcnn.evaluation.average_precision import (
     DETECTIONS_PER_CATEGORY,
     METRIC_NAMES,
@@ -54,7 +55,7 @@ from lvis_rcnn.evaluation.bootstrap import (
     resampling_of,
     within_0_and_1,
 )
-from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth, positions, read_annotations
+from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth, read_annotations
 from lvis_rcnn.evaluation.matches import MatchesFile, write_matches
 from lvis_rcnn.evaluation.official import difference, official_scores
 from lvis_rcnn.evaluation.results import KINDS, DetectionSet, Kind, read_detections

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64, UInt8, UInt32
 
+from lvis_rcnn import SizeHW
 from lvis_rcnn.dataloader.transforms import nearest_positions
 from lvis_rcnn.dataset.rle import pixels_of_runs
 
 # pycocotools walks along polygons in steps of a fifth of a pixel.
 STEPS_PER_PX = 5
-
-SizeHW = tuple[int, int]
 
 
 @dataclass(frozen=True)

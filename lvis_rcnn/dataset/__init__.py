@@ -1,12 +1,14 @@
 """LVIS on disk: annotations, images, detections.
 
-versions    which version of LVIS a file is, by its content
+versions    the versions of LVIS, and which one a file is, by its content
 rle         masks as run lengths
-records     what a record of an LVIS file may hold
-reader      an annotation file of a gigabyte, a piece at a time
+records     the records of an LVIS file: types, ranges, errors
+pieces      a JSON file of a gigabyte, a few megabytes at a time
+columns     records become the arrays of a store
+reader      an annotation file becomes those arrays
 store       the memory-mapped annotation store
 images      images in folders, or in zips as they were downloaded; the one decoder
-checks      what can be wrong with a split on disk
+checks      preflight's checks of a split on disk
 detections  detections as shards and as results files
 mini/       draws the embedded dataset
 """

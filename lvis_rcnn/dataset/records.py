@@ -1,7 +1,7 @@
-"""What the records of an LVIS JSON file may hold, and the line that names a record that is wrong.
+"""The records of an LVIS JSON file: types, ranges, and the error that names a wrong record.
 
-Types and ranges are declared once, in the records below, and checked by msgspec while it parses. Of a key that stands
-twice in a record, the last counts, as for every JSON reader that LVIS files meet.
+Types and ranges are declared once, in the structs below, and checked by msgspec while it parses. Of a key that is
+repeated in a record the last one counts, as for every JSON reader that LVIS files meet.
 """
 
 import mmap
@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from msgspec import Meta
 
 from lvis_rcnn.dataset.rle import check_runs, runs_of_text
@@ -21,7 +21,9 @@ from lvis_rcnn.system.cli import InputError
 Text = bytes | mmap.mmap | memoryview
 
 
+# Of what is trained on; scoring takes any Int64Number as an id, as the lvis package does.
 Id = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+Int64Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 # Run-length masks count pixels in 32 bits, so an edge has 16.
 EdgePx = Annotated[int, Meta(ge=1, le=65_535)]
 
@@ -37,7 +39,7 @@ class Category(msgspec.Struct, frozen=True):
 
 
 class ImageRecord(msgspec.Struct, gc=False):
-    """One image as it stands in the file."""
+    """One image of the file."""
 
     id: Id
     height: EdgePx
@@ -49,7 +51,7 @@ class ImageRecord(msgspec.Struct, gc=False):
 
 
 class AnnotationRecord(msgspec.Struct, gc=False):
-    """One annotation as it stands in the file; its outline stays text until it is needed."""
+    """One annotation of the file; its outline stays text until it is needed."""
 
     id: Id
     image_id: Id
@@ -61,15 +63,15 @@ class AnnotationRecord(msgspec.Struct, gc=False):
     ignore: int | bool = 0
 
 
-class Sections(msgspec.Struct):
-    """What is read of an LVIS file; other keys (info, licenses) are skipped. The annotations stay text."""
+class LvisFile(msgspec.Struct):
+    """An LVIS file; other keys (info, licenses) are skipped. The annotations stay text."""
 
     images: Annotated[list[ImageRecord], Meta(min_length=1)]
     annotations: msgspec.Raw
     categories: Annotated[list[Category], Meta(min_length=1)]
 
 
-# Field -> what is allowed, how to fix it; for the line a person sees.
+# Field -> what is allowed and how to fix it, for error messages.
 HELP = {
     "images": ("at least one image", "an LVIS file has images, annotations and categories"),
     "annotations": ("at least one annotation", "an LVIS file has images, annotations and categories"),
@@ -94,14 +96,14 @@ HELP = {
 }
 
 
-def read_sections(text: Text, where: str) -> Sections:
+def read_lvis_file(text: Text, where: str) -> LvisFile:
     """Parse all but the annotations, and check types and ranges.
 
     Raises:
         InputError: no JSON, or a field of the wrong type or range; record and field are named.
     """
     try:
-        return msgspec.json.decode(text, type=Sections)
+        return msgspec.json.decode(text, type=LvisFile)
     except msgspec.ValidationError as error:
         raise type_error(text, where, str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -153,6 +155,39 @@ def record_error(where: str, annotation_id: int, field: str, what: str) -> Input
     return InputError(f"{where}: annotation {annotation_id}", what, allowed=allowed, fix=fix)
 
 
+# Ids in a range of this length are looked up in a table, which is four times faster; others by bisection.
+TABLE = 1 << 21
+
+
+def positions(ids: Int64[np.ndarray, " k"], wanted: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
+    """Index of each wanted id in ``ids``, which has at least one and each once; -1 for an id that is not in it."""
+    lowest, highest = int(ids.min()), int(ids.max())
+    if highest - lowest < TABLE:
+        table = np.full(highest - lowest + 2, -1)
+        table[ids - lowest] = np.arange(len(ids))
+        inside = (wanted >= lowest) & (wanted <= highest)
+        return table[np.where(inside, wanted - lowest, -1)]
+    order = np.argsort(ids)
+    found = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
+    return np.where(ids[found] == wanted, found, -1)
+
+
+def known(
+    ids: Int64[np.ndarray, " k"],
+    wanted: Int64[np.ndarray, " A"],
+    annotation_ids: Int64[np.ndarray, " A"],
+    field: str,
+    where: str,
+) -> Int64[np.ndarray, " A"]:
+    """Position in ``ids`` of what ``field`` of each annotation names; InputError for an id that is not in it."""
+    found = positions(ids, wanted)
+    if (found < 0).any():
+        at = int(np.argmax(found < 0))
+        what = f"unknown {field.removesuffix('_id')} {wanted[at]}"
+        raise record_error(where, int(annotation_ids[at]), field, what)
+    return found
+
+
 LISTS_OF_POLYGONS = msgspec.json.Decoder(list[list[list[float]]])
 POLYGONS = msgspec.json.Decoder(list[list[float]])
 
@@ -169,7 +204,7 @@ MASK = msgspec.json.Decoder(RunLengthMask)
 
 @dataclass(frozen=True, eq=False)
 class Outlines:
-    """What consecutive annotations show: each has polygons, or the runs of a mask."""
+    """Outlines of consecutive annotations: each has polygons, or the runs of a mask."""
 
     polygons_each: Int64[np.ndarray, " A"]
     numbers_each: Int64[np.ndarray, " polygons"]
@@ -177,6 +212,23 @@ class Outlines:
     runs_each: Int64[np.ndarray, " A"]
     mask_sizes_hw: Int64[np.ndarray, "masks 2"]
     runs: Int64[np.ndarray, " runs"]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Annotations in the order of the file, with the file's ids."""
+
+    ids: Int64[np.ndarray, " A"]
+    image_ids: Int64[np.ndarray, " A"]
+    category_ids: Int64[np.ndarray, " A"]
+    boxes_xywh: Float64[np.ndarray, "A 4"]
+    areas: Float64[np.ndarray, " A"]
+    marked: Bool[np.ndarray, " A"]
+    """iscrowd or ignore."""
+    outlines: Outlines
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 def integers(values: Iterable[int]) -> Int64[np.ndarray, " k"]:
@@ -188,7 +240,7 @@ def outlines_of(records: Sequence[AnnotationRecord], where: str) -> Outlines:
     """Polygons and masks of these annotations.
 
     Raises:
-        InputError: no polygon, fewer than 6 or an odd count of numbers, anything that is no finite number; a mask whose
+        InputError: no polygon, fewer than 6 or an odd count of numbers, a value that is no finite number; a mask whose
             runs do not fill it.
     """
     is_mask = [bytes(record.segmentation).lstrip().startswith(b"{") for record in records]
@@ -206,14 +258,14 @@ def outlines_of(records: Sequence[AnnotationRecord], where: str) -> Outlines:
 
 
 def spread(counts: Int64[np.ndarray, " k"], where: np.ndarray) -> Int64[np.ndarray, " A"]:
-    """``counts`` in the places that are marked, 0 elsewhere."""
+    """``counts`` where the mask is set, 0 elsewhere."""
     found = np.zeros(len(where), np.int64)
     found[where] = counts
     return found
 
 
 def polygons_of(records: Sequence[AnnotationRecord], where: str) -> list[list[list[float]]]:
-    """Polygons of annotations that should have some; InputError for the first that is wrong."""
+    """Polygons of annotations without a mask; InputError for the first wrong one."""
     text = b"[" + b",".join(record.segmentation for record in records) + b"]"
     try:
         polygons = LISTS_OF_POLYGONS.decode(text)
@@ -226,7 +278,7 @@ def polygons_of(records: Sequence[AnnotationRecord], where: str) -> list[list[li
 
 
 def polygon_error(record: AnnotationRecord, where: str) -> InputError | None:
-    """What is wrong with this annotation's polygons, if anything."""
+    """The error for this annotation's polygons; None where they are right."""
     try:
         polygons = POLYGONS.decode(record.segmentation)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

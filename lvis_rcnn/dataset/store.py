@@ -1,13 +1,13 @@
-"""LVIS JSON becomes a memory-mapped store that every process shares.
+"""The annotation store: one split of a dataset as memory-mapped arrays that every process shares.
 
 A store is a folder of flat .npy arrays (values and offsets) and store.json. Images keep the order of the file,
-annotations are grouped by image in that order; their outlines stay in the order of the file. The numbers are those of
-the file: boxes and polygons are neither clipped nor rounded; whoever uses them does that.
+annotations are grouped by image in that order; their outlines keep the order of the file. The numbers are those of
+the file: boxes and polygons are neither clipped nor rounded, which is left to whoever uses them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,222 +15,11 @@ import msgspec
 import numpy as np
 from jaxtyping import Float64, Int32, Int64, UInt8, UInt32
 
-from lvis_rcnn.dataset.reader import (
-    OutlineFiles,
-    Pieces,
-    Records,
-    Rows,
-    first_list,
-    read_all_rows,
-    read_rows,
-    read_text,
-    sha256_of,
-    without_list,
-)
-from lvis_rcnn.dataset.records import HELP, Category, Outlines, Sections, Text, integers, read_sections, record_error
+from lvis_rcnn.dataset.pieces import read_text, sha256_of
+from lvis_rcnn.dataset.reader import OutlineFiles, read_file
+from lvis_rcnn.dataset.records import Category
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import ArrayFile, atomic_folder, write_json
-
-
-def read_file(text: Text, where: str, files: OutlineFiles) -> tuple[dict[str, np.ndarray], list[Category]]:
-    """All arrays of the store but the outlines, which are appended to ``files``; and the categories.
-
-    Raises:
-        InputError: no JSON, a field of the wrong type or range, or records that contradict each other; the first one
-            is named.
-    """
-    try:
-        found = streamed(text, where, files)
-    except (InputError, msgspec.DecodeError, ValueError, RecursionError):
-        # Only the file as a whole can say which record is wrong: what was streamed may not be its annotations.
-        found = None
-    if found is None:
-        files.restart()
-        sections = read_sections(text, where)
-        rows = read_all_rows(sections.annotations, text, where, files)
-        found = columns(sections, rows, where), sections.categories
-    return found
-
-
-def streamed(text: Text, where: str, files: OutlineFiles) -> tuple[dict[str, np.ndarray], list[Category]] | None:
-    """The same of a file that is as it should be, each byte parsed once; None or an error for another."""
-    start = first_list(text)
-    if start is None:
-        return None
-    records = Records(where)
-    pieces = Pieces(text, start, records.read)
-    rows = read_rows(pieces, records, files)
-    rest = without_list(text, start, pieces.end)
-    if rest is None or not len(rows):
-        return None
-    sections = read_sections(rest, where)
-    return columns(sections, rows, where), sections.categories
-
-
-def columns(sections: Sections, rows: Rows, where: str) -> dict[str, np.ndarray]:
-    """The arrays from checked records.
-
-    Raises:
-        InputError: records that contradict each other; the first one is named.
-    """
-    images = sections.images
-    image_ids = integers(image.id for image in images)
-    category_ids = integers(category.id for category in sections.categories)
-    for ids, kind in ((image_ids, "image"), (category_ids, "category"), (rows.ids, "annotation")):
-        check_unique(ids, where, kind)
-    heights, widths = integers(image.height for image in images), integers(image.width for image in images)
-    names = [(name or "").encode() for image in images for name in (image.coco_url, image.file_name)]
-    check_names(names, image_ids, where)
-    image_of = known(image_ids, rows.image_ids, rows.ids, "image_id", where)
-    category_of = known(category_ids, rows.category_ids, rows.ids, "category_id", where)
-    check_annotations(rows, heights[image_of], widths[image_of], where)
-    negatives = [image.neg_category_ids for image in images]
-    not_exhaustive = [image.not_exhaustive_category_ids for image in images]
-    order = np.argsort(image_of, kind="stable")
-    return {
-        "image_ids": image_ids,
-        "heights": heights,
-        "widths": widths,
-        "name_offsets": offsets(map(len, names)),
-        "name_bytes": np.frombuffer(b"".join(names), np.uint8),
-        "negative_offsets": offsets(map(len, negatives)),
-        "negative_labels": list_labels(negatives, category_ids, image_ids, where, "neg_category_ids"),
-        "not_exhaustive_offsets": offsets(map(len, not_exhaustive)),
-        "not_exhaustive_labels": list_labels(
-            not_exhaustive, category_ids, image_ids, where, "not_exhaustive_category_ids"
-        ),
-        "annotation_offsets": np.searchsorted(image_of[order], np.arange(len(image_ids) + 1)),
-        "annotation_ids": rows.ids[order],
-        "labels": category_of[order] + 1,
-        "boxes_xywh": rows.boxes_xywh[order],
-        "areas": rows.areas[order],
-        "first_polygons": ends(rows.outlines.polygons_each)[:-1][order],
-        "polygon_counts": rows.outlines.polygons_each[order],
-        "coordinate_offsets": ends(rows.outlines.numbers_each),
-        **masks_of(rows.outlines, order),
-    }
-
-
-def masks_of(outlines: Outlines, order: Int64[np.ndarray, " A"]) -> dict[str, np.ndarray]:
-    """Which annotations, in the store's order, have a run-length mask, and where its runs are."""
-    counts = outlines.runs_each[order]
-    masked = np.flatnonzero(counts)
-    return {
-        "masked_annotations": masked,
-        "first_runs": ends(outlines.runs_each)[:-1][order][masked],
-        "run_counts": counts[masked],
-    }
-
-
-def ends(lengths: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k+1"]:
-    """Where each of consecutive entries of these lengths begins, and the end."""
-    return np.concatenate([[0], np.cumsum(lengths)])
-
-
-def offsets(lengths: Iterable[int]) -> Int64[np.ndarray, " ends"]:
-    """The same for lengths that are Python numbers."""
-    return ends(integers(lengths))
-
-
-def positions(ids: Int64[np.ndarray, " k"], wanted: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
-    """Index of each wanted id in ``ids``, -1 where it is not there."""
-    order = np.argsort(ids)
-    found = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
-    return np.where(ids[found] == wanted, found, -1)
-
-
-def known(
-    ids: Int64[np.ndarray, " k"],
-    wanted: Int64[np.ndarray, " A"],
-    annotation_ids: Int64[np.ndarray, " A"],
-    field: str,
-    where: str,
-) -> Int64[np.ndarray, " A"]:
-    """Position of what each annotation names; InputError for an id that is not there."""
-    found = positions(ids, wanted)
-    if (found < 0).any():
-        at = int(np.argmax(found < 0))
-        what = f"unknown {field.removesuffix('_id')} {wanted[at]}"
-        raise record_error(where, int(annotation_ids[at]), field, what)
-    return found
-
-
-def list_labels(
-    lists: Sequence[Sequence[int]],
-    category_ids: Int64[np.ndarray, " c"],
-    image_ids: Int64[np.ndarray, " n"],
-    where: str,
-    field: str,
-) -> Int64[np.ndarray, " k"]:
-    """Labels of all images' lists, one after the other; InputError for a category that is not there."""
-    wanted = integers(chain.from_iterable(lists))
-    found = positions(category_ids, wanted)
-    if (found < 0).any():
-        at = int(np.argmax(found < 0))
-        image = int(np.searchsorted(offsets(map(len, lists)), at, side="right")) - 1
-        raise InputError(
-            f"{where}: image {image_ids[image]}",
-            f"{field} names unknown category {wanted[at]}",
-            allowed="ids of the file's categories",
-            fix="remove it from the list or add the category",
-        )
-    return found + 1
-
-
-def check_unique(ids: Int64[np.ndarray, " k"], where: str, kind: str) -> None:
-    """Raise InputError for the first id that stands twice."""
-    _, first = np.unique(ids, return_index=True)
-    if len(first) < len(ids):
-        again = int(np.setdiff1d(np.arange(len(ids)), first)[0])
-        allowed, fix = HELP["id"]
-        raise InputError(f"{where}: {kind} {ids[again]}", f"{kind} id stands twice", allowed=allowed, fix=fix)
-
-
-def check_names(names: Sequence[bytes], image_ids: Int64[np.ndarray, " n"], where: str) -> None:
-    """Raise InputError for the first image that has neither of its two names."""
-    nameless = [not (url or file) for url, file in zip(names[::2], names[1::2], strict=True)]
-    if any(nameless):
-        raise InputError(
-            f"{where}: image {image_ids[nameless.index(True)]}",
-            "has neither coco_url nor file_name",
-            fix="add file_name, relative to the folder of the images",
-        )
-
-
-def check_annotations(
-    rows: Rows, heights: Int64[np.ndarray, " A"], widths: Int64[np.ndarray, " A"], where: str
-) -> None:
-    """Raise InputError for a crowd or ignored object, a mask of another size, a box of negative size or outside.
-
-    A box without width or height passes: ``lvis`` scores it, and training leaves it out.
-    """
-    if rows.marked.any():
-        raise InputError(
-            f"{where}: annotation {rows.ids[np.argmax(rows.marked)]}",
-            "is marked iscrowd or ignore, which LVIS scoring does not know",
-            allowed="no such mark, or 0",
-            fix="remove the annotation and list its category in the image's not_exhaustive_category_ids",
-        )
-    masked = np.flatnonzero(rows.outlines.runs_each)
-    other = (rows.outlines.mask_sizes_hw != np.stack([heights[masked], widths[masked]], axis=1)).any(axis=1)
-    if other.any():
-        at = int(masked[np.argmax(other)])
-        found = rows.outlines.mask_sizes_hw[np.argmax(other)]
-        what = f"segmentation: a mask of size {found.tolist()} in an image of {[int(heights[at]), int(widths[at])]}"
-        raise record_error(where, int(rows.ids[at]), "segmentation", what)
-    x, y, w, h = rows.boxes_xywh.T
-    negative = (w < 0) | (h < 0)
-    outside = (x >= widths) | (y >= heights) | (x + w <= 0) | (y + h <= 0)
-    if (negative | outside).any():
-        at = int(np.argmax(negative | outside))
-        problem = "has a negative size" if negative[at] else f"is outside its {widths[at]} x {heights[at]} image"
-        raise InputError(
-            f"{where}: annotation {rows.ids[at]}",
-            f"bbox {rows.boxes_xywh[at].tolist()} {problem}",
-            allowed="[x, y, width, height] in pixels that overlaps the image",
-            fix="correct the box or remove the annotation",
-        )
-
 
 FORMAT = "lvis_rcnn.annotations"
 VERSION = 3
@@ -308,7 +97,7 @@ class AnnotationStore:
     """Categories verified to be absent from an image."""
     not_exhaustive_offsets: Int64[np.ndarray, " n+1"]
     not_exhaustive_labels: Int32[np.ndarray, " not_exhaustive"]
-    """Categories of which an image may show more than is annotated."""
+    """Categories of which an image may show more objects than are annotated."""
     annotation_offsets: Int64[np.ndarray, " n+1"]
     annotation_ids: Int64[np.ndarray, " A"]
     labels: Int32[np.ndarray, " A"]
@@ -318,7 +107,7 @@ class AnnotationStore:
     areas: Float64[np.ndarray, " A"]
     """Mask area in pixels, as in the file."""
     first_polygons: Int64[np.ndarray, " A"]
-    """Polygons and masks stand in the order of the file."""
+    """Position of each annotation's first polygon; polygons and masks keep the order of the file."""
     polygon_counts: Int32[np.ndarray, " A"]
     """0 where there is a mask."""
     coordinate_offsets: Int64[np.ndarray, " polygon_ends"]
@@ -342,11 +131,11 @@ class AnnotationStore:
         return len(self.categories) + 1
 
     def annotations_of(self, image: int) -> slice:
-        """Where the annotations of the image at this position are."""
+        """Positions of the annotations of the image at this position."""
         return slice(int(self.annotation_offsets[image]), int(self.annotation_offsets[image + 1]))
 
     def outline_of(self, annotation: int) -> Outline:
-        """What the annotation at this position shows: polygons, at least one, or the runs of a mask of its image."""
+        """Outline of the annotation at this position: one or more polygons, or the runs of a mask of its image."""
         at = int(np.searchsorted(self.masked_annotations, annotation))
         if at < len(self.masked_annotations) and self.masked_annotations[at] == annotation:
             return self.runs[self.first_runs[at] : self.first_runs[at] + self.run_counts[at]]
@@ -359,7 +148,7 @@ class AnnotationStore:
         return self.negative_labels[self.negative_offsets[image] : self.negative_offsets[image + 1]]
 
     def not_exhaustive_of(self, image: int) -> Int32[np.ndarray, " not_exhaustive"]:
-        """Labels of which this image may show more than is annotated."""
+        """Labels of which this image may show more objects than are annotated."""
         return self.not_exhaustive_labels[self.not_exhaustive_offsets[image] : self.not_exhaustive_offsets[image + 1]]
 
     def image_name(self, image: int) -> tuple[str, str]:
@@ -372,7 +161,7 @@ class AnnotationStore:
 
 
 def image_candidates(coco_url: str, file_name: str) -> list[str]:
-    """Names under which an image may lie, most reliable first, each once.
+    """File names that an image may have, most reliable first, each once.
 
     LVIS v1 has no file_name; that of v0.5 is COCO_val2014_000000266409.jpg for val2017/000000266409.jpg.
     """
@@ -395,7 +184,7 @@ def open_store(path: Path) -> AnnotationStore:
     except OSError:
         raise InputError(str(path), "no annotation store here", fix=fix) from None
     except ValueError as error:
-        raise InputError(str(path), f"store.json is not one of ours: {error}", fix=fix) from None
+        raise InputError(str(path), f"store.json is not that of a store: {error}", fix=fix) from None
     if (info.format, info.version) != (FORMAT, VERSION):
         found, allowed = f"store of format {info.format} version {info.version}", f"{FORMAT} version {VERSION}"
         raise InputError(str(path), found, allowed=allowed, fix=fix)
@@ -409,7 +198,7 @@ def open_store(path: Path) -> AnnotationStore:
 
 
 def load_array(file: Path, dtype: str, shape: list[int]) -> np.ndarray:
-    """Map one array; ValueError or OSError if it is not what store.json promises."""
+    """Map one array; ValueError or OSError if it does not match store.json."""
     array = np.load(file, mmap_mode="r", allow_pickle=False)
     if array.dtype.str != dtype or list(array.shape) != shape:
         raise ValueError(f"{file.name} holds {array.dtype.str} {array.shape}, not {dtype} {tuple(shape)}")
@@ -451,7 +240,7 @@ def build_store(annotations: Path, out: Path) -> dict[str, int]:
 
 
 def count(arrays: dict[str, np.ndarray], categories: Sequence[Category]) -> dict[str, int]:
-    """Figures of a split, for store.json and the preflight page."""
+    """Counts of a split, for store.json and the preflight page."""
     sizes_each = np.diff(arrays["annotation_offsets"])
     x, y, w, h = arrays["boxes_xywh"].T
     widths, heights = np.repeat(arrays["widths"], sizes_each), np.repeat(arrays["heights"], sizes_each)

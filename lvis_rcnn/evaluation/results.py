@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from lvis_rcnn.dataset.detections import read_shards
-from lvis_rcnn.dataset.reader import Pieces, read_text
-from lvis_rcnn.dataset.records import Text
-from lvis_rcnn.evaluation.ground_truth import GroundTruth, Id, column, positions
+from lvis_rcnn.dataset.pieces import Pieces, read_text
+from lvis_rcnn.dataset.records import Int64Number, Text, positions
+from lvis_rcnn.evaluation.ground_truth import GroundTruth, column
 from lvis_rcnn.evaluation.masks import Masks, Rle, Segmentation, damaged, no_masks, packed_mask, wrong_size
 from lvis_rcnn.system.cli import InputError
 
@@ -35,8 +35,8 @@ def kinds_present(boxes: Any, masks: Any) -> tuple[Kind, ...]:
 class Result(msgspec.Struct, frozen=True, gc=False):
     """One detection; boxes and polygons in pixels of the original image."""
 
-    image_id: Id
-    category_id: Id
+    image_id: Int64Number
+    category_id: Int64Number
     score: float
     bbox: tuple[float, float, float, float] | None = None
     segmentation: Segmentation | None = None

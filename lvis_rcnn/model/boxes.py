@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 
+from lvis_rcnn import SizeHW
+
 STRIDES_PX = (4, 8, 16, 32, 64)
 """Of the levels P2 to P6."""
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -22,8 +24,6 @@ SMALLEST_UNION = 1e-6
 Stds = tuple[float, float, float, float]
 RPN_STDS: Stds = (1.0, 1.0, 1.0, 1.0)
 ROI_STDS: Stds = (0.1, 0.1, 0.2, 0.2)
-
-SizeHW = tuple[int, int]
 
 
 def encode(

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torchvision.ops import nms
 
+from lvis_rcnn import SizeHW
 from lvis_rcnn.config.schema import Inference
 from lvis_rcnn.model.boxes import ROI_STDS, clip, decode
 from lvis_rcnn.model.roi_heads import BOX_POOL, MASK_POOL, RegionHeads, region_features
@@ -22,8 +23,6 @@ MASKS_PER_PASS = 64
 # One NMS serves all labels, whose boxes are shifted apart. In float64 this is exact to 1e-9 pixels at 1230 labels, as
 # if each label had an NMS of its own; mmcv shifts in float32, which rounds to 1/8 pixel there.
 NMS_DTYPES = {"exact": torch.float64, "offset": torch.float32}
-
-SizeHW = tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, l1_loss
 
+from lvis_rcnn import SizeHW
 from lvis_rcnn.dataloader.batches import Target
 from lvis_rcnn.dataloader.masks import MaskCrops
 from lvis_rcnn.model.boxes import ROI_STDS, encode
@@ -20,8 +21,6 @@ from lvis_rcnn.model.roi_heads import BOX_POOL, MASK_POOL, RegionHeads, region_f
 MASK_SIZE = 28
 # 60 bytes each while they are computed.
 SAMPLES_PER_CHUNK = 1 << 20
-
-SizeHW = tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, linea
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import nms
 
+from lvis_rcnn import SizeHW
 from lvis_rcnn.model.boxes import ASPECT_RATIOS, RPN_STDS, anchors_in_image, clip, decode, encode, pyramid_anchors
 from lvis_rcnn.model.matcher import RPN_THRESHOLDS, Choose, assign, sample
 
 PROPOSAL_NMS_IOU = 0.7
 POSITIVE_FRACTION = 0.5
-
-SizeHW = tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvis_rcnn.dataset.reader import PieceReader
+from lvis_rcnn.dataset.reader import AnnotationReader
 from tests.helpers.small_dataset import annotation
 
 digits = st.text("0123456789", min_size=1, max_size=20)
@@ -45,7 +45,7 @@ def bits(values):
 @given(pieces())
 def test_numbers_are_those_of_float(text):
     records = json.loads(text, parse_int=lambda spelling: int(spelling) if len(spelling) < 19 else float(spelling))
-    rows = PieceReader().read(text.encode())
+    rows = AnnotationReader("a.json").read_regular(text.encode())
     if rows is None:
         # Whole numbers beyond 64 bits are left.
         assert any(len(word) > 19 and "." not in word for word in text.replace(",", " ").replace("]", " ").split())
@@ -66,7 +66,7 @@ def piece(**changes):
 
 
 def test_a_usual_piece_is_read():
-    rows = PieceReader().read(piece().encode())
+    rows = AnnotationReader("a.json").read_regular(piece().encode())
     assert rows.ids.tolist() == [1, 2]
     assert rows.category_ids.tolist() == [20, 20]
     assert rows.boxes_xywh.tolist() == [[0, 1, 10.5, 12]] * 2
@@ -75,7 +75,7 @@ def test_a_usual_piece_is_read():
 
 def test_marks_that_all_records_have_are_read():
     text = json.dumps([annotation(n, 7, 20, [0, 1, 2, 3]) | {"iscrowd": n - 1, "ignore": 0} for n in (1, 2)])
-    assert PieceReader().read(text.encode()).marked.tolist() == [False, True]
+    assert AnnotationReader("a.json").read_regular(text.encode()).marked.tolist() == [False, True]
 
 
 UNUSUAL = [
@@ -91,9 +91,9 @@ UNUSUAL = [
 
 @pytest.mark.parametrize("changes", UNUSUAL, ids=str)
 def test_an_unusual_piece_is_left(changes):
-    reader = PieceReader()
-    assert reader.read(piece(**changes).encode()) is None
-    assert len(reader.read(piece().encode())) == 2
+    reader = AnnotationReader("a.json")
+    assert reader.read_regular(piece(**changes).encode()) is None
+    assert len(reader.read_regular(piece().encode())) == 2
 
 
 NO_LISTS = ["", "[]", "{}", "7", "[7]", "[{}]", piece() + ", {", piece()[:-1], piece()[:40]]
@@ -102,4 +102,4 @@ NO_LISTS += [piece().replace("8.5", "NaN"), piece().replace('"area": 8.5', '"are
 
 @pytest.mark.parametrize("text", NO_LISTS)
 def test_what_is_no_such_list_is_left(text):
-    assert PieceReader().read(text.encode()) is None
+    assert AnnotationReader("a.json").read_regular(text.encode()) is None

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import lvis_rcnn.dataset.store as annotation_file
+import lvis_rcnn.dataset.reader as reader
 import lvis_rcnn.system.files as files
 from lvis_rcnn.system.cli import InputError
-from tests.dataset.test_store import assert_same, nodes
+from tests.dataset.test_store import assert_same
 from tests.helpers.small_dataset import annotation, build, small_dataset
 
 # In parts, so that the cores of a test run share them.
@@ -43,8 +43,16 @@ def message_of(folder, text):
     return ""
 
 
+def nodes(value, path=()):
+    """Paths of everything inside a JSON value."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield (*path, key)
+        yield from nodes(child, (*path, key))
+
+
 def parent_of(dataset, path):
-    """The list or dictionary in which the value at ``path`` stands."""
+    """The list or dictionary that holds the value at ``path``."""
     for key in path[:-1]:
         dataset = dataset[key]
     return dataset
@@ -102,14 +110,14 @@ def cut_out(pick, text):
 
 
 def double_key(pick, text):
-    """A key of a record, or of the file, stands twice."""
+    """A key of a record, or of the file, is repeated."""
     keys = [b'"id"', b'"bbox"', b'"segmentation"', b'"image_id"', b'"annotations"', b'"height"', b'"name"']
     key, value = pick.choice(keys), json.dumps(pick.choice(VALUES)).encode()
     return text.replace(key, key + b": " + value + b", " + key, pick.choice([1, 1, 3]))
 
 
 def last_key(pick, text):
-    """A key of the file stands again at its end."""
+    """A key of the file is repeated at its end."""
     key = pick.choice(["annotations", "images", "categories", "other"])
     value = pick.choice([[], small_dataset().get(key, 5), {"annotations": small_dataset()["annotations"]}, 5])
     return text.rstrip()[:-1] + b", " + json.dumps({key: value}).encode()[1:]
@@ -165,7 +173,7 @@ def test_a_corrupted_file_is_stored_as_read_or_refused_in_one_line(tmp_path, par
 def test_an_error_is_that_of_a_file_read_whole(tmp_path, monkeypatch):
     texts = [corrupted(seed) for seed in range(100)]
     streamed = [message_of(tmp_path, text) for text in texts]
-    monkeypatch.setattr(annotation_file, "streamed", lambda *_: None)
+    monkeypatch.setattr(reader, "streamed", lambda *_: None)
     assert streamed == [message_of(tmp_path, text) for text in texts]
 
 

@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-import lvis_rcnn.dataset.reader as annotation_text
+import lvis_rcnn.dataset.pieces as json_pieces
 import lvis_rcnn.evaluation.iou as overlaps
 from lvis_rcnn.dataset.detections import Detections, pack_rles, shard_path, write_shard
+from lvis_rcnn.dataset.records import positions
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score, score_fixed
-from lvis_rcnn.evaluation.ground_truth import parse_truth, positions
+from lvis_rcnn.evaluation.ground_truth import parse_truth
 from lvis_rcnn.evaluation.official import difference, official_package, official_scores
 from lvis_rcnn.evaluation.results import Result, detections_of, read_detections
 from lvis_rcnn.system.cli import InputError
@@ -365,7 +366,7 @@ def test_a_file_read_in_pieces_is_the_file(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     path.write_text(" " + json.dumps(records * 50) + "\n")
     whole = read_detections(path, truth)
-    monkeypatch.setattr(annotation_text, "PIECE", 500)
+    monkeypatch.setattr(json_pieces, "PIECE", 500)
     pieces = read_detections(path, truth)
     assert len(pieces) == 150
     for name in ("image_ids", "category_ids", "scores", "boxes_xywh"):
