@@ -2,7 +2,7 @@
 
     python -m lvis_rcnn draw --seed 0 --train-images 480 --val-images 100 --out DIR
 
-What it looks like, and why: see dataset.mini.
+dataset.mini.scenes describes it.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def draw_dataset(seed: int, num_train_images: int, num_val_images: int, out: Pat
 
 
 def lvis_file(split: str, records: dict[str, Any], categories: list[dict[str, Any]]) -> dict[str, Any]:
-    """One file in the form of LVIS v1."""
+    """One annotation file in the format of LVIS v1."""
     return {
         "info": {"description": f"lvis-rcnn embedded dataset, {split}", "version": "1", "year": 2026},
         "licenses": [{"id": 1, "name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}],
@@ -59,25 +59,21 @@ def lvis_file(split: str, records: dict[str, Any], categories: list[dict[str, An
 
 
 def check_replaceable(out: Path) -> None:
-    """Refuse to replace a folder that holds anything but a drawn dataset.
-
-    Raises:
-        InputError: ``out`` is a file, or has an entry that this step does not write.
-    """
+    """Raise InputError if ``out`` is a file, or a folder with an entry that this step does not write."""
     if out.exists() and not out.is_dir():
         raise InputError(str(out), "is not a folder", fix="name another folder with --out")
     foreign = sorted({file.name for file in out.glob("*")} - WRITTEN)
     if foreign:
         raise InputError(
             str(out),
-            f"holds {foreign[0]!r}, which is not part of a drawn dataset",
-            allowed="a new or empty folder, or one that this step wrote",
+            f"contains {foreign[0]!r}, which is not part of a drawn dataset",
+            allowed="a new or empty folder, or one written by this step",
             fix="name another folder with --out",
         )
 
 
 def step(args: argparse.Namespace) -> None:
-    """Draw the dataset and say what is in it."""
+    """Draw the dataset and log its size."""
     for option, value, least in (
         ("--seed", args.seed, 0),
         ("--train-images", args.train_images, 1),

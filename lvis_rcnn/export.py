@@ -1,4 +1,4 @@
-"""Write the detections of a run as an LVIS results file, the form that the LVIS server and other scorers take.
+"""Writes the detections of a run as an LVIS results file, which the LVIS server and other scorers take.
 
 python -m lvis_rcnn export --detections results/mini/r50/seed0/detections --out results.json
 """
@@ -11,7 +11,7 @@ from lvis_rcnn.system.cli import log, run_step, step_parser
 
 
 def step(args: argparse.Namespace) -> None:
-    """Export one folder."""
+    """Export the detections of one folder."""
     count = export_results(args.detections, args.out)
     log.info("wrote %d detections: %s", count, args.out)
 

@@ -1,11 +1,11 @@
-"""One file of LVIS, or of a published model, is brought to its place: downloaded, checked, unpacked.
+"""Downloads one file of LVIS or of a published model, checks it and unpacks it.
 
     python -m lvis_rcnn fetch --name lvis_v1_val --out data/lvis_v1/annotations/lvis_v1_val.json
     python -m lvis_rcnn fetch --name train2017 --out data/coco/train2017.zip
     python -m lvis_rcnn fetch --weights lvis_v1_r50 --out data/weights
 
-What is at hand is never fetched: neither the file, nor, beside it, the zip that it is in. The zip stays, so that
-nothing is downloaded twice. Of an annotation file without a published digest, FILE.seen.json records what came.
+Nothing is downloaded that is there already: the file, or beside it the zip that contains it. The zip is kept. For an
+annotation file without a published digest, FILE.seen.json records what was received.
 """
 
 import argparse
@@ -22,20 +22,20 @@ from lvis_rcnn.system.files import append_to_part, keep_part, locked_part, sha25
 
 
 class Lists(msgspec.Struct):
-    """What is counted of an annotation file; the records themselves stay text."""
+    """The lists of an annotation file that are counted; their records stay text."""
 
     images: list[msgspec.Raw]
     categories: list[msgspec.Raw]
 
 
 def fetch(source: Source, out: Path) -> None:
-    """Bring a file to ``out``; nothing is done where it is there.
+    """Download a file to ``out`` unless it exists.
 
     Raises:
-        InputError: it cannot be downloaded or unpacked, or the zip that is at hand is another one.
+        InputError: it cannot be downloaded or unpacked, or a zip that exists already is another one.
     """
     if out.exists():
-        log.info("%s is there and left alone", out)
+        log.info("%s exists and is left alone", out)
         return
     archive = out.with_name(source.zip_name) if source.is_unpacked else out
     was_there = archive.exists()
@@ -48,14 +48,14 @@ def fetch(source: Source, out: Path) -> None:
 
 
 def check_digest(archive: Path, source: Source) -> None:
-    """Raise InputError where a zip that was there is not the published one."""
+    """Raise InputError if a zip that existed already is not the published one."""
     if source.sha256 is not None and (found := sha256_of_file(archive)) != source.sha256:
-        fix = "delete it, or unpack it yourself if it is meant"
+        fix = "delete it, or unpack it yourself if it is the right one"
         raise InputError(str(archive), f"its SHA-256 is {found}", allowed=source.sha256, fix=fix)
 
 
 def record_seen(source: Source, archive: Path, part: Path, out: Path) -> None:
-    """Where no digest is published: count what came, record it, and warn where it is not what is known.
+    """If no digest is published: count the records, write them down, and warn if they are not as expected.
 
     Raises:
         InputError: no annotation file.
@@ -64,7 +64,7 @@ def record_seen(source: Source, archive: Path, part: Path, out: Path) -> None:
         return
     counts, known = counts_of(part, out), source.counts.model_dump()
     if counts != known:
-        log.warning("warning: %s has %s; %s are known", out, in_words(counts), in_words(known))
+        log.warning("warning: %s has %s; expected %s", out, in_words(counts), in_words(known))
     record = {
         "format": "lvis_rcnn.seen",
         "version": 1,
@@ -86,11 +86,11 @@ def record_seen(source: Source, archive: Path, part: Path, out: Path) -> None:
 
 
 def counts_of(part: Path, out: Path) -> dict[str, int]:
-    """Records of each list; InputError, which names ``out``, where they cannot be read."""
+    """Number of records of each list; InputError, which names ``out``, if they cannot be read."""
     try:
         lists = msgspec.json.decode(part.read_bytes(), type=Lists)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        what = f"what was in the zip is no annotation file: {error}"
+        what = f"the file in the zip is no annotation file: {error}"
         raise InputError(str(out), what, fix="delete the zip beside it and fetch it again") from None
     return {"images": len(lists.images), "categories": len(lists.categories)}
 
@@ -101,12 +101,12 @@ def in_words(counts: dict[str, int]) -> str:
 
 
 def step(args: argparse.Namespace) -> None:
-    """Bring one file."""
+    """Download one file."""
     if args.weights is not None:
         models = load_zoo(args.zoo)
         if args.weights not in models:
             raise InputError(f"--weights {args.weights}", f"is not in {args.zoo}", allowed=", ".join(models))
-        log.info("%s is whole", published_file(models[args.weights], args.out))
+        log.info("%s is complete", published_file(models[args.weights], args.out))
         return
     sources = load_sources(args.sources)
     if args.name not in sources:
@@ -122,7 +122,7 @@ def main() -> None:
     wanted.add_argument("--weights", metavar="MODEL", help="published model, a row of --zoo")
     parser.add_argument("--sources", type=Path, default=DEFAULT_SOURCES, metavar="FILE", help="files of the dataset")
     parser.add_argument("--zoo", type=Path, default=DEFAULT_ZOO, metavar="FILE", help="published models")
-    out = "where the file of the dataset shall lie; the folder of published models"
+    out = "file of the dataset to write; with --weights the folder of published models"
     parser.add_argument("--out", type=Path, required=True, metavar="PATH", help=out)
     run_step(parser, step)
 

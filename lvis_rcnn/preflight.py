@@ -1,8 +1,8 @@
-"""Everything that can be wrong with data and settings is found before training begins.
+"""Checks data and settings before training begins.
 
-Both splits are compared with each other, with their image files and with the settings. The result is one page for a
-person (preflight.txt) and the same as preflight.json. With errors the page is called preflight_failed.txt and the step
-fails with the first of them.
+Both splits are compared with each other, with their image files and with the settings. The result is a page
+(preflight.txt) and the same as preflight.json. With errors they are called preflight_failed.txt and .json, and the step
+fails with the first error.
 
     python -m lvis_rcnn preflight --study configs/mini.yaml --train-store train.store --val-store val.store
         --train-images images --val-images images --out preflight.json
@@ -42,11 +42,11 @@ from lvis_rcnn.training.solver import Recipe, make_recipe
 
 @dataclass
 class Page:
-    """What was found."""
+    """Errors, warnings and figures."""
 
     errors: list[Problem] = field(default_factory=list)
     missing_images: list[str] = field(default_factory=list)
-    """Names of all of them; an error counts them and names the first."""
+    """Names of all missing images; an error counts them and names the first."""
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -85,13 +85,13 @@ def facts(
 
 
 def version_name(store: AnnotationStore) -> str:
-    """What the page says of a file's version."""
+    """The page's name of a file's version."""
     version = version_of(store.categories)
     return "not LVIS" if version is None else f"LVIS {version.name}"
 
 
 def schedule_facts(recipe: Recipe) -> dict[str, Any]:
-    """Budgets in steps and images: an epoch is a pass over the oversampled list, so "2x" says little without them."""
+    """Budget in steps and images: since an epoch is a pass over the oversampled list, "2x" alone is ambiguous."""
     steps_of_2x = recipe.stream.steps_before_epoch(EPOCHS_OF_2X)
     return {
         "images_per_step": recipe.images_per_step,
@@ -139,7 +139,7 @@ def page_text(page: Page) -> str:
 
 
 def epoch_line(facts: dict[str, Any]) -> str:
-    """How long an epoch is, or how long on average where every epoch is drawn anew."""
+    """Length of an epoch; its mean if every epoch is drawn anew."""
     schedule, factors = facts["schedule"], facts["repeat_factors"]
     first = f"{schedule['epoch_length']:,} images, {schedule['steps_in_epoch']:,} steps"
     if factors["rounding"] == "ceil":
@@ -156,12 +156,12 @@ def readable(value: Any) -> str:
 
 
 def write_page(page: Page, out: Path) -> None:
-    """Write preflight.json and .txt; with errors preflight_failed.json and .txt, and leave neither of the two.
+    """Write preflight.json and .txt, or with errors preflight_failed.json and .txt only.
 
     The JSON lists every missing image.
 
     Raises:
-        InputError: the page has errors; the first, with the way to the others.
+        InputError: the page has errors; names the first one, and the page for the others.
     """
     failed = out.with_name(f"{out.stem}_failed.txt")
     for stale in (out, out.with_suffix(".txt"), failed, failed.with_suffix(".json")):
@@ -188,7 +188,7 @@ GB = 1e9
 def preflight(
     study: Study, train: AnnotationStore, val: AnnotationStore, image_folders: tuple[Path, Path] | None
 ) -> Page:
-    """Check two splits and the settings; ``image_folders`` (train, val) None leaves image files alone.
+    """Check two splits and the settings; with ``image_folders`` (train, val) None no image files.
 
     Raises:
         InputError: no training image is left after filtering.
@@ -220,7 +220,7 @@ def preflight(
 
 
 def settings_errors(augmentation: Augmentation, model: Model) -> Iterator[Problem]:
-    """Settings that are each valid but cannot go together."""
+    """Settings that are valid each but not together."""
     short_px, long_px = max(augmentation.short_edges_px), augmentation.long_edge_px
     if short_px > long_px:
         what = f"{short_px} px is above long_edge_px, {long_px} px"
@@ -231,7 +231,7 @@ def settings_errors(augmentation: Augmentation, model: Model) -> Iterator[Proble
 
 
 def frequency_warnings(train: AnnotationStore, val: AnnotationStore, factors: RepeatFactors) -> Iterator[str]:
-    """Frequency groups are read from the files, never derived; this says where that may surprise."""
+    """Frequency groups, which are read from the files and never derived, where they may surprise."""
     frequencies = np.array([category.frequency for category in train.categories])
     # Gupta et al. 2019: rare is 1 to 10 training images, common 11 to 100, frequent more.
     binned = np.array(["r", "c", "f"])[np.digitize(factors.image_counts, [11, 101])]
@@ -267,7 +267,7 @@ def settings_warnings(recipe: Recipe, model: Model, factors: RepeatFactors) -> I
 
 
 def machine_warnings(study: Study, results_dir: Path, num_labels: int) -> Iterator[str]:
-    """Disk that will not suffice, memory that this machine does not have."""
+    """Too little disk, or less memory than a job asks for."""
     results_dir.mkdir(parents=True, exist_ok=True)
     needed_bytes = sum(run_bytes(study, name, num_labels) for name in study.backbones) * len(study.seeds)
     free_bytes = shutil.disk_usage(results_dir).free
@@ -291,16 +291,12 @@ def run_bytes(study: Study, backbone: str, num_labels: int) -> int:
 
 
 def image_folders(train: Path | None, val: Path | None, *, skip: bool) -> tuple[Path, Path] | None:
-    """The folders to look into, None for none.
-
-    Raises:
-        InputError: a folder was not named.
-    """
+    """The folders of images to check; None to check none. InputError if a folder was not named."""
     if skip:
         return None
     if train is None or val is None:
         option = "--train-images" if train is None else "--val-images"
-        raise InputError(option, "missing", fix="name the folder, or leave image files alone with --no-images")
+        raise InputError(option, "missing", fix="name the folder, or skip image files with --no-images")
     return train, val
 
 
@@ -335,7 +331,7 @@ def main() -> None:
     parser.add_argument("--val-store", type=Path, required=True, metavar="STORE", help="annotation store")
     parser.add_argument("--train-images", type=Path, metavar="DIR", help="folder of the training images")
     parser.add_argument("--val-images", type=Path, metavar="DIR", help="folder of the validation images")
-    parser.add_argument("--no-images", action="store_true", help="leave image files alone")
+    parser.add_argument("--no-images", action="store_true", help="do not check image files")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="preflight.json", help="the page is written beside it"
     )

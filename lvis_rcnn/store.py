@@ -1,4 +1,4 @@
-"""LVIS JSON becomes a memory-mapped store that every process shares: see dataset.store.
+"""Turns an LVIS annotation file into a memory-mapped store that every process shares.
 
 python -m lvis_rcnn store --annotations lvis_v1_train.json --out train.store
 """

@@ -1,4 +1,4 @@
-"""Checks study files, and writes the JSON Schema that editors check them with.
+"""Checks study files, and writes the JSON Schema with which editors check them.
 
 python -m lvis_rcnn.config --check configs/mini.yaml
 python -m lvis_rcnn.config --schema workflow/schemas/study.schema.json

@@ -1,6 +1,8 @@
-"""Every image of a split is there, readable in its header, complete, and of the annotated size.
+"""Preflight's checks of a split on disk: images, categories, labels, and what is legal but rarely meant.
 
-Headers and last bytes are read, pixels only where the end is not that of a complete file: 120,000 images are minutes.
+Every image must exist, be complete and have the annotated size. Only header and last bytes are read, by Pillow, which
+decodes no pixels for that; 120,000 images take minutes. Pixels are decoded, by Pillow too, only if the end is not that
+of a complete file: it reports a truncated picture, whose rest OpenCV, the decoder of training, fills with grey.
 """
 
 import os
@@ -19,25 +21,25 @@ from lvis_rcnn.dataset.store import AnnotationStore, image_candidates
 from lvis_rcnn.dataset.versions import claimed_version, unlike_a_full_split, version_of
 from lvis_rcnn.system.cli import InputError
 
-# What both OpenCV, which trains, and Pillow, which checks, read.
+# The formats that both OpenCV, the decoder of training, and Pillow, which checks, can read.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
-# Last bytes of a complete file; a format that is not here is decoded. MPO is a JPEG with a second picture.
+# Last bytes of a complete file; other formats are decoded. MPO is a JPEG with a second picture.
 END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 EXIF_ORIENTATION = 0x0112
 # Orientations 5 to 8 swap height and width when OpenCV applies them.
 SWAPPING_ORIENTATIONS = (5, 6, 7, 8)
 
-# Headers are mostly waiting for the disk; more threads than cores hide it.
+# Reading headers is mostly waiting for the disk, which more threads than cores hide.
 THREADS = 8
 IMAGES_PER_TASK = 256
-# Folders in the zips of COCO that configs/zoo/lvis.yaml says where to fetch.
+# Folders in the zips of COCO, whose addresses are in configs/zoo/lvis.yaml.
 COCO_FOLDERS = ("train2017", "val2017")
-# Bad files of one kind and split that are named one by one.
+# At most this many bad files of one kind and split are named.
 NAMED_FILES = 5
 
 
 class Problem(NamedTuple):
-    """An error found here, in the parts of :class:`InputError`."""
+    """An error of preflight, with the parts of an :class:`InputError`."""
 
     where: str
     what: str
@@ -49,15 +51,15 @@ class Problem(NamedTuple):
 
 
 class ImageErrors(NamedTuple):
-    """What is wrong with the image files of a split."""
+    """The errors of a split's image files."""
 
     problems: list[Problem]
     missing: list[str]
-    """The most reliable name of every image that is not there."""
+    """The most reliable name of every missing image."""
 
 
 def image_errors(store: AnnotationStore, folder: Path) -> ImageErrors:
-    """Every image of a split: there, readable, complete, of the annotated size.
+    """Check every image of a split: exists, readable, complete, of the annotated size.
 
     Raises:
         InputError: a zip in the folder is not readable.
@@ -99,11 +101,7 @@ def check_images(store: AnnotationStore, files: ImageFiles, images: range) -> tu
 
 
 def image_problem(file: ImageFile, height_px: int, width_px: int) -> str | None:
-    """What is wrong with an image file, None if nothing.
-
-    Header and last bytes are read; pixels are decoded only where the end is not that of a complete file. OpenCV would
-    fill the missing part of a truncated JPEG with grey and say nothing.
-    """
+    """What is wrong with an image file; None if nothing is."""
     try:
         if file.size_bytes == 0:
             return "is empty (0 bytes)"
@@ -115,9 +113,9 @@ def image_problem(file: ImageFile, height_px: int, width_px: int) -> str | None:
             if not marker or not ends_with(stream, marker):
                 stream.seek(0)
                 image.load()
-                # Pillow reads a PNG whose last chunk is cut off, OpenCV does not; bytes after the mark harm neither.
+                # Pillow reads a PNG without its last chunk, OpenCV does not; bytes after the marker harm neither.
                 if marker not in file.read():
-                    return "is truncated: it has no end mark"
+                    return "is truncated: it has no end marker"
     except UnidentifiedImageError:
         return f"is no image of a known format ({', '.join(FORMATS)})"
     except Exception as error:  # a decoder may raise anything on damaged bytes
@@ -126,8 +124,8 @@ def image_problem(file: ImageFile, height_px: int, width_px: int) -> str | None:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int, str]:
-    """Width and height as OpenCV will see them, and a note where it turns the image."""
-    # Asking a PNG without EXIF for its EXIF would decode it.
+    """Width and height after OpenCV's rotation by EXIF, and a note if there is one."""
+    # Pillow decodes a PNG when it is asked for EXIF that is not there.
     if "exif" in image.info and image.getexif().get(EXIF_ORIENTATION) in SWAPPING_ORIENTATIONS:
         return image.height, image.width, " after the rotation in its EXIF data"
     return image.width, image.height, ""
@@ -155,7 +153,7 @@ def missing_problem(store: AnnotationStore, folder: Path, names: list[str], firs
 
 
 def zip_of(name: str) -> str | None:
-    """COCO's zip that holds an image of this name, ``train2017.zip`` for ``train2017/000000000009.jpg``."""
+    """COCO's zip with an image of this name, ``train2017.zip`` for ``train2017/000000000009.jpg``."""
     folder = PurePosixPath(name).parent.name
     return f"{folder}.zip" if folder in COCO_FOLDERS else None
 
@@ -169,7 +167,7 @@ def shortened(damaged: list[Problem], store: AnnotationStore) -> list[Problem]:
 
 
 def category_errors(train: AnnotationStore, val: AnnotationStore) -> Iterator[Problem]:
-    """Labels are positions in the file, so both files must list the same categories in the same order."""
+    """Categories that differ between the files: labels are positions, so both must have the same in the same order."""
     ours, theirs = ([(category.id, category.name) for category in store.categories] for store in (train, val))
     if ours == theirs:
         return
@@ -190,19 +188,19 @@ def category_errors(train: AnnotationStore, val: AnnotationStore) -> Iterator[Pr
 
 
 def version_errors(store: AnnotationStore, dataset_name: str) -> Iterator[Problem]:
-    """A file that is another version of LVIS than it, or the study, is called."""
+    """A file of another version of LVIS than its name, or the study's, says."""
     version = version_of(store.categories)
     for where, name in ((store.source_name, store.source_name), ("dataset.name", dataset_name)):
         claimed = claimed_version(name)
         if version is not None and claimed not in (None, version.name):
-            what = f"speaks of LVIS {claimed}, but the categories of {store.source_name} are those of {version.name}"
-            fix = f"name the file of LVIS {claimed}, or call it what it is"
+            what = f"names LVIS {claimed}, but the categories of {store.source_name} are those of {version.name}"
+            fix = f"use the file of LVIS {claimed}, or rename it"
             yield Problem(where, what, allowed=f"{version.name}, by content", fix=fix)
             return
 
 
 def label_errors(store: AnnotationStore) -> Iterator[Problem]:
-    """A label outside 1 to C would end a GPU run with a device assertion."""
+    """Labels outside 1 to C, which would end a run on a GPU with a device assertion."""
     low, high = int(store.labels.min()), int(store.labels.max())
     if low < 1 or high >= store.num_labels:
         allowed = f"1 to {store.num_labels - 1}"
@@ -210,7 +208,7 @@ def label_errors(store: AnnotationStore) -> Iterator[Problem]:
 
 
 def split_warnings(store: AnnotationStore) -> Iterator[str]:
-    """What one split has that is legal but worth knowing."""
+    """What is legal in one split but worth knowing."""
     version = version_of(store.categories)
     if version is not None:
         for difference in unlike_a_full_split(version, store.counts):
@@ -228,7 +226,7 @@ def split_warnings(store: AnnotationStore) -> Iterator[str]:
 
 
 def overlap_warnings(train: AnnotationStore, val: AnnotationStore, folders: tuple[Path, Path]) -> Iterator[str]:
-    """Images that are trained on and scored."""
+    """Images that are in both splits."""
     ours, theirs = (
         {folder / image_candidates(*store.image_name(image))[0] for image in range(store.num_images)}
         for store, folder in zip((train, val), folders, strict=True)

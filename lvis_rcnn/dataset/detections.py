@@ -1,7 +1,7 @@
-"""Detections of many images as flat arrays, and the shards that carry them from inference to scoring.
+"""Detections of many images as flat arrays, and the shards that inference writes and scoring reads.
 
-A folder of detections holds ``shard-00000.npz``, ``shard-00001.npz``, ... without a gap. Each is an uncompressed NumPy
-archive (bytes depend on nothing but the arrays; the archive's CRC finds damage) of
+A folder of detections contains ``shard-00000.npz``, ``shard-00001.npz``, ... without a gap. Each is an uncompressed
+NumPy archive (its bytes depend on the arrays alone; its CRC finds damage) of
 
     format        str    "lvis_rcnn.detections"
     version       i64    2
@@ -11,9 +11,9 @@ archive (bytes depend on nothing but the arrays; the archive's CRC finds damage)
     rle_offsets   i64[d+1]    rle_counts    u8[...]    COCO compressed counts of detection i: offsets i to i+1
     has_mask      bool[d]     whether inference made the mask of a detection
 
-A detection without mask has no counts; a mask without a pixel has some. Inference leaves masks out only where it is
-told to (``inference.masks: scored``): those that no score reads, since nobody knows whether the image shows their
-category. Such a detection still counts towards the best of its image.
+A detection without mask has no counts; a mask without a pixel has some. With ``inference.masks: scored`` inference
+omits the masks that no score reads, those of categories that are neither verified as present in nor as absent from the
+image. Such a detection still counts towards the limit of detections per image.
 
 Order: images as in the annotation file, scores descending inside an image. An image without detections has no rows.
 """
@@ -56,13 +56,13 @@ class Detections:
 
     def rle(self, index: int) -> dict[str, Any]:
         """Mask of one detection that has one, as pycocotools takes it: ``{"size": [h, w], "counts": bytes}``."""
-        assert self.has_mask[index], "a mask that was left out is not an empty one"
+        assert self.has_mask[index], "an omitted mask is not an empty one"
         start, stop = self.rle_offsets[index : index + 2]
         return {"size": self.mask_sizes[index].tolist(), "counts": self.rle_counts[start:stop].tobytes()}
 
 
 def no_detections() -> Detections:
-    """The empty set: what inference finds in an empty image."""
+    """No detection at all."""
     sizes, offsets, counts, has_mask = pack_rles([])
     return Detections(
         image_ids=np.zeros(0, np.int64),
@@ -88,7 +88,7 @@ def pack_rles(
 
 
 def concatenate(parts: Sequence[Detections]) -> Detections:
-    """All detections of ``parts`` in their order; offsets are shifted to the joint bytes."""
+    """All detections of ``parts`` in their order; their offsets are shifted."""
     parts = [no_detections(), *parts]
     starts = np.cumsum([0] + [len(part.rle_counts) for part in parts[:-1]])
     joined = {
@@ -137,7 +137,7 @@ def read_shard(path: Path, with_masks: bool = True) -> Detections:
     return checked(path, arrays, with_masks)
 
 
-# Dtype of each array that has one row a detection, and the shape of a row.
+# Dtype of each array with one row per detection, and the shape of a row.
 LAYOUT: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "image_ids": (np.int64, ()),
     "category_ids": (np.int64, ()),
@@ -149,7 +149,7 @@ LAYOUT: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
 
 
 def checked(path: Path, arrays: dict[str, np.ndarray], with_masks: bool) -> Detections:
-    """The arrays of a shard as :class:`Detections`, after their types, shapes and offsets were found to agree."""
+    """The arrays of a shard as :class:`Detections`; InputError unless their types, shapes and offsets agree."""
     names = {field.name for field in fields(Detections)}
     if set(arrays) != names:
         raise InputError(str(path), f"holds the arrays {', '.join(sorted(arrays))}", allowed=", ".join(sorted(names)))
@@ -205,10 +205,10 @@ def sha256_of_shards(folder: Path) -> str:
 def export_results(folder: Path, out: Path) -> int:
     """Write the detections of a folder as an LVIS results file, a shard at a time; returns how many there are.
 
-    Scores and boxes are written so that they are read as the same numbers.
+    Scores and boxes are written with all their digits.
 
     Raises:
-        InputError: as :func:`read_shards`, or inference left masks out: the form has no word for that.
+        InputError: as :func:`read_shards`, or inference omitted masks, which a results file cannot express.
     """
     count = 0
     with atomic_file(out) as temporary, temporary.open("wb") as file:

@@ -1,13 +1,13 @@
 """Run-length masks: the lengths of runs of pixels, column by column, background first.
 
 COCO's compressed text holds them as differences in a base of 32 (cocoapi at 8c9bcc3c, ``rleFrString`` of maskApi.c).
-pycocotools reads it without bounds: a damaged text may end its process. Here it is a ValueError.
+pycocotools reads it without checking bounds, so that a damaged text may crash its process; here it is a ValueError.
 """
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-# Characters 48 to 111: five bits of a number and one that says whether more follow.
+# Characters 48 to 111: five bits of a number and one bit that is set if more follow.
 BASE, BITS, VALUE, SIGN, MORE = 48, 5, 31, 16, 32
 
 # Seven characters hold 35 bits; a run has at most 32.
@@ -24,7 +24,7 @@ def runs_of_text(counts: bytes) -> Int64[np.ndarray, " runs"]:
     if not len(characters):
         return characters
     if (characters < 0).any() or (characters >= 2 * MORE).any():
-        raise ValueError("has a character that is none of a compressed mask")
+        raise ValueError("has a character that no compressed mask has")
     last = np.flatnonzero(characters & MORE == 0)
     if not len(last) or last[-1] != len(characters) - 1:
         raise ValueError("ends within a number")
@@ -35,7 +35,7 @@ def runs_of_text(counts: bytes) -> Int64[np.ndarray, " runs"]:
     place = np.arange(len(characters)) - np.repeat(starts, lengths)
     runs = np.add.reduceat((characters & VALUE) << BITS * place, starts)
     runs -= np.where(characters[last] & SIGN, 1, 0) << BITS * lengths
-    # From the fourth on, each is the difference to the one before the last.
+    # From the fourth on, each number is the difference to the last but one.
     runs[1::2] = runs[1::2].cumsum()
     runs[2::2] = runs[2::2].cumsum()
     return runs
@@ -44,7 +44,7 @@ def runs_of_text(counts: bytes) -> Int64[np.ndarray, " runs"]:
 def texts_of_runs(
     runs: Int64[np.ndarray, " runs"], each: Int64[np.ndarray, " d"]
 ) -> tuple[Int64[np.ndarray, " d+1"], UInt8[np.ndarray, " bytes"]]:
-    """Compressed texts of masks of ``each`` so many runs: text i is bytes ``offsets[i]`` to ``offsets[i + 1]``."""
+    """Compressed texts of masks with ``each[i]`` runs: text i is bytes ``offsets[i]`` to ``offsets[i + 1]``."""
     place = np.arange(len(runs)) - np.repeat(each.cumsum() - each, each)
     rest = np.where(place > 2, runs - np.roll(runs, 2), runs)
     characters, used, more = [], [], np.ones(len(runs), bool)

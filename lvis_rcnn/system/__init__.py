@@ -1,9 +1,9 @@
-"""What is true without LVIS: the command line, files, downloads and this machine.
+"""Everything that does not know LVIS: the command line, files, downloads and this machine.
 
-cli         how every step starts, reports and fails: one parser, one log, one line for an error
+cli         how every step starts, logs and fails: one parser, one log, one line per error
 files       files and folders that appear whole or not at all; arrays that grow on disk
-download    files arrive whole: resumed, checked, unpacked
-provenance  what produced a number: code, packages, device
-machine     what a process has of a machine or a SLURM allocation; whether another process is there
-gpus        GPUs of its own for a command, where no scheduler gives them
+download    downloads a file: resumed, checked, unpacked
+provenance  versions of the code and of the libraries
+machine     the cores and GPUs of a process, on a machine or in a SLURM job; whether a process still runs
+gpus        runs a command on GPUs of its own where no scheduler assigns them
 """

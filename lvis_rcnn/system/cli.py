@@ -14,16 +14,16 @@ from lvis_rcnn import STEPS
 
 log = logging.getLogger("lvis_rcnn")
 
-LOG_HELP = "also write what the step says to this file"
+LOG_HELP = "also write the messages of the step to this file"
 
 EXIT_BAD_INPUT = 2
 EXIT_UNEXPECTED = 1
 EXIT_INTERRUPTED = 130
-EXIT_UNREAD = 141  # as a shell says of a program that SIGPIPE ended
+EXIT_UNREAD = 141  # the exit code that a shell reports of a program ended by SIGPIPE
 
 
 class InputError(Exception):
-    """Something the user gave is wrong.
+    """Something that the user provided is wrong.
 
     The message is one line: where, what, what is allowed, how to fix it.
     """
@@ -50,7 +50,7 @@ def step_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def as_typed() -> str | None:
-    """How a step is called, ``python -m lvis_rcnn train``; None of another program, which argparse names."""
+    """The command that runs this step, ``python -m lvis_rcnn train``; None in another program, which argparse names."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     package, _, name = (spec.name if spec else "").partition(".")
     if package != "lvis_rcnn":
@@ -64,7 +64,7 @@ def add_command(commands: "Parts", name: str, description: str | None) -> argpar
     Args:
         commands: the step's own ``add_subparsers``.
         name: word that selects it.
-        description: its help, a docstring; the first line stands in the list of the step's commands.
+        description: its help, a docstring; the list of the step's commands shows the first line.
     """
     text = inspect.cleandoc(description or "")
     first = text.partition("\n")[0].rstrip(".")
@@ -75,7 +75,7 @@ def add_command(commands: "Parts", name: str, description: str | None) -> argpar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    # The parent's option again, so that it may stand after the command as with every other step.
+    # The parent's option again, so that it may follow the command as with every other step.
     command.add_argument("--log", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=LOG_HELP)
     return command
 
@@ -90,7 +90,7 @@ def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace
         log.error("error: %s", error)
         sys.exit(EXIT_BAD_INPUT)
     except BrokenPipeError:
-        # Whoever read what was printed has left, as ``head`` does; Python would complain again at its end.
+        # The reader of the output has exited, as ``head`` does; Python would raise again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_UNREAD)
     except KeyboardInterrupt:
@@ -103,7 +103,7 @@ def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace
 
 
 def duration(seconds: float) -> str:
-    """A span of time for a person: ``40s``, ``14m``, ``2h 05m``, ``3d 04h``."""
+    """A duration as text: ``40s``, ``14m``, ``2h 05m``, ``3d 04h``."""
     minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
     if days:
         return f"{days}d {hours % 24:02d}h"
@@ -131,7 +131,7 @@ def start_logging(log_file: Path | None) -> None:
 
 
 def write_traceback(log_file: Path | None) -> None:
-    """The traceback goes to the log where there is one, so that the terminal keeps its one line."""
+    """Write the traceback to the log if there is one, so that the terminal shows one line only."""
     if log_file is None:
         traceback.print_exc()
         return

@@ -1,7 +1,8 @@
-"""A file arrives whole or not at all: from the first server that has it, resumed where it broke off, checked.
+"""Downloads a file, whole or not at all, from the first server that has it: resumed, checked, and unpacked.
 
-What has come lies in ``NAME.part`` beside the file, and which version it is of in ``NAME.part.json``; both outlive the
-process. A resumed download asks for the rest of that version only (RFC 9110, 13.1.5), so that it never joins two.
+The bytes received so far are in ``NAME.part`` beside the file, and the version that they belong to in
+``NAME.part.json``; both outlive the process. A resumed download asks for the rest of that version only (RFC 9110,
+13.1.5), so that it never joins two. pooch has neither resume nor mirrors nor locks between processes.
 """
 
 import http.client
@@ -25,45 +26,52 @@ from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.system.files import append_to_part, check_space, keep_part, locked_part, part_of, sha256_of_file
 
 CHUNK_BYTES = 2**20
-# A server that says nothing for so long says nothing more.
+# A server that sends nothing for this long is given up.
 TIMEOUT_S = 60
-# Before each further try that brings nothing new; then it is the next server's turn.
+# Before each further try after one that brought nothing new; then the next server is tried.
 WAITS_S = (1.0, 4.0, 15.0, 60.0)
-# Of the answers that are no file, those that another try may change; so may every 5xx.
+# Statuses that may change at another try, as may every 5xx.
 PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 HEADERS = {"User-Agent": "lvis-rcnn", "Accept-Encoding": "identity"}
+
+# Limits of an unpacked file and of its compression; those of LVIS v1 are 1.1 GB and a ratio of 3.
+MOST_BYTES = 16 * 2**30
+MOST_RATIO = 200
+ENCRYPTED = 0x1
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+FIX = "delete it and fetch it again, or unpack it yourself if you trust it"
 
 Check = Callable[[Path], object]
 
 
 class RefusedError(Exception):
-    """This server does not have what is wanted; another may."""
+    """This server does not have the file; another may."""
 
 
 class BrokenError(Exception):
-    """The rest may come with another try."""
+    """Another try may bring the rest."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is known of a file before it is here."""
+    """What is known of a file before it is downloaded."""
 
     path: Path
     size_bytes: int | None
     sha256: str
-    """First digits, or all; empty where nothing is known."""
+    """First digits, or all; empty if unknown."""
     check: Check | None
     """Called with the whole ``.part`` file; an InputError refuses it."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """What the bytes of a ``.part`` file are the beginning of."""
+    """The version of a file that a ``.part`` file is the beginning of."""
 
     url: str
     size_bytes: int
     etag: str
-    """Strong one, else empty."""
+    """Empty unless it is a strong one."""
     last_modified: str
 
 
@@ -76,18 +84,18 @@ def download(
     check: Check | None = None,
     waits_s: Sequence[float] | None = None,
 ) -> None:
-    """Bring ``path``; nothing is done where it is there.
+    """Download ``path``; an existing file is left alone.
 
-    Invariant: ``path`` appears only with the size, the digest and the content that were asked for. Killed at any
-    moment, the next call goes on. Of several processes one downloads, the others wait and find the file.
+    Invariant: ``path`` appears only with the size, digest and content that were asked for. After a kill at any moment
+    the next call resumes. Of several processes one downloads; the others wait and find the file.
 
     Args:
         urls: Addresses of the file, the preferred one first.
-        path: Where it shall lie.
-        size_bytes: Its length, where known.
-        sha256: First hexadecimal digits of its digest, or all; empty where not known.
+        path: File to write.
+        size_bytes: Its length, if known.
+        sha256: First hexadecimal digits of its digest, or all; empty if unknown.
         check: Called with the whole file before it gets its name; an InputError refuses it.
-        waits_s: Seconds before each further try at one address; WAITS_S by default. Tries that bring more do not count.
+        waits_s: Seconds before each further try at one address, WAITS_S by default; tries that bring more do not count.
 
     Raises:
         InputError: no address has it (each with its reason), or the disk is full.
@@ -104,7 +112,7 @@ def download(
 
 
 def from_first_server(urls: Sequence[str], part: FileIO, wanted: Wanted, waits_s: Sequence[float]) -> None:
-    """Bring the file from the first of ``urls`` that has it."""
+    """Download from the first of ``urls`` that has the file."""
     reasons = []
     for url in urls:
         try:
@@ -121,20 +129,20 @@ def from_first_server(urls: Sequence[str], part: FileIO, wanted: Wanted, waits_s
 
 
 def none_has_it(reasons: Sequence[str], part: FileIO, path: Path) -> InputError:
-    """The error that lists each address with its reason; the note of a part that is empty goes with it."""
+    """The error that lists each address with its reason; the version of an empty part is removed."""
     fix = f"put the file into {path.parent}"
     if part.seek(0, os.SEEK_END):
-        fix += f", or start again, which goes on from {part_of(path).name}"
+        fix += f", or start again, which resumes from {part_of(path).name}"
     else:
         version_file(path).unlink(missing_ok=True)
-    told = "; ".join(reasons) or "no address is known"
-    return InputError(str(path), f"is not there and cannot be fetched ({told})", fix=fix)
+    listed = "; ".join(reasons) or "no address is known"
+    return InputError(str(path), f"is missing and cannot be fetched ({listed})", fix=fix)
 
 
 def receive_all(url: str, part: FileIO, wanted: Wanted, waits_s: Sequence[float]) -> None:
-    """Fill ``part``, in as many tries as bring more; RefusedError where that ends.
+    """Fill ``part`` with as many tries as bring more; RefusedError when they bring nothing new.
 
-    A server that cannot even be reached gets one try, so that a node without a network says so at once.
+    A server that cannot be reached at all gets one try, so that a node without a network fails at once.
     """
     failures, most_bytes, was_reached = 0, part.seek(0, os.SEEK_END), False
     while True:
@@ -157,7 +165,7 @@ def receive_all(url: str, part: FileIO, wanted: Wanted, waits_s: Sequence[float]
 
 
 def receive(url: str, part: FileIO, wanted: Wanted) -> None:
-    """One try: ask for the rest, or for all where the part is of no use, and append what comes.
+    """One try: request the rest, or all if the part is of no use, and append what arrives.
 
     Raises:
         RefusedError, BrokenError, OSError, HTTPException: see :func:`receive_all`.
@@ -179,9 +187,9 @@ def receive(url: str, part: FileIO, wanted: Wanted) -> None:
 
 
 def range_headers(version: Version | None, url: str, at: int, *, has_digest: bool) -> dict[str, str]:
-    """Headers that ask for the rest from byte ``at``; empty where only the whole file will do.
+    """Headers that request the rest from byte ``at``; empty if the whole file is needed.
 
-    An ETag is asked of mirrors too: those in front of one store share it, others then send the whole file.
+    Mirrors get the ETag too: those in front of one store share it, others then send the whole file.
     """
     if version is None or not 0 < at < version.size_bytes:
         return {}
@@ -193,50 +201,50 @@ def range_headers(version: Version | None, url: str, at: int, *, has_digest: boo
 
 
 def answer_of(url: str, headers: dict[str, str], part: FileIO) -> http.client.HTTPResponse:
-    """The server's answer, 200 or 206; a part that it calls out of range is dropped."""
+    """The server's answer, 200 or 206; a part that the server calls out of range is emptied."""
     try:
         request = urllib.request.Request(url, headers={**HEADERS, **headers})
         answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
-        told = f"HTTP {error.code} {error.reason}".strip()
+        status = f"HTTP {error.code} {error.reason}".strip()
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             part.truncate(0)
-            raise BrokenError(told) from None
+            raise BrokenError(status) from None
         passes = error.code in PASSING or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
-        raise (BrokenError if passes else RefusedError)(told) from None
+        raise (BrokenError if passes else RefusedError)(status) from None
     return answer
 
 
 def check_rest(answer: http.client.HTTPResponse, part: FileIO, version: Version | None, at: int) -> None:
-    """Drop the part and raise BrokenError where a 206 is not the rest of its version."""
-    said = answer.headers.get("Content-Range", "")
+    """Empty the part and raise BrokenError if a 206 is not the rest of its version."""
+    sent = answer.headers.get("Content-Range", "")
     expected = f"bytes {at}-{version.size_bytes - 1}/{version.size_bytes}" if version else "none"
     etag = strong_etag(answer)
-    if said != expected or (version and version.etag and etag and etag != version.etag):
+    if sent != expected or (version and version.etag and etag and etag != version.etag):
         part.truncate(0)
-        raise BrokenError(f"sent {said or 'a range without saying which'}, not {expected}; beginning again")
+        raise BrokenError(f"sent {sent or 'a range without Content-Range'}, not {expected}; starting again")
 
 
 def begin(answer: http.client.HTTPResponse, url: str, part: FileIO, wanted: Wanted) -> Version:
-    """Empty the part for the whole file, which is what the server sends, and note its version."""
-    said = answer.headers.get("Content-Length", "")
-    if not said.isdecimal() and wanted.size_bytes is None:
-        raise RefusedError("does not say how long the file is, so that a cut would not be seen")
-    size_bytes = int(said) if said.isdecimal() else wanted.size_bytes
+    """Empty the part for the whole file, which the server is about to send, and record its version."""
+    length = answer.headers.get("Content-Length", "")
+    if not length.isdecimal() and wanted.size_bytes is None:
+        raise RefusedError("does not say how long the file is, so that a truncated one would not be noticed")
+    size_bytes = int(length) if length.isdecimal() else wanted.size_bytes
     assert size_bytes is not None
     if wanted.size_bytes not in (None, size_bytes):
         raise RefusedError(f"has {size_bytes:,} bytes under this name, not {wanted.size_bytes:,}")
     part.truncate(0)
     version = Version(url, size_bytes, strong_etag(answer), answer.headers.get("Last-Modified", ""))
-    # Not atomic: half a note is no version, and the part that it would describe is still empty.
+    # Not atomic: half a file is no version, and the part that it would describe is still empty.
     version_file(wanted.path).write_text(json.dumps(asdict(version)), encoding="utf-8")
     return version
 
 
 def append(answer: http.client.HTTPResponse, part: FileIO, path: Path, at: int, size_bytes: int) -> None:
-    """Write what comes, up to ``size_bytes``; BrokenError where less comes."""
-    log.info("downloading %s: %s of %s bytes are here", path, f"{at:,}", f"{size_bytes:,}")
+    """Write what arrives, up to ``size_bytes``; BrokenError if less does."""
+    log.info("downloading %s: has %s of %s bytes", path, f"{at:,}", f"{size_bytes:,}")
     with tqdm(total=size_bytes, initial=at, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
         while at < size_bytes and (chunk := answer.read1(min(CHUNK_BYTES, size_bytes - at))):
             append_to_part(part, path, chunk)
@@ -247,13 +255,13 @@ def append(answer: http.client.HTTPResponse, part: FileIO, path: Path, at: int, 
 
 
 def check_part(part: FileIO, wanted: Wanted) -> None:
-    """Empty the whole part and raise RefusedError where it is not the file that is wanted."""
+    """Empty the complete part and raise RefusedError if it is not the wanted file."""
     path = part_of(wanted.path)
     try:
         found = sha256_of_file(path) if wanted.sha256 else ""
         if not found.startswith(wanted.sha256):
             digits = len(wanted.sha256)
-            raise RefusedError(f"what it sent has the SHA-256 {found[:digits]}, not {wanted.sha256}")
+            raise RefusedError(f"the file has the SHA-256 {found[:digits]}, not {wanted.sha256}")
         if wanted.check is not None:
             wanted.check(path)
     except (RefusedError, InputError) as error:
@@ -262,39 +270,31 @@ def check_part(part: FileIO, wanted: Wanted) -> None:
 
 
 def strong_etag(answer: http.client.HTTPResponse) -> str:
-    """The ETag if equal ones mean equal bytes; empty without."""
+    """The ETag if it is a strong one, which identifies the bytes; else empty."""
     etag: str = answer.headers.get("ETag", "")
     return etag if etag.startswith('"') else ""
 
 
 def version_file(path: Path) -> Path:
-    """Where the :class:`Version` of ``path``'s part is noted."""
+    """File of the :class:`Version` of ``path``'s part."""
     return path.with_name(f"{path.name}.part.json")
 
 
 def read_version(path: Path) -> Version | None:
-    """The version of ``path``'s part; None where it is not known."""
+    """The version of ``path``'s part; None if unknown."""
     try:
         return Version(**json.loads(version_file(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
-# LVIS v1 is the largest file there is, with 1.1 GB and a ratio of 3.
-MOST_BYTES = 16 * 2**30
-MOST_RATIO = 200
-ENCRYPTED = 0x1
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-FIX = "delete it and fetch it again, or unpack it yourself if you trust it"
-
-
 def unpack_json(
     archive: Path, out: Path, *, most_bytes: int = MOST_BYTES, check: Callable[[Path], object] | None = None
 ) -> None:
-    """Write the JSON file of a zip to ``out``; nothing is done where it is there.
+    """Unpack the JSON file of a zip to ``out``; an existing file is left alone.
 
-    Invariant: ``out`` appears only whole (length and CRC-32 are the zip's). Killed at any moment, the next call begins
-    again and leaves no second unfinished file.
+    Invariant: ``out`` appears only whole, with the zip's length and CRC-32. After a kill at any moment the next call
+    starts again and leaves no second unfinished file.
 
     Args:
         archive: The zip.
@@ -323,43 +323,39 @@ def unpack_json(
 
 
 def json_member(archive: Path, most_bytes: int = MOST_BYTES) -> zipfile.ZipInfo:
-    """The only JSON file of a zip, in whatever folder of it; what macOS adds does not count.
+    """The only JSON file of a zip, in any folder of it; files that macOS adds do not count.
 
     Raises:
-        InputError: no readable zip; none or several; and for any member: an absolute name, ``..``, a link or device, a
-            name twice, encryption, a method other than stored and deflated, a size or ratio that no annotations have.
+        InputError: no readable zip; none or several such files; or any member with an absolute name, with ``..`` in it,
+            that is a link or device, repeated, encrypted, of a method other than stored and deflated, or larger or more
+            compressed than any annotations.
     """
-    members = members_of(archive)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = opened.infolist()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise InputError(str(archive), f"is no readable zip: {error}", fix=FIX) from None
     times = Counter(member.filename for member in members)
     for member in members:
-        problem = "stands twice" if times[member.filename] > 1 else problem_of(member, most_bytes)
+        problem = "is repeated" if times[member.filename] > 1 else problem_of(member, most_bytes)
         if problem:
             raise InputError(f"{archive}: {member.orig_filename!r}", problem, fix=FIX)
     found = [member for member in members if is_json(member)]
     if len(found) != 1:
         listed = ", ".join(member.filename for member in (found or members)[:5])
         what = f"holds {len(found)} JSON files: {listed or 'it is empty'}"
-        raise InputError(str(archive), what, allowed="one JSON file", fix="unpack the one that is meant yourself")
+        raise InputError(str(archive), what, allowed="one JSON file", fix="unpack the right one yourself")
     return found[0]
 
 
-def members_of(archive: Path) -> list[zipfile.ZipInfo]:
-    """What a zip's directory lists; InputError where it is none."""
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            return opened.infolist()
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise InputError(str(archive), f"is no readable zip: {error}", fix=FIX) from None
-
-
 def is_json(member: zipfile.ZipInfo) -> bool:
-    """Whether a member is a file that somebody put there."""
+    """Whether a member is a JSON file that is not one of macOS's own."""
     path = PurePosixPath(member.filename)
     return path.suffix == ".json" and path.parts[0] != "__MACOSX" and not path.name.startswith("._")
 
 
 def problem_of(member: zipfile.ZipInfo, most_bytes: int) -> str | None:
-    """Why a member makes its zip one to refuse."""
+    """Why a zip with this member is refused; None if it is not."""
     name, kind = member.orig_filename, stat.S_IFMT(member.external_attr >> 16)
     if "\0" in name or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
         return "has an absolute name"
@@ -377,7 +373,7 @@ def problem_of(member: zipfile.ZipInfo, most_bytes: int) -> str | None:
 
 
 def write_member(archive: Path, member: zipfile.ZipInfo, part: FileIO, out: Path) -> None:
-    """Append a member's bytes, never more than the zip's directory says; InputError where they are damaged."""
+    """Append a member's bytes, at most as many as the zip's directory says; InputError if they are damaged."""
     try:
         with (
             zipfile.ZipFile(archive) as opened,

@@ -19,7 +19,7 @@ import numpy as np
 
 from lvis_rcnn.system.cli import InputError, log
 
-YOUNG_S = 1.0
+YOUNG_S = 1.0  # a younger temporary folder may not be locked yet
 
 
 @contextlib.contextmanager
@@ -43,8 +43,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; on success it replaces ``path``, on failure it is removed.
 
-    Whatever a killed process has left beside ``path`` is removed first. A folder cannot replace a full one in one
-    call, so an existing ``path`` is put aside just before the rename: a process killed then leaves none.
+    Temporary folders of killed processes are removed first. A folder cannot replace a full one in one call, so an
+    existing ``path`` is moved aside just before the rename: a process killed in between leaves neither.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path)
@@ -63,14 +63,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside ``path``, locked while this process works on it, so that no other takes it for abandoned.
+    """A new folder beside ``path``, locked while this process uses it, so that no other process considers it abandoned.
 
-    What is then left under its name is removed.
+    What is left of it in the end is removed.
     """
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     handle = os.open(temporary, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: then none is taken for abandoned
+        with contextlib.suppress(OSError):  # a file system without locks: then no folder is considered abandoned
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield temporary
     finally:
@@ -84,7 +84,6 @@ def remove_abandoned(path: Path) -> None:
         with contextlib.suppress(OSError):
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                # One that is younger may be between its making and its lock.
                 if time.time() - folder.stat().st_mtime > YOUNG_S:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(folder)
@@ -94,16 +93,16 @@ def remove_abandoned(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked_part(path: Path) -> Iterator[FileIO]:
-    """Yield ``path``'s ``.part`` file, open at its end for appending, to its only writer; others wait here.
+    """Yield ``path``'s ``.part`` file, open for appending, to one writer at a time; others wait.
 
-    Unlike the file of :func:`atomic_file` it stays when the process is killed: a download goes on from it, and what
-    begins anew overwrites it, so that kills never leave more than one. An empty one is removed.
+    Unlike the file of :func:`atomic_file` it is kept when the process is killed: a download resumes from it, and other
+    writers overwrite it, so kills never leave more than one. An empty one is removed.
     """
     part = part_of(path)
     while True:
         with opened_part(part) as file:
             lock(file, part)
-            # The writer before may have removed or renamed the file that was opened here.
+            # The previous writer may have removed or renamed the file that was opened here.
             if not is_file_of(file, part):
                 continue
             try:
@@ -123,7 +122,7 @@ def is_file_of(file: FileIO, path: Path) -> bool:
 
 
 def opened_part(part: Path) -> FileIO:
-    """The file, made where it is not there; unbuffered, so that a kill loses nothing and closing writes nothing."""
+    """The file, created if missing; unbuffered, so that a kill loses nothing and closing writes nothing."""
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         return part.open("a+b", buffering=0)
@@ -132,7 +131,7 @@ def opened_part(part: Path) -> FileIO:
 
 
 def append_to_part(file: FileIO, path: Path, chunk: bytes) -> None:
-    """Write all of ``chunk``; InputError where the disk or the quota is full."""
+    """Write all of ``chunk``; InputError if the disk or the quota is full."""
     rest = memoryview(chunk)
     try:
         while rest:
@@ -160,14 +159,14 @@ def lock(file: FileIO, path: Path) -> None:
 
 
 def keep_part(file: FileIO, path: Path) -> None:
-    """Give the ``.part`` file of :func:`locked_part` its name, its bytes on disk."""
+    """Flush the ``.part`` file of :func:`locked_part` to disk and rename it to ``path``."""
     os.fsync(file.fileno())
     os.replace(part_of(path), path)
     sync(path.parent)
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
-    """Raise InputError where the disk of ``folder`` has less free than that."""
+    """Raise InputError if the disk of ``folder`` has fewer free bytes."""
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         what = f"{free_bytes / 1e9:,.2f} GB are free, {needed_bytes / 1e9:,.2f} GB are needed"
@@ -183,15 +182,19 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all; NaN and infinity are refused."""
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
-    with atomic_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of one JSON object a line, without one that a kill cut short; none if there is no file."""
+    """The objects of a file with one JSON object per line, except incomplete lines; empty if there is no file."""
     objects = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
@@ -212,7 +215,10 @@ def sha256_of_json(value: Any) -> str:
 
 
 class ArrayFile:
-    """One flat array of a type that is known; its length is written when it is closed."""
+    """A flat .npy array of known type that grows on disk; its length is written when it is closed.
+
+    (npy-append-array does the same, as a dependency.)
+    """
 
     def __init__(self, path: Path, dtype: str) -> None:
         self.dtype = dtype
@@ -220,18 +226,18 @@ class ArrayFile:
         self.restart()
 
     def append(self, values: np.ndarray) -> None:
-        """Write ``values`` behind those that are there."""
+        """Append ``values``."""
         self.file.write(values.astype(self.dtype, copy=False).data)
         self.length += len(values)
 
     def restart(self) -> None:
-        """Forget all values."""
+        """Remove all values."""
         self.file.truncate(0)
         self.length = 0
         self.write_header()
 
     def write_header(self) -> None:
-        """NumPy leaves room for the length, so that a header is as long whatever it says."""
+        """Write the header with the present length; NumPy pads it, so its size does not depend on the length."""
         self.file.seek(0)
         header = {"descr": self.dtype, "fortran_order": False, "shape": (self.length,)}
         np.lib.format.write_array_header_1_0(self.file, header)
@@ -245,15 +251,9 @@ class ArrayFile:
 
 
 def link(source: Path, target: Path) -> None:
-    """Hard link, or copy where the file system has none."""
+    """Hard link, or copy on a file system without hard links."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -2,9 +2,10 @@
 
     python -m lvis_rcnn.system.gpus --gpus 2 -- python -m lvis_rcnn train …
 
-A GPU is held by a lock on a file of its name, which the system drops with the last process that holds it, whatever ends
-it. The command takes this process's place, and sees its GPUs alone (CUDA_VISIBLE_DEVICES). Inside a SLURM job, which
-has its GPUs from SLURM, it is just run. Other programs, and other users, are not kept off.
+A GPU is held by a lock on a file of its name, which the system releases with the last process that holds it, however it
+ends. The command replaces this process and sees its own GPUs only (CUDA_VISIBLE_DEVICES). Inside a SLURM job, which has
+its GPUs from SLURM, it is run as it is. Other programs and other users are not kept off. (The locks of filelock do not
+survive exec.)
 """
 
 import argparse
@@ -22,7 +23,7 @@ POLL_S = 2.0
 
 
 def gpus_of_this_machine() -> list[str]:
-    """Names of the GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, or numbers of all that there are."""
+    """Names of the GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, or the numbers of all GPUs."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
@@ -40,7 +41,7 @@ def lock_folder() -> Path:
 
 
 def lock(gpu: str, folder: Path) -> int | None:
-    """An open file that holds a GPU and outlives exec; None where another process holds it."""
+    """An open file that holds a GPU and survives exec; None if another process holds it."""
     handle = os.open(folder / gpu.replace("/", "_"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,25 +53,25 @@ def lock(gpu: str, folder: Path) -> int | None:
 
 
 def lease(wanted: int, folder: Path) -> list[str]:
-    """Hold so many GPUs until this process ends; waits while others hold them.
+    """Hold this many GPUs until this process ends; waits while others hold them.
 
-    All or none: who waits holds nothing that another waits for.
+    All or none: a waiting process holds no GPU that another one waits for.
 
     Raises:
-        InputError: there are not so many.
+        InputError: the machine has fewer.
     """
-    there = gpus_of_this_machine()
-    if wanted > len(there):
+    present = gpus_of_this_machine()
+    if wanted > len(present):
         raise InputError(
             "resources.gpus",
-            f"asks for {wanted}, and there are {len(there)} here",
+            f"asks for {wanted}, this machine has {len(present)}",
             allowed="the GPUs of this machine (CUDA_VISIBLE_DEVICES, nvidia-smi -L)",
             fix="lower resources.gpus, or run on a machine that has them",
         )
     waits = False
     while True:
         held: dict[str, int] = {}
-        for gpu in there:
+        for gpu in present:
             if len(held) < wanted and (handle := lock(gpu, folder)) is not None:
                 held[gpu] = handle
         if len(held) == wanted:
@@ -78,22 +79,22 @@ def lease(wanted: int, folder: Path) -> list[str]:
         for handle in held.values():
             os.close(handle)
         if not waits:
-            log.info("waiting for %d of the GPUs %s", wanted, ", ".join(there))
+            log.info("waiting for %d of the GPUs %s", wanted, ", ".join(present))
         waits = True
         time.sleep(POLL_S)
 
 
 def hold_one_gpu() -> None:
-    """Let this process see one GPU, which no other run of this user has; to be called before torch looks for one.
+    """Let this process see one GPU that no other run of this user holds; to be called before torch looks for GPUs.
 
-    Nothing happens inside a SLURM job, in the processes of torchrun, whose GPUs are given already, and without a GPU.
+    Does nothing inside a SLURM job or a process of torchrun, which have their GPUs already, and without a GPU.
     """
     if {"SLURM_JOB_ID", "WORLD_SIZE"}.isdisjoint(os.environ) and gpus_of_this_machine():
         os.environ["CUDA_VISIBLE_DEVICES"] = lease(1, lock_folder())[0]
 
 
 def step(args: argparse.Namespace) -> None:
-    """Become the command, with its GPUs."""
+    """Replace this process by the command, with GPUs of its own."""
     if "SLURM_JOB_ID" not in os.environ:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(lease(args.gpus, lock_folder()))
     os.execvp(args.command[0], args.command)

@@ -1,4 +1,4 @@
-"""What this process has of a machine, and since when: what its SLURM job has, where it is in one."""
+"""The CPU cores and GPUs that this process has, of a machine or of its SLURM job; and whether a process still runs."""
 
 import contextlib
 import os
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 JOB = "[0-9]+(_[0-9]+)?"
-ENDED = 0  # start of a process that is no more; no process begins before the first tick
+ENDED = 0  # start of a process that has ended; no process starts before the first tick
+ANSWER_S = 30.0  # SLURM is asked for no longer
 
 
 def this_machine() -> str:
-    """The boot of this machine and the namespace of its pids: where both agree, a pid means the same process.
+    """The boot of this machine and the namespace of its pids: if both agree, a pid means the same process.
 
-    Empty where there is no /proc.
+    Empty without /proc.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -25,10 +26,10 @@ def this_machine() -> str:
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a process began, in ticks since this machine's boot; ENDED where it is no more, None where none can tell."""
+    """Start of a process in ticks since this machine's boot; ENDED if it has ended, None if unknown."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        # proc_pid_stat(5): "pid (name) state ...", start as 22nd; a name may hold blanks and brackets.
+        # proc_pid_stat(5): "pid (name) state ...", the start is field 22; a name may contain blanks and brackets.
         state, *rest = text.rpartition(")")[2].split()
         return ENDED if state in "ZX" else int(rest[18])
     except (FileNotFoundError, ProcessLookupError):
@@ -38,7 +39,7 @@ def start_ticks(pid: int) -> int | None:
 
 
 def is_there(pid: int) -> bool:
-    """Whether a pid is given; /proc may be hidden, or that of another system."""
+    """Whether a process has this pid; asked of the system, since /proc may be hidden or that of another machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -49,42 +50,34 @@ def is_there(pid: int) -> bool:
 
 
 def slurm_job() -> str | None:
-    """The SLURM job of this process.
+    """Id of this process's SLURM job; None outside of one.
 
-    In an array ``<array>_<index>``, since the plain number of one of its jobs is that of them all.
+    In an array ``<array>_<index>``, since the plain number of one of its jobs may stand for all of them.
     """
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID", "")
     return job if re.fullmatch(JOB, job) else None
 
 
-ANSWER_S = 30.0
-
-
 @dataclass(frozen=True)
 class Allocation:
-    """CPU cores and GPUs that nobody else has meanwhile."""
+    """CPU cores and GPUs that are this process's alone."""
 
     gpus: int
     cpus: int
     since: float
     """Unix seconds."""
     waited_s: float
-    """From when a job could have started, as far as SLURM knows, until it did; 0 without SLURM."""
+    """From when the job could have started, according to SLURM, until it did; 0 without SLURM."""
 
 
 def allocation(cpus: int, gpus: int) -> Allocation:
-    """What this process has.
-
-    Args:
-        cpus: that it uses, where no scheduler counts them.
-        gpus: that it uses, likewise.
-    """
+    """What this process has, according to SLURM; without SLURM the given numbers."""
     shown = job_as_shown()
     started, ready = (moment(shown.get(name)) for name in ("StartTime", "EligibleTime"))
     if started is None:
         return Allocation(gpus, cpus, time.time(), waited_s=0.0)
-    # On a cluster without a word for GPUs a job asks for, and has, none.
+    # On a cluster that does not know GPUs a job asks for none and has none.
     counted = re.search(r"(?:^|,)gres/gpu(?::[^=,]+)?=(\d+)", shown.get("TRES", shown.get("AllocTRES", "")))
     return Allocation(
         gpus=int(counted[1]) if counted else gpus,
@@ -95,7 +88,7 @@ def allocation(cpus: int, gpus: int) -> Allocation:
 
 
 def job_as_shown() -> dict[str, str]:
-    """What SLURM says of this process's job; empty where it is in none, or SLURM does not answer."""
+    """SLURM's fields of this process's job; empty outside of a job, or if SLURM does not answer."""
     job = slurm_job()
     if job is None:
         return {}
@@ -108,7 +101,7 @@ def job_as_shown() -> dict[str, str]:
 
 
 def moment(text: str | None) -> float | None:
-    """SLURM's local time as Unix seconds; None where it is unknown."""
+    """SLURM's local time as Unix seconds; None if unknown."""
     try:
         return time.mktime(time.strptime(text or "", "%Y-%m-%dT%H:%M:%S"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""What produced a number: code version and library versions, recorded beside every result."""
+"""Versions of the code and of the libraries, recorded beside every result."""
 
 import platform
 import subprocess
@@ -11,7 +11,7 @@ LIBRARIES = ("torch", "torchvision", "mmcv-lite", "opencv-python-headless", "lvi
 
 
 def code_version() -> str:
-    """Version and commit of this package, ``+dirty`` where files differ; version alone without git."""
+    """Version and commit of this package, with ``+dirty`` if files differ; the version alone without git."""
     commit = git("rev-parse", "--short=8", "HEAD")
     if commit is None:
         return __version__
@@ -19,7 +19,7 @@ def code_version() -> str:
 
 
 def git(*arguments: str) -> str | None:
-    """Output of git in the package's repository, or None where there is no git or no repository."""
+    """Output of git in the package's repository; None without git or a repository."""
     folder = Path(__file__).parent
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
@@ -34,7 +34,7 @@ def library_versions() -> dict[str, str]:
 
 
 def version_of(library: str) -> str:
-    """Installed version; another build of OpenCV than ours must not lose a trained model."""
+    """Installed version, if any: a missing library (or another build of OpenCV) must not lose a trained model."""
     try:
         return version(library)
     except PackageNotFoundError:

@@ -164,7 +164,7 @@ def test_an_absent_file_is_fetched_once_and_whole(server: str, tmp_path: Path) -
 
 def test_another_file_than_the_name_says_is_not_kept(server: str, tmp_path: Path) -> None:
     (tmp_path / "served" / "a-0123abcd.pth").write_bytes(CONTENT)
-    message = rf"a-0123abcd.pth: what it sent has the SHA-256 {DIGEST[:8]}, not 0123abcd\); fix: put the file into"
+    message = rf"a-0123abcd.pth: the file has the SHA-256 {DIGEST[:8]}, not 0123abcd\); fix: put the file into"
     with pytest.raises(InputError, match=message):
         published_file(model_at(f"{server}/a-0123abcd.pth"), tmp_path / "weights")
     assert list((tmp_path / "weights").iterdir()) == []
@@ -172,7 +172,7 @@ def test_another_file_than_the_name_says_is_not_kept(server: str, tmp_path: Path
 
 def test_a_file_that_cannot_be_fetched_says_from_where_and_whither(server: str, tmp_path: Path) -> None:
     url = f"{server}/a-0123abcd.pth"
-    message = rf"weights/a-0123abcd.pth: is not there and cannot be fetched \({url}: .*404.*\); fix: put the file into "
+    message = rf"weights/a-0123abcd.pth: is missing and cannot be fetched \({url}: .*404.*\); fix: put the file into "
     with pytest.raises(InputError, match=message + ".*weights"):
         published_file(model_at(url), tmp_path / "weights")
     with pytest.raises(InputError, match=r"cannot be fetched \(.*cannot be reached.*refused.*\)"):

@@ -304,7 +304,7 @@ def test_command_keeps_a_folder_with_other_files(tmp_path, monkeypatch, capsys):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(SystemExit, match="2"):
         run_main(monkeypatch, "--seed", 0, "--train-images", 2, "--val-images", 1, "--out", tmp_path)
-    assert "holds 'thesis.txt', which is not part of a drawn dataset" in capsys.readouterr().err
+    assert "contains 'thesis.txt', which is not part of a drawn dataset" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").exists()
 
 

@@ -65,8 +65,8 @@ def test_any_bytes_are_runs_or_an_error(counts):
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        (b"0!0", "has a character that is none of a compressed mask"),
-        (b"0p", "has a character that is none of a compressed mask"),
+        (b"0!0", "has a character that no compressed mask has"),
+        (b"0p", "has a character that no compressed mask has"),
         (b"0P", "ends within a number"),
         (b"PPPPPPP0", "has a number of more than 32 bits"),
     ],

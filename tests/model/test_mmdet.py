@@ -397,9 +397,9 @@ def test_fetch_as_a_user_does(tmp_path):
     assert done.returncode == 0, done.stderr
     path, size_bytes = folder / served.name, served.stat().st_size
     assert done.stderr.splitlines() == [
-        f"downloading {path}: 0 of {size_bytes:,} bytes are here",
+        f"downloading {path}: has 0 of {size_bytes:,} bytes",
         f"downloaded {path}: {size_bytes:,} bytes",
-        f"{path} is whole",
+        f"{path} is complete",
     ]
     assert (folder / served.name).read_bytes() == served.read_bytes()
 

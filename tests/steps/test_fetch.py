@@ -99,7 +99,7 @@ def test_without_a_digest_what_came_is_counted_and_recorded(
     assert (seen["size_bytes"], seen["zip_size_bytes"]) == (len(JSON), len(ZIP))
     assert (seen["counts"], seen["known_counts"]) == ({"images": 3, "categories": 1}, known)
     assert seen["is_as_known"] == (known["categories"] == 1)
-    warning = f"warning: {out} has 3 images, 1 categories; 3 images, 1,230 categories are known"
+    warning = f"warning: {out} has 3 images, 1 categories; expected 3 images, 1,230 categories"
     assert (warning in caplog.text) == (known["categories"] == 1230)
 
 
@@ -115,7 +115,7 @@ def test_a_page_instead_of_the_zip_is_not_kept_even_without_a_digest(
 def test_json_of_another_kind_is_not_kept(server: tuple[str, Served], tmp_path: Path) -> None:
     server[1].files["/a.json.zip"] = zipped("a.json", b'{"images": []}')
     known = {"images": 3, "categories": 1}
-    with pytest.raises(InputError, match=r"a.json: what was in the zip is no annotation file: .*`categories`; fix"):
+    with pytest.raises(InputError, match=r"a.json: the file in the zip is no annotation file: .*`categories`; fix"):
         fetch(Source(**{**dict(source(server)), "sha256": None, "counts": known}), tmp_path / "a.json")
     assert os.listdir(tmp_path) == ["a.json.zip"]
 

@@ -424,14 +424,14 @@ def test_a_version_is_known_by_its_content(tmp_path):
 @pytest.mark.parametrize(
     ("dataset_name", "file_name", "message"),
     [
-        ("lvis_v0.5", "train", "dataset.name: speaks of LVIS v0.5, but the categories of train.json are those of v1; "),
-        ("lvis_v1", "lvis_v0.5_train", "lvis_v0.5_train.json: speaks of LVIS v0.5, but the categories of lvis_v0.5_tr"),
+        ("lvis_v0.5", "train", "dataset.name: names LVIS v0.5, but the categories of train.json are those of v1; "),
+        ("lvis_v1", "lvis_v0.5_train", "lvis_v0.5_train.json: names LVIS v0.5, but the categories of lvis_v0.5_tr"),
     ],
 )
 def test_v1_renamed_to_v05_is_refused(tmp_path, dataset_name, file_name, message):
     errors = version_messages(tmp_path, "v1", dataset_name, file_name).errors
     assert str(errors[0]).startswith(message)
-    assert "allowed: v1, by content; fix: name the file of LVIS v0.5, or call it what it is" in str(errors[0])
+    assert "allowed: v1, by content; fix: use the file of LVIS v0.5" in str(errors[0])
 
 
 def test_missing_images_name_the_zip_that_holds_them(tmp_path):

@@ -76,7 +76,7 @@ def test_a_server_without_ranges_sends_all_again(server: tuple[str, Served], tmp
 def test_a_server_without_ranges_that_always_breaks_off_is_given_up(server: tuple[str, Served], tmp_path: Path) -> None:
     server[1].cuts, server[1].knows_ranges = [1_000_000] * 9, False
     message = r"a.zip: the connection ended after 1,000,000 of 3,000,000 bytes, 3 times\); fix: put the file into "
-    with pytest.raises(InputError, match=message + r".*, or start again, which goes on from a\.zip\.part"):
+    with pytest.raises(InputError, match=message + r".*, or start again, which resumes from a\.zip\.part"):
         bring(server, tmp_path)
     assert len(server[1].requests) == 4  # the first brought something new
     server[1].cuts, server[1].knows_ranges = [], True
@@ -136,7 +136,7 @@ def test_every_address_is_listed_with_its_reason(server: tuple[str, Served], tmp
     server[1].answers = [404, 503, 503, 503]
     places = ["/a.zip", "/mirror/a.zip", "http://127.0.0.1:9/a.zip"]
     message = (
-        rf"a.zip: is not there and cannot be fetched \({server[0]}/a.zip: HTTP 404 Not Found; "
+        rf"a.zip: is missing and cannot be fetched \({server[0]}/a.zip: HTTP 404 Not Found; "
         rf"{server[0]}/mirror/a.zip: HTTP 503 Service Unavailable, 3 times; "
         r"http://127.0.0.1:9/a.zip: cannot be reached: .*refused\); "
         rf"fix: put the file into {tmp_path}$"
@@ -151,7 +151,7 @@ def test_another_digest_is_not_kept_and_the_mirror_is_asked(server: tuple[str, S
     assert is_whole_and_alone(bring(server, tmp_path, "/a.zip", "/mirror/a.zip", sha256=DIGEST[:8]))
     (tmp_path / "a.zip").unlink()
     found = hashlib.sha256(OTHER).hexdigest()
-    with pytest.raises(InputError, match=rf"what it sent has the SHA-256 {found}, not {DIGEST}\)"):
+    with pytest.raises(InputError, match=rf"the file has the SHA-256 {found}, not {DIGEST}\)"):
         bring(server, tmp_path, sha256=DIGEST)
     assert list(tmp_path.iterdir()) == []
 
@@ -173,7 +173,7 @@ def test_a_server_that_lies_about_the_length_is_given_up(server: tuple[str, Serv
 
 def test_an_answer_without_a_length(server: tuple[str, Served], tmp_path: Path) -> None:
     server[1].says_length, server[1].cuts = False, [1_000_000]
-    with pytest.raises(InputError, match="does not say how long the file is, so that a cut would not be seen"):
+    with pytest.raises(InputError, match="does not say how long the file is, so that a truncated one"):
         bring(server, tmp_path)
     server[1].cuts = [1_000_000]
     assert is_whole_and_alone(bring(server, tmp_path, size_bytes=len(CONTENT)))

@@ -57,7 +57,7 @@ def test_a_job_of_slurm_keeps_what_slurm_gave(tmp_path: Path) -> None:
 
 def test_more_gpus_than_there_are_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.raises(InputError, match=r"^resources.gpus: asks for 3, and there are 2 here; allowed: the GPUs of "):
+    with pytest.raises(InputError, match=r"^resources.gpus: asks for 3, this machine has 2; allowed: the GPUs of "):
         gpu_lease.lease(3, tmp_path)
 
 

@@ -113,7 +113,7 @@ def test_damage_an_encrypted_member_and_another_method(tmp_path: Path) -> None:
 def test_a_name_that_stands_twice(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         archive = write_zip(tmp_path / "a.zip", ("a.json", CONTENT), ("a.json", b"{}"))
-    with pytest.raises(InputError, match=r"'a.json': stands twice"):
+    with pytest.raises(InputError, match=r"'a.json': is repeated"):
         json_member(archive)
 
 

@@ -37,7 +37,7 @@ def polygon(tone: int, *numbers: int) -> Part:
 
 
 class Category(NamedTuple):
-    """A row: how a category is called, how often it occurs and what it looks like."""
+    """A row: name, frequency and look of a category."""
 
     name: str
     synset: str

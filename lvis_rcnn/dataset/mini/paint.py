@@ -1,7 +1,7 @@
 """Pixels of the embedded dataset: backgrounds and objects, painted in whole numbers only.
 
-Nothing here depends on a maths library, a float or another package's random streams, so every machine paints the same
-pixels. Colours are kept as int64 while they are worked on; fractions are written as 256ths.
+Nothing here depends on a maths library, on floats or on the random streams of another package, so every machine paints
+the same pixels. Colours are int64 until the end; fractions are written as 256ths.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ STEPS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
 
 
 def visible_polygons(mask: Bool[np.ndarray, "h w"], left: int = 0) -> list[list[int]]:
-    """Closed outlines (x0, y0, x1, y1, ...) whose union is the mask, which begins at column ``left`` of the image.
+    """Closed outlines (x0, y0, x1, y1, ...) whose union is the mask, which starts at column ``left`` of the image.
 
-    COCO polygons know no holes, so a mask with a hole is cut in two through the hole. Only corners, whole numbers.
+    COCO polygons have no holes, so a mask with a hole is cut in two through the hole. Only corners, whole numbers.
     """
     loops = outlines(mask)
     hole = next((loop for loop in loops if signed_area(loop) < 0), None)
@@ -36,7 +36,7 @@ def outlines(mask: Bool[np.ndarray, "h w"]) -> list[Int[np.ndarray, "_ 2"]]:
     starts = np.stack([x, y], axis=1)
     end_x, end_y = (starts + STEPS[direction]).T
     right, left = (direction + 1) % 4, (direction + 3) % 4
-    # Turning right wherever possible keeps to the pixel at the right hand.
+    # Turning right wherever possible keeps the same pixel on the right.
     straight_or_left = np.where(inside[direction, end_y, end_x], direction, left)
     next_direction = np.where(inside[right, end_y, end_x], right, straight_or_left)
     number = np.zeros(inside.shape, dtype=np.int64)
@@ -63,7 +63,7 @@ def edges(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "4 h+1 w+1"]:
 
 
 def cycles(following: Int[np.ndarray, " edges"]) -> list[list[int]]:
-    """Split a permutation into its cycles, each from its first member on."""
+    """Split a permutation into its cycles, each starting with its smallest member."""
     successor = following.tolist()
     seen = [False] * len(successor)
     loops = []
@@ -121,7 +121,7 @@ def mixed(word: int) -> int:
 
 
 def words(stream: Stream, count: int) -> UInt64[np.ndarray, " count"]:
-    """``count`` independent words of 64 random bits: one draw from ``stream`` seeds a splitmix64 of their own."""
+    """``count`` independent words of 64 random bits, of a splitmix64 that is seeded by one draw from ``stream``."""
     start = np.uint64(stream.below(1 << 64))
     array = start + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN)
     array = (array ^ (array >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -130,7 +130,7 @@ def words(stream: Stream, count: int) -> UInt64[np.ndarray, " count"]:
 
 
 def noise(stream: Stream, height: int, width: int) -> Int[np.ndarray, "h w"]:
-    """Independent numbers from -128 to 127, one a pixel."""
+    """Independent numbers from -128 to 127, one per pixel."""
     return (words(stream, height * width) >> np.uint64(56)).astype(np.int64).reshape(height, width) - 128
 
 
@@ -286,7 +286,7 @@ def paint_object(stream: Stream, category: Category, size_px: int) -> Sprite:
 def object_coordinates(
     turn: int, flip: int, width_px: int, height_px: int
 ) -> tuple[Int[np.ndarray, "h w"], Int[np.ndarray, "h w"]]:
-    """Where in the object's square each pixel of a patch lies that is large enough for every turn."""
+    """Coordinates in the object's square of each pixel of a patch that is large enough for every turn."""
     reach = max(width_px, height_px) * 3 // 4 + 1
     # Pixel centres lie on odd numbers of half pixels.
     offsets = 2 * np.arange(-reach, reach) + 1

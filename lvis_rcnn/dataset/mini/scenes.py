@@ -1,10 +1,10 @@
 """Scenes of the embedded dataset: LVIS in miniature, the same pixels and annotations on every machine.
 
-The training split has a long tail: counted as LVIS counts, some categories are frequent (more than 100 images), some
-common (11 to 100) and some rare (1 to 10). The validation split is flatter on purpose: of 100 images at least 6 show
-each category, so that rare ones are measured on more than an accident. As in LVIS, an image has a list of categories
-that are surely absent and a list of those of which only some instances are annotated; every other category that does
-not occur among its annotations is simply unknown to the scorer. Masks are what is visible, occluded parts are left out.
+The training split has a long tail: as in LVIS, some categories are frequent (in more than 100 images), some common
+(11 to 100) and some rare (1 to 10). The validation split is flatter on purpose: at least 6 of 100 images show each
+category, so that rare ones are measured on more than one object. As in LVIS, an image lists categories that are
+verified as absent and categories of which only some instances are annotated; of every other category without an
+annotation in the image nothing is known. Masks cover the visible part of an object.
 
 First everything is planned (which image shows what), then drawn, then annotated from the pixels.
 """
@@ -24,27 +24,37 @@ from lvis_rcnn.dataset.mini.paint import BACKGROUNDS, Sprite, Stream, noise, pai
 
 TRAIN, VAL = "train", "val"
 
-# Parts of the keys of random streams: planning and drawing, and each split, have numbers of their own.
+# Parts of the keys of random streams: planning and drawing, and each split, have streams of their own.
 PLAN, DRAW = 1, 2
 SPLIT_KEYS = {TRAIN: 1, VAL: 2}
 
 CATEGORY_COUNTS_ARE_FOR = {TRAIN: 480, VAL: 100}
-"""Sizes of the splits that the columns ``train_images`` and ``val_images`` of the categories speak of."""
+"""Sizes of the splits for which the categories' columns ``train_images`` and ``val_images`` are."""
 
 EMPTY_EVERY = 40
-"""One image of this many shows nothing but its background."""
+"""One in this many images shows only its background."""
 
 CROWD_EVERY = 9
-"""One image of this many shows a crowd of one category and annotates half of it."""
+"""One in this many images shows a crowd of one category, half of it annotated."""
 
 IMAGE_SIZES = ((128, 96), (136, 102), (144, 96), (120, 100), (112, 112), (128, 100), (96, 128), (100, 120))
 """Width and height, pixels."""
 
 MOST_CATEGORIES = 8
-"""Categories that an image shows at most; binds where a split has fewer images than categories."""
+"""Most categories that an image shows; matters if a split has fewer images than categories."""
 
 NEGATIVES = (3, 5)
 """Fewest and most categories that an image lists as absent."""
+
+
+PLACES_TRIED = 60
+"""Random places that are tried for an object before it is left out."""
+
+LEAST_SEEN_PERCENT = 65
+"""An object may cover others only so far that this much of each stays visible."""
+
+SHADOW_PX = 2
+"""Offset of shadows to the right and down."""
 
 
 class PlannedObject(NamedTuple):
@@ -69,7 +79,7 @@ class PlannedImage(NamedTuple):
 
 
 def plan_split(seed: int, split: str, num_images: int) -> list[PlannedImage]:
-    """Decide what each image of a split shows; costs no drawing."""
+    """Decide what each image of a split shows; draws nothing."""
     stream = Stream(seed, PLAN, SPLIT_KEYS[split])
     shown = categories_of_images(stream, split, num_images)
     listed_absent = [0] * len(CATEGORIES)
@@ -77,13 +87,13 @@ def plan_split(seed: int, split: str, num_images: int) -> list[PlannedImage]:
 
 
 def categories_of_images(stream: Stream, split: str, num_images: int) -> list[list[int]]:
-    """Give each category to as many images as its row says, fuller and emptier images mixed, some left empty."""
+    """Assign each category to as many images as its row says; some images get more categories, some none."""
     places = np.array([index for index in range(num_images) if index % EMPTY_EVERY != EMPTY_EVERY // 4])
     capacities = np.array([stream.between(2, 7) for _ in places])
     filled = np.zeros(len(places), dtype=np.int64)
     shown: list[list[int]] = [[] for _ in range(num_images)]
     for category in range(len(CATEGORIES)):
-        # Emptier images first, but not strictly, lest categories that follow each other share no image.
+        # Emptier images first, but not strictly, or consecutive categories would never share an image.
         luck = (words(stream, len(places)) >> np.uint64(53)).astype(np.int64)
         order = np.argsort(filled * 4096 // capacities + luck, kind="stable")
         chosen = order[filled[order] < MOST_CATEGORIES][: images_wanted(category, split, num_images)]
@@ -94,7 +104,7 @@ def categories_of_images(stream: Stream, split: str, num_images: int) -> list[li
 
 
 def images_wanted(category: int, split: str, num_images: int) -> int:
-    """Images of a split of ``num_images`` that shall show a category: the row's count, scaled, at least 1."""
+    """Number of images of a split of ``num_images`` that show a category: the row's count, scaled, at least 1."""
     row, base = CATEGORIES[category], CATEGORY_COUNTS_ARE_FOR[split]
     count = row.train_images if split == TRAIN else row.val_images
     return max(1, (2 * count * num_images + base) // (2 * base))
@@ -133,21 +143,8 @@ def object_size_px(stream: Stream) -> int:
     return 22 + stream.below(20) + stream.below(20)
 
 
-PLACES_TRIED = 60
-"""Random places tried for an object before it is left out."""
-
-LEAST_SEEN_PERCENT = 65
-"""An object covers others only so far that this much of each stays in sight."""
-
-SHADOW_PX = 2
-"""Shadows fall this far to the right and down."""
-
-
-"""What the folder holds in the end."""
-
-
 class VisibleObject(NamedTuple):
-    """A drawn object and the pixels of it that are seen."""
+    """A drawn object and its visible pixels."""
 
     category: int
     mask: Bool[np.ndarray, "h w"]
@@ -156,7 +153,7 @@ class VisibleObject(NamedTuple):
 def draw_image(
     seed: int, split: str, index: int, plan: PlannedImage
 ) -> tuple[UInt8[np.ndarray, "h w 3"], list[VisibleObject]]:
-    """Draw one planned image; an object that finds no place without hiding another one is left out."""
+    """Draw one planned image; an object that fits nowhere without hiding another one is left out."""
     stream = Stream(seed, DRAW, SPLIT_KEYS[split], index)
     canvas = stream.choice(BACKGROUNDS)(stream, plan.height, plan.width)
     owners = np.zeros((plan.height, plan.width), dtype=np.int64)
@@ -177,10 +174,10 @@ def draw_image(
 def find_place(
     stream: Stream, owners: Int[np.ndarray, "h w"], areas_px: Sequence[int], sprite: Sprite
 ) -> tuple[int, int] | None:
-    """Top and left of a place where the sprite leaves enough of every object below it; None if none is found.
+    """Top and left of a place where the sprite leaves enough of every object visible; None if none is found.
 
-    ``owners`` is the number of the object seen at each pixel, 0 for background; ``areas_px`` are the sizes that objects
-    1, 2, ... had when they were drawn.
+    ``owners`` is the number of the object visible at each pixel, 0 for background; ``areas_px`` are the areas of
+    objects 1, 2, ... when they were drawn.
     """
     (height, width), (sprite_h, sprite_w) = owners.shape, sprite.mask.shape
     for _ in range(PLACES_TRIED):
@@ -289,7 +286,7 @@ def frequency_group(image_count: int) -> str:
 def draw_split(
     folder: Path, seed: int, split: str, num_images: int, first_image_id: int, pixels: Any
 ) -> dict[str, list[dict[str, Any]]]:
-    """Draw and write the images of a split; ``pixels`` is the digest they are added to."""
+    """Draw and write the images of a split; ``pixels`` is the digest that they are added to."""
     (folder / "images" / split).mkdir(parents=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
