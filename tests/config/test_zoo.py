@@ -1,10 +1,7 @@
-"""Published models as rows of a file: which there are, wrong rows, and a file fetched whole or not at all."""
+"""Published models and the files of LVIS as rows: which there are, wrong rows, and what a study lacks."""
 
-import functools
 import hashlib
-import http.server
-import threading
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +9,21 @@ import pytest
 import yaml
 
 from lvis_rcnn.config.schema import BACKBONES
-from lvis_rcnn.config.study import DEFAULT_ZOO
-from lvis_rcnn.config.zoo import ZooModel, digest_in_name, initial_model, initial_warnings, load_zoo, published_file
+from lvis_rcnn.config.study import DEFAULT_ZOO, Study, load_study
+from lvis_rcnn.config.zoo import (
+    ZooModel,
+    digest_in_name,
+    initial_model,
+    initial_warnings,
+    lacking_files,
+    lacking_weights,
+    load_sources,
+    load_zoo,
+    published_file,
+)
 from lvis_rcnn.system.cli import InputError
+from tests.conftest import REPOSITORY, write_study
+from tests.helpers.file_server import serving
 
 ZOO = load_zoo(DEFAULT_ZOO)
 ROW = {"name": "a", "kind": "coco", "backbone": "r50", "schedule": "2x", "url": "https://example.org/a-0123abcd.pth"}
@@ -132,51 +141,22 @@ def test_the_digest_of_a_name(name: str, digest: str | None) -> None:
     assert digest_in_name(name) == digest
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """Address of a server of the folder ``served``, on this machine only."""
-    (tmp_path / "served").mkdir()
-    handler = functools.partial(Quiet, directory=str(tmp_path / "served"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
-
-
-def test_an_absent_file_is_fetched_once_and_whole(server: str, tmp_path: Path) -> None:
-    served, weights = tmp_path / "served" / f"a-{DIGEST[:8]}.pth", tmp_path / "data" / "weights"
-    served.write_bytes(CONTENT)
-    model = model_at(f"{server}/{served.name}")
-    path = published_file(model, weights)
-    assert path == weights / served.name
-    assert path.read_bytes() == CONTENT
-    served.unlink()
-    assert published_file(model, weights) == path
+def test_an_absent_file_is_fetched_once_and_whole(tmp_path: Path) -> None:
+    name, weights = f"a-{DIGEST[:8]}.pth", tmp_path / "data" / "weights"
+    with serving({f"/{name}": CONTENT}) as (address, served):
+        path = published_file(model_at(f"{address}/{name}"), weights)
+        assert path == weights / name
+        assert path.read_bytes() == CONTENT
+        assert published_file(model_at(f"{address}/{name}"), weights) == path
+    assert len(served.requests) == 1
     assert list(weights.iterdir()) == [path]
 
 
-def test_another_file_than_the_name_says_is_not_kept(server: str, tmp_path: Path) -> None:
-    (tmp_path / "served" / "a-0123abcd.pth").write_bytes(CONTENT)
-    message = rf"a-0123abcd.pth: the file has the SHA-256 {DIGEST[:8]}, not 0123abcd\); fix: put the file into"
-    with pytest.raises(InputError, match=message):
-        published_file(model_at(f"{server}/a-0123abcd.pth"), tmp_path / "weights")
-    assert list((tmp_path / "weights").iterdir()) == []
-
-
-def test_a_file_that_cannot_be_fetched_says_from_where_and_whither(server: str, tmp_path: Path) -> None:
-    url = f"{server}/a-0123abcd.pth"
-    message = rf"weights/a-0123abcd.pth: is missing and cannot be fetched \({url}: .*404.*\); fix: put the file into "
-    with pytest.raises(InputError, match=message + ".*weights"):
-        published_file(model_at(url), tmp_path / "weights")
-    with pytest.raises(InputError, match=r"cannot be fetched \(.*cannot be reached.*refused.*\)"):
-        published_file(model_at("http://127.0.0.1:9/a-0123abcd.pth"), tmp_path / "weights")
+def test_another_file_than_the_name_says_is_not_kept(tmp_path: Path) -> None:
+    with serving({"/a-0123abcd.pth": CONTENT}) as (address, _):
+        message = rf"a-0123abcd.pth: .*has the SHA-256 {DIGEST[:8]}, not 0123abcd\); fix: put the file into .*weights"
+        with pytest.raises(InputError, match=message):
+            published_file(model_at(f"{address}/a-0123abcd.pth"), tmp_path / "weights")
     assert list((tmp_path / "weights").iterdir()) == []
 
 
@@ -207,3 +187,133 @@ def test_what_will_be_fetched_is_said_before_training(tmp_path: Path) -> None:
     assert missing.startswith("model.weights: is coco, but the zoo has no file of that kind for x101_64x4d")
     assert missing.endswith("; its training will not start")
     assert list(initial_warnings(ZOO, "none", ["r50"], tmp_path)) == []
+
+
+SOURCES = load_sources()
+SOURCE = {"name": "a", "provides": "a.json", "urls": ["https://example.org/a.json.zip"]}
+
+
+def write_sources(folder: Path, *rows: Any) -> Path:
+    path = folder / "sources.yaml"
+    path.write_text(yaml.safe_dump({"files": list(rows)}))
+    return path
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_names_files_and_addresses_of_a_source_agree(name: str) -> None:
+    row = SOURCES[name]
+    assert row.provides in (f"{name}.json", f"{name}.zip")
+    assert row.zip_name == (f"{name}.json.zip" if row.is_unpacked else row.provides)
+    assert {url.rsplit("/", 1)[-1] for url in row.urls} == {row.zip_name}
+    assert len(row.urls) == len({url.split("/")[2] for url in row.urls}) == 2
+    # A mirror is the bucket by its path: its address ends in host and path of the first.
+    first = re.sub("^https?://", "", row.urls[0])
+    assert row.urls[1].endswith(first)
+    # Known by its digest, or by what it holds.
+    assert (row.sha256 is None) == (row.size_bytes is None) == (row.counts is not None)
+
+
+def test_the_published_sizes_and_digests() -> None:
+    # TensorFlow Datasets, checksums of lvis and coco; v1: 4,809 images of val2017 and 15,000 of train2017 are val.
+    assert {name: (row.size_bytes, str(row.sha256)[:8]) for name, row in SOURCES.items() if row.sha256} == {
+        "lvis_v1_train": (350_264_821, "334a4caa"),
+        "lvis_v1_val": (64_026_968, "5cae9a3c"),
+        "train2017": (19_336_861_798, "69a8bb58"),
+        "val2017": (815_585_330, "4f7e2ccb"),
+    }
+    counts = {name: (row.counts.images, row.counts.categories) for name, row in SOURCES.items() if row.counts}
+    assert counts == {"lvis_v0.5_train": (57_263, 1230), "lvis_v0.5_val": (5_000, 1230)}
+    assert SOURCES["lvis_v1_val"].images == ("val2017", "train2017")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"urls": []}, r"sources.yaml: files\[0\]: urls: is \[\]"),
+        ({"urls": ["ftp://example.org/a.zip"]}, r"files\[0\]: urls.0: is \"ftp://"),
+        ({"provides": "../a.json"}, r"files\[0\]: provides: is \"../a.json\""),
+        ({"sha256": "0123"}, r"files\[0\]: sha256: is \"0123\""),
+        ({"md5": "0123"}, r"files\[0\]: md5: unknown key; allowed: name, provides, urls, size_bytes, sha256"),
+        ({"images": ["b"]}, r"sources.yaml: file a: images: names b; allowed: a; fix: add the row"),
+    ],
+)
+def test_a_wrong_source_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    assert list(load_sources(write_sources(tmp_path, SOURCE))) == ["a"]
+    with pytest.raises(InputError, match=message):
+        load_sources(write_sources(tmp_path, {**SOURCE, **change}))
+
+
+def test_a_row_twice_and_a_file_of_another_kind(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"sources.yaml: file a: is repeated; fix"):
+        load_sources(write_sources(tmp_path, SOURCE, SOURCE))
+    with pytest.raises(InputError, match=r"is no list of files to fetch; allowed: one key, 'files', with a list of"):
+        load_sources(DEFAULT_ZOO)
+
+
+def names(study: Study) -> dict[str, str]:
+    return {path: source.name for path, source in lacking_files(study, SOURCES).items()}
+
+
+def test_what_the_studies_of_the_page_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = {"data/coco/train2017.zip": "train2017", "data/coco/val2017.zip": "val2017"}
+    for name in ("lvis_v0.5", "lvis_v1"):
+        path = REPOSITORY / "configs" / f"{name}.yaml"
+        annotations = {f"data/{name}/annotations/{name}_{k}.json": f"{name}_{k}" for k in ("train", "val")}
+        assert names(load_study(path)) == {**annotations, **images}
+        assert [row.name for row in lacking_weights(load_study(path), path).values()] == [
+            "imagenet_r50",
+            "imagenet_r101",
+            "imagenet_x101_32x4d",
+            "imagenet_x101_64x4d",
+        ]
+    path = REPOSITORY / "configs" / "published.yaml"
+    wanted = {f"data/{name}/annotations/{name}_val.json": f"{name}_val" for name in ("lvis_v0.5", "lvis_v1")}
+    assert names(load_study(path)) == {**wanted, **images}
+    assert set(lacking_weights(load_study(path), path)) == {
+        f"data/weights/{row.file_name}" for row in ZOO.values() if row.kind.startswith("lvis")
+    }
+    path = REPOSITORY / "configs" / "mini.yaml"
+    assert names(load_study(path)) == lacking_weights(load_study(path), path) == {}
+
+
+def study_of(folder: Path, annotations: str, images: str) -> Study:
+    split = {"annotations": annotations, "images": images}
+    dataset = {"name": "own", "draw": None, "train": split, "val": split}
+    return load_study(write_study(folder / "own.yaml", dataset=dataset))
+
+
+@pytest.mark.parametrize("at_hand", ["coco/train2017", "coco/train2017.zip", "coco/train2017 -> /not/mounted"])
+def test_images_at_hand_are_not_fetched(tmp_path: Path, at_hand: str) -> None:
+    place, _, target = at_hand.partition(" -> ")
+    (tmp_path / "coco").mkdir()
+    if target:
+        (tmp_path / place).symlink_to(target)
+    else:
+        (tmp_path / place).mkdir()
+    study = study_of(tmp_path, f"{tmp_path}/lvis_v1_train.json", f"{tmp_path}/coco")
+    assert names(study) == {f"{tmp_path}/lvis_v1_train.json": "lvis_v1_train"}
+    (tmp_path / "lvis_v1_train.json").touch()
+    assert names(study) == {}
+
+
+def test_a_split_that_names_the_unpacked_folder_itself(tmp_path: Path) -> None:
+    study = study_of(tmp_path, f"{tmp_path}/lvis_v1_train.json", f"{tmp_path}/train2017")
+    assert f"{tmp_path}/train2017/train2017.zip" in names(study)
+    (tmp_path / "train2017").mkdir()
+    assert list(names(study)) == [f"{tmp_path}/lvis_v1_train.json"]
+
+
+def test_a_study_of_own_files_lacks_nothing_that_could_be_fetched(tmp_path: Path) -> None:
+    assert names(study_of(tmp_path, "data/mine_train.json", "data/coco")) == {}
+
+
+def test_initial_weights_at_hand_and_those_that_do_not_exist(tmp_path: Path) -> None:
+    path = write_study(
+        tmp_path / "a.yaml",
+        model={"weights": "coco"},
+        backbones=["r50", "r101", "x101_64x4d"],
+        resources={"weights_dir": str(tmp_path)},
+    )
+    (tmp_path / ZOO["coco_r50"].file_name).touch()
+    assert [row.name for row in lacking_weights(load_study(path), path).values()] == ["coco_r101"]

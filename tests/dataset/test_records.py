@@ -8,10 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import lvis_rcnn.dataset.reader as reader
 import lvis_rcnn.system.files as files
+from lvis_rcnn.dataset.records import positions
 from lvis_rcnn.system.cli import InputError
 from tests.dataset.test_store import assert_same
 from tests.helpers.small_dataset import annotation, build, small_dataset
@@ -198,3 +202,11 @@ except InputError as error:
     more_mb, message = done.stdout.split(" ", 1)
     assert "annotations[19999] (id 20000): area: expected float, got str" in message
     assert float(more_mb) < 2 * size_mb
+
+
+@given(
+    st.lists(st.integers(-3, 40), min_size=1, unique=True), st.lists(st.integers(-5, 45)), st.sampled_from([1, 2**40])
+)
+def test_positions_are_those_of_the_ids(ids, wanted, spread):
+    expected = [ids.index(value) if value in ids else -1 for value in wanted]
+    assert positions(np.array(ids) * spread, np.array(wanted, np.int64) * spread).tolist() == expected

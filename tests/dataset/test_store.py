@@ -1,8 +1,10 @@
 import json
 import pickle
+import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,6 @@ from pycocotools import mask as rle
 import lvis_rcnn.dataset.pieces as pieces
 import lvis_rcnn.dataset.reader as reader
 from lvis_rcnn.dataloader.masks import drawn
-from lvis_rcnn.dataset.records import positions
 from lvis_rcnn.dataset.rle import pixels_of_runs, runs_of_text
 from lvis_rcnn.dataset.store import AnnotationStore, build_store, image_candidates, open_store
 from lvis_rcnn.evaluation.official import official_package
@@ -277,13 +278,6 @@ def test_no_store_at_all(tmp_path):
         open_store(tmp_path / "absent.store")
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, unique=True), st.lists(st.integers(1, 50)))
-def test_positions_are_those_of_a_dictionary(ids, wanted):
-    where = {value: at for at, value in enumerate(ids)}
-    found = positions(np.array(ids, np.int64), np.array(wanted, np.int64))
-    assert found.tolist() == [where.get(value, -1) for value in wanted]
-
-
 numbers = st.floats(-100, 1000) | st.integers(-100, 1000)
 ids = st.integers(1, 2**63 - 1)
 
@@ -421,3 +415,45 @@ def test_the_command_fails_in_one_line(tmp_path):
     assert done.returncode == 2
     assert re.fullmatch(r"error: \S+bad.json: annotation 1: unknown image 8; allowed: .*; fix: .*\n", done.stderr)
     assert not (tmp_path / "x.store").exists()
+
+
+KILLS = 20
+
+
+def write_larger(path: Path) -> None:
+    """A file that takes a moment: 20,000 annotations in several pieces."""
+    outline = [[round(0.01 * n, 2) for n in range(60)]]
+    records = [annotation(n, 7 if n % 3 else 9, 20, [1, 2, 3, 4], outline) for n in range(1, 20_001)]
+    path.write_text(json.dumps({**small_dataset(), "annotations": records}))
+
+
+def start(annotations: Path, store: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "lvis_rcnn.store", "--annotations", annotations, "--out", store]
+    return subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_twenty_kills_and_a_build_are_a_build(tmp_path):
+    write_larger(tmp_path / "a.json")
+    killed = tmp_path / "killed" / "a.store"
+    began = time.monotonic()
+    assert start(tmp_path / "a.json", tmp_path / "whole" / "a.store").wait() == 0
+    duration_s = time.monotonic() - began
+    pick, interrupted = random.Random(0), 0
+    for kill in range(KILLS):
+        # The first third is Python's start.
+        process = start(tmp_path / "a.json", killed)
+        time.sleep(duration_s * (0.3 + 0.7 * (kill + pick.random()) / KILLS))
+        process.kill()
+        interrupted += process.wait() != 0
+        if (killed).exists():
+            assert contents(open_store(killed).path) == contents(tmp_path / "whole" / "a.store")
+    assert interrupted > KILLS // 4
+    time.sleep(1.1)  # what is younger is not taken for abandoned
+    assert start(tmp_path / "a.json", killed).wait() == 0
+    assert contents(killed) == contents(tmp_path / "whole" / "a.store")
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["a.store"]

@@ -20,7 +20,6 @@ from pycocotools import mask as coco_mask
 import lvis_rcnn.dataset.pieces as json_pieces
 import lvis_rcnn.evaluation.iou as overlaps
 from lvis_rcnn.dataset.detections import Detections, pack_rles, shard_path, write_shard
-from lvis_rcnn.dataset.records import positions
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score, score_fixed
 from lvis_rcnn.evaluation.ground_truth import parse_truth
 from lvis_rcnn.evaluation.official import difference, official_package, official_scores
@@ -415,13 +414,6 @@ def test_packing_large_runs_leaves_the_memory_of_others_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-@given(st.sets(st.integers(-3, 40), min_size=1), st.lists(st.integers(-5, 45)), st.sampled_from([1, 2**40]))
-def test_positions_are_those_of_the_ids(ids, wanted, spread):
-    ascending = np.array(sorted(ids)) * spread
-    expected = [sorted(ids).index(value) if value in ids else -1 for value in wanted]
-    assert positions(ascending, np.array(wanted, np.int64) * spread).tolist() == expected
 
 
 def test_boxes_of_shards_are_read_without_their_masks(tmp_path):

@@ -17,6 +17,7 @@ from lvis_rcnn.system.files import (
     keep_part,
     locked_part,
     part_of,
+    remove_abandoned,
     sha256_of_file,
     sha256_of_json,
     write_json,
@@ -141,3 +142,14 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         locked_part(tmp_path / "file" / "a.txt"),
     ):
         pass
+
+
+def test_only_abandoned_folders_of_that_name_are_removed(tmp_path: Path) -> None:
+    for name in (".a.12345678", ".a.store.12345678", ".b.12345678"):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))
+    with atomic_folder(tmp_path / "a") as mine:
+        os.utime(mine, (0, 0))
+        remove_abandoned(tmp_path / "a")
+        assert mine.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.store.12345678", ".b.12345678", "a"]
