@@ -39,6 +39,8 @@ from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
 from lvis_rcnn.system.files import atomic_file, write_json
 from lvis_rcnn.training.solver import Recipe, make_recipe
 
+GB = 1e9
+
 
 @dataclass
 class Page:
@@ -49,6 +51,111 @@ class Page:
     """Names of all missing images; an error counts them and names the first."""
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def preflight(
+    study: Study, train: AnnotationStore, val: AnnotationStore, image_folders: tuple[Path, Path] | None
+) -> Page:
+    """Check two splits and the settings; with ``image_folders`` (train, val) None no image files.
+
+    Raises:
+        InputError: no training image is left after filtering.
+    """
+    sampling = study.sampling
+    factors = repeat_factors(train, sampling.oversample_threshold, sampling.rounding, sampling.exponent)
+    # Of the first seed; others differ only in what stochastic rounding draws.
+    stream = stream_of(Sampling(factors.image_factors, factors.rounding), train, study.schedule, study.seeds[0])
+    recipe = make_recipe(study.schedule, stream)
+    errors = [*category_errors(train, val), *label_errors(train), *label_errors(val)]
+    errors += [*version_errors(train, study.dataset.name), *version_errors(val, study.dataset.name)]
+    errors += settings_errors(study.augmentation, study.model)
+    missing: list[str] = []
+    skipped: list[str] = []
+    if image_folders is not None:
+        for store, folder in zip((train, val), image_folders, strict=True):
+            found = image_errors(store, folder)
+            if store is train and study.augmentation.skip_broken_images and len(found.missing) < store.num_images:
+                skipped += [f"{problem}; training skips it" for problem in found.problems]
+                continue
+            errors += found.problems
+            missing += found.missing
+    warnings = [*skipped, *split_warnings(train), *split_warnings(val), *frequency_warnings(train, val, factors)]
+    warnings += overlap_warnings(train, val, image_folders or (Path(), Path()))
+    warnings += settings_warnings(recipe, study.model, factors)
+    return Page(
+        errors, missing, warnings, facts(study, train, val, factors, recipe, images_checked=image_folders is not None)
+    )
+
+
+def settings_errors(augmentation: Augmentation, model: Model) -> Iterator[Problem]:
+    """Settings that are valid each but not together."""
+    short_px, long_px = max(augmentation.short_edges_px), augmentation.long_edge_px
+    if short_px > long_px:
+        what = f"{short_px} px is above long_edge_px, {long_px} px"
+        yield Problem("augmentation.short_edges_px", what, f"at most {long_px}", "raise long_edge_px or lower the edge")
+    if int(model.rois_per_image * model.roi_positive_fraction) < 1:
+        what = f"{model.roi_positive_fraction} of {model.rois_per_image} regions leaves no positive one"
+        yield Problem("model.roi_positive_fraction", what, "one region or more", "raise it or rois_per_image")
+
+
+def frequency_warnings(train: AnnotationStore, val: AnnotationStore, factors: RepeatFactors) -> Iterator[str]:
+    """Frequency groups, which are read from the files and never derived, where they may surprise."""
+    frequencies = np.array([category.frequency for category in train.categories])
+    # Gupta et al. 2019: rare is 1 to 10 training images, common 11 to 100, frequent more.
+    binned = np.array(["r", "c", "f"])[np.digitize(factors.image_counts, [11, 101])]
+    seen = factors.image_counts > 0
+    if unlike := int((seen & (frequencies != binned)).sum()):
+        yield (
+            f"{train.source_name}: {unlike:,} of {int(seen.sum()):,} categories have a frequency that is not that of "
+            "their images here (1-10 r, 11-100 c, more f); the file's is used"
+        )
+    if unseen := int((~seen).sum()):
+        yield f"{train.source_name}: {unseen:,} of {len(seen):,} categories have no training image and score 0"
+    pairs = zip(train.categories, val.categories, strict=False)
+    if differ := sum(ours.frequency != theirs.frequency for ours, theirs in pairs):
+        yield f"{val.source_name}: {differ:,} frequencies are not those of the training split; these are scored by"
+
+
+def settings_warnings(recipe: Recipe, model: Model, factors: RepeatFactors) -> Iterator[str]:
+    """Settings that are legal but rarely meant."""
+    schedule = recipe.schedule
+    if factors.threshold is not None and (why := why_none(factors)):
+        yield f"sampling.oversample_threshold repeats nothing: {why}"
+    if schedule.warmup_steps >= recipe.steps:
+        yield (
+            f"schedule.warmup_steps is {schedule.warmup_steps:,} of {recipe.steps:,} steps: the rate is at its peak "
+            "in the last step at most"
+        )
+    if late := [epoch for epoch in schedule.decay_at_epochs if schedule.epochs and epoch >= schedule.epochs]:
+        yield f"schedule.decay_at_epochs: {late} are never reached in {schedule.epochs} epochs"
+    if recipe.peak_learning_rate != schedule.learning_rate:
+        yield f"schedule: {recipe.rate_sentence}"
+    if model.normalization == "batch" and schedule.normalisation_group == 1:
+        yield "model.normalization: batch statistics of a single image; use group, or a larger normalisation_group"
+
+
+def machine_warnings(study: Study, results_dir: Path, num_labels: int) -> Iterator[str]:
+    """Too little disk, or less memory than a job asks for."""
+    results_dir.mkdir(parents=True, exist_ok=True)
+    needed_bytes = sum(run_bytes(study, name, num_labels) for name in study.backbones) * len(study.seeds)
+    free_bytes = shutil.disk_usage(results_dir).free
+    if free_bytes < needed_bytes:
+        yield (
+            f"{results_dir}: {free_bytes / GB:.1f} GB free; checkpoints and models of the study take about "
+            f"{needed_bytes / GB:.1f} GB"
+        )
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if study.compute.device == "cpu" and study.resources.memory_mb * 1e6 > memory_bytes:
+        yield (
+            f"resources.memory_mb is {study.resources.memory_mb:,}, this machine has {memory_bytes / 1e6:,.0f}: "
+            "trainings here may be killed"
+        )
+
+
+def run_bytes(study: Study, backbone: str, num_labels: int) -> int:
+    """Disk of one run: two checkpoints of weights and two moments of the optimizer, and the model, in float32."""
+    network = network_on_meta(BACKBONES[backbone], num_labels, study.model)
+    return 4 * (2 * 3 + 1) * sum(value.numel() for value in network.parameters())
 
 
 def facts(
@@ -180,114 +287,6 @@ def write_page(page: Page, out: Path) -> None:
         fix = f"{first.fix} ({f'{others} more error(s), ' if others else ''}page: {failed})"
         raise InputError(first.where, first.what, allowed=first.allowed, fix=fix)
     write_json(out, content)
-
-
-GB = 1e9
-
-
-def preflight(
-    study: Study, train: AnnotationStore, val: AnnotationStore, image_folders: tuple[Path, Path] | None
-) -> Page:
-    """Check two splits and the settings; with ``image_folders`` (train, val) None no image files.
-
-    Raises:
-        InputError: no training image is left after filtering.
-    """
-    sampling = study.sampling
-    factors = repeat_factors(train, sampling.oversample_threshold, sampling.rounding, sampling.exponent)
-    # Of the first seed; others differ only in what stochastic rounding draws.
-    stream = stream_of(Sampling(factors.image_factors, factors.rounding), train, study.schedule, study.seeds[0])
-    recipe = make_recipe(study.schedule, stream)
-    errors = [*category_errors(train, val), *label_errors(train), *label_errors(val)]
-    errors += [*version_errors(train, study.dataset.name), *version_errors(val, study.dataset.name)]
-    errors += settings_errors(study.augmentation, study.model)
-    missing: list[str] = []
-    skipped: list[str] = []
-    if image_folders is not None:
-        for store, folder in zip((train, val), image_folders, strict=True):
-            found = image_errors(store, folder)
-            if store is train and study.augmentation.skip_broken_images and len(found.missing) < store.num_images:
-                skipped += [f"{problem}; training skips it" for problem in found.problems]
-                continue
-            errors += found.problems
-            missing += found.missing
-    warnings = [*skipped, *split_warnings(train), *split_warnings(val), *frequency_warnings(train, val, factors)]
-    warnings += overlap_warnings(train, val, image_folders or (Path(), Path()))
-    warnings += settings_warnings(recipe, study.model, factors)
-    return Page(
-        errors, missing, warnings, facts(study, train, val, factors, recipe, images_checked=image_folders is not None)
-    )
-
-
-def settings_errors(augmentation: Augmentation, model: Model) -> Iterator[Problem]:
-    """Settings that are valid each but not together."""
-    short_px, long_px = max(augmentation.short_edges_px), augmentation.long_edge_px
-    if short_px > long_px:
-        what = f"{short_px} px is above long_edge_px, {long_px} px"
-        yield Problem("augmentation.short_edges_px", what, f"at most {long_px}", "raise long_edge_px or lower the edge")
-    if int(model.rois_per_image * model.roi_positive_fraction) < 1:
-        what = f"{model.roi_positive_fraction} of {model.rois_per_image} regions leaves no positive one"
-        yield Problem("model.roi_positive_fraction", what, "one region or more", "raise it or rois_per_image")
-
-
-def frequency_warnings(train: AnnotationStore, val: AnnotationStore, factors: RepeatFactors) -> Iterator[str]:
-    """Frequency groups, which are read from the files and never derived, where they may surprise."""
-    frequencies = np.array([category.frequency for category in train.categories])
-    # Gupta et al. 2019: rare is 1 to 10 training images, common 11 to 100, frequent more.
-    binned = np.array(["r", "c", "f"])[np.digitize(factors.image_counts, [11, 101])]
-    seen = factors.image_counts > 0
-    if unlike := int((seen & (frequencies != binned)).sum()):
-        yield (
-            f"{train.source_name}: {unlike:,} of {int(seen.sum()):,} categories have a frequency that is not that of "
-            "their images here (1-10 r, 11-100 c, more f); the file's is used"
-        )
-    if unseen := int((~seen).sum()):
-        yield f"{train.source_name}: {unseen:,} of {len(seen):,} categories have no training image and score 0"
-    pairs = zip(train.categories, val.categories, strict=False)
-    if differ := sum(ours.frequency != theirs.frequency for ours, theirs in pairs):
-        yield f"{val.source_name}: {differ:,} frequencies are not those of the training split; these are scored by"
-
-
-def settings_warnings(recipe: Recipe, model: Model, factors: RepeatFactors) -> Iterator[str]:
-    """Settings that are legal but rarely meant."""
-    schedule = recipe.schedule
-    if factors.threshold is not None and (why := why_none(factors)):
-        yield f"sampling.oversample_threshold repeats nothing: {why}"
-    if schedule.warmup_steps >= recipe.steps:
-        yield (
-            f"schedule.warmup_steps is {schedule.warmup_steps:,} of {recipe.steps:,} steps: the rate is at its peak "
-            "in the last step at most"
-        )
-    if late := [epoch for epoch in schedule.decay_at_epochs if schedule.epochs and epoch >= schedule.epochs]:
-        yield f"schedule.decay_at_epochs: {late} are never reached in {schedule.epochs} epochs"
-    if recipe.peak_learning_rate != schedule.learning_rate:
-        yield f"schedule: {recipe.rate_sentence}"
-    if model.normalization == "batch" and schedule.normalisation_group == 1:
-        yield "model.normalization: batch statistics of a single image; use group, or a larger normalisation_group"
-
-
-def machine_warnings(study: Study, results_dir: Path, num_labels: int) -> Iterator[str]:
-    """Too little disk, or less memory than a job asks for."""
-    results_dir.mkdir(parents=True, exist_ok=True)
-    needed_bytes = sum(run_bytes(study, name, num_labels) for name in study.backbones) * len(study.seeds)
-    free_bytes = shutil.disk_usage(results_dir).free
-    if free_bytes < needed_bytes:
-        yield (
-            f"{results_dir}: {free_bytes / GB:.1f} GB free; checkpoints and models of the study take about "
-            f"{needed_bytes / GB:.1f} GB"
-        )
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if study.compute.device == "cpu" and study.resources.memory_mb * 1e6 > memory_bytes:
-        yield (
-            f"resources.memory_mb is {study.resources.memory_mb:,}, this machine has {memory_bytes / 1e6:,.0f}: "
-            "trainings here may be killed"
-        )
-
-
-def run_bytes(study: Study, backbone: str, num_labels: int) -> int:
-    """Disk of one run: two checkpoints of weights and two moments of the optimizer, and the model, in float32."""
-    network = network_on_meta(BACKBONES[backbone], num_labels, study.model)
-    return 4 * (2 * 3 + 1) * sum(value.numel() for value in network.parameters())
 
 
 def image_folders(train: Path | None, val: Path | None, *, skip: bool) -> tuple[Path, Path] | None:
