@@ -83,6 +83,7 @@ def test_limit_gpus(tmp_path: Path, words: list[str], gpus: int) -> None:
     assert told == {"it": gpus}
 
 
+@pytest.mark.conda
 def test_conda(tmp_path: Path, conda_stand_in: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in conda_stand_in.items():
         monkeypatch.setenv(name, value)
