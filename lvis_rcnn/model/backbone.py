@@ -4,6 +4,7 @@ Feature Pyramid Networks (Lin et al. 2017): levels P2 to P5 with 256 channels ea
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -75,16 +76,11 @@ class NormalisedConvolution(torch.autograd.Function):
         return of_x, of_folded * factor, of_scale, of_shift, None, None
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with 32 groups (Wu and He 2018)."""
-    return nn.GroupNorm(32, channels)
-
-
 # The block and the normalisation of a body.
 NORMALIZATIONS: dict[str, tuple[type[Bottleneck], Callable[[int], nn.Module]]] = {
     "fixed_batch": (FixedStatisticsBottleneck, nn.BatchNorm2d),
     "batch": (Bottleneck, nn.BatchNorm2d),
-    "group": (Bottleneck, group_norm),
+    "group": (Bottleneck, partial(nn.GroupNorm, 32)),  # Wu and He 2018
 }
 
 

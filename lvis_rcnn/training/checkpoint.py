@@ -131,7 +131,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
         OSError: the folder cannot be read.
     """
     damaged: list[str] = []
-    for path in checkpoints_of(folder):
+    for path in sorted(filter(is_checkpoint, files_of(folder)), key=step_of, reverse=True):
         try:
             state = read_checkpoint(path)
         except (ValueError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
@@ -231,11 +231,6 @@ def on_cpu(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(on_cpu(entry) for entry in value)
     return value
-
-
-def checkpoints_of(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, newest first."""
-    return sorted((path for path in files_of(folder) if is_checkpoint(path)), key=step_of, reverse=True)
 
 
 def is_checkpoint(path: Path) -> bool:

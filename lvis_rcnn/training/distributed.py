@@ -22,6 +22,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.system.gpus import hold_one_gpu
+from lvis_rcnn.system.machine import is_there
 
 # A step waits this long for the slowest process, far longer than a slow file system takes for an image.
 HANG_S = 300.0
@@ -135,7 +136,11 @@ class Ranks:
             return "(never seen)"
         if int(at) < step:
             return f"(host {host}, pid {pid}), last seen at step {at}"
-        return f"(host {host}, pid {pid}), which has died" if host == socket.gethostname() and is_dead(pid) else ""
+        return (
+            f"(host {host}, pid {pid}), which has died"
+            if host == socket.gethostname() and not is_there(int(pid))
+            else ""
+        )
 
     def hanging(self, rank: int) -> str:
         """Which process another one is, if it hangs in the step: it does not report the failure within ``ASK_S``."""
@@ -146,17 +151,6 @@ class Ranks:
             _, host, pid = self.store.get(f"rank{rank}").decode().split()
             return f"(host {host}, pid {pid}), which hangs in the step"
         return ""
-
-
-def is_dead(pid: str) -> bool:
-    """Whether no process of this machine has that number."""
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 @contextmanager

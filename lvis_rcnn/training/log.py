@@ -111,7 +111,9 @@ class TrainingLog:
         """
         line = self.line(progress)
         if "loss_spike" in line:
-            log.warning("warning: %s", spike_sentence(progress, statistics.median(self.losses)))
+            totals = [total_loss(values) for values in progress.unlogged]
+            step, times = progress.step - len(totals) + 1 + totals.index(max(totals)), max(totals) / self.median
+            log.warning("warning: loss spike at step %d: %.3f, %.1f times the recent median", step, max(totals), times)
         size = self.path.stat().st_size
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -147,12 +149,13 @@ class TrainingLog:
             "written_at": round(time.time(), 2),
             **gradient_norms(window),
             **({"skipped_images": progress.skipped_images} if progress.skipped_images else {}),
-            **({"loss_spike": True} if self.is_spike(max(map(total_loss, window))) else {}),
+            **({"loss_spike": True} if 0 < SPIKE_FACTOR * self.median < max(map(total_loss, window)) else {}),
         }
 
-    def is_spike(self, loss: float) -> bool:
-        """Whether a total loss is a spike; nothing is while the median is 0."""
-        return len(self.losses) >= FEWEST_SPIKE_LINES and 0 < SPIKE_FACTOR * statistics.median(self.losses) < loss
+    @property
+    def median(self) -> float:
+        """Of the losses of the last lines; 0 while they are too few to call anything a spike."""
+        return statistics.median(self.losses) if len(self.losses) >= FEWEST_SPIKE_LINES else 0.0
 
 
 def values_of(window: Sequence[Mapping[str, float]], name: str) -> list[float]:
@@ -178,13 +181,6 @@ def gradient_norms(window: Sequence[Mapping[str, float]]) -> dict[str, float | N
         return {}
     pair = {"grad_norm": statistics.fmean(norms), "grad_norm_max": max(norms)}
     return {name: round(value, 5) if math.isfinite(sum(norms)) else None for name, value in pair.items()}
-
-
-def spike_sentence(progress: Progress, median: float) -> str:
-    """Names the step with the largest loss since the last line."""
-    totals = [total_loss(values) for values in progress.unlogged]
-    step = progress.step - len(totals) + 1 + totals.index(max(totals))
-    return f"loss spike at step {step}: {max(totals):.3f}, {max(totals) / median:.1f} times the recent median"
 
 
 def keep_lines_until(path: Path, steps_done: int) -> list[dict[str, Any]]:

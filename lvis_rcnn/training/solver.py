@@ -36,22 +36,6 @@ POLICIES: dict[str, Callable[[int, int, Sequence[int], float], float]] = {
 }
 
 
-def learning_rate(
-    step: int,
-    *,
-    peak: float,
-    policy: str,
-    steps: int,
-    warmup_steps: int,
-    warmup_start_factor: float,
-    decay_at_steps: Sequence[int],
-    decay_factor: float,
-) -> float:
-    """Learning rate of a 0-based optimizer step: peak times warm-up times a row of ``POLICIES``."""
-    warmup = warmup_factor(step, warmup_steps, warmup_start_factor)
-    return peak * warmup * POLICIES[policy](step, steps, decay_at_steps, decay_factor)
-
-
 def scaled_learning_rate(learning_rate: float, images_per_step: int, learning_rate_images: int | None) -> float:
     """Linear scaling of a rate for steps of ``learning_rate_images`` (Goyal et al. 2017, arXiv 1706.02677)."""
     # The ratio first: where both are equal the rate keeps its last bit.
@@ -101,17 +85,12 @@ class Recipe:
         )
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a 0-based step."""
-        return learning_rate(
-            step,
-            peak=self.peak_learning_rate,
-            policy=self.schedule.policy,
-            steps=self.steps,
-            warmup_steps=self.schedule.warmup_steps,
-            warmup_start_factor=self.schedule.warmup_start_factor,
-            decay_at_steps=[self.stream.steps_before_epoch(epoch) for epoch in self.schedule.decay_at_epochs],
-            decay_factor=self.schedule.decay_factor,
-        )
+        """Learning rate of a 0-based step: the peak times warm-up times a row of ``POLICIES``."""
+        schedule = self.schedule
+        warmup = warmup_factor(step, schedule.warmup_steps, schedule.warmup_start_factor)
+        decay_at_steps = [self.stream.steps_before_epoch(epoch) for epoch in schedule.decay_at_epochs]
+        decay = POLICIES[schedule.policy](step, self.steps, decay_at_steps, schedule.decay_factor)
+        return self.peak_learning_rate * warmup * decay
 
     @property
     def sentence(self) -> str:

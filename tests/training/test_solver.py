@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lvis_rcnn.config.schema import Schedule
 from lvis_rcnn.config.study import load_study
 from lvis_rcnn.dataloader.sampler import SampleStream
-from lvis_rcnn.training.solver import learning_rate, make_recipe, scaled_learning_rate
+from lvis_rcnn.training.solver import make_recipe, scaled_learning_rate
 from tests.conftest import REPOSITORY
 
 # A user's log of the published LVIS v1 run shows 7674 iterations an epoch with 16 images each.
@@ -129,16 +130,17 @@ def test_milestones_are_at_starts_of_epochs_also_where_their_lengths_vary():
 
 
 def one_cycle(step, steps=100, warmup_steps=0):
-    return learning_rate(
-        step,
-        peak=0.001,
-        policy="one_cycle",
+    schedule = Schedule(
+        images_per_step=2,
         steps=steps,
+        optimizer="adamw",
+        learning_rate=0.001,
+        weight_decay=0,
+        policy="one_cycle",
         warmup_steps=warmup_steps,
         warmup_start_factor=0.01,
-        decay_at_steps=(),
-        decay_factor=0.1,
     )
+    return make_recipe(schedule, SampleStream(np.ones(2), "ceil", np.zeros(2, bool), 0, 2, 1)).learning_rate(step)
 
 
 def test_one_cycle_begins_at_the_peak_and_ends_near_zero():
