@@ -6,7 +6,7 @@ saved to resume, and any number of workers gives the same batches.
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -42,14 +42,9 @@ class Target:
     labels: Int64[torch.Tensor, " a"]
     masks: MaskCrops
 
-    def to(self, device: torch.device) -> "Target":
-        """The same on ``device``."""
-        boxes, labels = (tensor.to(device, non_blocking=True) for tensor in (self.boxes_xyxy, self.labels))
-        return Target(boxes, labels, self.masks.to(device))
-
-    def pin_memory(self) -> "Target":
-        """The same in pinned memory, from which a copy to a GPU is asynchronous."""
-        return Target(self.boxes_xyxy.pin_memory(), self.labels.pin_memory(), self.masks.pin_memory())
+    def mapped(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Target":
+        """The same with every tensor moved elsewhere."""
+        return Target(move(self.boxes_xyxy), move(self.labels), self.masks.mapped(move))
 
 
 @dataclass(frozen=True)
@@ -70,13 +65,15 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same on ``device``; from pinned memory the copy is asynchronous."""
-        pixels = self.pixels.to(device, non_blocking=True)
-        return replace(self, pixels=pixels, targets=[target.to(device) for target in self.targets])
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """The same in pinned memory; the DataLoader calls this."""
-        targets = [target.pin_memory() for target in self.targets]
-        return replace(self, pixels=self.pixels.pin_memory(), targets=targets)
+        return self.mapped(lambda tensor: tensor.pin_memory())
+
+    def mapped(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """The same with every tensor moved elsewhere."""
+        return replace(self, pixels=move(self.pixels), targets=[target.mapped(move) for target in self.targets])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ The published chain rasterises a polygon at the original size (``pycocotools``),
 1333 x 800 are 12.8 MB as bitmaps and about 0.3 MB as crops. Every pixel is the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,14 +30,9 @@ class MaskCrops:
     pixels: UInt8[torch.Tensor, " pixels"]
     """Crop i row by row: ``offsets[i]`` to ``offsets[i + 1]``, 1 on the object."""
 
-    def to(self, device: torch.device) -> "MaskCrops":
-        """The same on ``device``."""
-        tensors = (self.frames_xyxy, self.offsets, self.pixels)
-        return MaskCrops(*(tensor.to(device, non_blocking=True) for tensor in tensors))
-
-    def pin_memory(self) -> "MaskCrops":
-        """The same in pinned memory, from which a copy to a GPU is asynchronous."""
-        return MaskCrops(self.frames_xyxy.pin_memory(), self.offsets.pin_memory(), self.pixels.pin_memory())
+    def mapped(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "MaskCrops":
+        """The same with every tensor moved elsewhere."""
+        return MaskCrops(move(self.frames_xyxy), move(self.offsets), move(self.pixels))
 
 
 @dataclass(frozen=True)
