@@ -38,7 +38,7 @@ from lvis_rcnn.model.weights import load_trained
 from lvis_rcnn.system.cli import log, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, write_json
 from lvis_rcnn.system.provenance import code_version, library_versions
-from lvis_rcnn.training.distributed import Ranks, own_device, require_device
+from lvis_rcnn.training.distributed import Ranks, process_device, require_device
 from lvis_rcnn.training.log import Progress
 from lvis_rcnn.training.run import Run, hardware
 from lvis_rcnn.training.setup import peak_memory_bytes, set_arithmetic, training_of
@@ -83,7 +83,7 @@ def measure(study: Study, backbone: str, test: TestData, data: TrainingData | No
     Raises:
         InputError: the model is not of this study, or memory does not suffice.
     """
-    device = own_device(study.compute.device, 0)
+    device = process_device(study.compute.device, 0)
     # Training comes first: of the resident memory of a process only the peak so far is known.
     training = measured_training(study, backbone, test.model, data, device) if data else None
     detector = make_detector(study, backbone, test.model, test.store, test.images, device)

@@ -8,8 +8,8 @@ Repeat factor sampling (Gupta, Dollar and Girshick 2019, LVIS, arXiv 1908.03195v
     4. copies(I): r(I) rounded to a whole number
 
 There are two roundings. ``ceil``, the default, is that of MMDetection's ClassBalancedDataset: an image of r(I) = 1.001
-counts twice in every epoch. ``stochastic`` is the paper's and detectron2's: in each epoch anew, one more than the
-integer part with the probability of the fraction. The exponent is a setting; one half is the paper's.
+counts twice in every epoch. ``stochastic`` is the paper's and detectron2's: one more than the integer part
+with the probability of the fraction, drawn in each epoch. The exponent is a setting; one half is the paper's.
 
 As in MMDetection 3.3.0, N counts the images that have an annotation and no edge below 32 pixels, and a category is in
 an image by the annotations that are trained on (:func:`usable_annotations`). An image with none of those is kept and

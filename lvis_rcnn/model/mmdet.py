@@ -176,11 +176,11 @@ def read_content(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(str(path), "no such file", fix="name a file of weights (.pth)") from None
     except (RuntimeError, EOFError, OSError, LookupError, struct.error, pickle.UnpicklingError) as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if asked:
+        needed = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if needed:
             raise InputError(
                 str(path),
-                f"holds more than weights: an object of {asked[1]}, and loading it runs code that the file chooses",
+                f"holds more than weights: an object of {needed[1]}, and loading it runs code that the file chooses",
                 fix="use a published file; or, if you trust who made this one, add --trust-pickle",
             ) from None
         what = f"cannot be read as a file of weights ({type(error).__name__})"

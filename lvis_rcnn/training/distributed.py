@@ -164,9 +164,9 @@ def started(device: str) -> Iterator[Ranks]:
         InputError: fewer GPUs than processes.
     """
     count, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
-    own = own_device(device, local)
+    chosen = process_device(device, local)
     if count == 1:
-        yield Ranks(0, 1, own)
+        yield Ranks(0, 1, chosen)
         return
     rank = int(os.environ["RANK"])
     # torchrun itself serves the store, so it outlives any rank.
@@ -176,18 +176,18 @@ def started(device: str) -> Iterator[Ranks]:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     prefixed = PrefixStore(f"lvis_rcnn/{attempt}", store)
     # NCCL's own watchdog ends the process without our message, so it gets more time.
-    backend, limit_s = ("nccl", 1.2 * HANG_S) if own.type == "cuda" else ("gloo", HANG_S)
+    backend, limit_s = ("nccl", 1.2 * HANG_S) if chosen.type == "cuda" else ("gloo", HANG_S)
     distributed.init_process_group(
         backend, store=prefixed, rank=rank, world_size=count, timeout=timedelta(seconds=limit_s)
     )
-    asked = PrefixStore(f"lvis_rcnn/{attempt}/steps", store)
-    asked.set_timeout(timedelta(seconds=ASK_S))
-    yield Ranks(rank, count, own, asked)
+    steps = PrefixStore(f"lvis_rcnn/{attempt}/steps", store)
+    steps.set_timeout(timedelta(seconds=ASK_S))
+    yield Ranks(rank, count, chosen, steps)
     # Not after an error: it would wait for a lost process.
     distributed.destroy_process_group()
 
 
-def own_device(device: str, local: int) -> torch.device:
+def process_device(device: str, local: int) -> torch.device:
     """The device of process ``local`` of its machine."""
     if device != "cuda":
         return torch.device(device)
@@ -199,9 +199,9 @@ def own_device(device: str, local: int) -> torch.device:
             allowed="as many processes on a machine as it has GPUs",
             fix="start torchrun with a smaller --nproc-per-node",
         )
-    own = torch.device("cuda", local)
-    torch.cuda.set_device(own)
-    return own
+    chosen = torch.device("cuda", local)
+    torch.cuda.set_device(chosen)
+    return chosen
 
 
 def require_device(study: Study, study_file: Path) -> None:
