@@ -83,8 +83,8 @@ def table_page(study: Study, rows: Sequence[Row]) -> str:
 
 
 def in_html(text: str, is_best: bool) -> str:
-    """A cell with its interval in one piece; bold where it is the best."""
-    text = re.sub(r"\[[^\]]*\]", lambda found: found.group().replace(" ", "\N{NO-BREAK SPACE}"), text)
+    """A cell whose interval, or number with its unit, is never split between lines; bold where it is the best."""
+    text = re.sub(r"\[[^\]]*\]|^[\d.]+ \w+$", lambda found: found.group().replace(" ", "\N{NO-BREAK SPACE}"), text)
     return Markup("<strong>{}</strong>").format(text) if is_best else text
 
 
