@@ -21,7 +21,7 @@ for (const box of document.querySelectorAll('.sortable')) {
     const words = search.value.toLowerCase(), group = choice ? choice.value : '';
     let shown = 0;
     for (const row of body.rows) {
-      const fits = row.textContent.toLowerCase().includes(words) && (!group || row.querySelector(`td.${group}`));
+      const fits = row.textContent.toLowerCase().includes(words) && (!group || row.querySelector(`td.${group}`) !== null);
       row.hidden = !fits;
       shown += fits;
     }
