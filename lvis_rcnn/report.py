@@ -14,7 +14,6 @@ the same bytes.
 
 import argparse
 import inspect
-import time
 from pathlib import Path
 
 from lvis_rcnn.config.schema import BACKBONES
@@ -49,7 +48,7 @@ def table(args: argparse.Namespace) -> None:
     if args.out.suffix != ".md":
         raise InputError(f"--out {args.out}", "is no Markdown file", allowed="a name that ends in .md")
     study = checked_study(args)
-    written = write_tables(study, known_models(study, args.study), args.results, args.out, time.time())
+    written = write_tables(study, known_models(study, args.study), args.results, args.out)
     log.info("%s", titled(study))
     for line in written.splitlines():
         log.info("%s", line)
@@ -64,7 +63,7 @@ def plots(args: argparse.Namespace) -> None:
     A plot without data says why.
     """
     study = checked_study(args)
-    write_plots(study, args.study, args.results, args.out, time.time())
+    write_plots(study, args.study, args.results, args.out)
     log.info("wrote the plots of %s: %s", study.study, args.out)
 
 
@@ -77,7 +76,7 @@ def pages(args: argparse.Namespace) -> None:
     """
     study = checked_study(args)
     log.info("reading what the runs of %s have recorded", study.study)
-    write_pages(study, args.study, args.results, args.out, time.time())
+    write_pages(study, args.study, args.results, args.out)
     log.info("wrote the pages of %s: %s", study.study, args.out)
 
 

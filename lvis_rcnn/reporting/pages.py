@@ -27,7 +27,7 @@ from lvis_rcnn.reporting.table import (
     reading_line,
     titled,
 )
-from lvis_rcnn.runs.records import MEASURES, Run
+from lvis_rcnn.runs.records import QUANTITIES, RunRecord
 from lvis_rcnn.system.cli import duration
 from lvis_rcnn.system.files import write_text
 
@@ -42,7 +42,7 @@ JOB_COLUMNS = (Column("job"), Column("seconds", 1), Column("CPU seconds", 1), Co
 RUN_FACTS = ("code_version", "finished_at", "device", "threads", "precision", "initial_weights", "model_sha256")
 
 
-def write_pages(study: Study, study_file: Path, results: Path, out: Path, now_s: float) -> None:
+def write_pages(study: Study, study_file: Path, results: Path, out: Path) -> None:
     """Write the pages of a study, those of PAGES, into ``out``.
 
     Args:
@@ -50,12 +50,11 @@ def write_pages(study: Study, study_file: Path, results: Path, out: Path, now_s:
         study_file: its file, which its zoo is relative to.
         results: folder that all steps write into.
         out: folder of the pages.
-        now_s: Unix time; tells a live run from a dead one.
 
     Raises:
         InputError: tables of repeat factors are damaged.
     """
-    rows = rows_of(study, results, known_models(study, study_file), now_s)
+    rows = rows_of(study, results, known_models(study, study_file))
     counted = read_category_figures(results / study.study / "repeat_factors")
     makers: dict[str, Callable[[], str]] = {
         "table": lambda: table_page(study, rows),
@@ -71,7 +70,7 @@ def write_pages(study: Study, study_file: Path, results: Path, out: Path, now_s:
 def table_page(study: Study, rows: Sequence[Row]) -> str:
     """The results table."""
     lines = printed_cells(rows, write=in_html)
-    numbers = {title for name, title in COLUMNS.items() if name in MEASURES}
+    numbers = {title for name, title in COLUMNS.items() if name in QUANTITIES}
     return page(
         "table",
         titled(study),
@@ -134,7 +133,7 @@ def cost_page(study: Study, results: Path, rows: Sequence[Row]) -> str:
     )
 
 
-def training_cost(row: Row, run: Run) -> list[Any]:
+def training_cost(row: Row, run: RunRecord) -> list[Any]:
     """The line of one training."""
     record = run.records["train"]
     seconds, processes = record.get("elapsed_s"), record.get("ranks", 1)

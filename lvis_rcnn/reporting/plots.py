@@ -40,7 +40,7 @@ LOSS_PANELS = 3
 """Panels of losses beside each other."""
 
 
-def write_plots(study: Study, study_file: Path, results: Path, out: Path, now_s: float) -> None:
+def write_plots(study: Study, study_file: Path, results: Path, out: Path) -> None:
     """Write the plots of a study, those of PLOTS, into ``out``.
 
     Args:
@@ -48,13 +48,12 @@ def write_plots(study: Study, study_file: Path, results: Path, out: Path, now_s:
         study_file: its file, which its zoo is relative to.
         results: folder that all steps write into.
         out: folder of the plots.
-        now_s: Unix time; tells a live run from a dead one.
 
     Raises:
         InputError: tables of repeat factors are damaged.
     """
     zoo = known_models(study, study_file)
-    rows = [row for row in rows_of(study, results, zoo, now_s) if row.runs]
+    rows = [row for row in rows_of(study, results, zoo) if row.runs]
     histories = histories_of(study, results, zoo, rows)
     tables = results / study.study / "repeat_factors"
     figures, image_counts = read_category_figures(tables) or (None, {})

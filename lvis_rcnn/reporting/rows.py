@@ -10,7 +10,8 @@ from lvis_rcnn.config.schema import BACKBONES, Schedule
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.evaluation.bootstrap import Interval, row_intervals
-from lvis_rcnn.runs.records import MEASURES, Run, read_measured, read_published, read_run
+from lvis_rcnn.runs.records import QUANTITIES, RunRecord, read_measured, read_published
+from lvis_rcnn.runs.states import state_of
 
 TRAINED = "trained here"
 PUBLISHED = "published"
@@ -33,9 +34,9 @@ class Row:
     lr_schd: str
     scored_on: str
     """Name of the validation data."""
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
     """One per seed of TRAINED, one of RESCORED, none of PUBLISHED."""
-    measured: Run | None = None
+    measured: RunRecord | None = None
     """Memory and speed, measured with the first of them; None of PUBLISHED."""
     model: ZooModel | None = None
     reference: ZooModel | None = None
@@ -60,13 +61,13 @@ class Row:
         """The device that memory and speed are of; None where nothing is measured."""
         return self.measured.records["measure"]["device"] if self.measured and self.measured.records else None
 
-    def runs_of(self, name: str) -> tuple[Run, ...]:
+    def runs_of(self, name: str) -> tuple[RunRecord, ...]:
         """The runs that a measure is taken of."""
-        return (self.measured,) if self.measured and MEASURES[name].step == "measure" else self.runs
+        return (self.measured,) if self.measured and QUANTITIES[name].step == "measure" else self.runs
 
     def interval(self, name: str) -> Interval | None:
         """The 95 % interval of a measure: of the only run, or of the mean over seeds; None where there is none."""
-        measure = MEASURES[name]
+        measure = QUANTITIES[name]
         if len(scored := [run for run in self.runs if measure.step in run.records]) == 1:
             return scored[0].interval(measure)
         return self.intervals_of_means.get(name)
@@ -78,11 +79,11 @@ class Row:
         """
         if self.source == PUBLISHED:
             return {"mean": published_value(self, name), "sd": None, "seeds": {}}
-        values = {run_key(run): run.value(MEASURES[name]) for run in self.runs_of(name)}
+        values = {run_key(run): run.value(QUANTITIES[name]) for run in self.runs_of(name)}
         present = [value for value in values.values() if value is not None]
         mean = statistics.fmean(present) if present else None
         record = {"mean": mean, "sd": statistics.stdev(present) if len(present) > 1 else None, "seeds": values}
-        of_runs = {run_key(run): bounds for run in self.runs if (bounds := run.interval(MEASURES[name]))}
+        of_runs = {run_key(run): bounds for run in self.runs if (bounds := run.interval(QUANTITIES[name]))}
         of_mean = self.interval(name)
         return record | ({"intervals": of_runs} if of_runs else {}) | ({"interval": of_mean} if of_mean else {})
 
@@ -92,25 +93,24 @@ class Row:
         return mean
 
 
-def run_key(run: Run) -> str:
+def run_key(run: RunRecord) -> str:
     """Name of a run within its row: its seed, or ``published``."""
     return PUBLISHED if run.seed is None else str(run.seed)
 
 
-def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel], now_s: float) -> list[Row]:
+def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel]) -> list[Row]:
     """The rows of a study in its order: trained ones, then each published model as published and as scored here.
 
     Args:
         study: what should have been run.
         results: folder that all steps write into.
         models: published models by name, those that the study scores among them.
-        now_s: Unix time.
     """
     rows = []
     data = study.dataset.name
     for backbone in study.backbones:
         schedule = schedule_name(study.schedule)
-        runs = tuple(read_run(study, results, backbone, seed, now_s) for seed in study.seeds)
+        runs = tuple(state_of(study, results, backbone, seed, models).run for seed in study.seeds)
         measured = read_measured(study, results, runs[0])
         same = (one for one in models.values() if (one.kind, one.backbone, one.schedule) == (data, backbone, schedule))
         reference = next(same, None)
@@ -118,18 +118,18 @@ def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel], now_s: 
     for published in study.published:
         model = models[published.model]
         scored_on = data if published.split == "val" else published.split
-        run = read_published(study, results, published, model, now_s)
+        run = read_published(study, results, published, model)
         rows.append(Row(PUBLISHED, model.backbone, model.schedule, scored_on, (), None, model, model))
         measured = read_measured(study, results, run)
         rows.append(Row(RESCORED, model.backbone, model.schedule, scored_on, (run,), measured, model, model))
     return rows
 
 
-def intervals_over_seeds(runs: Sequence[Run]) -> Mapping[str, Interval]:
+def intervals_over_seeds(runs: Sequence[RunRecord]) -> Mapping[str, Interval]:
     """The intervals of the means over the seeds that are scored, by the measure."""
     scored = [run for run in runs if "evaluate" in run.records]
     found = row_intervals([run.folder for run in scored], [run.records["evaluate"] for run in scored])
-    keys = {name: measure.keys for name, measure in MEASURES.items() if measure.step == "evaluate"}
+    keys = {name: measure.keys for name, measure in QUANTITIES.items() if measure.step == "evaluate"}
     every = {name: found.get(kind, {}).get(metric) for name, (kind, metric) in keys.items()}
     return {name: bounds for name, bounds in every.items() if bounds}
 
@@ -149,7 +149,7 @@ def published_value(row: Row, name: str) -> float | None:
         return None
     model = row.reference
     value = {"box_AP": model.box_ap, "mask_AP": model.mask_ap, "memory_gb": model.memory_gb}.get(name)
-    return None if value is None else value / MEASURES[name].scale
+    return None if value is None else value / QUANTITIES[name].scale
 
 
 def difference(row: Row, name: str) -> float | None:
@@ -188,7 +188,7 @@ def is_best(row: Row, rows: Sequence[Row], name: str) -> bool:
     return own is not None and bool(values) and own >= max(values)
 
 
-def missing_of(row: Row, run: Run) -> dict[str, str]:
+def missing_of(row: Row, run: RunRecord) -> dict[str, str]:
     """What a run lacks by the step, and what its row lacks where that is measured with it."""
     of_row = row.measured.missing if row.measured and run is row.runs[0] else {}
     return {**run.missing, **of_row}

@@ -29,7 +29,7 @@ from lvis_rcnn.reporting.rows import (
     rows_of,
     run_key,
 )
-from lvis_rcnn.runs.records import MEASURES, Run
+from lvis_rcnn.runs.records import QUANTITIES, RunRecord
 from lvis_rcnn.system.files import write_json, write_text
 
 # The only order of the columns: table.csv and table.json follow it, with what is not printed at the end.
@@ -51,7 +51,7 @@ COLUMNS = {
     "gpu_hours": "GPU-hours",
     "cpu_hours": "CPU-hours",
 }
-MEASURES_IN_ORDER = tuple(dict.fromkeys([*(name for name in COLUMNS if name in MEASURES), *MEASURES]))
+MEASURES_IN_ORDER = tuple(dict.fromkeys([*(name for name in COLUMNS if name in QUANTITIES), *QUANTITIES]))
 
 # Behind numbers that were measured on another device than the first of their column.
 MARKS = ("", "†", "‡", "§")
@@ -64,7 +64,7 @@ TERMINAL_CHARACTERS, TITLE_CHARACTERS = 100, 16
 MOST_SIDE_BY_SIDE = 4  # rows of the table that fit beside each other on a terminal
 
 
-def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, out: Path, now_s: float) -> str:
+def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, out: Path) -> str:
     """Write the table of ``study`` to ``out``; return it as text for the terminal.
 
     Args:
@@ -72,9 +72,8 @@ def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, ou
         models: published models by name, those that the study scores among them.
         results: folder that all steps write into.
         out: path of table.md; .csv and .json appear beside it.
-        now_s: Unix time; tells a live run from a dead one.
     """
-    rows = rows_of(study, results, models, now_s)
+    rows = rows_of(study, results, models)
     link = links_from(out.parent, results, study.report.base_url)
     records = [row_record(row, link) for row in rows]
     write_text(out, markdown(study, rows, link))
@@ -156,7 +155,7 @@ def spreadsheet_line(row: Row, record: Mapping[str, Any]) -> dict[str, Any]:
     return line | {kind: next(filter(None, record[kind].values()), None) for kind in ("model", "log")}
 
 
-def first_missing(row: Row, run: Run) -> str:
+def first_missing(row: Row, run: RunRecord) -> str:
     """The first reason why a run, or the measurement of its row, is incomplete, with its seed; empty if it is whole."""
     for step, why in missing_of(row, run).items():
         reason = why if step in run.missing else f"{step}: {why}"
@@ -191,14 +190,14 @@ def printed_cells(
         return row.names[name] if name in row.names else cell(row, name) + device_mark(rows, row, name)
 
     return [
-        {COLUMNS[name]: write(text_of(row, name), name in MEASURES and is_best(row, rows, name)) for name in names}
+        {COLUMNS[name]: write(text_of(row, name), name in QUANTITIES and is_best(row, rows, name)) for name in names}
         for row in rows
     ]
 
 
 def cell(row: Row, name: str) -> str:
     """What is printed of a measure: the number, the published one and their difference, or why there is none."""
-    published, scale = published_value(row, name), MEASURES[name].scale
+    published, scale = published_value(row, name), QUANTITIES[name].scale
     if row.source == PUBLISHED:
         return "not published" if published is None else f"{scale * published:.1f}"
     if row.source == RESCORED and name in OF_TRAINING:
@@ -213,7 +212,7 @@ def cell(row: Row, name: str) -> str:
 
 def measured_cell(row: Row, name: str) -> str:
     """Mean, sample standard deviation over the seeds and interval, or why there is no number."""
-    runs, measure, found = row.runs_of(name), MEASURES[name], row.measure(name)
+    runs, measure, found = row.runs_of(name), QUANTITIES[name], row.measure(name)
     mean, spread, scale = found["mean"], found["sd"], measure.scale
     if not any(measure.step in run.records for run in runs):
         return reasons({run.seed: run.missing[measure.step] for run in runs})
@@ -332,7 +331,7 @@ def reading_line(rows: Sequence[Row]) -> str:
 
 def interval_sentence(rows: Sequence[Row]) -> str:
     """What square brackets are; empty where there are none."""
-    shown = [row for row in rows if any(row.interval(name) for name in MEASURES)]
+    shown = [row for row in rows if any(row.interval(name) for name in QUANTITIES)]
     if not shown:
         return ""
     scored = [[run.records["evaluate"] for run in row.runs if "evaluate" in run.records] for row in shown]

@@ -1,13 +1,11 @@
-"""The runs of a study: what each has recorded, and why the rest is not there.
+"""The runs of a study: what the steps of each have recorded, and why records are missing.
 
-A record counts only while those of the steps before it stand, and while it agrees with the study file: a run that is
-being repeated never shows the AP of the old one.
+A record counts only if those of the steps before it do, and if it agrees with the study file: a run that is being
+repeated never shows the AP of the old one.
 """
 
 import json
-import os
 import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from lvis_rcnn.config.zoo import ZooModel, initial_model
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.system.files import sha256_of_json
 
-# Step -> the record it writes last, what the table needs of it, and what is said before the step has begun.
+# Step -> the record it writes last, the keys that the table needs of it, and the text before the step has begun.
 RECORDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "train": ("train.json", ("memory_gb", "model_file", "log_file"), "not started"),
     "import": ("import.json", ("file", "sha256", "model_sha256"), "not started"),
@@ -30,62 +28,61 @@ RECORDS: dict[str, tuple[str, tuple[str, ...], str]] = {
 STEPS_OF_TRAINED = ("train", "infer", "evaluate")
 STEPS_OF_PUBLISHED = ("import", "infer", "evaluate")
 SHARED_STEPS = ("draw", "store_train", "store_val", "preflight", "repeat_factors")
-SECONDS_TO_BE_DEAD = 300
 REASON_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
-class Measure:
-    """One measured number of a run."""
+class Quantity:
+    """A number that a step of a run has recorded."""
 
     step: str
-    """The step that measures it."""
+    """The step that records it."""
     keys: tuple[str, ...]
     """The keys that lead to it in the step's record."""
     scale: float = 1
-    """The table prints it times this."""
+    """The table shows it multiplied by this."""
 
 
-MEASURES = {
-    "memory_gb": Measure("measure", ("training", "memory_gb")),
-    "fps": Measure("measure", ("inference", "fps")),
-    "images_seen": Measure("train", ("images_seen",)),
-    "gpu_hours": Measure("train", ("cost", "gpu_hours")),
-    "cpu_hours": Measure("train", ("cost", "cpu_hours")),
-    **{f"box_{name}": Measure("evaluate", ("bbox", name), scale=100) for name in METRIC_NAMES},
-    **{f"mask_{name}": Measure("evaluate", ("segm", name), scale=100) for name in METRIC_NAMES},
+QUANTITIES = {
+    "memory_gb": Quantity("measure", ("training", "memory_gb")),
+    "fps": Quantity("measure", ("inference", "fps")),
+    "images_seen": Quantity("train", ("images_seen",)),
+    "gpu_hours": Quantity("train", ("cost", "gpu_hours")),
+    "cpu_hours": Quantity("train", ("cost", "cpu_hours")),
+    **{f"box_{name}": Quantity("evaluate", ("bbox", name), scale=100) for name in METRIC_NAMES},
+    **{f"mask_{name}": Quantity("evaluate", ("segm", name), scale=100) for name in METRIC_NAMES},
 }
 
 
 @dataclass(frozen=True)
-class Run:
-    """What is known of a backbone with a seed, or of a published model: each step's record, or why there is none."""
+class RunRecord:
+    """The records of a backbone with a seed, or of a published model: of each step, or why there is none."""
 
     folder: Path
     seed: int | None
     """None for a published model."""
     steps: tuple[str, ...]
     earlier_logs: dict[str, str]
-    """Name of each log of what comes before ``steps``, and what the table calls it."""
+    """Name of the log of each step before all runs, and what the table calls that step."""
     records: dict[str, dict[str, Any]]
     missing: dict[str, str]
 
     @property
     def name(self) -> str:
-        """What logs of its steps end with."""
+        """What the names of its logs end with."""
         return f"{self.folder.parent.name}_{self.folder.name}"
 
-    def value(self, measure: Measure) -> float | None:
-        """The measured number; None where it is missing or undefined."""
-        value: Any = self.records.get(measure.step)
-        for key in measure.keys:
+    def value(self, quantity: Quantity) -> float | None:
+        """The recorded number; None where it is missing or undefined."""
+        value: Any = self.records.get(quantity.step)
+        for key in quantity.keys:
             value = None if value is None else value.get(key)
         return None if value is None else float(value)
 
-    def interval(self, measure: Measure) -> tuple[float, float] | None:
-        """Bounds of the 95 % interval that scoring gives a metric; None where it gives none."""
-        bounds: Any = self.records.get(measure.step, {}).get("intervals", {})
-        for key in measure.keys:
+    def interval(self, quantity: Quantity) -> tuple[float, float] | None:
+        """The 95 % interval of a metric; None where scoring made none."""
+        bounds: Any = self.records.get(quantity.step, {}).get("intervals", {})
+        for key in quantity.keys:
             bounds = bounds.get(key, {}) if isinstance(bounds, dict) else {}
         return (float(bounds[0]), float(bounds[1])) if bounds else None
 
@@ -97,76 +94,70 @@ class Run:
         return path if path.is_file() else f"missing file: {path.name}"
 
 
-def read_run(study: Study, results: Path, backbone: str, seed: int, now_s: float) -> Run:
-    """The records of a run that is trained; the first that is missing explains all that follow from it."""
+def read_run(study: Study, results: Path, backbone: str, seed: int) -> RunRecord:
+    """The records of a trained run; the reason for the first missing one holds for all that follow."""
     folder = results / study.study / backbone / f"seed{seed}"
     earlier = {step: step for step in SHARED_STEPS}
-    return with_records(study, results, Run(folder, seed, STEPS_OF_TRAINED, earlier, records={}, missing={}), now_s)
+    return with_records(study, results, RunRecord(folder, seed, STEPS_OF_TRAINED, earlier, records={}, missing={}))
 
 
-def read_published(study: Study, results: Path, row: Published, model: ZooModel, now_s: float) -> Run:
-    """:func:`read_run` of a published model."""
+def read_published(study: Study, results: Path, row: Published, model: ZooModel) -> RunRecord:
+    """The records of a published model, as :func:`read_run`."""
     folder = results / study.study / "published" / row.model
     store = f"store_{row.split}"
     earlier = {"draw": "draw", store: store, f"fetch_{model.file_name}": "fetch"}
-    return with_records(study, results, Run(folder, None, STEPS_OF_PUBLISHED, earlier, records={}, missing={}), now_s)
+    return with_records(study, results, RunRecord(folder, None, STEPS_OF_PUBLISHED, earlier, records={}, missing={}))
 
 
-def read_measured(study: Study, results: Path, run: Run) -> Run:
+def read_measured(study: Study, results: Path, run: RunRecord) -> RunRecord:
     """The measurement of the row whose first run is ``run``, in the form of a run."""
-    step = "measure"
-    folder = run.folder if run.seed is None else run.folder.parent
-    measured = Run(folder, run.seed, (step,), {}, {}, {})
-    record, reason = measurement(study, results, run, folder / RECORDS[step][0])
-    if reason:
-        measured.missing[step] = reason
-    else:
-        measured.records[step] = record
-    return measured
-
-
-def measurement(study: Study, results: Path, run: Run, path: Path) -> tuple[dict[str, Any], str]:
-    """The record at ``path``, and why it must not be shown (empty if it may); that of ``run`` where it has no model."""
     step, of_model = "measure", run.steps[0]
-    if of_model in run.missing:
-        return {}, run.missing[of_model]
-    if not path.exists():
-        name = run.name if run.seed is None else run.folder.parent.name
-        error = last_error(results / study.study / "logs" / f"{step}_{name}.log")
-        return {}, shortened(f"failed: {error}") if error else RECORDS[step][2]
-    found = read_json_object(path)
-    if any(key not in found for key in RECORDS[step][1]):
-        return {}, f"unreadable: {path.name}"
-    return found, outdated(study, step, found, run.records)
+    is_published = run.seed is None
+    folder = run.folder if is_published else run.folder.parent
+    error = last_error(results / study.study / "logs" / f"{step}_{run.name if is_published else folder.name}.log")
+    record, reason = read_record(study, step, folder / RECORDS[step][0], run.records, error)
+    reason = run.missing.get(of_model, reason)
+    return RunRecord(folder, run.seed, (step,), {}, {} if reason else {step: record}, {step: reason} if reason else {})
 
 
-def with_records(study: Study, results: Path, run: Run, now_s: float) -> Run:
+def with_records(study: Study, results: Path, run: RunRecord) -> RunRecord:
     """``run``, filled step by step."""
     reason = ""
     for step in run.steps:
         if not reason:
-            run.records[step], reason = read_step(study, results, run, step, now_s)
+            path = run.folder / RECORDS[step][0]
+            error = "" if path.exists() else failure(study, results, run, step)
+            record, reason = read_record(study, step, path, run.records, error)
         if reason:
-            run.records.pop(step, None)
             run.missing[step] = reason
+        else:
+            run.records[step] = record
     return run
 
 
-def read_step(study: Study, results: Path, run: Run, step: str, now_s: float) -> tuple[dict[str, Any], str]:
-    """A step's record, and why it must not be shown (empty if it may); a damaged one keeps the table writable."""
-    name, needed, _ = RECORDS[step]
-    path = run.folder / name
+def read_record(
+    study: Study, step: str, path: Path, earlier: Mapping[str, dict[str, Any]], error: str
+) -> tuple[dict[str, Any], str]:
+    """The record of a step at ``path``, and why it must not be shown; empty if it may.
+
+    Args:
+        study: the study as it is now.
+        step: the step that writes the record.
+        path: file of the record; if it is damaged, that is the reason and no error: the table can still be written.
+        earlier: records of the steps before it.
+        error: the error in the step's log; empty if there is none.
+    """
+    name, needed, not_begun = RECORDS[step]
     if not path.exists():
-        return {}, why_missing(study, results, run, step, now_s)
+        return {}, shortened(f"failed: {error}") if error else not_begun
     found = read_json_object(path)
-    absent = [key for key in needed if key not in found]
-    if absent:
+    if any(key not in found for key in needed):
         return {}, f"unreadable: {name}"
-    return found, outdated(study, step, found, run.records)
+    return found, outdated(study, step, found, earlier)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is none to be read."""
+    """The JSON object in a file; empty where there is none, or it cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -174,8 +165,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def outdated(study: Study, step: str, found: dict[str, Any], earlier: dict[str, dict[str, Any]]) -> str:
-    """Why a record no longer belongs to this study or to the records before it; empty if it does."""
+def outdated(study: Study, step: str, found: dict[str, Any], earlier: Mapping[str, dict[str, Any]]) -> str:
+    """Why a record no longer belongs to the study or to the earlier records; empty if it does."""
     if settings_changed(study, step, found):
         return "outdated: the settings changed since"
     first, done = ("import", "imported") if "import" in earlier else ("train", "trained")
@@ -186,7 +177,7 @@ def outdated(study: Study, step: str, found: dict[str, Any], earlier: dict[str, 
 
 
 def settings_changed(study: Study, step: str, found: dict[str, Any]) -> bool:
-    """Whether a record was made with other settings than the study's; an import has none."""
+    """Whether a record was made with other settings than the study's; an import has no settings."""
     if step == "evaluate":
         wanted = study.evaluation.detections_per_image
         return bool(found.get("detections_per_image", wanted) != wanted)
@@ -196,21 +187,8 @@ def settings_changed(study: Study, step: str, found: dict[str, Any]) -> bool:
     return bool(found.get("settings_digest", wanted_digest) != wanted_digest)
 
 
-def why_missing(study: Study, results: Path, run: Run, step: str, now_s: float) -> str:
-    """Why a step left no record: it runs, it or a step before all runs failed, it stopped, or its turn is to come."""
-    progress = newest_progress(results, study.study, run) if step == "train" else {}
-    percent = f"{100 * progress['step'] / progress['steps']:.0f} %" if progress else ""
-    recent = bool(progress) and now_s - progress["updated_at"] < SECONDS_TO_BE_DEAD
-    if progress.get("state") == "running" and recent and not died_here(progress):
-        return f"running {percent}"
-    error = failure(study, results, run, step) or progress.get("error", "")
-    if error:
-        return shortened(f"failed: {error}")
-    return f"stopped at {percent}" if progress else RECORDS[step][2]
-
-
-def failure(study: Study, results: Path, run: Run, step: str) -> str:
-    """What the log of a step, or of one that comes before all runs, says went wrong; empty if nothing did."""
+def failure(study: Study, results: Path, run: RunRecord, step: str) -> str:
+    """The error in the log of a step or, for the first step, of a step before all runs; empty if there is none."""
     logs = results / study.study / "logs"
     candidates = [("", logs / f"{step}_{run.name}.log")]
     if step == run.steps[0]:
@@ -219,29 +197,8 @@ def failure(study: Study, results: Path, run: Run, step: str) -> str:
     return next((f"{prefix}{error}" for prefix, error in errors if error), "")
 
 
-def died_here(progress: dict[str, Any]) -> bool:
-    """Whether a heartbeat is of a process of this machine that is no more: a kill leaves no word."""
-    if progress.get("host") != socket.gethostname() or "pid" not in progress:
-        return False
-    try:
-        os.kill(progress["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False  # alive, and another user's
-    return False
-
-
-def newest_progress(results: Path, study: str, run: Run) -> dict[str, Any]:
-    """The latest heartbeat of a training run, whichever settings it runs under; empty where there is none."""
-    folder = results / "state" / study / run.folder.parent.name / run.folder.name
-    found = [read_json_object(path) for path in folder.glob("*/progress.json")]
-    whole = [progress for progress in found if {"step", "steps", "updated_at"} <= set(progress)]
-    return max(whole, key=lambda progress: float(progress["updated_at"]), default={})
-
-
 def last_error(log_file: Path) -> str:
-    """What a step's log says went wrong, if its last line says so; empty otherwise, and if a person stopped it."""
+    """The error in the last line of a step's log; empty if it has none, or a person interrupted the step."""
     try:
         lines = log_file.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
@@ -259,7 +216,7 @@ def shortened(reason: str) -> str:
     return text if len(text) <= REASON_CHARACTERS else text[: REASON_CHARACTERS - 1].rstrip() + "…"
 
 
-# Raised when a change of the code changes the weights that a run ends with: older state is then not resumed.
+# Increased by every change of the code that changes the weights that a run ends with: older state is then not resumed.
 TRAINER_REVISION = 3
 
 
@@ -280,5 +237,5 @@ def run_digest(study: Study, backbone: str, seed: int, annotations_sha256: str, 
 
 
 def state_folder_name(digest: str) -> str:
-    """Name of the state folder of a run; another recipe, dataset or seed never meets its checkpoints."""
+    """Name of the state folder of a run; runs of other settings, data or seeds have other folders."""
     return digest[:12]

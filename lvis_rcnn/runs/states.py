@@ -1,6 +1,13 @@
-"""How far each run of a study is, from the files that it leaves: while it runs, and after it died. Takes no lock."""
+"""The state of each run of a study, and the work left, from the files that it writes; takes no lock.
+
+This is the one place that decides whether a run is alive; the results table and ``status`` both ask it. It judges by
+the heartbeat that a training writes (training/log.py). Two other questions are not this one: whether a trainer may take
+a state folder (runs/lease.py, where the holder must not be mistaken), and whether a process of the same training still
+answers (training/distributed.py).
+"""
 
 import os
+import socket
 import statistics
 import tempfile
 import time
@@ -13,60 +20,61 @@ from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.runs.records import (
     RECORDS,
-    Run,
-    died_here,
+    RunRecord,
     failure,
     read_json_object,
     read_measured,
     read_published,
     read_run,
     run_digest,
+    shortened,
     state_folder_name,
 )
 from lvis_rcnn.system.cli import duration
 from lvis_rcnn.system.files import read_json_lines
+from lvis_rcnn.system.machine import ENDED, start_ticks
 
-# What a run can be, in the order in which a summary counts.
+# The states of a run, in the order in which a summary counts them.
 STATES = ("done", "trained", "running", "stalled", "stopped", "failed", "not started")
 
-# Without a heartbeat for so long a run is stalled, or for so many of its steps where these take longer.
+# A run is stalled without a heartbeat for so long, or for the time of so many steps if that is longer.
 SECONDS_TO_STALL = 180.0
 STEPS_TO_STALL = 3
 
 
 @dataclass(frozen=True)
 class RunState:
-    """Where one run of a study is."""
+    """The state of one run of a study."""
 
-    run: Run
+    run: RunRecord
     backbone: str
     """Row of ``config.schema.BACKBONES``, or name of a published model."""
     state: str
-    """One of ``STATES``; trained: but not scored yet."""
+    """One of ``STATES``; "trained" runs are not scored yet."""
     reason: str = ""
-    """More about it, where there is more to say."""
+    """Why, or what the run waits for; may be empty."""
     heartbeat: Mapping[str, Any] = field(default_factory=dict)
-    """As ``training_log.write_heartbeat``; empty where there is none."""
+    """As ``training.log.write_heartbeat`` writes it; empty where there is none."""
     state_dir: Path | None = None
-    """Where the heartbeat lies."""
+    """Folder of the heartbeat."""
     older: tuple[Path, ...] = ()
     """State folders of the same backbone and seed with other settings, data or code."""
     is_unmeasured: bool = False
-    """Whether it is the run that its row is measured on, and memory and speed are still missing."""
+    """Whether the row is measured on this run, and memory and speed are still missing."""
 
     @property
     def name(self) -> str:
-        """For a person."""
+        """Name of the run, for a person."""
         return self.backbone if self.run.seed is None else f"{self.backbone} seed {self.run.seed}"
 
     @property
     def is_trained(self) -> bool:
-        """Whether nothing is left to train; a published model never was ours to train."""
+        """Whether nothing is left to train, as for every published model."""
         return self.run.seed is None or has_model(self.run, self.heartbeat)
 
     @property
     def steps(self) -> int | None:
-        """Of the whole training, where a heartbeat or a record says."""
+        """Steps of the whole training; None where neither heartbeat nor record tells."""
         steps = self.heartbeat.get("steps", self.run.records.get("train", {}).get("steps"))
         return steps if isinstance(steps, int) else None
 
@@ -74,52 +82,46 @@ class RunState:
 def states_of(
     study: Study, results: Path, scored: Mapping[str, ZooModel], zoo: Mapping[str, ZooModel]
 ) -> list[RunState]:
-    """Every run of a study, in its order.
+    """The state of every run of a study, in its order.
 
     Args:
         study: what should be run.
         results: folder that all steps write into.
         scored: the published models that it scores, by name.
-        zoo: where initial weights come from.
+        zoo: the published models that trainings begin with.
     """
-    trained = [state_of(study, results, name, seed, zoo) for name in study.backbones for seed in study.seeds]
-    published = []
+    states = [state_of(study, results, name, seed, zoo) for name in study.backbones for seed in study.seeds]
     for row in study.published:
-        run = read_published(study, results, row, scored[row.model], time.time())
-        published.append(RunState(run, row.model, *state_of_published(study, results, run)))
-    return [replace(state, is_unmeasured=is_unmeasured(study, results, state.run)) for state in trained + published]
+        run = read_published(study, results, row, scored[row.model])
+        states.append(RunState(run, row.model, *what_it_does(study, results, run, None, {})))
+    return [replace(state, is_unmeasured=is_unmeasured(study, results, state.run)) for state in states]
 
 
-def is_unmeasured(study: Study, results: Path, run: Run) -> bool:
+def is_unmeasured(study: Study, results: Path, run: RunRecord) -> bool:
     """Whether a row waits for memory and speed of this run, its first; other seeds are not measured."""
     is_first = run.seed in (None, *study.seeds[:1])
     return is_first and bool(read_measured(study, results, run).missing)
 
 
-def state_of_published(study: Study, results: Path, run: Run) -> tuple[str, str]:
-    """State and reason of a published model that is scored here."""
-    if "import" not in run.missing:
-        return state_of_scoring(study, results, run)
-    error = failure(study, results, run, "import")
-    return ("failed", error) if error else ("not started", "")
-
-
-def state_of_scoring(study: Study, results: Path, run: Run) -> tuple[str, str]:
-    """State and reason of a run whose model is there."""
-    late = [step for step in ("infer", "evaluate") if step in run.missing]
-    if not late:
-        return "done", ""
-    error = failure(study, results, run, late[0])
-    return ("failed", f"{late[0]}: {error}") if error else ("trained", RECORDS[late[0]][2])
-
-
 def state_of(study: Study, results: Path, backbone: str, seed: int, zoo: Mapping[str, ZooModel]) -> RunState:
-    """Where a run that is trained is."""
-    run = read_run(study, results, backbone, seed, time.time())
+    """The state of a trained run; its record says for the table what is missing because of it."""
+    run = read_run(study, results, backbone, seed)
     state_dir, older = state_dirs(study, results, backbone, seed, zoo)
     heartbeat = read_heartbeat(state_dir) if state_dir else {}
     state, reason = what_it_does(study, results, run, state_dir, heartbeat)
+    if state_dir and not (run.folder / RECORDS["train"][0]).exists():
+        run = replace(run, missing=dict.fromkeys(run.missing, cell_text(state, reason, heartbeat)))
     return RunState(run, backbone, state, reason, heartbeat, state_dir, older)
+
+
+def cell_text(state: str, reason: str, heartbeat: Mapping[str, Any]) -> str:
+    """The state of a run without a model, for a cell of the table."""
+    if state == "failed":
+        return shortened(f"failed: {reason}")
+    if state == "trained":
+        return reason
+    percent = f" {100 * heartbeat['step'] / heartbeat['steps']:.0f} %" if heartbeat else ""
+    return f"running{percent}" if state == "running" else f"{state} at{percent}" if percent else state
 
 
 def state_dirs(
@@ -127,13 +129,13 @@ def state_dirs(
 ) -> tuple[Path | None, tuple[Path, ...]]:
     """The state folder of a run, None where it has none, and those of other settings, data or code.
 
-    Without the store of annotations nobody can tell which is the run's: then it is the one written last.
+    Without the store of annotations the run's own is unknown; then it is the last that was written undamaged.
     """
     folder = results / "state" / study.study / backbone / f"seed{seed}"
     heartbeats = sorted(folder.glob("*/progress.json"), key=lambda file: file.stat().st_mtime)
     found = [file.parent for file in heartbeats]
     annotations = read_json_object(results / study.study / "data" / "train.store" / "store.json")
-    own = found[-1] if found else None
+    own = next((one for one in reversed(found) if read_heartbeat(one)), found[-1] if found else None)
     if "annotations_sha256" in annotations:
         digest = run_digest(study, backbone, seed, annotations["annotations_sha256"], zoo)
         named = folder / state_folder_name(digest)
@@ -142,37 +144,39 @@ def state_dirs(
 
 
 def read_heartbeat(state_dir: Path) -> dict[str, Any]:
-    """The heartbeat in a state folder; empty where there is none, or no whole one."""
+    """The heartbeat in a state folder; empty where there is none, or it is damaged."""
     found = read_json_object(state_dir / "progress.json")
     return found if all(isinstance(found.get(key), int) for key in ("step", "steps")) else {}
 
 
 def what_it_does(
-    study: Study, results: Path, run: Run, state_dir: Path | None, heartbeat: Mapping[str, Any]
+    study: Study, results: Path, run: RunRecord, state_dir: Path | None, heartbeat: Mapping[str, Any]
 ) -> tuple[str, str]:
-    """State and reason of a run that is trained: its records count most, then its heartbeat, then its log."""
+    """State and reason of a run: from its records first, then from its heartbeat, then from its logs."""
     if has_model(run, heartbeat):
-        return state_of_scoring(study, results, run)
-    state, reason = said_by(state_dir, heartbeat) if state_dir else ("not started", "")
-    if state in ("running", "failed"):
-        return state, reason
-    error = failure(study, results, run, "train")
+        late = [step for step in ("infer", "evaluate") if step in run.missing]
+        if not late:
+            return "done", ""
+        error = failure(study, results, run, late[0])
+        return ("failed", f"{late[0]}: {error}") if error else ("trained", RECORDS[late[0]][2])
+    state, reason = heartbeat_state(state_dir, heartbeat) if state_dir else ("not started", "")
+    error = "" if state in ("running", "failed") else failure(study, results, run, run.steps[0])
     return ("failed", error) if error else (state, reason)
 
 
-def has_model(run: Run, heartbeat: Mapping[str, Any]) -> bool:
-    """Whether nothing of a run is left to train; its results may still have to be put where the workflow looks."""
+def has_model(run: RunRecord, heartbeat: Mapping[str, Any]) -> bool:
+    """Whether nothing of a run is left to train; its model may still have to be written to its final place."""
     return not {"train", "import"}.isdisjoint(run.records) or heartbeat.get("state") == "done"
 
 
-def said_by(state_dir: Path, heartbeat: Mapping[str, Any]) -> tuple[str, str]:
-    """State and reason that a heartbeat tells, or its silence."""
-    said = heartbeat.get("state")
-    if said == "failed":
+def heartbeat_state(state_dir: Path, heartbeat: Mapping[str, Any]) -> tuple[str, str]:
+    """State and reason of a training by its heartbeat: the one rule for whether it is alive."""
+    state = heartbeat.get("state")
+    if state == "failed":
         return "failed", str(heartbeat.get("error", "unknown error"))
-    if said != "running":
+    if state != "running":
         return "stopped", ""
-    if died_here(dict(heartbeat)):
+    if "pid" in heartbeat and has_died(heartbeat.get("host", ""), heartbeat["pid"]):
         return "stopped", "killed"
     silent_s = age_s(state_dir / "progress.json")
     if silent_s > seconds_to_stall(heartbeat):
@@ -180,17 +184,21 @@ def said_by(state_dir: Path, heartbeat: Mapping[str, Any]) -> tuple[str, str]:
     return "running", ""
 
 
+def has_died(host: str, pid: int) -> bool:
+    """Whether a process has certainly ended; never of one on another host, about which nothing is known here."""
+    return host == socket.gethostname() and start_ticks(pid) == ENDED
+
+
 def seconds_to_stall(heartbeat: Mapping[str, Any]) -> float:
-    """A step of LVIS takes minutes on a CPU, and the trainer says nothing during one."""
+    """Seconds of silence after which a run is stalled; there is no heartbeat during a step, which may take minutes."""
     eta_s, steps_left = heartbeat.get("eta_s") or 0.0, heartbeat["steps"] - heartbeat["step"]
     return max(SECONDS_TO_STALL, STEPS_TO_STALL * float(eta_s) / steps_left if steps_left else 0.0)
 
 
 def age_s(file: Path) -> float:
-    """Seconds since a file was written, by the clock that stamped it: that of its file system, whoever wrote it.
+    """Seconds since a file was written, by the clock of its file system, so that clocks of hosts need not agree.
 
-    A file made beside it tells that clock, so that those of hosts need not agree; an onlooker that may not write there
-    takes its own.
+    A temporary file beside it tells that clock; without permission to write one, the own clock is taken.
     """
     try:
         with tempfile.TemporaryFile(dir=file.parent) as probe:
@@ -200,7 +208,7 @@ def age_s(file: Path) -> float:
     return max(now_s - file.stat().st_mtime, 0.0)
 
 
-MEASURED_LINES = 50  # of a log, the last ones
+MEASURED_LINES = 50  # the last lines of a log
 
 
 @dataclass(frozen=True)
@@ -211,24 +219,24 @@ class Pace:
     ranks: int
     """Processes that were measured."""
     measured_on: str
-    """For a person: whose log it is from."""
+    """The log it is from, for a person."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is left of one run."""
+    """The work that is left of one run."""
 
     state: RunState
     first_step: int
-    """Steps that need not be taken again."""
+    """Steps that need not be repeated."""
     steps: int | None
-    """Of the whole training; None where nothing says."""
+    """Steps of the whole training; None where unknown."""
     pace: Pace | None
-    """None where no run of this backbone has been measured."""
+    """None where no run of this backbone has logged a step."""
 
     @property
     def training(self) -> str:
-        """What the trainer would do, for a person."""
+        """What training is left, for a person."""
         if self.state.is_trained:
             return "is done"
         if self.state.state == "running":
@@ -239,7 +247,7 @@ class Work:
 
     @property
     def seconds(self) -> float | None:
-        """Expected time of the steps that are left; None where it is unknown."""
+        """Expected time of the steps that are left; None where unknown."""
         if self.state.is_trained:
             return 0.0
         if self.pace is None or self.steps is None:
@@ -248,20 +256,20 @@ class Work:
 
     @property
     def then(self) -> list[str]:
-        """Later steps that lack their output."""
+        """The later steps that have no output yet."""
         scored = [step for step in self.state.run.missing if step != "train"]
         return scored + (["measure"] if self.state.is_unmeasured else [])
 
 
 def work_left(study: Study, states: Sequence[RunState]) -> list[Work]:
-    """What is left of each run that has something left, in the order of ``states``."""
+    """The work of each run that has any left, in the order of ``states``."""
     return [work_of(study, state, states) for state in states if state.state != "done" or state.is_unmeasured]
 
 
 def work_of(study: Study, state: RunState, states: Sequence[RunState]) -> Work:
-    """What is left of one run."""
+    """The work that is left of one run."""
     step = state.heartbeat.get("step", 0)
-    # What a killed run did after its last checkpoint is done again.
+    # A killed run repeats the steps after its last checkpoint.
     first_step = step if state.state == "running" else state.heartbeat.get("saved_step", step)
     known = [state.steps, study.schedule.steps if study.schedule else None, *(other.steps for other in states)]
     steps = next((steps for steps in known if steps is not None), None)
@@ -269,17 +277,17 @@ def work_of(study: Study, state: RunState, states: Sequence[RunState]) -> Work:
 
 
 def pace_of(state: RunState, states: Sequence[RunState]) -> Pace | None:
-    """Measured by the run itself, or by another seed of its backbone."""
+    """The pace of the run itself, or of another seed of its backbone."""
     others = [other for other in states if other.backbone == state.backbone and other is not state]
     found = (pace_in(one, "its own log" if one is state else f"seed {one.run.seed}") for one in (state, *others))
     return next(filter(None, found), None)
 
 
 def pace_in(state: RunState, measured_on: str) -> Pace | None:
-    """Median of the last lines of a run's log; None where there is none of these settings."""
+    """Median of the last lines of a run's log; None where there is no log of these settings."""
     folder: Path | None = state.state_dir
     if folder is None and "train" in state.run.records:
-        folder = state.run.folder  # the state was deleted, what the run left was not
+        folder = state.run.folder  # the state was deleted, the results were not
     lines = read_json_lines(folder / "log.json")[-MEASURED_LINES:] if folder else []
     if not lines:
         return None
@@ -288,7 +296,7 @@ def pace_in(state: RunState, measured_on: str) -> Pace | None:
 
 
 def processor_hours(study: Study, work: Work) -> float | None:
-    """Expected GPU-hours, or core-hours on CPUs, of the steps that are left; None where it is unknown."""
+    """Expected GPU-hours, or core-hours on CPUs, of the steps that are left; None where unknown."""
     if work.seconds is None:
         return None
     ranks = work.pace.ranks if work.pace else 1

@@ -20,9 +20,9 @@ from torch import distributed
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from lvis_rcnn.config.study import Study
+from lvis_rcnn.runs.states import has_died
 from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.system.gpus import hold_one_gpu
-from lvis_rcnn.system.machine import is_there
 
 # A step waits this long for the slowest process, far longer than a slow file system takes for an image.
 HANG_S = 300.0
@@ -136,11 +136,7 @@ class Ranks:
             return "(never seen)"
         if int(at) < step:
             return f"(host {host}, pid {pid}), last seen at step {at}"
-        return (
-            f"(host {host}, pid {pid}), which has died"
-            if host == socket.gethostname() and not is_there(int(pid))
-            else ""
-        )
+        return f"(host {host}, pid {pid}), which has died" if has_died(host, int(pid)) else ""
 
     def hanging(self, rank: int) -> str:
         """Which process another one is, if it hangs in the step: it does not report the failure within ``ASK_S``."""

@@ -1,6 +1,7 @@
 """Records of a study as its steps leave them, small enough to be written by a test."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from tests.conftest import REPOSITORY
 
 MINI = REPOSITORY / "configs" / "mini.yaml"
 ZOO = load_zoo(DEFAULT_ZOO)
-NOW_S = 2_000_000_000.0
 PAGE = ["Backbone", "Style", "Lr schd", "Mem (GB)", "Inf time (fps)", "box AP", "mask AP", "Download"]
 CATEGORIES = [
     {"id": 5, "name": "kite", "frequency": "r", "bbox": 0.1, "segm": 0.2},
@@ -94,18 +94,20 @@ def put_run(results: Path, study: Study, backbone: str = "r50", seed: int = 0, a
 
 
 def put_progress(results: Path, study: Study, age_s: float = 10, digest: str = "abc", **changes: Any) -> None:
-    record = {"step": 189, "steps": 300, "updated_at": NOW_S - age_s, "state": "running", **changes}
-    put(results / "state" / study.study / "r50" / "seed0" / digest / "progress.json", record)
+    record = {"step": 189, "steps": 300, "state": "running", **changes}
+    file = results / "state" / study.study / "r50" / "seed0" / digest / "progress.json"
+    put(file, record)
+    os.utime(file, (file.stat().st_mtime - age_s,) * 2)
 
 
 def put_log(results: Path, study: Study, name: str, text: str) -> None:
     put(results / study.study / "logs" / f"{name}.log", text)
 
 
-def written(results: Path, study: Study, out: Path | None = None, now_s: float = NOW_S) -> Path:
+def written(results: Path, study: Study, out: Path | None = None) -> Path:
     """The table of a study, written."""
     out = out or results / "table.md"
-    write_tables(study, ZOO, results, out, now_s)
+    write_tables(study, ZOO, results, out)
     return out
 
 
@@ -131,7 +133,7 @@ def put_everything(results: Path, study: Study, seed: int = 0, ap: float = 0.25,
         for step in range(1, 61)
     ]
     state = results / "state" / study.study / "r50" / f"seed{seed}" / "abc"
-    put(state / "progress.json", {"step": 60, "steps": 60, "updated_at": NOW_S, "state": "done"})
+    put(state / "progress.json", {"step": 60, "steps": 60, "state": "done"})
     put(state / "log.json", "".join(json.dumps(line) + "\n" for line in lines))
     begin = {"event": "begin", "started_at": 0.0, "host": "h", "pid": 1, "job": None, "code_version": "x", "version": 1}
     starts = [{**begin, "attempt": number, "step": at} for number, at in ((1, 0), (2, 20))]

@@ -15,7 +15,7 @@ from lvis_rcnn.reporting import PAGES
 from lvis_rcnn.reporting.html import Column, page
 from lvis_rcnn.reporting.pages import write_pages
 from tests.conftest import copy_study, run_snakemake
-from tests.helpers.study_records import NOW_S, put, put_everything, study_with
+from tests.helpers.study_records import put, put_everything, study_with
 from tests.workflow.test_end_to_end import FINISHED, run, tiny_study
 
 pytestmark = pytest.mark.browser
@@ -98,7 +98,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put_everything(folder, study)
     put(folder / "mini" / "preflight.txt", "Preflight of study mini: ok\n")
     put(folder / "mini" / "benchmarks" / "draw.tsv", "s\tmax_rss\tcpu_time\n90.0\t2048.0\t60.0\n")
-    write_pages(study, Path("study.yaml"), folder, folder / "pages", NOW_S)
+    write_pages(study, Path("study.yaml"), folder, folder / "pages")
     return folder / "pages"
 
 

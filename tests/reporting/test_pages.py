@@ -10,12 +10,12 @@ from lvis_rcnn.config.study import Study
 from lvis_rcnn.reporting import PAGES
 from lvis_rcnn.reporting.html import Column, cell, page
 from lvis_rcnn.reporting.pages import in_html, job_costs, write_pages
-from tests.helpers.study_records import NOW_S, put, put_everything, put_log, study_with
+from tests.helpers.study_records import put, put_everything, put_log, study_with
 
 
 def written(results: Path, study: Study) -> dict[str, str]:
     """The text of each page by its name."""
-    write_pages(study, Path("study.yaml"), results, results / "pages", NOW_S)
+    write_pages(study, Path("study.yaml"), results, results / "pages")
     pages = {path.stem: path.read_text() for path in (results / "pages").iterdir()}
     assert set(pages) == {*PAGES}
     return pages

@@ -45,7 +45,6 @@ from lvis_rcnn.reporting.score_plots import (
 from lvis_rcnn.system.cli import InputError
 from tests.helpers.study_records import (
     CATEGORIES,
-    NOW_S,
     curve,
     put,
     put_everything,
@@ -58,7 +57,7 @@ from tests.helpers.study_records import (
 
 def drawn(results: Path, study: Study, out: Path) -> dict[str, str]:
     """The texts of all plots of a study, by name."""
-    write_plots(study, Path("study.yaml"), results, out, NOW_S)
+    write_plots(study, Path("study.yaml"), results, out)
     assert {path.stem for path in out.glob("*.png")} == {path.stem for path in out.glob("*.svg")} == {*PLOTS}
     return {path.stem: path.read_text() for path in out.glob("*.svg")}
 
@@ -87,7 +86,7 @@ def test_a_finished_study_has_every_plot_the_same_every_time_whatever_a_user_has
 def test_the_bars_of_groups_stand_at_the_mean_of_their_categories(tmp_path):
     study = study_with()
     put_everything(tmp_path, study)
-    rows = rows_of(study, tmp_path, {}, NOW_S)
+    rows = rows_of(study, tmp_path, {})
     counted = read_category_figures(tmp_path / "mini" / "repeat_factors")
     assert counted is not None
     write_ap_and_images(rows, counted[1], "segm", tmp_path)
@@ -114,7 +113,7 @@ def test_a_scored_run_without_the_sampler_says_what_is_missing(tmp_path):
     put_everything(tmp_path, study)
     (tmp_path / "mini" / "repeat_factors" / "categories.csv").unlink()
     assert read_category_figures(tmp_path / "mini" / "repeat_factors") is None
-    write_ap_and_images(rows_of(study, tmp_path, {}, NOW_S), {}, "segm", tmp_path)
+    write_ap_and_images(rows_of(study, tmp_path, {}), {}, "segm", tmp_path)
     assert "the training images of each category" in (tmp_path / "ap_and_images.svg").read_text()
 
 
@@ -130,14 +129,14 @@ def test_restarts_and_lines_of_a_run_under_way_come_from_its_state(tmp_path):
     study = study_with()
     folder = put_everything(tmp_path, study)
     (folder / "train.json").unlink()
-    (history,) = histories_of(study, tmp_path, {}, rows_of(study, tmp_path, {}, NOW_S))
+    (history,) = histories_of(study, tmp_path, {}, rows_of(study, tmp_path, {}))
     assert (history.name, history.restarts, len(history.lines)) == ("R-50-FPN", [20], 60)
 
 
 def test_a_run_whose_state_is_gone_is_drawn_from_its_results(tmp_path):
     study = study_with()
     put(put_run(tmp_path, study) / "log.json", '{"step": 7, "loss": 1.0}\n')
-    (history,) = histories_of(study, tmp_path, {}, rows_of(study, tmp_path, {}, NOW_S))
+    (history,) = histories_of(study, tmp_path, {}, rows_of(study, tmp_path, {}))
     assert [values.tolist() for values in history.values("loss")] == [[7.0], [1.0]]
     assert [len(values) for values in history.values("grad_norm")] == [0, 0]
 
@@ -155,7 +154,7 @@ def test_intervals_are_drawn_where_they_are_recorded(tmp_path):
     intervals = {"resamples": 1000, "level": 0.95, "segm": {"AP": [0.1, 0.2]}}
     segm = {**dict.fromkeys(METRIC_NAMES, 0.15), "APr": None}
     put_everything(tmp_path, study, segm=segm, intervals=intervals)
-    (row,) = rows_of(study, tmp_path, {}, NOW_S)
+    (row,) = rows_of(study, tmp_path, {})
     basis = "95 % CI (bootstrap over images)"
     assert estimate(row, "segm", "AP") == Estimate(15.0, 10.0, 20.0, basis)
     assert estimate(row, "segm", "APf") == Estimate(15.0, 15.0, 15.0, "")
@@ -168,7 +167,7 @@ def test_seeds_become_mean_and_deviation(tmp_path):
     study = study_with(seeds=(0, 1, 2))
     for seed, ap in enumerate((0.10, 0.12, 0.14)):
         put_everything(tmp_path, study, seed=seed, ap=ap)
-    (row,) = rows_of(study, tmp_path, {}, NOW_S)
+    (row,) = rows_of(study, tmp_path, {})
     found = estimate(row, "bbox", "AP")
     assert found is not None
     assert (found.value, found.low, found.high) == pytest.approx((12.0, 10.0, 14.0))
@@ -187,7 +186,7 @@ def test_the_ap_of_a_category_is_the_mean_over_the_runs_that_define_it(tmp_path)
     put_everything(tmp_path, study)
     second = [{**CATEGORIES[0], "segm": 0.4}, {**CATEGORIES[1], "segm": None}, *CATEGORIES[2:]]
     put_everything(tmp_path, study, seed=1, per_category=second)
-    (row,) = rows_of(study, tmp_path, {}, NOW_S)
+    (row,) = rows_of(study, tmp_path, {})
     aps = category_aps(row, "segm")
     assert {key: None if ap is None else round(ap, 6) for key, (_, ap) in aps.items()} == {5: 30, 2: 40, 9: None, 7: 75}
 
@@ -197,7 +196,7 @@ def test_curves_of_several_seeds_are_their_mean_and_the_title_says_so(tmp_path):
     put_everything(tmp_path, study)
     halved = {**curve(), "all": {iou: (0.5 - 0.5 * RECALLS).tolist() for iou in ("0.5", "0.75", "0.5:0.95")}}
     put_everything(tmp_path, study, seed=1, curves={"bbox": halved, "segm": halved})
-    (row,) = rows_of(study, tmp_path, {}, NOW_S)
+    (row,) = rows_of(study, tmp_path, {})
     found = curves_of_row(row, "segm")
     assert found is not None
     assert found["all"]["0.5"] == pytest.approx(0.75 * (1 - RECALLS))
@@ -302,7 +301,7 @@ def test_panels_that_share_a_scale_hold_the_points_of_all(tmp_path, monkeypatch)
     put_metrics(folder, ap=0.1, segm=high)
     limits = []
     monkeypatch.setattr(score_plots, "legend_below", lambda figure, panels: limits.append(panels[1].get_ylim()))
-    write_ap_by_group(rows_of(study, tmp_path, {}, NOW_S), tmp_path)
+    write_ap_by_group(rows_of(study, tmp_path, {}), tmp_path)
     ((low, top),) = limits
     assert low == 0
     assert top > 90

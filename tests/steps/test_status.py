@@ -283,8 +283,8 @@ def test_the_plan_says_what_starts_afresh_and_what_resumes_from_where(study, res
         f"x101_64x4d     1  fresh, 260 steps              unknown    unknown                       {scored}",
         "",
         "to do: 3 x train, 4 x infer, 4 x evaluate, 2 x measure",
-        "training: 0.44 CPU-hours beside what is unknown",
-        "unknown, no run of this backbone has been measured yet: x101_64x4d seed 1",
+        "training: 0.44 CPU-hours plus what is unknown",
+        "unknown, since no run of the backbone has logged a step: x101_64x4d seed 1",
     ]
 
 
@@ -298,9 +298,9 @@ def test_an_unmeasured_run_is_expected_to_be_as_fast_as_another_seed(study, resu
 def test_hours_are_those_of_all_processors(study, results, tmp_path):
     put_log(beat(results, ranks=4, age_s=1e4), [3.6])
     on_gpus = load_study(write_study(tmp_path / "gpu.yaml", compute={"device": "cuda"}))
-    assert status.plan_cells(on_gpus, work_left(on_gpus, look(on_gpus, results))[0])["GPU-hours"] == "0.64"
+    assert status.plan_row(on_gpus, work_left(on_gpus, look(on_gpus, results))[0])["GPU-hours"] == "0.64"
     threads = load_study(write_study(tmp_path / "cpu.yaml", compute={"threads": 3}))
-    assert status.plan_cells(threads, work_left(threads, look(threads, results))[0])["CPU-hours"] == "1.92"
+    assert status.plan_row(threads, work_left(threads, look(threads, results))[0])["CPU-hours"] == "1.92"
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_afresh(study, results):
