@@ -21,9 +21,9 @@ import lvis_rcnn.dataset.pieces as json_pieces
 import lvis_rcnn.evaluation.iou as overlaps
 from lvis_rcnn.dataset.detections import Detections, pack_rles, shard_path, write_shard
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score, score_fixed
-from lvis_rcnn.evaluation.ground_truth import parse_truth
+from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth
 from lvis_rcnn.evaluation.official import difference, official_package, official_scores
-from lvis_rcnn.evaluation.results import Result, detections_of, read_detections
+from lvis_rcnn.evaluation.results import DetectionSet, Result, detections_of, read_detections
 from lvis_rcnn.system.cli import InputError
 from tests.conftest import AND_REAL, LVIS_VAL_100, REPOSITORY
 from tests.helpers.lvis_like import write_lvis_like
@@ -47,6 +47,11 @@ def packed(box: list[float]) -> dict[str, Any]:
 
 def results_of(records: list[dict[str, Any]]) -> list[Result]:
     return msgspec.convert(records, list[Result])
+
+
+def arrays(dataset: dict[str, Any], records: list[dict[str, Any]]) -> tuple[GroundTruth, DetectionSet]:
+    truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
+    return truth, detections_of(results_of(records), truth)
 
 
 def disagreement(dataset: dict[str, Any], records: list[dict[str, Any]], kind: str, cap: int = 300) -> str:
@@ -279,8 +284,7 @@ def by_hand() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_by_hand(kind):
     dataset, records = by_hand()
-    truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    scores = score(truth, detections_of(results_of(records), truth), kind)
+    scores = score(*arrays(dataset, records), kind)
     # Best first: right, wrong, right. Up to recall 0.5 precision is 1, above it 2/3, where 0.8 is overlap enough.
     both, one = (51 + 50 * 2 / 3) / 101, 51 / 101
     assert scores.metrics["AP50"] == pytest.approx(both)
@@ -299,8 +303,7 @@ def test_masks_compared_in_parts_and_processes_score_the_same(monkeypatch, proce
     several = 0
     for seed in range(100):
         dataset, records, cap = small_set(seed)
-        truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-        found = detections_of(results_of(records), truth)
+        truth, found = arrays(dataset, records)
         whole = score(truth, found, "segm", cap)
         with monkeypatch.context() as patch:
             patch.setattr(overlaps, "MASKS_AT_ONCE", 3)
@@ -315,26 +318,17 @@ def test_masks_compared_in_parts_and_processes_score_the_same(monkeypatch, proce
 
 
 def test_a_damaged_mask_is_named_whatever_the_part(monkeypatch):
-    image = {"id": 1, "height": SIDE_PX, "width": SIDE_PX, "neg_category_ids": [], "not_exhaustive_category_ids": []}
-    box = [3, 3, 20, 20]
-    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": box, "area": 400, "segmentation": rectangle(*box)}
-    category = {"id": 1, "name": "a", "frequency": "f"}
-    dataset = {"images": [image], "annotations": [annotation], "categories": [category]}
-    record = {"image_id": 1, "category_id": 1, "bbox": box, "segmentation": packed(box)}
-    records = [{**record, "score": 0.9 - number / 100} for number in range(9)]
-    truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    found = detections_of(results_of(records), truth)
-    assert found.masks is not None
+    dataset, records = by_hand()
+    truth, found = arrays(dataset, [{**records[2], "score": 0.9 - number / 100} for number in range(9)])
     found.masks.sizes_hw[7] = 2, 2
     monkeypatch.setattr(overlaps, "MASKS_AT_ONCE", 3)
-    with pytest.raises(InputError, match="mask is damaged"):
+    with pytest.raises(InputError, match=r"result 7 .*mask is damaged"):
         score(truth, found, "segm")
 
 
 def test_outcomes_by_hand():
     dataset, records = by_hand()
-    truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    outcomes = score(truth, detections_of(results_of(records), truth), "bbox").outcomes
+    outcomes = score(*arrays(dataset, records), "bbox").outcomes
     assert (outcomes.images.tolist(), outcomes.starts.tolist()) == ([0] * 3, [0, 3, 3])
     medium, small = [True, False, True, False], [True, True, False, False]
     assert outcomes.is_false_positive_if_unmatched.tolist() == [medium, small, medium]
@@ -349,11 +343,9 @@ def test_the_last_of_equal_objects_is_found():
     for annotation in dataset["annotations"]:
         annotation |= {"bbox": [0, 0, 40, 40]}
     twice = [{**records[2], "score": value} for value in (0.9, 0.8)]
-    truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    assert score(truth, detections_of(results_of(twice), truth), "bbox").metrics["AP"] == pytest.approx(1)
+    assert score(*arrays(dataset, twice), "bbox").metrics["AP"] == pytest.approx(1)
     dataset["annotations"][1] |= {"ignore": 1, "bbox": [0, 0, 40, 41]}
-    truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    once = score(truth, detections_of(results_of(twice), truth), "bbox")
+    once = score(*arrays(dataset, twice), "bbox")
     # The object that counts comes first, though the other one is found as well; the second detection is forgiven.
     assert once.metrics["AP"] == pytest.approx(1)
     assert once.outcomes.matches.matched_to_ignored[:, 0, 0].tolist() == [False, True]

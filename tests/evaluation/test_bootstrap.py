@@ -1,6 +1,5 @@
 """Resamples beside data sets in which images stand several times."""
 
-import json
 import random
 import subprocess
 import sys
@@ -15,9 +14,7 @@ from hypothesis import strategies as st
 import lvis_rcnn.evaluation.bootstrap as bootstrap
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score
 from lvis_rcnn.evaluation.bootstrap import image_weights, intervals, resampling_of, weighted_metrics, within_0_and_1
-from lvis_rcnn.evaluation.ground_truth import parse_truth
-from lvis_rcnn.evaluation.results import detections_of
-from tests.evaluation.test_average_precision import by_hand, results_of, small_set
+from tests.evaluation.test_average_precision import arrays, by_hand, small_set
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 MOST_COPIES = 4
@@ -42,16 +39,16 @@ def copied(
 
 
 def values_of(dataset: dict[str, Any], records: list[dict[str, Any]], kind: str, cap: int) -> list[float]:
-    truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    metrics = score(truth, detections_of(results_of(records), truth), kind, cap).metrics
+    truth, found = arrays(dataset, records)
+    metrics = score(truth, found, kind, cap).metrics
     return [np.nan if metrics[name] is None else metrics[name] for name in METRIC_NAMES]
 
 
 def weighted(
     dataset: dict[str, Any], records: list[dict[str, Any]], weights: dict[int, int], kind: str, cap: int
 ) -> np.ndarray:
-    truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    scores = score(truth, detections_of(results_of(records), truth), kind, cap)
+    truth, found = arrays(dataset, records)
+    scores = score(truth, found, kind, cap)
     resampling = resampling_of(scores.outcomes, truth.frequencies)
     return weighted_metrics(resampling, np.array([weights[image] for image in truth.image_ids.tolist()]))
 

@@ -1,7 +1,6 @@
 """Runs, rows and studies beside each other: by hand, by a second computation, and the errors."""
 
 import copy
-import json
 import sys
 
 import numpy as np
@@ -16,7 +15,7 @@ from lvis_rcnn.reporting.comparison import comparison_text
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import write_json
 from tests.conftest import run_snakemake, write_study
-from tests.steps.test_evaluate import BOAT, CUP, FAR, as_json, found, truth, write
+from tests.helpers.scored_boxes import BOAT, CUP, FAR, as_json, found, truth, write
 
 DATASET = truth((1, 1, CUP), (2, 1, CUP), (1, 3, BOAT), (2, 3, BOAT), negative={1: [2], 2: [2]})
 WORSE = [found(1, 1, 0.5, *CUP), found(1, 1, 0.9, *FAR), found(2, 3, 0.8, *BOAT)]
@@ -125,27 +124,41 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     other = copy.deepcopy(DATASET)
     other["images"][0]["neg_category_ids"] = []
     second = scored(tmp_path / "b", WORSE, other)
-    with pytest.raises(InputError, match=r"b: was scored on other annotations than .*a; allowed: runs on the same"):
+    with pytest.raises(InputError, match=r"b: was scored on other annotations than .*a"):
         compare((read_scored(first),), (read_scored(second),), 5, 0)
-    (second / "matches.npz").write_bytes((first / "matches.npz").read_bytes())
-    with pytest.raises(InputError, match=r"b/matches.npz: annotations_sha256 is not that of metrics.json; fix: score"):
-        read_scored(second)
-    (second / "matches.npz").unlink()
-    with pytest.raises(InputError, match=r"matches.npz: no such file of match results; fix: .* --matches"):
-        read_scored(second)
-    (second / "metrics.json").write_text(json.dumps({"format": "lvis_rcnn.metrics", "version": 2}))
-    with pytest.raises(InputError, match=r"is lvis_rcnn.metrics version 2; allowed: lvis_rcnn.metrics version 1"):
-        read_scored(second)
-    (second / "metrics.json").write_text("{")
-    with pytest.raises(InputError, match=r"metrics.json: not readable as JSON"):
-        read_scored(second)
-    with pytest.raises(InputError, match=r"metrics.json: no such file; fix: name the folder of a scored run"):
-        read_scored(tmp_path / "metrics.json")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        InputError, match=r"empty: nothing in it is scored; allowed: the folder of a run, of a backbone"
-    ):
+    with pytest.raises(InputError, match=r"empty: nothing in it is scored"):
         scored_rows(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("matches.npz", b"", "matches.npz: damaged file of match results"),
+        ("matches.npz", None, "matches.npz: no such file of match results; fix: .* --matches"),
+        (
+            "metrics.json",
+            b'{"format": "lvis_rcnn.metrics", "version": 2}',
+            "version 2; allowed: .* version 1",
+        ),
+        ("metrics.json", b"{", "metrics.json: not readable as JSON"),
+        ("metrics.json", None, "metrics.json: no such file; fix: name the folder of a scored run"),
+    ],
+)
+def test_damaged_records_of_a_run_are_named(tmp_path, file, content, message):
+    run = scored(tmp_path / "a", WORSE)
+    (run / file).unlink()
+    if content is not None:
+        (run / file).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_scored(run / "metrics.json")
+
+
+def test_match_results_of_other_annotations_are_refused(tmp_path):
+    first, second = scored(tmp_path / "a", WORSE), scored(tmp_path / "b", WORSE, truth((1, 1, CUP)))
+    (second / "matches.npz").write_bytes((first / "matches.npz").read_bytes())
+    with pytest.raises(InputError, match=r"b/matches.npz: annotations_sha256 is not that of metrics.json"):
+        read_scored(second)
 
 
 def test_boxes_alone_and_masks_alone_are_not_compared(tmp_path):

@@ -1,6 +1,5 @@
 """Match results on disk: the same after reading, the same bytes, and an error for each kind of damage."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +10,14 @@ from hypothesis import strategies as st
 
 from lvis_rcnn.evaluation.average_precision import score
 from lvis_rcnn.evaluation.bootstrap import resampled_metrics, resampling_of
-from lvis_rcnn.evaluation.ground_truth import parse_truth
 from lvis_rcnn.evaluation.matches import MatchesFile, read_matches, read_resampled, write_matches
-from lvis_rcnn.evaluation.results import KINDS, detections_of
+from lvis_rcnn.evaluation.results import KINDS
 from lvis_rcnn.system.cli import InputError
-from tests.evaluation.test_average_precision import by_hand, results_of, small_set
+from tests.evaluation.test_average_precision import arrays, by_hand, small_set
 
 
 def kept_of(dataset, records) -> MatchesFile:
-    truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
-    found = detections_of(results_of(records), truth)
+    truth, found = arrays(dataset, records)
     outcomes = {kind: score(truth, found, kind).outcomes for kind in KINDS}
     samples = {kind: resampled_metrics(resampling_of(outcomes[kind], truth.frequencies), 3, 0) for kind in KINDS}
     return MatchesFile("a" * 64, "d" * 64, 300, truth.category_ids, truth.frequencies, outcomes, samples)

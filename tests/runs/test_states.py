@@ -24,10 +24,11 @@ def ended_pid() -> int:
     ("heartbeat", "state", "cell"),
     [
         # 140 steps are left: eta_s says how long one of them takes.
+        ({"age_s": 170, "eta_s": 140 * 1.0}, "running", "running 46 %"),
         ({"age_s": 200, "eta_s": 140 * 1.0}, "stalled", "stalled at 46 %"),
         ({"age_s": 400, "eta_s": 140 * 180.0}, "running", "running 46 %"),
         ({"age_s": 600, "eta_s": 140 * 180.0}, "stalled", "stalled at 46 %"),
-        ({"age_s": 100}, "running", "running 46 %"),
+        ({"age_s": 200, "eta_s": None}, "stalled", "stalled at 46 %"),
         ({"state": "stopped", "age_s": 1e5}, "stopped", "stopped at 46 %"),
         ({"state": "failed", "error": "out of memory"}, "failed", "failed: out of memory"),
         ({"state": "done", "step": 260}, "trained", "waiting for inference"),

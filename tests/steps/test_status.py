@@ -113,25 +113,29 @@ def test_a_running_run_says_how_far_and_how_fast_it_is(study, results):
     ]
 
 
-def test_a_run_without_a_job_or_a_step_has_empty_cells(study, results):
-    beat(results, step=0, job=None, images_per_s=None, eta_s=None, loss=None, attempt=1)
-    text = status.status_text(study, look(study, results))
-    assert text.splitlines()[3].split() == ["r50", "0", "running", "0/260", "0", "1", "gpu17"]
+@pytest.mark.parametrize(
+    ("changes", "cells"),
+    [
+        (
+            {"step": 0, "job": None, "images_per_s": None, "eta_s": None, "loss": None, "attempt": 1},
+            ["running", "0/260", "0", "1", "gpu17"],
+        ),
+        (
+            {"state": "stopped", "age_s": 1e5},
+            "stopped 120/260 46 31.2 1.235 2 gpu17, job 4711".split(),
+        ),
+    ],
+)
+def test_what_is_unknown_is_an_empty_cell(study, results, changes, cells):
+    beat(results, **changes)
+    assert rows_of(status.status_text(study, look(study, results)))[0] == ["r50", "0", *cells]
 
 
 def test_a_heartbeat_of_an_older_trainer_is_read(study, results):
-    put(
-        results / "state" / "smoke" / "r50" / "seed0" / "ab" / "progress.json",
-        {"step": 26, "steps": 260, "updated_at": 1e9, "host": "elsewhere", "pid": 1, "state": "running"},
-    )
-    assert rows_of(status.status_text(study, look(study, results)))[0] == [
-        "r50",
-        "0",
-        "running",
-        "26/260",
-        "10",
-        "elsewhere",
-    ]
+    heartbeat = {"step": 26, "steps": 260, "updated_at": 1e9, "host": "elsewhere", "pid": 1, "state": "running"}
+    put(results / "state" / "smoke" / "r50" / "seed0" / "ab" / "progress.json", heartbeat)
+    cells = ["r50", "0", "running", "26/260", "10", "elsewhere"]
+    assert rows_of(status.status_text(study, look(study, results)))[0] == cells
 
 
 @pytest.mark.parametrize("host_clock_is_off_s", [-86400, 86400])
@@ -142,17 +146,6 @@ def test_clocks_of_hosts_need_not_agree(study, results, monkeypatch, host_clock_
     assert first(study, results) == ("running", "")
     beat(results, updated_at=now_s, age_s=900)
     assert first(study, results) == ("stalled", "no heartbeat for 15m")
-
-
-def test_three_minutes_of_silence_are_a_stall_where_steps_are_shorter(study, results):
-    beat(results, age_s=170)
-    assert first(study, results)[0] == "running"
-    beat(results, age_s=190, eta_s=140 * 60.0)
-    assert first(study, results) == ("stalled", "no heartbeat for 3m")
-    beat(results, age_s=850, eta_s=140 * 300.0)  # 5 minutes a step: three of them
-    assert first(study, results)[0] == "running"
-    beat(results, age_s=950, eta_s=140 * 300.0)
-    assert first(study, results)[0] == "stalled"
 
 
 def test_who_may_not_write_takes_the_own_clock(study, results, monkeypatch):
@@ -172,20 +165,11 @@ def test_a_look_leaves_nothing_behind(study, results):
     assert [file.name for file in folder.iterdir()] == ["progress.json"]
 
 
-def test_a_process_of_this_host_that_is_gone_was_killed(study, results):
+def test_a_killed_process_of_this_host_is_named_as_killed(study, results):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     beat(results, host=socket.gethostname(), pid=child.pid)
     assert first(study, results) == ("stopped", "killed")
-    beat(results, host=socket.gethostname(), pid=os.getpid())
-    assert first(study, results) == ("running", "")
-
-
-def test_a_stopped_run_keeps_its_step_but_has_no_end(study, results):
-    beat(results, state="stopped", age_s=1e5)
-    text = status.status_text(study, look(study, results))
-    assert text.splitlines()[3].split()[2:5] == ["stopped", "120/260", "46"]
-    assert "2h 05m" not in text
 
 
 def test_a_failed_run_says_why(study, results):
