@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from tabulate import tabulate
 
 from lvis_rcnn.evaluation.compare import Difference, ScoredRow, mean_categories
-from lvis_rcnn.evaluation.results import Kind
+from lvis_rcnn.evaluation.results import KINDS, Kind
 from lvis_rcnn.reporting.figures import GROUPS, figure_file, write_reason
-from lvis_rcnn.reporting.score_plots import GROUP_METRICS, KINDS
+from lvis_rcnn.reporting.score_plots import GROUP_METRICS
 
 MOST_CATEGORIES = 5
 TITLE_CHARACTERS = 80
@@ -175,7 +175,7 @@ def write_category_differences(
     before: Sequence[Mapping[str, Any]],
     after: Sequence[Mapping[str, Any]],
     names: tuple[str, str],
-    kind: str,
+    kind: Kind,
     out: Path,
 ) -> None:
     """Write category_differences.{png,svg}: how much the AP of each category differs, or why there is no plot.
@@ -202,7 +202,7 @@ def write_category_differences(
 
 
 def paired_categories(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], kind: str
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], kind: Kind
 ) -> list[tuple[str, str, float]]:
     """(name, frequency, difference of AP in points) of the categories that both define, largest gain first."""
     old = {category["id"]: category.get(kind) for category in before}

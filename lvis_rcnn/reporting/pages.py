@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import known_models
+from lvis_rcnn.evaluation.results import KINDS
 from lvis_rcnn.reporting import PAGES
 from lvis_rcnn.reporting.figures import GROUPS
 from lvis_rcnn.reporting.html import Column, Value, page, text_page
 from lvis_rcnn.reporting.plots import read_category_figures
 from lvis_rcnn.reporting.rows import Row, rows_of
-from lvis_rcnn.reporting.score_plots import KINDS, category_aps, metrics_of, row_name
+from lvis_rcnn.reporting.score_plots import category_aps, metrics_of, row_name
 from lvis_rcnn.reporting.table import (
     COLUMNS,
     devices_line,
@@ -98,7 +99,7 @@ def per_category_page(study: Study, rows: Sequence[Row], image_counts: Mapping[i
 
 def categories_table(rows: Sequence[Row], image_counts: Mapping[int, int]) -> tuple[list[Column], list[list[Value]]]:
     """Columns and lines of rows that are scored on the same categories."""
-    aps = {(row_name(row), kind): category_aps(row, kind) for kind in ("segm", "bbox") for row in rows}
+    aps = {(row_name(row), kind): category_aps(row, kind) for kind in reversed(KINDS) for row in rows}
     columns = [Column("category"), Column("group", is_group=True), Column("training images", 0), Column("objects", 0)]
     columns += [Column(f"{KINDS[kind]} AP {name}", 1, full=100) for name, kind in aps]
     scored = [metrics for row in rows for metrics in metrics_of(row)]

@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float64, Int64
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
+from lvis_rcnn.evaluation.results import KINDS, Kind
 from lvis_rcnn.reporting.figures import GROUPS, figure_file, legend_below, show_reason, style, write_reason
 from lvis_rcnn.reporting.rows import TRAINED, Row
 
-KINDS = {"bbox": "box", "segm": "mask"}
 GROUP_METRICS = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
 
 
@@ -38,7 +38,7 @@ def metrics_of(row: Row) -> list[dict[str, Any]]:
     return [run.records["evaluate"] for run in row.runs if "evaluate" in run.records]
 
 
-def estimate(row: Row, kind: str, name: str) -> Estimate | None:
+def estimate(row: Row, kind: Kind, name: str) -> Estimate | None:
     """A metric with its 95 % interval, of one run or of the mean over several, else with its standard deviation."""
     found = row.measure(f"{KINDS[kind]}_{name}")
     if found["mean"] is None or not metrics_of(row):
@@ -152,7 +152,7 @@ def draw_frontier(
     axes.margins(0.12)
 
 
-def write_ap_and_images(rows: Sequence[Row], image_counts: Mapping[int, int], kind: str, out: Path) -> None:
+def write_ap_and_images(rows: Sequence[Row], image_counts: Mapping[int, int], kind: Kind, out: Path) -> None:
     """Write ap_and_images.{png,svg}: AP of each category against its training images, a panel per row; group means.
 
     Args:
@@ -180,7 +180,7 @@ def write_ap_and_images(rows: Sequence[Row], image_counts: Mapping[int, int], ki
         legend_below(figure, panels)
 
 
-def category_aps(row: Row, kind: str) -> dict[int, tuple[str, float | None]]:
+def category_aps(row: Row, kind: Kind) -> dict[int, tuple[str, float | None]]:
     """Frequency and AP in percent of each category by its id, mean over the runs that define it."""
     found: dict[int, tuple[str, list[float]]] = {}
     for metrics in metrics_of(row):
@@ -219,7 +219,7 @@ IOUS = {"0.5": "IoU 0.5", "0.75": "IoU 0.75", "0.5:0.95": "IoU 0.5 to 0.95, mean
 MEMBERS = {"all": "all categories", **{group: f"{name} categories" for group, (name, _, _) in GROUPS.items()}}
 
 
-def write_precision_recall(rows: Sequence[Row], kind: str, out: Path) -> None:
+def write_precision_recall(rows: Sequence[Row], kind: Kind, out: Path) -> None:
     """Write precision_recall_{box,mask}.{png,svg}: panels by frequency group and IoU, a line per row."""
     name, what = f"precision_recall_{KINDS[kind]}", {"bbox": "boxes", "segm": "masks"}[kind]
     curves = {row_name(row): curves_of_row(row, kind) for row in rows}
@@ -239,7 +239,7 @@ def write_precision_recall(rows: Sequence[Row], kind: str, out: Path) -> None:
         legend_below(figure, panels.ravel())
 
 
-def curves_of_row(row: Row, kind: str) -> dict[str, Any] | None:
+def curves_of_row(row: Row, kind: Kind) -> dict[str, Any] | None:
     """Curves of a row: the mean over its runs, so that the area under a line is the row's AP; None without any."""
     found = [metrics["curves"][kind] for metrics in metrics_of(row) if kind in metrics.get("curves", {})]
     if not found:

@@ -122,7 +122,7 @@ def test_a_running_run_says_how_far_and_how_fast_it_is(study, results):
         ),
         (
             {"state": "stopped", "age_s": 1e5},
-            "stopped 120/260 46 31.2 1.235 2 gpu17, job 4711".split(),
+            ["stopped", "120/260", "46", "31.2", "1.235", "2", "gpu17,", "job", "4711"],
         ),
     ],
 )
