@@ -34,7 +34,6 @@ def version(monkeypatch):
     """The version of the code, as a list of one, to be changed by a test."""
     current = ["1"]
     monkeypatch.setattr(attempts, "code_version", lambda: current[0])
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     return current
 
 

@@ -62,12 +62,6 @@ for turn in range(20):
 """
 
 
-@pytest.fixture(autouse=True)
-def no_slurm(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
-        monkeypatch.delenv(name)
-
-
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "state").mkdir()
@@ -213,8 +207,7 @@ def test_a_holder_here_gets_sigterm_at_once(folder, start, monkeypatch):
     holder = start(renew_s=LONG_S)  # would find the request too late
     wait_for(folder, "held 1")
     with held_lease(folder, **SHORT) as mine:
-        assert mine.mine.generation == 2
-        assert events(folder)[2] == "stopped by signal True"
+        assert (mine.mine.generation, events(folder)[2]) == (2, "stopped by signal True")
     assert len(lines) == 1
     assert f"(pid {holder.pid}): asked it to save and hand over" in lines[0]
 
@@ -223,8 +216,7 @@ def test_a_holder_elsewhere_finds_the_request(folder, start):
     holder = start(machine="another")
     wait_for(folder, "held 1")
     with held_lease(folder, **SHORT) as mine:
-        assert mine.mine.generation == 2
-        assert events(folder)[2] == "stopped by request True"
+        assert (mine.mine.generation, events(folder)[2]) == (2, "stopped by request True")
         assert names(folder) == ["lease-2.json"]
     assert holder.communicate(timeout=30)[1] == b""
 
@@ -446,11 +438,11 @@ def test_a_full_disk_is_said_once_and_tried_again(folder, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError) as caught, held_lease(tmp_path / "file" / "state"):
+    with (
+        pytest.raises(InputError, match=r"file/state: cannot be written: Not a directory"),
+        held_lease(tmp_path / "file/state"),
+    ):
         pass
-    where = tmp_path / "file" / "state"
-    fix = "make room, or name a folder that can be written"
-    assert str(caught.value) == f"{where}: cannot be written: Not a directory; fix: {fix}"
 
 
 def test_a_lease_replaced_while_it_is_read_over_nfs_is_a_sign_of_life(folder, monkeypatch):
