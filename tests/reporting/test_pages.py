@@ -35,7 +35,7 @@ def test_pages_of_a_finished_study(tmp_path):
     put(tmp_path / "mini" / "benchmarks" / "train_r50_seed0.tsv", measured)
     put(tmp_path / "mini" / "preflight.txt", "Preflight of study mini: ok, <no> warning\n")
     pages = written(tmp_path, study)
-    assert rows_of_table(pages["table"])[1][:5] == ["R-50-FPN", "pytorch", "260 steps", "0.88", "12.3"]
+    assert rows_of_table(pages["table"])[1][:5] == ["R-50-FPN", "pytorch", "260\N{NO-BREAK SPACE}steps", "0.88", "12.3"]
     assert "Study mini, seed 0; code 0.1.0-aaaa1111" in pages["table"]
     assert rows_of_table(pages["per_category"]) == [
         ["category", "group", "training images", "objects", "mask AP R-50-FPN", "box AP R-50-FPN"],
