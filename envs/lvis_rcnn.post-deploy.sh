@@ -3,5 +3,5 @@
 # new requirements.lock is a new script, and so a new environment.
 set -euo pipefail
 lock=${LVIS_RCNN_HOME:-.}/requirements.lock
-echo "c541d3c194ad6a17c6fb0a0e58a407e36a14cd89aaa9e5b043ed36f284aa85b3  $lock" | sha256sum --check --quiet
+echo "2c500c43afd2748c7f6ec58c4da00c0235e74a90861858e6cfdd842497fe3d5e  $lock" | sha256sum --check --quiet
 python -m pip install --no-deps --require-hashes -r "$lock"

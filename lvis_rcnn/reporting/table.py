@@ -1,7 +1,5 @@
 """The results table: table.md for people, table.csv and table.json for programs, and the text around it."""
 
-import csv
-import io
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +8,7 @@ from textwrap import fill
 from typing import Any
 from urllib.parse import quote
 
+import pandas as pd
 from tabulate import tabulate
 
 from lvis_rcnn.config.study import Study
@@ -128,13 +127,8 @@ def row_record(row: Row, link: Link) -> dict[str, Any]:
 
 def spreadsheet(study: Study, rows: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> str:
     """The text of table.csv: the records, a line per row; with several seeds, deviations and each seed's values too."""
-    lines = [spreadsheet_line(row, record) | {"study": study.study} for row, record in zip(rows, records, strict=True)]
-    text = io.StringIO()
-    header = dict.fromkeys(["study", *(key for line in lines for key in line)])
-    writer = csv.DictWriter(text, list(header), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    lines = [{"study": study.study, **spreadsheet_line(row, record)} for row, record in zip(rows, records, strict=True)]
+    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
 
 
 def spreadsheet_line(row: Row, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,12 +267,12 @@ def device_mark(rows: Sequence[Row], row: Row, name: str) -> str:
 
 def terminal_table(cells: Sequence[Mapping[str, str]]) -> str:
     """The table for a terminal: turned, a column per row, as long as these fit beside each other."""
-    lines, width = [list(cells[0]), *(list(row.values()) for row in cells)], CELL_CHARACTERS
-    if len(cells) <= MOST_SIDE_BY_SIDE:
-        lines = [list(line) for line in zip(*lines, strict=True)]
+    frame, width = pd.DataFrame(cells), CELL_CHARACTERS
+    if len(frame) <= MOST_SIDE_BY_SIDE:
+        frame = frame.set_index(frame.columns[0]).T.rename_axis(frame.columns[0]).reset_index()
         width = (TERMINAL_CHARACTERS - TITLE_CHARACTERS) // len(cells) - 2
-    widths = [width] * len(lines[0])
-    return tabulate(lines[1:], lines[0], tablefmt="simple", disable_numparse=True, maxcolwidths=widths)
+    lines, widths = frame.to_numpy().tolist(), [width] * len(frame.columns)
+    return tabulate(lines, list(frame.columns), tablefmt="simple", disable_numparse=True, maxcolwidths=widths)
 
 
 def markdown(study: Study, rows: Sequence[Row], link: Link) -> str:
