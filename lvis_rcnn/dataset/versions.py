@@ -12,8 +12,19 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from lvis_rcnn.dataset.records import Category
+
+class HasSynset(Protocol):
+    """What tells categories apart; dataset.records.Category, without what its import costs each job of Snakemake."""
+
+    @property
+    def id(self) -> int:
+        """Of the annotation file."""
+
+    @property
+    def synset(self) -> str:
+        """Of WordNet, as ``cup.n.01``."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +58,13 @@ VERSIONS = (
 )
 
 
-def categories_digest(categories: Iterable[Category]) -> str:
+def categories_digest(categories: Iterable[HasSynset]) -> str:
     """Hex SHA-256 of the lines ``id synset``, sorted by id; the order of the file does not matter."""
     lines = sorted((category.id, category.synset) for category in categories)
     return hashlib.sha256("\n".join(f"{number} {synset}" for number, synset in lines).encode()).hexdigest()
 
 
-def version_of(categories: Iterable[Category]) -> LvisVersion | None:
+def version_of(categories: Iterable[HasSynset]) -> LvisVersion | None:
     """The version that has exactly these categories; None for any other dataset."""
     digest = categories_digest(categories)
     return next((version for version in VERSIONS if version.categories_sha256 == digest), None)
