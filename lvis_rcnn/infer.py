@@ -13,7 +13,6 @@ it. The speed of a row is measured by lvis_rcnn.measure.
 
 import argparse
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ from lvis_rcnn.config.study import Study, load_study_for_step, settings_digest, 
 from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.inference.detector import MASKS, conditions, make_detector
 from lvis_rcnn.inference.shards import (
-    IMAGES_PER_SHARD,
     count_detections,
     export_shards,
     images_per_second,
     infer_shards,
+    number_of_shards,
 )
 from lvis_rcnn.system.cli import log, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, sha256_of_json, write_json
@@ -62,7 +61,7 @@ def infer(
     identity = {"revision": INFERENCE_REVISION, **{key: record[key] for key in IDENTITY}}
     shards_dir = state_dir / f"infer-{sha256_of_json(identity)[:12]}"
     shards_dir.mkdir(parents=True, exist_ok=True)
-    numbers = ranks.share_of(math.ceil(store.num_images / IMAGES_PER_SHARD))
+    numbers = ranks.share_of(number_of_shards(store))
     infer_shards(detector, shards_dir, study.inference.batch_size, study.resources.loader_workers, backbone, numbers)
     ranks.meet_first()
     if not ranks.is_first:

@@ -1,6 +1,7 @@
 """Detections of a dataset as shards; a new start writes those that are missing."""
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ def infer_shards(
             detections, clock = infer_images(detector, positions, batches, bar)
             write_json(shards_dir / f"shard-{number:05d}.clock.json", vars(clock))
             write_shard(shard_path(shards_dir, number), detections)
+
+
+def number_of_shards(store: AnnotationStore) -> int:
+    """How many shards hold all images of the store."""
+    return math.ceil(store.num_images / IMAGES_PER_SHARD)
 
 
 def images_of_shard(number: int, store: AnnotationStore) -> range:

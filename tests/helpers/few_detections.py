@@ -40,5 +40,5 @@ def few_detections(model: torch.nn.Module, batch: Batch, test: Inference, mask_l
 if __name__ == "__main__":
     detector.load_trained = lambda *given: torch.nn.Linear(1, 1)
     detector.detect = few_detections
-    infer.IMAGES_PER_SHARD = shards.IMAGES_PER_SHARD = 1
+    shards.IMAGES_PER_SHARD = 1
     infer.main()

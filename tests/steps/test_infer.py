@@ -271,7 +271,7 @@ def test_a_mask_that_is_needed_and_was_left_out_is_said(drawn, tmp_path):
     for image in truth["images"]:
         image["neg_category_ids"] = [category["id"] for category in truth["categories"]]
     (tmp_path / "other.json").write_text(json.dumps(truth))
-    with pytest.raises(InputError, match=r"result \d+ .*has no mask, .*fix: infer with inference.masks: all"):
+    with pytest.raises(InputError, match=r"result \d+ .*has no mask: .*fix: infer with inference.masks: all"):
         evaluate(tmp_path / "other.json", tmp_path / "found", 300)
 
 
@@ -373,7 +373,7 @@ from lvis_rcnn.config import schema
 from lvis_rcnn.inference import shards
 
 schema.BACKBONES["r50"] = schema.Backbone("R-14-FPN", "r14_fpn", (1, 1, 1, 1), groups=1, width_per_group=64)
-infer.IMAGES_PER_SHARD = shards.IMAGES_PER_SHARD = 1
+shards.IMAGES_PER_SHARD = 1
 infer.main()
 """
 
