@@ -1,6 +1,7 @@
 """What several test files share: running Snakemake, and study files made of the smoke study."""
 
 import copy
+import fcntl
 import logging
 import os
 import shutil
@@ -92,15 +93,23 @@ def write_study(path: Path, **changes: Any) -> Path:
 def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a very small study that ran to its end, to read or to copy, not to change.
 
-    It takes a minute: its tests are of one ``xdist_group``, so that one process makes it for all.
+    It takes a minute: of the processes of pytest-xdist, whose folders lie side by side, one makes it for all.
     """
     from tests.workflow.test_end_to_end import FINISHED, run, tiny_study
 
-    study = tiny_study(tmp_path_factory.mktemp("finished_study"), **FINISHED)
-    ended = run(study)
-    assert ended.code == 0, ended.text
-    assert "Warning" not in ended.text
-    return study.parent
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, is_finished = base / "finished_study", base / "finished_study.finished"
+    with (base / "finished_study.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_finished.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            ended = run(tiny_study(folder, **FINISHED))
+            assert ended.code == 0, ended.text
+            assert "Warning" not in ended.text
+            is_finished.touch()
+    return folder
 
 
 def copy_study(finished: Path, folder: Path) -> None:

@@ -256,7 +256,6 @@ def publish(model: Path, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("finished_study")
 def test_a_published_file_is_scored_as_the_model_it_was_made_from(finished_study: Path, tmp_path: Path) -> None:
     copy_study(finished_study, tmp_path)
     file = publish(tmp_path / RUN / "model.pth", tmp_path / "data" / "weights")

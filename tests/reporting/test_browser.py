@@ -172,7 +172,6 @@ def report(finished_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder / "report.html"
 
 
-@pytest.mark.xdist_group("finished_study")
 @pytest.mark.parametrize("width", [1280, 400])
 def test_the_report_of_snakemake_shows_everything_without_a_network(report, width):
     script = """

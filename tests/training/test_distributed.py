@@ -189,18 +189,17 @@ def interrupted(program: Program, number: int, pick: random.Random) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(drawn, tmp_path_factory):
-    """Weights and log of 400 steps on so many processes."""
+    """Weights and log of so many steps on so many processes."""
 
     @functools.cache
-    def outcome(ranks: int):
-        program = Program(drawn, tmp_path_factory.mktemp("whole") / "run", ranks, steps=400)
+    def outcome(ranks: int, steps: int):
+        program = Program(drawn, tmp_path_factory.mktemp("whole") / "run", ranks, steps)
         program.run()
         return program.outcome()
 
     return outcome
 
 
-@pytest.mark.xdist_group("interrupted")
 @pytest.mark.parametrize(
     ("ranks", "times"),
     [
@@ -211,14 +210,15 @@ def uninterrupted(drawn, tmp_path_factory):
 )
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_interrupted_at_random_moments_it_ends_in_the_same_bytes(drawn, uninterrupted, tmp_path, ranks, times, number):
-    program = Program(drawn, tmp_path / "run", ranks, steps=400, CHECKPOINT_S="0.05")
+    steps = 60 * times  # more than so many starts take before they are interrupted
+    program = Program(drawn, tmp_path / "run", ranks, steps, CHECKPOINT_S="0.05")
     pick = random.Random(f"{ranks} {number}")
     for _ in range(times):
         interrupted(program, number, pick)
         for attempts in (tmp_path / "run" / "state").rglob("attempts.jsonl"):
             attempts.unlink()  # so many kills in a row, some before a first step, are refused for good reason
     program.run()
-    (ours, our_lines), (theirs, their_lines) = program.outcome(), uninterrupted(ranks)
+    (ours, our_lines), (theirs, their_lines) = program.outcome(), uninterrupted(ranks, steps)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     keys = ("step", "loss", "grad_norm", "lr")
@@ -227,13 +227,14 @@ def test_interrupted_at_random_moments_it_ends_in_the_same_bytes(drawn, uninterr
 
 @pytest.mark.slow
 def test_a_second_training_takes_over_and_ends_in_the_same_bytes(drawn, tmp_path):
-    whole = Program(drawn, tmp_path / "whole", 1, steps=1000)
+    whole = Program(drawn, tmp_path / "whole", 1, steps=100)
     whole.run()
-    program = Program(drawn, tmp_path / "run", 1, steps=1000, CHECKPOINT_S="0.3")
-    first = program.start()
+    # Four groups a step: the first would last 100 s, and is asked to stop as soon as the second is there.
+    first = Program(drawn, tmp_path / "run", 1, steps=100, CHECKPOINT_S="0.3", ASLEEP_S="0.25").start()
+    program = Program(drawn, tmp_path / "run", 1, steps=100, CHECKPOINT_S="0.3")
     wait_for_step(program, first, 5)
     second = program.start()  # as a restarted Snakemake does, which does not know that the first still runs
-    said = first.communicate(timeout=60)[1]
+    said = first.communicate(timeout=120)[1]
     assert first.returncode == 75, said
     assert "stopped at step" in said
     said = second.communicate(timeout=120)[1]

@@ -44,7 +44,6 @@ def run(study: Path, *arguments: str | Path) -> Ended:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("finished_study")
 def test_one_command_draws_trains_scores_and_writes_the_table(finished_study: Path, tmp_path: Path) -> None:
     (row,) = csv.DictReader((finished_study / "results" / "tiny" / "table.csv").read_text().splitlines())
     assert (row["study"], row["title"], row["missing"]) == ("tiny", "R-50-FPN", "")
@@ -87,7 +86,6 @@ def stop_training(study: Path, number: signal.Signals, reached: Callable[[dict[s
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("finished_study")
 def test_a_killed_training_goes_on_to_the_same_weights_and_ap(finished_study: Path, tmp_path: Path) -> None:
     copy_study(finished_study, tmp_path)
     for trained in (RUN, "results/state"):
