@@ -1,6 +1,7 @@
 """What a cluster and a user of it need beside the workflow: ``slurm/site.yaml``, or variables of the environment.
 
 Read by ``slurm/profile.yaml`` and ``workflow/rules/resources.smk``; nothing here is needed: a missing file is no error.
+A new key is written here and in ``slurm/site.example.yaml``; resources.smk says which jobs it is for.
 """
 
 import difflib

@@ -51,6 +51,7 @@ def stochastic_copies(factors: Float64[np.ndarray, " n"], seed: int, epoch: int)
     return copies
 
 
+# A new one is also a value of ``rounding`` in config/schema.py.
 ROUNDINGS: dict[str, Callable[[np.ndarray, int, int], Int64[np.ndarray, " n"]]] = {
     "ceil": ceil_copies,
     "stochastic": stochastic_copies,

@@ -13,8 +13,8 @@ templates/   HTML, CSS and JavaScript of the pages
 pages        table, categories, cost, provenance and preflight as pages
 
 Below are the only lists of the pages, plots and pictures, each with its chapter and title in Snakemake's report: rules
-declare these files, steps write them, tests look for them. The caption of NAME is workflow/report/NAME.rst. Nothing is
-imported here.
+declare these files, steps write them, tests look for them. The caption of NAME is workflow/report/NAME.rst, the
+function of a plot an entry of ``write_plots`` in plots.py. Nothing is imported here.
 """
 
 # results/<study>/table.md and training_batch.png
