@@ -71,7 +71,7 @@ def test_a_run_knows_what_it_cost(side_by_side: tuple[Study, dict[str, str]]) ->
         record = json.loads((study.folder / "results" / "toy" / backbone / "seed0" / "train.json").read_text())
         (attempt,) = study.attempts(backbone)
         (line,) = said(
-            *("sacct", "-X", "-n", "-P", "-j", attempt.job or ""),
+            *("sacct", "-X", "-n", "-P", "-j", attempt.begin.job or ""),
             *("-o", "ElapsedRaw,AllocTRES,NCPUS,Eligible,Start"),
         ).splitlines()
         elapsed_s, resources, cpus, eligible, started = line.split("|")
