@@ -22,11 +22,6 @@ class Backbone:
     """Channels of one group in stage 1; 64 with one group is the plain ResNet."""
     style: str = "pytorch"
 
-    @property
-    def has_imagenet_weights(self) -> bool:
-        """Whether torchvision has the recipe's weights: it has no 32x4d network, and its 64x4d is another training."""
-        return self.groups == 1
-
 
 # By cost, the cheapest first: the trainings of a study start with the last.
 BACKBONES = {

@@ -327,19 +327,6 @@ class Lease:
             self.look()
             return not (self.lost or self.over.is_set())
 
-    def require_held(self) -> None:
-        """Call before each save, as close to its rename as possible.
-
-        Raises:
-            InputError: another trainer has replaced this one, as after a suspension of minutes.
-        """
-        if not self.held():
-            raise InputError(
-                str(self.folder),
-                "another trainer has replaced this one, which gave no sign of life, or its lease was deleted",
-                fix="nothing to do; the next start resumes from the last checkpoint",
-            )
-
     def look(self) -> None:
         """Read from the folder whether this lease was lost, and whether another trainer asks for it."""
         if not self.lost and not is_newest(self.folder, self.mine):

@@ -6,7 +6,7 @@ Weights, images and the two states of the label scores are those of network_and_
 threshold 1e-4, up to 300 detections. ``--weights`` keeps the weights, which take minutes to fit, from one call to the
 next. Both sides end with the run-length encoded masks of one image: what a results file holds. Post-processing is
 everything but convolutions, linear layers and RoIAlign: scores to candidates, decoding, NMS, pasting, encoding (on our
-side by lvis_rcnn.detector, on the other by torchvision's ``paste_masks_in_image``, a threshold and pycocotools).
+side by inference.detector, on the other by torchvision's ``paste_masks_in_image``, a threshold and pycocotools).
 
 Each figure comes from a process of its own; the second of two images counts. Printed are CPU seconds an image and peak
 resident memory, medians of the repeats, and the ratios of torchvision's to ours.

@@ -15,7 +15,6 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
-import lvis_rcnn.config.schema as schema
 import lvis_rcnn.dataloader.batches as data
 import lvis_rcnn.infer as infer
 import lvis_rcnn.inference.detector as detector
@@ -40,7 +39,7 @@ from lvis_rcnn.system.files import sha256_of_file
 from lvis_rcnn.training.distributed import Ranks
 from tests.conftest import REPOSITORY
 from tests.helpers.few_detections import few_detections
-from tests.helpers.tiny_run import SMALLEST, make_data, model_meta, save_untrained, tiny_study, write_tiny_study
+from tests.helpers.tiny_run import make_data, model_meta, tiny_study, write_tiny_study
 
 KEYS = {
     *("format", "version", "images", "masks", "batch_size", "device", "threads", "ranks", "resolution", "precision"),
@@ -48,22 +47,12 @@ KEYS = {
     *("detections_with_mask", "settings", "settings_digest", "code_version", "versions"),
 }
 ALONE = Ranks(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(autouse=True)
-def smallest_body(monkeypatch):
-    monkeypatch.setitem(schema.BACKBONES, "r50", SMALLEST)
+pytestmark = pytest.mark.usefixtures("smallest_body")
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"), train_images=2, val_images=7)
-
-
-@pytest.fixture(scope="module")
-def model_path(drawn, tmp_path_factory):
-    """An untrained model: it finds something everywhere."""
-    return save_untrained(tmp_path_factory.mktemp("model"), open_store(drawn.val_store))
 
 
 # One image

@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 
-import lvis_rcnn.config.schema as schema
 import lvis_rcnn.dataloader.batches as data
 import lvis_rcnn.measure as measure
 from lvis_rcnn.config.schema import Augmentation
@@ -16,24 +15,15 @@ from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataset.store import open_store
 from lvis_rcnn.system.files import sha256_of_file
 from tests.conftest import REPOSITORY
-from tests.helpers.tiny_run import SMALLEST, make_data, save_untrained, tiny_study, write_tiny_study
+from tests.helpers.tiny_run import make_data, tiny_study, write_tiny_study
 
 SHORT = {"training_steps": 1, "images": 2}
-
-
-@pytest.fixture(autouse=True)
-def smallest_body(monkeypatch):
-    monkeypatch.setitem(schema.BACKBONES, "r50", SMALLEST)
+pytestmark = pytest.mark.usefixtures("smallest_body")
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"), train_images=4, val_images=4)
-
-
-@pytest.fixture(scope="module")
-def model_path(drawn, tmp_path_factory):
-    return save_untrained(tmp_path_factory.mktemp("model"), open_store(drawn.val_store))
 
 
 def arguments(drawn, model_path, folder, training=True):

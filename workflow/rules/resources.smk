@@ -120,6 +120,6 @@ def training_launcher(row):
             ' --rdzv-endpoint "$(hostname):$((20000 + SLURM_JOB_ID % 10000))" -m --'
         )
     if (ask.gpus or 1) > 1:
-        # Outside SLURM, whose jobs have their GPUs already, the lease gives some; one GPU is leased by the trainer itself.
+        # Outside SLURM, whose jobs have their GPUs already, system.gpus reserves some; the trainer itself reserves one.
         return f'"$PYTHON" -m lvis_rcnn.system.gpus --gpus {ask.gpus} -- {torchrun} --standalone -m --'
     return '"$PYTHON" -m'
