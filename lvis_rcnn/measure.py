@@ -41,7 +41,7 @@ from lvis_rcnn.system.provenance import code_version, library_versions
 from lvis_rcnn.training.distributed import Ranks, process_device, require_device
 from lvis_rcnn.training.log import Progress
 from lvis_rcnn.training.run import Run, hardware
-from lvis_rcnn.training.setup import peak_memory_bytes, set_arithmetic, training_of
+from lvis_rcnn.training.setup import new_training, peak_memory_bytes, set_arithmetic
 from lvis_rcnn.training.step import take_step
 
 WARMUP_IMAGES = 5
@@ -111,7 +111,7 @@ def measured_training(
     run = Run(study, backbone, study.seeds[0], data.store, data.images, data.repeat_factors, Path(), {})
     set_arithmetic(run)
     network = load_trained(study.model, backbone, model_path, run.store)
-    training, recipe = training_of(run, Ranks(0, 1, device), network), run.recipe
+    training, recipe = new_training(run, Ranks(0, 1, device), network), run.recipe
     short_edge_px, long_edge_px = max(study.augmentation.short_edges_px), study.augmentation.long_edge_px
     augmentation = study.augmentation.model_copy(update={"short_edges_px": (short_edge_px,)})
     steps = largest_steps(recipe.stream, run.store, augmentation, recipe.steps)[: study.measure.training_steps]

@@ -23,7 +23,7 @@ from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
 from lvis_rcnn.system.files import atomic_file, write_json
 
 
-def write_repeat_factors(store: AnnotationStore, factors: RepeatFactors, out: Path) -> None:
+def write_factor_tables(store: AnnotationStore, factors: RepeatFactors, out: Path) -> None:
     """Write categories.csv, images.csv and, last, summary.json into ``out``; factors have all their digits."""
     categories = (
         (category.id, category.name, category.frequency, *numbers)
@@ -77,7 +77,7 @@ def step(args: argparse.Namespace) -> None:
     store = open_store(args.store)
     factors = repeat_factors(store, args.threshold, args.rounding, args.exponent)
     write_figure(store, factors, args.out)
-    write_repeat_factors(store, factors, args.out)
+    write_factor_tables(store, factors, args.out)
     figures = summary(factors)
     log.info(
         "%s: %s of %s images, %s; %s",

@@ -49,7 +49,7 @@ def train(run: Run, out_dir: Path, ranks: Ranks) -> None:
         SystemExit: with ``EXIT_RESUME_ME`` after a signal or a hand-over, the state being saved.
     """
     run.state_dir.mkdir(parents=True, exist_ok=True)
-    with state_of(run, ranks) as lease:
+    with held_state(run, ranks) as lease:
         if is_finished(run.state_dir):
             log.info("%s seed %d is trained; to train it again, delete %s", run.backbone, run.seed, run.state_dir)
             if ranks.is_first:
@@ -62,7 +62,7 @@ def train(run: Run, out_dir: Path, ranks: Ranks) -> None:
 
 
 @contextmanager
-def state_of(run: Run, ranks: Ranks) -> Iterator[Lease | None]:
+def held_state(run: Run, ranks: Ranks) -> Iterator[Lease | None]:
     """The state folder, held by the first process while all work on it."""
     if not ranks.is_first:
         ranks.wait_for_first()
@@ -78,14 +78,14 @@ def train_to_the_end(run: Run, ranks: Ranks, lease: Lease | None) -> None:
     recipe, training = run.recipe, prepared(run, ranks)
     progress = training.progress
     if lease is None:
-        progress.begin_attempt(progress.attempts + 1, ranks.count)
+        progress.count_attempt(progress.attempts + 1, ranks.count)
         take_steps(training, Recorder(training, None))
         ranks.wait_for_all()
         return
     # Of all processes: SLURM counts those of its job, and without it each has its threads and, on a GPU, a GPU.
     gpus = ranks.count if ranks.device.type == "cuda" else 0
     resources = allocation(ranks.count * run.study.compute.threads, gpus)
-    progress.begin_attempt(begin_attempt(run.state_dir, progress.step, resources), ranks.count)
+    progress.count_attempt(begin_attempt(run.state_dir, progress.step, resources), ranks.count)
     log.info("%s%s", recipe.sentence, f"; {ranks.count} processes" if ranks.count > 1 else "")
     with Recorder(training, lease) as recorder:
         take_steps(training, recorder)

@@ -22,10 +22,10 @@ from lvis_rcnn.model.mmdet import (
     MmdetFile,
     backbone_of,
     converted,
+    first_names,
     name_notes,
     read_content,
     read_mmdet,
-    shortened,
     write_mmdet,
 )
 from lvis_rcnn.model.weights import load_model, save_model
@@ -54,7 +54,7 @@ def import_mmdet(
     added = sum(key.endswith(COUNTER) for key in state) - sum(key.endswith(COUNTER) for key in file.state)
     if added:
         notes.append(f"the file has no {COUNTER}: {added} are set to 0; nothing reads them")
-    source: dict[str, Any] = {"file": file.path.name, "sha256": file.sha256, **training_of(file)}
+    source: dict[str, Any] = {"file": file.path.name, "sha256": file.sha256, **recorded_training(file)}
     meta = {"backbone": backbone, "seed": None, "CLASSES": names, "source": source, "code_version": code_version()}
     save_model(out, state, meta)
     record = {"format": "lvis_rcnn.import", "version": 1, **source, "backbone": backbone, "num_categories": len(names)}
@@ -64,7 +64,7 @@ def import_mmdet(
     return record
 
 
-def training_of(file: MmdetFile) -> dict[str, str | int | None]:
+def recorded_training(file: MmdetFile) -> dict[str, str | int | None]:
     """What the meta of a file tells about its training; None for what it does not."""
     keys = ("mmdet_version", "mmengine_version", "epoch", "iter", "seed", "time")
     values = {key: file.meta.get(key) for key in keys}
@@ -90,10 +90,10 @@ def page_of(path: Path, trust_pickle: bool) -> Iterator[str]:
     yield f"kind       {kind}"
     yield f"backbone   {file.meta.get('backbone') or backbone_of(file.state, prefix) or 'none of the four'}"
     yield f"tensors    {len(file.state)}, {sum(value.numel() for value in file.state.values()):,} numbers"
-    yield f"keys       {shortened(list(file.state))}"
+    yield f"keys       {first_names(list(file.state))}"
     if file.classes:
-        yield f"classes    {len(file.classes)}: {shortened(file.classes)}"
-    for key, value in training_of(file).items():
+        yield f"classes    {len(file.classes)}: {first_names(file.classes)}"
+    for key, value in recorded_training(file).items():
         if value is not None:
             yield f"{key:<10} {value}"
     if prefix == "backbone.":

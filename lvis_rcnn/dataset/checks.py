@@ -81,7 +81,7 @@ def image_errors(store: AnnotationStore, folder: Path) -> ImageErrors:
         pool.shutdown(cancel_futures=True)
     names = [image_candidates(*store.image_name(image))[0] for image in missing]
     absent = [missing_problem(store, folder, names, int(store.image_ids[missing[0]]))] if missing else []
-    return ImageErrors([*absent, *shortened(damaged, store)], names)
+    return ImageErrors([*absent, *first_problems(damaged, store)], names)
 
 
 def check_images(store: AnnotationStore, files: ImageFiles, images: range) -> tuple[list[int], list[Problem]]:
@@ -158,7 +158,7 @@ def zip_of(name: str) -> str | None:
     return f"{folder}.zip" if folder in COCO_FOLDERS else None
 
 
-def shortened(damaged: list[Problem], store: AnnotationStore) -> list[Problem]:
+def first_problems(damaged: list[Problem], store: AnnotationStore) -> list[Problem]:
     """The first few, and one that counts the others."""
     if len(damaged) <= NAMED_FILES:
         return damaged

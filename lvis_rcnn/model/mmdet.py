@@ -127,12 +127,12 @@ def require_shapes(where: str, state: Weights, expected: Shapes, what_for: str) 
         if key in expected and shape != expected[key]
     ]
     groups = {"missing": missing, "unexpected": unexpected, "of another shape": differing}
-    problems = [f"{len(keys)} {kind} ({shortened(keys)})" for kind, keys in groups.items() if keys]
+    problems = [f"{len(keys)} {kind} ({first_names(keys)})" for kind, keys in groups.items() if keys]
     if problems:
         raise InputError(where, f"keys do not fit: {', '.join(problems)}", allowed=what_for, fix="name another file")
 
 
-def shortened(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
     """The first ``NAMED_KEYS`` names."""
     more = ", …" if len(names) > NAMED_KEYS else ""
     return ", ".join(names[:NAMED_KEYS]) + more
@@ -243,7 +243,7 @@ def read_mmdet(path: Path, *, trust_pickle: bool = False) -> MmdetFile:
     sha256 = checked_sha256(path, digest_in_name(path.name))
     state, meta = content.get("state_dict"), content.get("meta")
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        what = f"has no state_dict, but {shortened([str(key) for key in content]) or 'nothing'}"
+        what = f"has no state_dict, but {first_names([str(key) for key in content]) or 'nothing'}"
         raise InputError(str(path), what, allowed="a checkpoint of MMDetection: meta and state_dict")
     file = MmdetFile(path, sha256, dict(state), meta if isinstance(meta, dict) else {})
     refuse_caffe(file)

@@ -67,8 +67,8 @@ class Progress:
         step, elapsed_s = self.attempt_from
         return (self.elapsed_s - elapsed_s) / (self.step - step) if self.step > step else None
 
-    def begin_attempt(self, attempts: int, ranks: int = 1) -> None:
-        """Begin attempt number ``attempts`` with ``ranks`` processes; its speed is measured from here."""
+    def count_attempt(self, attempts: int, ranks: int = 1) -> None:
+        """This is attempt number ``attempts``, of ``ranks`` processes; its speed is measured from here."""
         self.attempts, self.ranks, self.attempt_from = attempts, ranks, (self.step, self.elapsed_s)
 
     def add_step(self, values: dict[str, float]) -> None:

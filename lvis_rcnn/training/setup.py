@@ -51,7 +51,7 @@ def prepared(run: Run, ranks: Ranks) -> Training:
     torch.manual_seed(run.seed)
     require_memory(run, ranks.device)
     network = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, run.study.model)
-    training = training_of(run, ranks, network)
+    training = new_training(run, ranks, network)
     restore(training)
     require_same_step(ranks, training.progress.step)
     return training
@@ -63,7 +63,7 @@ def set_arithmetic(run: Run) -> None:
     set_full_precision()
 
 
-def training_of(run: Run, ranks: Ranks, network: MaskRcnn) -> Training:
+def new_training(run: Run, ranks: Ranks, network: MaskRcnn) -> Training:
     """The network on its device, in training mode, under a new optimizer."""
     layout = torch.channels_last if run.study.compute.channels_last else torch.contiguous_format
     model = network.to(ranks.device, memory_format=layout).train()  # type: ignore[call-overload]

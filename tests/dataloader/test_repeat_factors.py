@@ -19,7 +19,7 @@ from lvis_rcnn.dataloader.repeat_factors import (
     usable_annotations,
 )
 from lvis_rcnn.dataset.store import build_store, open_store
-from lvis_rcnn.repeat_factors import write_repeat_factors
+from lvis_rcnn.repeat_factors import write_factor_tables
 from lvis_rcnn.system.cli import InputError
 
 COUNTS = Path(__file__).parents[1] / "golden"
@@ -73,7 +73,7 @@ def test_by_hand(tmp_path):
 def test_tables_have_every_image_and_come_back(tmp_path):
     store = store_of(tmp_path, BY_HAND, SIZES)
     factors = repeat_factors(store, 0.5)
-    write_repeat_factors(store, factors, tmp_path / "factors")
+    write_factor_tables(store, factors, tmp_path / "factors")
     sampling = read_sampling(tmp_path / "factors")
     assert (sampling.factors.tolist(), sampling.rounding) == (factors.image_factors.tolist(), "ceil")
     with (tmp_path / "factors" / "images.csv").open(newline="") as file:
@@ -236,7 +236,7 @@ def test_factors_come_back_to_the_last_digit(tmp_path_factory, categories_of_ima
     folder = tmp_path_factory.mktemp("store")
     store = store_of(folder, categories_of_images)
     factors = repeat_factors(store, threshold, rounding, exponent)
-    write_repeat_factors(store, factors, folder)
+    write_factor_tables(store, factors, folder)
     sampling = read_sampling(folder)
     assert (sampling.factors.tolist(), sampling.rounding) == (factors.image_factors.tolist(), rounding)
 

@@ -14,7 +14,7 @@ from lvis_rcnn.dataloader.repeat_factors import repeat_factors
 from lvis_rcnn.dataset.store import AnnotationStore, build_store, open_store
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.model.weights import save_model
-from lvis_rcnn.repeat_factors import write_repeat_factors
+from lvis_rcnn.repeat_factors import write_factor_tables
 from tests.conftest import REPOSITORY, write_study
 
 # The heads of the real network on the smallest body that ends in four stages.
@@ -73,7 +73,7 @@ def make_data(folder: Path, train_images: int = 8, val_images: int = 5) -> TinyD
     build_store(folder / "drawn" / "train.json", data.train_store)
     build_store(folder / "drawn" / "val.json", data.val_store)
     store = open_store(data.train_store)
-    write_repeat_factors(store, repeat_factors(store, 0.3), data.repeat_factors)
+    write_factor_tables(store, repeat_factors(store, 0.3), data.repeat_factors)
     return data
 
 

@@ -170,7 +170,7 @@ def test_other_settings_do_not_meet_these_checkpoints(drawn, tmp_path, monkeypat
 
 
 def training_of(run):
-    return run_start.training_of(run, ALONE, FewNumbers(None, 0, None))
+    return run_start.new_training(run, ALONE, FewNumbers(None, 0, None))
 
 
 @pytest.mark.usefixtures("few_numbers")

@@ -46,7 +46,7 @@ def test_a_line_is_the_mean_since_the_last_one(tmp_path, recipe, monkeypatch):
     monkeypatch.setattr(training_log.time, "time", lambda: 1e9)
     log = TrainingLog(tmp_path / "log.json", recipe, 0)
     progress = Progress(step=4, elapsed_s=100.0, peak_memory_bytes=3 * 2**30)
-    progress.begin_attempt(2)
+    progress.count_attempt(2)
     progress.add_step(values(1.0))
     progress.add_step(values(2.0, time=2.0))
     log.write(progress)
@@ -171,7 +171,7 @@ def test_a_heartbeat_has_what_onlookers_read(tmp_path, recipe, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setattr(training_log.time, "time", lambda: 2e9)
     progress = Progress(step=3, elapsed_s=50.0, saved_step=3, started_at=1e9)
-    progress.begin_attempt(2, ranks=8)
+    progress.count_attempt(2, ranks=8)
     progress.add_step(values(1.5, time=4.0))
     write_heartbeat(tmp_path, progress, recipe, "running")
     assert json.loads((tmp_path / "progress.json").read_text()) == {
