@@ -21,6 +21,7 @@ from lvis_rcnn.reporting.score_plots import category_aps, metrics_of, row_name
 from lvis_rcnn.reporting.table import (
     COLUMNS,
     devices_line,
+    failures_line,
     files_line,
     printed_cells,
     provenance,
@@ -77,7 +78,7 @@ def table_page(study: Study, rows: Sequence[Row]) -> str:
         titled(study),
         columns=[Column(title, by_number=title in numbers) for title in lines[0]],
         rows=[list(line.values()) for line in lines],
-        notes=[devices_line(rows), reading_line(rows)],
+        notes=[failures_line(rows), devices_line(rows), reading_line(rows)],
         provenance=[provenance_line(study, rows), files_line(rows)],
     )
 

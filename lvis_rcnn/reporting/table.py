@@ -28,7 +28,7 @@ from lvis_rcnn.reporting.rows import (
     rows_of,
     run_key,
 )
-from lvis_rcnn.runs.records import QUANTITIES, RunRecord
+from lvis_rcnn.runs.records import FAILED, QUANTITIES, RunRecord
 from lvis_rcnn.system.files import write_json, write_text
 
 # The only order of the columns: table.csv and table.json follow it, with what is not printed at the end.
@@ -79,7 +79,8 @@ def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, ou
     write_text(out.with_suffix(".csv"), spreadsheet(study, rows, records))
     table = {"format": "lvis_rcnn.table", "version": 1, "study": study.study, "title": titled(study), "rows": records}
     write_json(out.with_suffix(".json"), table | {"provenance": provenance(study, rows)})
-    notes = [fill(text, TERMINAL_CHARACTERS) for text in (reading_line(rows), devices_line(rows)) if text]
+    texts = (failures_line(rows), reading_line(rows), devices_line(rows))
+    notes = [fill(text, TERMINAL_CHARACTERS) for text in texts if text]
     return "\n\n".join([terminal_table(printed_cells(rows)), *notes])
 
 
@@ -183,14 +184,47 @@ def printed_cells(
             return download(row, link)
         return row.names[name] if name in row.names else cell(row, name) + device_mark(rows, row, name)
 
+    def line_of(row: Row) -> dict[str, str]:
+        empty = empty_cells(row, names)
+        return {name: empty[name] if name in empty else text_of(row, name) for name in names}
+
     return [
-        {COLUMNS[name]: write(text_of(row, name), name in QUANTITIES and is_best(row, rows, name)) for name in names}
-        for row in rows
+        {COLUMNS[name]: write(text, name in QUANTITIES and is_best(row, rows, name)) for name, text in line.items()}
+        for row, line in zip(rows, map(line_of, rows), strict=True)
     ]
 
 
+def empty_cells(row: Row, names: Iterable[str]) -> dict[str, str]:
+    """What stands in the columns that a row has nothing for: each reason once, in the first of them.
+
+    A failure is one word there: :func:`failures_line` says below the table what failed.
+    """
+    cells: dict[str, str] = {}
+    said: set[str] = set()
+    for name in names:
+        missing = missing_in(row, name)
+        if reason := reasons(missing):
+            short = {seed: why.split(":")[0] if why.startswith(FAILED) else why for seed, why in missing.items()}
+            cells[name] = "-" if reason in said else reasons(short)
+            said.add(reason)
+    return cells
+
+
+def missing_in(row: Row, name: str) -> dict[int | None, str]:
+    """Why each run of a row has nothing in a column; empty where one has, and where there is nothing to have."""
+    if name in row.names or row.source == PUBLISHED or (row.source == RESCORED and name in (*OF_TRAINING, "download")):
+        return {}
+    if name == "download":
+        found = {
+            run.seed: [file for kind in ("model", "log") if isinstance(file := run.file(kind), str)] for run in row.runs
+        }
+        return {seed: whys[0] for seed, whys in found.items()} if all(found.values()) else {}
+    runs, step = row.runs_of(name), QUANTITIES[name].step
+    return {} if any(step in run.records for run in runs) else {run.seed: run.missing[step] for run in runs}
+
+
 def cell(row: Row, name: str) -> str:
-    """What is printed of a measure: the number, the published one and their difference, or why there is none."""
+    """What is printed of a measure: the number, the published one and their difference."""
     published, scale = published_value(row, name), QUANTITIES[name].scale
     if row.source == PUBLISHED:
         return "not published" if published is None else f"{scale * published:.1f}"
@@ -205,11 +239,9 @@ def cell(row: Row, name: str) -> str:
 
 
 def measured_cell(row: Row, name: str) -> str:
-    """Mean, sample standard deviation over the seeds and interval, or why there is no number."""
+    """Mean, sample standard deviation over the seeds and interval, where at least one run has a record."""
     runs, measure, found = row.runs_of(name), QUANTITIES[name], row.measure(name)
     mean, spread, scale = found["mean"], found["sd"], measure.scale
-    if not any(measure.step in run.records for run in runs):
-        return reasons({run.seed: run.missing[measure.step] for run in runs})
     if mean is None:
         return "undefined: nothing annotated" if measure.step == "evaluate" else "not recorded"
     if name == "images_seen":
@@ -237,14 +269,11 @@ def reasons(of_seeds: Mapping[int | None, str]) -> str:
 
 
 def download(row: Row, link: Link) -> str:
-    """Links to model and log in Markdown, of the first run that has both; why there are none."""
+    """Links to model and log in Markdown, of the first run that has both, or of a published model what there is."""
     found = links_of(row, link)
-    for key in found["model"]:
-        links = {kind: url for kind in found if (url := found[kind][key])}
-        if row.model or len(links) == len(found):
-            return " &#124; ".join(f"[{kind}]({url})" for kind, url in links.items())
-    files = {run.seed: [run.file(kind) for kind in found] for run in row.runs}
-    return reasons({seed: next(one for one in of_run if isinstance(one, str)) for seed, of_run in files.items()})
+    of_runs = [{kind: url for kind in found if (url := found[kind][key])} for key in found["model"]]
+    links = max(of_runs, key=len)
+    return " &#124; ".join(f"[{kind}]({url})" for kind, url in links.items())
 
 
 def place_of(row: Row, name: str) -> str | None:
@@ -282,7 +311,8 @@ def markdown(study: Study, rows: Sequence[Row], link: Link) -> str:
     table = tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=aligned)
     several = "Download: the first seed that is done." if any(len(row.runs) > 1 for row in rows) else ""
     notes = [" ".join(filter(None, [several, in_markdown(reading_line(rows))])), files_line(rows)]
-    parts = [f"# {titled(study)}", table, provenance_line(study, rows), devices_line(rows), *notes]
+    failures = in_markdown(failures_line(rows))
+    parts = [f"# {titled(study)}", table, failures, provenance_line(study, rows), devices_line(rows), *notes]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -319,8 +349,23 @@ def reading_line(rows: Sequence[Row]) -> str:
     for row in rows:
         if any(not run.missing for run in row.runs):
             late = {run.seed: next(iter(run.missing.values())) for run in row.runs if run.missing}
-            parts += [f"{row.title}, seed {seed}: {why}." for seed, why in late.items()]
+            waits = {seed: why for seed, why in late.items() if not why.startswith(FAILED)}
+            parts += [f"{row.title}, seed {seed}: {why}." for seed, why in waits.items()]
     return " ".join(filter(None, parts))
+
+
+def failures_line(rows: Sequence[Row]) -> str:
+    """What failed, each error once, with the rows or seeds that it ended; empty where nothing failed."""
+    ended: dict[str, list[str]] = {}
+    for row in rows:
+        for run in row.runs:
+            name = row.title if len(row.runs) == 1 else f"{row.title} seed {run.seed}"
+            # An error is that of the first step that lacks its record; the name of a shared step is in its text.
+            of_steps = {why: step for step, why in reversed(missing_of(row, run).items()) if why.startswith(FAILED)}
+            for why, step in of_steps.items():
+                error = f"{step}: " * (step != run.steps[0]) + why.removeprefix(FAILED)
+                ended.setdefault(error, []).append(name)
+    return " ".join(f"Failed: {', '.join(names)}: {error.rstrip('.')}." for error, names in ended.items())
 
 
 def interval_sentence(rows: Sequence[Row]) -> str:

@@ -28,7 +28,8 @@ RECORDS: dict[str, tuple[str, tuple[str, ...], str]] = {
 STEPS_OF_TRAINED = ("train", "infer", "evaluate")
 STEPS_OF_PUBLISHED = ("import", "infer", "evaluate")
 SHARED_STEPS = ("draw", "store_train", "store_val", "preflight", "repeat_factors")
-REASON_CHARACTERS = 60
+FAILED = "failed: "
+"""What a reason begins with that is an error."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def read_record(
     """
     name, needed, not_begun = RECORDS[step]
     if not path.exists():
-        return {}, shortened(f"failed: {error}") if error else not_begun
+        return {}, f"{FAILED}{error}" if error else not_begun
     found = read_json_object(path)
     if any(key not in found for key in needed):
         return {}, f"unreadable: {name}"
@@ -208,12 +209,6 @@ def last_error(log_file: Path) -> str:
     if stamped is None or stamped[1] == "interrupted":
         return ""
     return re.split(r"; (?:allowed|fix|to mend): ", stamped[1])[0]
-
-
-def shortened(reason: str) -> str:
-    """A reason that fits a cell."""
-    text = " ".join(reason.split())
-    return text if len(text) <= REASON_CHARACTERS else text[: REASON_CHARACTERS - 1].rstrip() + "…"
 
 
 # Increased by every change of the code that changes the weights that a run ends with: older state is then not resumed.

@@ -19,6 +19,7 @@ from typing import Any
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.runs.records import (
+    FAILED,
     RECORDS,
     RunRecord,
     failure,
@@ -27,7 +28,6 @@ from lvis_rcnn.runs.records import (
     read_published,
     read_run,
     run_digest,
-    shortened,
     state_folder_name,
 )
 from lvis_rcnn.system.cli import duration
@@ -117,7 +117,7 @@ def state_of(study: Study, results: Path, backbone: str, seed: int, zoo: Mapping
 def cell_text(state: str, reason: str, heartbeat: Mapping[str, Any]) -> str:
     """The state of a run without a model, for a cell of the table."""
     if state == "failed":
-        return shortened(f"failed: {reason}")
+        return f"{FAILED}{reason}"
     if state == "trained":
         return reason
     percent = f" {100 * heartbeat['step'] / heartbeat['steps']:.0f} %" if heartbeat else ""

@@ -18,12 +18,14 @@ from tests.conftest import copy_study
 from tests.helpers.study_records import (
     PAGE,
     ZOO,
+    failures_of,
     put,
     put_infer,
     put_log,
     put_measured,
     put_metrics,
     put_run,
+    reason_of,
     study_with,
     table_of,
     written,
@@ -117,7 +119,7 @@ def test_a_published_model_has_a_row_as_published_and_one_as_scored_here(tmp_pat
 def test_a_difference_that_rounds_to_nothing_has_no_minus(tmp_path: Path) -> None:
     study = scoring()
     put_scored(tmp_path, study, box_ap=0.2249)
-    assert reason_of(tmp_path, study) == "22.5 (published 22.5, +0.0)"
+    assert reason_of(tmp_path, study, "box AP", row=1) == "22.5 (published 22.5, +0.0)"
 
 
 def test_numbers_that_were_never_published_are_said_to_be_so(tmp_path: Path) -> None:
@@ -164,43 +166,45 @@ def test_json_and_csv_carry_both_and_the_difference(tmp_path: Path) -> None:
     assert (lines[1]["backbone"], lines[1]["scored_on"], lines[1]["model"]) == ("r50", "far", MODEL.url)
 
 
-def reason_of(results: Path, study: Study, column: str = "box AP") -> str:
-    """The cell of the row that is scored here."""
-    return table_of(written(results, study))[1][column]
-
-
 @pytest.mark.parametrize(
-    ("log", "reason"),
+    ("log", "error"),
     [
-        ("store_far", "failed: store_far: no network"),
-        (f"fetch_{MODEL.file_name}", "failed: fetch: no network"),
-        ("import_published_lvis_v1_r50", "failed: no network"),
-        ("preflight", "not started"),
-        ("import_published_lvis_v0.5_r50", "not started"),
+        ("store_far", "store_far: no network"),
+        (f"fetch_{MODEL.file_name}", "fetch: no network"),
+        ("import_published_lvis_v1_r50", "no network"),
+        ("preflight", ""),
+        ("import_published_lvis_v0.5_r50", ""),
     ],
 )
-def test_what_comes_before_the_import_fails_for_its_row(tmp_path: Path, log: str, reason: str) -> None:
+def test_what_comes_before_the_import_fails_for_its_row(tmp_path: Path, log: str, error: str) -> None:
     study = scoring()
     put_log(tmp_path, study, log, "2026-11-23 12:00:01 error: no network; fix: wait")
-    assert reason_of(tmp_path, study) == reason_of(tmp_path, study, "Inf time (fps)") == reason
-    assert reason_of(tmp_path, study, "Mem (GB)") == "- (not trained here)"
+    row = table_of(written(tmp_path, study))[1]
+    cells = [row[name] for name in ("Mem (GB)", "Inf time (fps)", "box AP", "mask AP")]
+    assert cells == ["- (not trained here)", "failed" if error else "not started", "-", "-"]
+    assert failures_of(tmp_path, study) == (f"Failed: R-50-FPN: {error}." if error else "")
 
 
 def test_a_row_waits_fails_and_grows_old_step_by_step(tmp_path: Path) -> None:
     study = scoring()
     folder = put_import(tmp_path)
-    assert reason_of(tmp_path, study) == "waiting for inference"
-    assert reason_of(tmp_path, study, "Inf time (fps)") == "waiting for the measurement"
+
+    def reason(column: str = "box AP") -> str:
+        return reason_of(tmp_path, study, column, row=1)
+
+    assert reason() == "waiting for inference"
+    assert reason("Inf time (fps)") == "waiting for the measurement"
     put_log(tmp_path, study, "infer_published_lvis_v1_r50", "2026-11-23 12:00:01 error: no memory\n")
-    assert reason_of(tmp_path, study) == "failed: no memory"
+    assert reason() == "failed"
+    assert failures_of(tmp_path, study) == "Failed: R-50-FPN: infer: no memory."
     put_infer(folder, study)
-    assert reason_of(tmp_path, study) == "waiting for scoring"
+    assert reason() == "waiting for scoring"
     put_metrics(folder, detections_per_image=100)
-    assert reason_of(tmp_path, study) == "outdated: the settings changed since"
+    assert reason() == "outdated: the settings changed since"
     put_infer(folder, study, model_sha256="beef")
-    assert reason_of(tmp_path, study) == "outdated: imported again since"
+    assert reason() == "outdated: imported again since"
     put(folder / "import.json", "{")
-    assert reason_of(tmp_path, study) == "unreadable: import.json"
+    assert reason() == "unreadable: import.json"
 
 
 def test_published_rows_stand_below_the_trained_ones(tmp_path: Path) -> None:
@@ -214,7 +218,7 @@ def test_published_rows_stand_below_the_trained_ones(tmp_path: Path) -> None:
         "mini",
         "10.8†",
     )
-    assert here["box AP"] == "not started"
+    assert (here["Inf time (fps)"], here["box AP"]) == ("not started", "-")
     assert "Published files" not in (tmp_path / "table.md").read_text()
 
 

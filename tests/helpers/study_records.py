@@ -118,6 +118,19 @@ def table_of(path: Path) -> list[dict[str, str]]:
     return [dict(zip(split[0], row, strict=True)) for row in split[2:]]
 
 
+def reason_of(results: Path, study: Study, column: str = "mask AP", row: int = 0) -> str:
+    """A cell of a row; where that is "-", the reason that stands in an earlier column."""
+    cells = list(table_of(written(results, study))[row].items())
+    before = cells[: [name for name, _ in cells].index(column) + 1]
+    return next(text for _, text in reversed(before) if text != "-")
+
+
+def failures_of(results: Path, study: Study) -> str:
+    """What the table says below it that failed."""
+    lines = written(results, study).read_text().splitlines()
+    return next((line for line in lines if line.startswith("Failed: ")), "")
+
+
 def curve() -> dict[str, Any]:
     falling = {iou: (1 - RECALLS).tolist() for iou in ("0.5", "0.75", "0.5:0.95")}
     return {"recall": RECALLS.tolist(), "all": falling, "r": dict.fromkeys(falling), "c": falling, "f": falling}

@@ -91,7 +91,7 @@ def test_names_cannot_break_a_page(tmp_path):
     assert text.count("&lt;script&gt;&#34;&amp;") == 5
     study = study_with()
     put_log(tmp_path, study, "train_r50_seed0", "error: a | b <c\n")
-    assert "failed: a | b &lt;c" in written(tmp_path, study)["table"]
+    assert "Failed: R-50-FPN: a | b &lt;c." in written(tmp_path, study)["table"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lvis_rcnn.config.study import Study, read_yaml
+from lvis_rcnn.config.study import read_yaml
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.matches import FORMAT, VERSION
 from lvis_rcnn.reporting.rows import schedule_name
@@ -21,6 +21,7 @@ from lvis_rcnn.runs.records import read_run
 from tests.helpers.study_records import (
     MINI,
     PAGE,
+    failures_of,
     put,
     put_infer,
     put_log,
@@ -29,14 +30,11 @@ from tests.helpers.study_records import (
     put_progress,
     put_run,
     put_train,
+    reason_of,
     study_with,
     table_of,
     written,
 )
-
-
-def reason_of(results: Path, study: Study, column: str = "mask AP") -> str:
-    return table_of(written(results, study))[0][column]
 
 
 def test_a_finished_study_fills_the_columns_of_the_page(tmp_path):
@@ -99,7 +97,7 @@ def test_a_linked_file_that_is_gone_is_named(tmp_path):
 
 def test_nothing_started(tmp_path):
     (row,) = table_of(written(tmp_path, study_with()))
-    assert set(list(row.values())[3:]) == {"not started"}
+    assert list(row.values())[3:] == ["not started", *"-" * 9]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +140,8 @@ def test_a_failed_training_says_why(tmp_path):
     text = "2026-11-23 12:00:00 training\n2026-11-23 12:00:01 error: loss is nan | image 17; fix: wait\n\n"
     put_log(tmp_path, study, "train_r50_seed0", text)
     put_progress(tmp_path, study, age_s=301)
-    assert reason_of(tmp_path, study) == r"failed: loss is nan \| image 17"
+    assert reason_of(tmp_path, study) == "failed"
+    assert failures_of(tmp_path, study) == r"Failed: R-50-FPN: loss is nan \| image 17."
     put_progress(tmp_path, study, age_s=10, digest="again")
     assert reason_of(tmp_path, study) == "running 63 %"
 
@@ -150,21 +149,21 @@ def test_a_failed_training_says_why(tmp_path):
 def test_without_a_log_the_heartbeat_says_why_a_training_failed_and_a_person_who_stops_it_is_no_failure(tmp_path):
     study = study_with()
     put_progress(tmp_path, study, state="failed", error="no memory at step 7")
-    assert reason_of(tmp_path, study) == "failed: no memory at step 7"
+    assert failures_of(tmp_path, study) == "Failed: R-50-FPN: no memory at step 7."
     put_log(tmp_path, study, "train_r50_seed0", "2026-11-23 12:00:01 error: interrupted\n")
     put_progress(tmp_path, study, state="stopped")
     assert reason_of(tmp_path, study) == "stopped at 63 %"
 
 
-def test_a_long_reason_is_cut_to_a_cell_and_one_line_in_the_middle_is_no_failure(tmp_path):
+def test_a_long_error_stands_once_below_the_table_and_one_in_the_middle_of_a_log_is_no_failure(tmp_path):
     study = study_with()
     put_log(tmp_path, study, "train_r50_seed0", "error: early\n2026-11-23 12:00:01 going on\n")
     assert reason_of(tmp_path, study) == "not started"
-    put_log(tmp_path, study, "train_r50_seed0", "error: " + "word " * 50)
-    reason = reason_of(tmp_path, study)
-    assert len(reason) <= 60
-    assert reason.startswith("failed: word word")
-    assert reason.endswith("…")
+    put_log(tmp_path, study, "train_r50_seed0", "error: " + "word " * 120)
+    (row,) = table_of(written(tmp_path, study))
+    assert list(row.values())[3:] == ["failed", *"-" * 9]
+    assert failures_of(tmp_path, study) == f"Failed: R-50-FPN: {'word ' * 119}word."
+    assert (tmp_path / "table.md").read_text().count("word word") == 60
 
 
 @pytest.mark.parametrize("step", ["draw", "store_train", "store_val", "preflight", "repeat_factors"])
@@ -172,7 +171,8 @@ def test_the_failure_of_a_shared_step_explains_all_rows(tmp_path, step):
     study = study_with(("r50", "r101"))
     put_log(tmp_path, study, step, "2026-11-23 12:00:01 error: 3 images are missing\n")
     rows = table_of(written(tmp_path, study))
-    assert {row["Mem (GB)"] for row in rows} == {f"failed: {step}: 3 images are missing"}
+    assert [list(row.values())[3:5] for row in rows] == [["failed", "-"]] * 2
+    assert failures_of(tmp_path, study) == f"Failed: R-50-FPN, R-101-FPN: {step}: 3 images are missing."
 
 
 def test_steps_after_training_wait_or_fail_by_themselves(tmp_path):
@@ -182,15 +182,17 @@ def test_steps_after_training_wait_or_fail_by_themselves(tmp_path):
     columns = ("Mem (GB)", "Inf time (fps)")
     assert {reason_of(tmp_path, study, column) for column in columns} == {"waiting for the measurement"}
     put_log(tmp_path, study, "measure_r50", "2026-11-23 12:00:01 error: a step is too large\n")
-    assert {reason_of(tmp_path, study, column) for column in columns} == {"failed: a step is too large"}
+    assert {reason_of(tmp_path, study, column) for column in columns} == {"failed"}
+    assert failures_of(tmp_path, study) == "Failed: R-50-FPN: measure: a step is too large."
     put_measured(folder.parent, study)
     assert [reason_of(tmp_path, study, column) for column in columns] == ["0.88", "12.3"]
     put_log(tmp_path, study, "infer_r50_seed0", "2026-11-23 12:00:01 error: no memory\n")
-    assert reason_of(tmp_path, study) == "failed: no memory"
+    assert failures_of(tmp_path, study) == "Failed: R-50-FPN: infer: no memory."
     put_infer(folder, study)
     assert reason_of(tmp_path, study) == "waiting for scoring"
     put_log(tmp_path, study, "evaluate_r50_seed0", "2026-11-23 12:00:01 error: damaged shard\n")
-    assert reason_of(tmp_path, study) == "failed: damaged shard"
+    assert reason_of(tmp_path, study) == "failed"
+    assert failures_of(tmp_path, study) == "Failed: R-50-FPN: evaluate: damaged shard."
 
 
 def test_numbers_of_different_devices_are_marked(tmp_path):
@@ -212,7 +214,7 @@ def test_a_run_that_is_being_repeated_does_not_show_its_old_ap(tmp_path):
     (folder / "train.json").unlink()
     put_progress(tmp_path, study)
     (row,) = table_of(written(tmp_path, study))
-    assert set(list(row.values())[3:]) == {"running 63 %"}
+    assert list(row.values())[3:] == ["running 63 %", *"-" * 9]
 
 
 @pytest.mark.parametrize(
@@ -333,9 +335,9 @@ def test_the_csv_says_why_a_measurement_is_missing(tmp_path):
 def test_the_best_ap_of_rows_of_the_same_data_is_bold_where_there_is_a_choice(tmp_path):
     study = study_with(("r50", "r101", "x101_32x4d"))
     put_run(tmp_path, study, "r50", ap=0.2)
-    assert [row["box AP"] for row in table_of(written(tmp_path, study))] == ["20.0", "not started", "not started"]
+    assert [row["box AP"] for row in table_of(written(tmp_path, study))] == ["20.0", "-", "-"]
     put_run(tmp_path, study, "r101", ap=0.1)
-    assert [row["box AP"] for row in table_of(written(tmp_path, study))] == ["**20.0**", "10.0", "not started"]
+    assert [row["box AP"] for row in table_of(written(tmp_path, study))] == ["**20.0**", "10.0", "-"]
     assert "*" not in (tmp_path / "table.csv").read_text()
 
 
@@ -379,6 +381,9 @@ def test_seeds_that_are_all_missing_give_each_its_reason(tmp_path):
     study = study_with(seeds=(0, 1))
     put_progress(tmp_path, study)
     assert reason_of(tmp_path, study) == "seed 0: running 63 %; seed 1: not started"
+    put_log(tmp_path, study, "train_r50_seed1", "error: no memory\n")
+    assert reason_of(tmp_path, study) == "seed 0: running 63 %; seed 1: failed"
+    assert failures_of(tmp_path, study) == "Failed: R-50-FPN seed 1: no memory."
 
 
 @pytest.mark.parametrize(
