@@ -52,6 +52,7 @@ from lvis_rcnn.evaluation.bootstrap import (
     SEED,
     intervals,
     resampled_metrics,
+    resamples_text,
     resampling_of,
     within_0_and_1,
 )
@@ -160,7 +161,7 @@ def all_resampled(
     """The metrics of each kind in resamples of the images."""
     samples: dict[Kind, np.ndarray] = {}
     for kind, of_kind in outcomes.items():
-        log.info("resampling the images %d times for %s", resamples, kind)
+        log.info("resampling the images for %s: %s", kind, resamples_text(resamples))
         samples[kind] = resampled_metrics(resampling_of(of_kind, frequencies), resamples, SEED)
     return samples
 

@@ -11,14 +11,15 @@ measure.json: {"format": "lvis_rcnn.measure", "version": 1, "study", "backbone",
 "device", "threads", "versions", "code_version", "training", "inference"}. "training": {"memory_gb",
 "definition", "steps", "images", "device", "threads", "ranks", "precision", "resolution"}, null for a model that
 was not trained here. "inference": {"fps", "definition", "end_to_end_fps", "end_to_end_definition", "images",
-"warmup_images", "batch_size", "precision", "resolution"}.
+"warmup_images", "batch_size", "masks", "precision", "resolution"}. "masks" is "all"; where it is missing, those of the
+study's inference.masks were timed.
 """
 
 import argparse
 import itertools
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.inference.detector import Detector, boxes_in_original, conditions, image_detections, make_detector
 from lvis_rcnn.inference.paste import bitmaps, pasted_crops
 from lvis_rcnn.model.weights import load_trained
-from lvis_rcnn.system.cli import log, run_step, step_parser
+from lvis_rcnn.system.cli import log, rate, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, write_json
 from lvis_rcnn.system.provenance import code_version, library_versions
 from lvis_rcnn.training.distributed import Ranks, process_device, require_device
@@ -87,6 +88,8 @@ def measure(study: Study, backbone: str, test: TestData, data: TrainingData | No
     # Training comes first: of the resident memory of a process only the peak so far is known.
     training = measured_training(study, backbone, test.model, data, device) if data else None
     detector = make_detector(study, backbone, test.model, test.store, test.images, device)
+    # Of all masks, as MMDetection's, also where inference makes only those that are scored.
+    detector = replace(detector, test=detector.test.model_copy(update={"masks": "all"}))
     where = conditions(study, device)
     return {
         "format": "lvis_rcnn.measure",
@@ -183,6 +186,7 @@ def measured_inference(study: Study, backbone: str, detector: Detector) -> dict[
         "images": len(times),
         "warmup_images": warmup,
         "batch_size": 1,
+        "masks": detector.test.masks,
     }
 
 
@@ -233,7 +237,7 @@ def sentence(record: Mapping[str, Any]) -> str:
     """The result as text."""
     training, inference = record["training"], record["inference"]
     memory = f"Mem {training['memory_gb']:.2f} GB, " if training else ""
-    return f"{memory}{inference['fps']:.1f} images/s ({inference['end_to_end_fps']:.1f} with reading)"
+    return f"{memory}{rate(inference['fps'])} images/s ({rate(inference['end_to_end_fps'])} with reading)"
 
 
 def main() -> None:

@@ -113,7 +113,10 @@ def frequency_warnings(train: AnnotationStore, val: AnnotationStore, factors: Re
         yield f"{train.source_name}: {unseen:,} of {len(seen):,} categories have no training image and score 0"
     pairs = zip(train.categories, val.categories, strict=False)
     if differ := sum(ours.frequency != theirs.frequency for ours, theirs in pairs):
-        yield f"{val.source_name}: {differ:,} frequencies are not those of the training split; these are scored by"
+        yield (
+            f"{val.source_name}: {differ:,} categories have another frequency (r, c, f) than in {train.source_name}; "
+            f"APr, APc and APf follow {val.source_name}"
+        )
 
 
 def settings_warnings(recipe: Recipe, model: Model, factors: RepeatFactors) -> Iterator[str]:

@@ -22,7 +22,7 @@ from tabulate import tabulate
 from lvis_rcnn.config.study import DEFAULT_STUDY, Study, load_study, zoo_of
 from lvis_rcnn.config.zoo import load_zoo, scored_models
 from lvis_rcnn.runs.states import STATES, RunState, Work, processor_hours, states_of, work_left
-from lvis_rcnn.system.cli import InputError, duration, run_step, step_parser
+from lvis_rcnn.system.cli import InputError, duration, rate, run_step, step_parser
 
 TEXT_COLUMNS = {"backbone", "state", "where", "training", "measured on", "then"}
 # Columns that are left out on a narrow terminal, in this order.
@@ -51,7 +51,7 @@ def status_row(state: RunState) -> TableRow:
         "state": state.state,
         "step": f"{step}/{state.steps}" if started else "",
         "%": f"{100 * step // state.steps}" if started and step is not None and state.steps else "",
-        "images/s": "" if images_per_s is None else f"{images_per_s:.1f}",
+        "images/s": "" if images_per_s is None else rate(images_per_s),
         "ETA": duration(eta_s) if eta_s is not None and state.state == "running" else "",
         "loss": "" if loss is None else f"{loss:.3f}",
         "starts": str(beat.get("attempt", record.get("attempts", ""))),
@@ -83,7 +83,11 @@ def plan_text(study: Study, states: Sequence[RunState], width: int | None = None
     works = work_left(study, states)
     if not works:
         return f"{study.study}: nothing would run, every run is done"
-    title = f"{study.study}: {len(works)} of {len(states)} runs have steps left"
+    unfinished = sum(work.state.state != "done" for work in works)
+    unmeasured = sum(work.state.is_unmeasured for work in works)
+    parts = [f"{unfinished} of {len(states)} runs are not done"] if unfinished else ["every run is done"]
+    parts += [f"{unmeasured} row{'s' * (unmeasured > 1)} to be measured"] if unmeasured else []
+    title = f"{study.study}: {', '.join(parts)}"
     return page(title, [plan_row(study, work) for work in works], totals(study, works), width)
 
 

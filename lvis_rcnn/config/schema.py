@@ -287,7 +287,7 @@ class Inference(Section):
     """Detections kept per image over all categories; the protocol reads at most 300."""
     masks: Literal["all", "scored"] = "all"
     """scored makes only the masks that the protocol reads, those of categories verified as present in or absent from
-    the image; AP is the same."""
+    the image; AP is the same, and the measured speed is that of all masks."""
     batch_size: Count = 1
     """Images that pass through the network together, padded to one size; numbers are equal up to rounding."""
     precision: Literal["fp32", "bf16"] = "fp32"

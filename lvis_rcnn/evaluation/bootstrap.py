@@ -33,6 +33,8 @@ SEED = 0
 LEVEL = 0.95
 TAILS_PERCENT = (2.5, 97.5)
 METHOD = "basic bootstrap over images"
+FEWEST_RESAMPLES = 200
+"""Percentiles and p values of fewer are themselves random; below 40 no p can be less than 0.05."""
 
 Interval = tuple[float, float]
 
@@ -345,6 +347,13 @@ def resampled_metrics(resampling: Resampling, resamples: int, seed: int) -> Floa
     return np.array(rows).reshape(-1, len(METRIC_NAMES))
 
 
+def resamples_text(number: int) -> str:
+    """So many resamples, for a caption, and whether they are too few."""
+    counted = f"{number:,} resample{'s' * (number != 1)}"
+    few = f": too few to rely on, use {FEWEST_RESAMPLES} or more"
+    return counted if number >= FEWEST_RESAMPLES else counted + few
+
+
 def intervals(estimates: dict[str, float | None], samples: Float64[np.ndarray, "s m"]) -> dict[str, Interval | None]:
     """The 95 % interval of each metric or difference; None where it is undefined, also if only in every resample.
 
@@ -413,21 +422,24 @@ def mean_intervals(
 
 
 def row_intervals(folders: Sequence[Path], scored: Sequence[dict[str, Any]]) -> dict[str, dict[str, Interval | None]]:
-    """:func:`mean_intervals` of boxes and masks of a row with several seeds; empty where they cannot be computed.
+    """:func:`mean_intervals` of boxes and masks of a row with several seeds; empty for one, or without resamples.
 
     Args:
         folders: folder of each scored run, with its match results.
-        scored: metrics.json of each; all of the same annotations, whose resamples they share.
+        scored: metrics.json of each.
+
+    Raises:
+        InputError: match results are missing or damaged, or the runs are scored on different annotations.
     """
-    if len(scored) < 2 or len({metrics.get("annotations_sha256") for metrics in scored}) > 1:
+    if len(scored) < 2 or not any(metrics.get("intervals") for metrics in scored):
         return {}
-    try:
-        kept = [
-            read_resampled(folder / "matches.npz", metrics.get("detections_sha256", ""))
-            for folder, metrics in zip(folders, scored, strict=True)
-        ]
-    except InputError:
-        return {}  # the table shows whatever there is
+    if len({metrics.get("annotations_sha256") for metrics in scored}) > 1:
+        allowed = "the same annotations, whose resamples they share"
+        raise InputError(str(folders[0].parent), "seeds are scored on different annotations", allowed=allowed)
+    kept = [
+        read_resampled(folder / "matches.npz", metrics.get("detections_sha256", ""))
+        for folder, metrics in zip(folders, scored, strict=True)
+    ]
     resamples = min((len(samples) for of_run in kept for samples in of_run.values()), default=0)
     return {
         kind: mean_intervals(metrics_of_runs(scored, kind), np.array([of_run[kind][:resamples] for of_run in kept]))

@@ -47,7 +47,7 @@ DIFFERENCES = {
 COMPARISON = ("1 Results", "differences, with intervals")
 # results/<study>/<row>/seed<k>/pictures/NAME.png
 PICTURES = {
-    "chosen": ("3 Pictures", "images with most objects of rare categories, annotated and detected"),
+    "chosen": ("3 Pictures", "images with most rare objects, or chosen ones, annotated and detected"),
     "random": ("3 Pictures", "random images, annotated and detected"),
     "missed_rare": ("3 Pictures", "missed objects of rare categories"),
     "missed_common": ("3 Pictures", "missed objects of common categories"),

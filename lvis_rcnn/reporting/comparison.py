@@ -8,14 +8,16 @@ from typing import Any
 from matplotlib.axes import Axes
 from tabulate import tabulate
 
+from lvis_rcnn.evaluation.bootstrap import resamples_text
 from lvis_rcnn.evaluation.compare import Difference, ScoredRow, mean_categories
 from lvis_rcnn.evaluation.results import KINDS, Kind
-from lvis_rcnn.reporting.figures import GROUPS, figure_file, write_reason
+from lvis_rcnn.reporting.figures import GROUPS, figure_file, whole_words, write_reason
 from lvis_rcnn.reporting.score_plots import GROUP_METRICS
 
 MOST_CATEGORIES = 5
 TITLE_CHARACTERS = 80
 """Per line; about 95 average letters are as wide as a figure."""
+LABEL_CHARACTERS = 28
 TITLES: dict[Kind, str] = {"bbox": "Boxes", "segm": "Masks"}
 
 
@@ -35,8 +37,8 @@ def comparison_text(
     for kind, metrics in found.items():
         parts += [f"{TITLES[kind]}\n{metrics_text(metrics)}", categories_text(first, second, kind)]
     note = (
-        f"In percent; B - A with 95 % bootstrap interval and two-sided p, from {resamples} resamples of the images, "
-        f"seed {seed}; {seeds_note(first, second)}."
+        f"In percent; B - A with 95 % bootstrap interval over images and two-sided p, seed {seed}, "
+        f"{resamples_text(resamples)}; {seeds_note(first, second)}."
     )
     return "\n\n".join([*parts, note, settings_text(first, second)])
 
@@ -228,13 +230,18 @@ def draw_all_differences(axes: Axes, pairs: Sequence[tuple[str, str, float]]) ->
     axes.legend(loc="upper right", handlelength=1)
 
 
+def fits_label(name: str) -> bool:
+    """Whether a name is short enough to stand beside an axis."""
+    return len(name) <= LABEL_CHARACTERS
+
+
 def draw_largest_differences(axes: Axes, pairs: Sequence[tuple[str, str, float]], most: int = 10) -> None:
     """The largest gains and losses, by name."""
     ends = list(pairs) if len(pairs) <= 2 * most else [*pairs[:most], *pairs[-most:]]
     places = range(len(ends))
     colours = [GROUPS[group][1] for _, group, _ in ends]
     axes.barh(places, [change for _, _, change in ends], color=colours, height=0.7)
-    axes.set_yticks(places, [f"{name[:28]} ({group})" for name, group, _ in ends])
+    axes.set_yticks(places, [f"{whole_words(name, fits_label)} ({group})" for name, group, _ in ends])
     axes.invert_yaxis()
     axes.axvline(0, color="0.4", linewidth=0.8)
     axes.grid(axis="y", visible=False)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from lvis_rcnn.reporting.figures import whole_words
 from lvis_rcnn.system.files import atomic_file
 
 Colour = tuple[int, int, int]
@@ -37,7 +38,8 @@ RARE_MARK = "★"
 SHOWN_EDGE_PX = (460, 1000)
 """The long edge of an image is enlarged to at least the first, and shrunk to at most the second."""
 MOST_LABELS = 40
-"""Per picture; more would hide it."""
+LABELLED_SHARE = 0.25
+"""At most so many labels, and on at most this part of a picture; more would hide it."""
 LABEL_ORDER = "rcf"
 """Which objects get a label first, by frequency: rare ones are few, and what a reader looks for."""
 LETTER_PX = 13
@@ -108,6 +110,8 @@ def draw_labels(
 ) -> int:
     """Draw the labels of objects above the lines that lead to their boxes; return how many there was room for."""
     order = labelled(objects)
+    areas = np.cumsum([width * height for width, height in (label_size(objects[at].label) for at in order)])
+    order = order[: max(1, int((areas <= LABELLED_SHARE * canvas_wh[0] * canvas_wh[1]).sum()))]
     places = place_labels([boxes[at] for at in order], [label_size(objects[at].label) for at in order], canvas_wh)
     placed = [(objects[at], boxes[at], place) for at, place in zip(order, places, strict=True) if place is not None]
     for one, box, place in placed:
@@ -213,14 +217,23 @@ def draw_label(pen: ImageDraw.ImageDraw, text: str, colour: Colour, place: Recta
     pen.text((left + 3, top + LINE_PX // 2), text, fill=BLACK if brightness > 110 else WHITE, font=font(), anchor="lm")
 
 
-def captioned(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """A picture with lines of text above it, cut to its width."""
-    sheet = Image.new("RGB", (picture.width, picture.height + LINE_PX * len(lines)), WHITE)
+def captioned(pictures: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> list[Image.Image]:
+    """Pictures of one row, each with its lines of text above it, wrapped to its width; all begin at the same height."""
+    wrapped = [
+        [part for line in lines for part in wrap(line, picture.width)]
+        for picture, lines in zip(pictures, captions, strict=True)
+    ]
+    top = LINE_PX * max(map(len, wrapped), default=0)
+    return [with_lines(picture, lines, top) for picture, lines in zip(pictures, wrapped, strict=True)]
+
+
+def with_lines(picture: Image.Image, lines: Sequence[str], top: int) -> Image.Image:
+    """A picture below ``top`` pixels for lines of text."""
+    sheet = Image.new("RGB", (picture.width, picture.height + top), WHITE)
     pen = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
-        at = (0, LINE_PX * number + LINE_PX // 2)
-        pen.text(at, cut(line, picture.width), fill=BLACK, font=font(), anchor="lm")
-    sheet.paste(picture, (0, LINE_PX * len(lines)))
+        pen.text((0, LINE_PX * number + LINE_PX // 2), line, fill=BLACK, font=font(), anchor="lm")
+    sheet.paste(picture, (0, top))
     return sheet
 
 
@@ -234,11 +247,20 @@ def footed(picture: Image.Image, line: str) -> Image.Image:
 
 
 def cut(text: str, width_px: int) -> str:
-    """As much of a text as fits into this width."""
-    if font().getlength(text) <= width_px:
-        return text
-    kept = next(n for n in range(len(text) - 1, -1, -1) if font().getlength(f"{text[:n]}…") <= width_px or not n)
-    return f"{text[:kept].rstrip()}…"
+    """As many words of a text as fit into this width."""
+    return whole_words(text, lambda part: font().getlength(part) <= width_px)
+
+
+def wrap(text: str, width_px: int) -> list[str]:
+    """A text in lines of whole words; a word that is wider than a line is cut."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if font().getlength(longer) <= width_px:
+            lines[-1] = longer
+        else:
+            lines += [cut(word, width_px)]
+    return lines[1:] if len(lines) > 1 and not lines[0] else lines
 
 
 def sheet_of(title: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -> Image.Image:

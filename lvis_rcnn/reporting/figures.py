@@ -3,7 +3,8 @@
 The colours are those of Okabe and Ito, which colour-blind people can distinguish; markers and line styles differ too.
 """
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,15 @@ def show_reason(axes: Axes, reason: str) -> None:
     """Show in place of a panel why there is none."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, reason, ha="center", va="center", wrap=True, color="0.3", transform=axes.transAxes)
+
+
+def whole_words(text: str, fits: Callable[[str], bool]) -> str:
+    """A text, or as many of its words as fit, or of a single long word as many letters; what is cut ends in …."""
+    if fits(text):
+        return text
+    words = [found.start() for found in re.finditer(r"[ _]", text)]
+    cuts = [*reversed(words), *range(len(text) - 1, 0, -1)]
+    return next((kept for at in cuts if fits(kept := text[:at].rstrip(" _,;:") + "…")), "…")
 
 
 def legend_below(figure: Figure, panels: Iterable[Axes]) -> None:

@@ -16,7 +16,7 @@ from lvis_rcnn.reporting import PAGES
 from lvis_rcnn.reporting.figures import GROUPS
 from lvis_rcnn.reporting.html import Column, Value, page, text_page
 from lvis_rcnn.reporting.plots import read_category_figures
-from lvis_rcnn.reporting.rows import Row, rows_of
+from lvis_rcnn.reporting.rows import Row, kept_sentence, rows_of
 from lvis_rcnn.reporting.score_plots import category_aps, metrics_of, row_name
 from lvis_rcnn.reporting.table import (
     COLUMNS,
@@ -33,12 +33,11 @@ from lvis_rcnn.runs.records import QUANTITIES, RunRecord
 from lvis_rcnn.system.cli import duration
 from lvis_rcnn.system.files import write_text
 
-SECONDS_PER_HOUR = 3600
 MIB_PER_GB = 1024
 TRAINING_COLUMNS = (
     *(Column("backbone"), Column("seed", 0), Column("device"), Column("processes", 0), Column("starts", 0)),
-    *(Column("steps", 0), Column("images", 0), Column("hours", 2), Column("device-hours", 2)),
-    Column("memory, GB", 1),
+    *(Column("steps", 0), Column("images", 0), Column("GPU-hours", 2), Column("CPU-hours", 2)),
+    Column("peak memory, GB", 2),
 )
 JOB_COLUMNS = (Column("job"), Column("seconds", 1), Column("CPU seconds", 1), Column("sampled peak memory, GB", 2))
 RUN_FACTS = ("code_version", "finished_at", "device", "threads", "precision", "initial_weights", "model_sha256")
@@ -95,7 +94,8 @@ def per_category_page(study: Study, rows: Sequence[Row], image_counts: Mapping[i
     sets = {data: [row for row in scored if row.scored_on == data] for data in [row.scored_on for row in scored]}
     tables = [(data, *categories_table(of_data, image_counts)) for data, of_data in sets.items()]
     groups = [name for name, _, _ in GROUPS.values()]
-    return page("per_category", f"AP of each category of {study.study}", tables=tables, groups=groups)
+    title = f"AP of each category of {study.study}"
+    return page("per_category", title, tables=tables, groups=groups, kept=kept_sentence(scored))
 
 
 def categories_table(rows: Sequence[Row], image_counts: Mapping[int, int]) -> tuple[list[Column], list[list[Value]]]:
@@ -138,11 +138,9 @@ def cost_page(study: Study, results: Path, rows: Sequence[Row]) -> str:
 def training_cost(row: Row, run: RunRecord) -> list[Any]:
     """The line of one training."""
     record = run.records["train"]
-    seconds, processes = record.get("elapsed_s"), record.get("ranks", 1)
-    hours = None if seconds is None else seconds / SECONDS_PER_HOUR
     of_record = [record.get(key) for key in ("attempts", "steps", "images_seen")]
-    costs = [hours, None if hours is None else hours * processes, record.get("memory_gb")]
-    return [row.title, run.seed, record.get("device"), processes, *of_record, *costs]
+    costs = [run.value(QUANTITIES[name]) for name in ("gpu_hours", "cpu_hours")]
+    return [row.title, run.seed, record.get("device"), record.get("ranks", 1), *of_record, *costs, record["memory_gb"]]
 
 
 def job_costs(folder: Path) -> list[list[Any]]:

@@ -1,5 +1,6 @@
 """What a run detects, as pictures: ground truth beside detections, and the objects that it misses."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,26 +150,31 @@ def misses_sheet(scenes: Scenes, misses: Bool[np.ndarray, " A"], group: str) -> 
     if not len(rows):
         none = f"none of {number} objects of {name} categories was missed"
         return sheet_of([none if number else f"no objects of {name} categories"], [])
+    tiles = [miss_tile(scenes, row) for row in worst(store, rows)]
+    shown = f"the {len(tiles)} largest are shown, {MISSES_OF_CATEGORY} of each category first"
     title = [
         f"{len(rows)} of {number} objects of {name} categories were missed",
-        f"no detection of the right category with IoU >= {FOUND_IOU:g} at any score; the largest objects are shown",
+        f"no detection of the right category with IoU >= {FOUND_IOU:g} at any score"
+        f"; {shown if len(tiles) < len(rows) else 'all are shown'}",
         f"detected as: of any category, with score >= {NAMED_SCORE:g} and the highest IoU, which is >= {FOUND_IOU:g}",
     ]
-    tiles = [miss_tile(scenes, row) for row in worst(store, rows)]
-    return sheet_of(title, [tiles[at : at + MISSES_IN_ROW] for at in range(0, len(tiles), MISSES_IN_ROW)])
+    rows_of_tiles = [tiles[at : at + MISSES_IN_ROW] for at in range(0, len(tiles), MISSES_IN_ROW)]
+    return sheet_of(title, [captioned(*zip(*of_row, strict=True)) for of_row in rows_of_tiles])
 
 
 def worst(store: AnnotationStore, rows: Int64[np.ndarray, " k"]) -> list[int]:
-    """The largest of these objects, at most ``MISSES_OF_CATEGORY`` of one category."""
-    kept: list[int] = []
-    for row in rows[np.argsort(-store.areas[rows], kind="stable")].tolist():
-        if sum(store.labels[other] == store.labels[row] for other in kept) < MISSES_OF_CATEGORY:
-            kept.append(row)
-    return kept[:MISSES_SHOWN]
+    """The largest of these objects, ``MISSES_OF_CATEGORY`` of each category before more of any."""
+    by_size: list[int] = rows[np.argsort(-store.areas[rows], kind="stable")].tolist()
+    seen: Counter[int] = Counter()
+    first: list[int] = []
+    for row in by_size:
+        seen[int(store.labels[row])] += 1
+        first += [row] if seen[int(store.labels[row])] <= MISSES_OF_CATEGORY else []
+    return list(dict.fromkeys([*first, *by_size]))[:MISSES_SHOWN]
 
 
-def miss_tile(scenes: Scenes, row: int) -> Image.Image:
-    """A missed object with its surroundings, and what the detection that overlaps it most is of."""
+def miss_tile(scenes: Scenes, row: int) -> tuple[Image.Image, list[str]]:
+    """A missed object with its surroundings; its caption says what the detection that overlaps it most is of."""
     store = scenes.store
     image = int(np.searchsorted(store.annotation_offsets, row, side="right")) - 1
     size_hw = (int(store.heights[image]), int(store.widths[image]))
@@ -176,8 +182,8 @@ def miss_tile(scenes: Scenes, row: int) -> Image.Image:
     left, top, right, bottom = surroundings(one.box_xyxy, size_hw)
     picture = outlined(pixels_rgb(scenes, image)[top:bottom, left:right], one.mask[top:bottom, left:right], one.colour)
     width, height = store.boxes_xywh[row, 2:]
-    lines = [f"{one.label}, {width:.0f} x {height:.0f} px", f"image {store.image_ids[image]}"]
-    return captioned(picture, [*lines, detected_as(scenes, image, row)])
+    lines = [one.label, f"image {store.image_ids[image]}, {width:.0f} x {height:.0f} px"]
+    return picture, [*lines, detected_as(scenes, image, row)]
 
 
 def outlined(pixels: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], colour: Colour) -> Image.Image:
@@ -233,17 +239,20 @@ def pair(scenes: Scenes, image: int, least_score: float) -> list[Image.Image]:
     """An image with its ground truth and with its detections; a category has one colour in both."""
     store, found = scenes.store, scenes.found
     rows = [int(row) for row in scenes.detections_of(image) if scenes.labels[row]]
-    best = [row for row in rows if found.scores[row] >= least_score][:MOST_DETECTIONS]
+    confident = [row for row in rows if found.scores[row] >= least_score]
+    best = confident[:MOST_DETECTIONS]
     annotated = store.labels[store.annotations_of(image)].tolist()
     present = dict.fromkeys([*annotated, *(int(scenes.labels[row]) for row in best)])
     colours = {label: COLOURS[number % len(COLOURS)] for number, label in enumerate(present)}
     pixels = pixels_rgb(scenes, image)
     left = draw_objects(pixels, annotated_objects(scenes, image, colours))
     right = draw_objects(pixels, [shown_detection(scenes, row, colours[int(scenes.labels[row])]) for row in best])
-    return [
-        captioned(left, [f"image {store.image_ids[image]}: {len(annotated)} objects", annotated_line(store, image)]),
-        captioned(right, [f"{len(best)} detections with score >= {least_score:g}", best_line(scenes, rows)]),
+    drawn = f", the best {len(best)} are drawn" if len(best) < len(confident) else ""
+    captions = [
+        [f"image {store.image_ids[image]}: {len(annotated)} objects", annotated_line(store, image)],
+        [f"{len(confident)} detections with score >= {least_score:g}{drawn}", best_line(scenes, rows)],
     ]
+    return captioned([left, right], captions)
 
 
 def annotated_line(store: AnnotationStore, image: int) -> str:
@@ -258,16 +267,34 @@ def best_line(scenes: Scenes, rows: Sequence[int]) -> str:
         return "no detections at any score"
     bare = int((~scenes.found.has_mask[rows]).sum())
     masks = f"; {bare} have no mask, since scoring does not need it" if bare else ""
-    return f"of {len(rows)}, highest score {scenes.found.scores[rows[0]]:.2f}{masks}"
+    return f"{len(rows)} at any score, the highest {scenes.found.scores[rows[0]]:.2f}{masks}"
 
 
 def images_with_rare_objects(store: AnnotationStore, number: int) -> list[int]:
     """The images with most objects of rare categories; among equals, those with most objects."""
+    order = np.lexsort((np.arange(store.num_images), -np.diff(store.annotation_offsets), -rare_objects(store)))
+    return [int(image) for image in order[:number]]
+
+
+def rare_objects(store: AnnotationStore) -> Int64[np.ndarray, " n"]:
+    """Number of objects of rare categories in each image."""
     rare = np.array([False, *(category.frequency == "r" for category in store.categories)])
     image_of = np.repeat(np.arange(store.num_images), np.diff(store.annotation_offsets))
-    rare_objects = np.bincount(image_of[rare[store.labels]], minlength=store.num_images)
-    order = np.lexsort((np.arange(store.num_images), -np.diff(store.annotation_offsets), -rare_objects))
-    return [int(image) for image in order[:number]]
+    return np.bincount(image_of[rare[store.labels]], minlength=store.num_images)
+
+
+def how_chosen(store: AnnotationStore, images: Sequence[int]) -> str:
+    """What :func:`images_with_rare_objects` have most of."""
+    with_rare = int((rare_objects(store)[list(images)] > 0).sum())
+    if not with_rare:
+        return f"{of_images(len(images))} with most objects (none is of a rare category)"
+    others = len(images) - with_rare
+    return f"{of_images(with_rare)} with most rare objects" + (f", and {others} with most objects" if others else "")
+
+
+def of_images(number: int) -> str:
+    """So many images."""
+    return f"{number} image{'s' * (number != 1)}"
 
 
 def random_images(store: AnnotationStore, number: int, seed: int, without: Sequence[int]) -> list[int]:
@@ -306,8 +333,10 @@ def write_pictures(scenes: Scenes, out: Path, shown: Sequence[int], number: int,
     """
     chosen = list(shown) or images_with_rare_objects(scenes.store, number)
     drawn = random_images(scenes.store, number, seed, chosen)
-    how = "images chosen by id" if shown else "images with most rare objects"
-    sheets = {"chosen": (how, chosen), "random": (f"images drawn at random with seed {seed}", drawn)}
+    how = f"{of_images(len(chosen))} chosen by id" if shown else how_chosen(scenes.store, chosen)
+    no_more = " (there are no others)" if len(drawn) < number else ""
+    at_random = f"{of_images(len(drawn))} drawn at random, seed {seed}{no_more}"
+    sheets = {"chosen": (how, chosen), "random": (at_random, drawn)}
     for name, (which, images) in sheets.items():
         title = [
             f"Ground truth (left) and detections (right), {which}",

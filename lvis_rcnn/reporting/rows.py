@@ -12,12 +12,14 @@ from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.evaluation.bootstrap import Interval, row_intervals
 from lvis_rcnn.runs.records import QUANTITIES, RunRecord, read_measured, read_published
 from lvis_rcnn.runs.states import state_of
+from lvis_rcnn.system.cli import InputError
 
 TRAINED = "trained here"
 PUBLISHED = "published"
 RESCORED = "published, re-scored here"
 
 COMPARED = ("box_AP", "mask_AP")
+PUBLISHERS = "the publisher's GPUs"
 ROUNDING = 0.0005 + 1e-9  # published numbers are percent with one decimal
 
 Link = Callable[[Path], str]
@@ -43,6 +45,10 @@ class Row:
     """Whose published numbers the row is compared with: the same backbone, data and schedule."""
     intervals_of_means: Mapping[str, Interval] = field(default_factory=dict)
     """95 % intervals of the means over several seeds, by the measure; empty where there are none."""
+    why_no_intervals: str = ""
+    """What is wrong with the files that these intervals are computed from."""
+    detections_kept: int = 300
+    """The most detections of an image that inference keeps."""
 
     @property
     def title(self) -> str:
@@ -60,6 +66,16 @@ class Row:
     def measured_on(self) -> str | None:
         """The device that memory and speed are of; None where nothing is measured."""
         return self.measured.records["measure"]["device"] if self.measured and self.measured.records else None
+
+    def place(self, name: str) -> str | None:
+        """Where memory or speed was measured, as far as rows can differ in it; None where there is no number."""
+        if self.mean(name) is None:
+            return None
+        if self.measured is None:
+            return PUBLISHERS
+        record = self.measured.records["measure"]
+        of_some = name == "fps" and record["inference"]["masks"] != "all"
+        return f"{record['device']}, only the masks that are scored" if of_some else str(record["device"])
 
     def runs_of(self, name: str) -> tuple[RunRecord, ...]:
         """The runs that a measure is taken of."""
@@ -107,31 +123,52 @@ def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel]) -> list
         models: published models by name, those that the study scores among them.
     """
     rows = []
-    data = study.dataset.name
+    data, kept = study.dataset.name, study.inference.detections_per_image
     for backbone in study.backbones:
         schedule = schedule_name(study.schedule)
         runs = tuple(state_of(study, results, backbone, seed, models).run for seed in study.seeds)
         measured = read_measured(study, results, runs[0])
         same = (one for one in models.values() if (one.kind, one.backbone, one.schedule) == (data, backbone, schedule))
         reference = next(same, None)
-        rows.append(Row(TRAINED, backbone, schedule, data, runs, measured, None, reference, intervals_over_seeds(runs)))
+        of_means = intervals_over_seeds(runs)
+        rows.append(Row(TRAINED, backbone, schedule, data, runs, measured, None, reference, *of_means, kept))
     for published in study.published:
         model = models[published.model]
         scored_on = data if published.split == "val" else published.split
         run = read_published(study, results, published, model)
         rows.append(Row(PUBLISHED, model.backbone, model.schedule, scored_on, (), None, model, model))
         measured = read_measured(study, results, run)
-        rows.append(Row(RESCORED, model.backbone, model.schedule, scored_on, (run,), measured, model, model))
+        of_data = (model.backbone, model.schedule, scored_on)
+        rows.append(Row(RESCORED, *of_data, (run,), measured, model, model, detections_kept=kept))
     return rows
 
 
-def intervals_over_seeds(runs: Sequence[RunRecord]) -> Mapping[str, Interval]:
-    """The intervals of the means over the seeds that are scored, by the measure."""
+def intervals_over_seeds(runs: Sequence[RunRecord]) -> tuple[Mapping[str, Interval], str]:
+    """The intervals of the means over the seeds that are scored, by the measure, and what is wrong with their files."""
     scored = [run for run in runs if "evaluate" in run.records]
-    found = row_intervals([run.folder for run in scored], [run.records["evaluate"] for run in scored])
+    try:
+        found = row_intervals([run.folder for run in scored], [run.records["evaluate"] for run in scored])
+    except InputError as error:
+        return {}, str(error)
     keys = {name: measure.keys for name, measure in QUANTITIES.items() if measure.step == "evaluate"}
     every = {name: found.get(kind, {}).get(metric) for name, (kind, metric) in keys.items()}
-    return {name: bounds for name, bounds in every.items() if bounds}
+    return {name: bounds for name, bounds in every.items() if bounds}, ""
+
+
+def kept_sentence(rows: Sequence[Row]) -> str:
+    """How many detections of an image AP is of, where the detector keeps fewer than count; else empty."""
+    scored = {
+        (row.detections_kept, run.records["evaluate"].get("detections_per_image", row.detections_kept))
+        for row in rows
+        for run in row.runs
+        if "evaluate" in run.records
+    }
+    texts = [
+        f"The detector kept at most {kept} detections an image; {most} would count"
+        for kept, most in scored
+        if kept < most
+    ]
+    return "; ".join(sorted(texts))
 
 
 def schedule_name(schedule: Schedule) -> str:

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from lvis_rcnn.evaluation.bootstrap import FEWEST_RESAMPLES, resamples_text
 from lvis_rcnn.evaluation.results import KINDS, Kind
 from lvis_rcnn.reporting.figures import GROUPS, figure_file, legend_below, show_reason, style, write_reason
-from lvis_rcnn.reporting.rows import TRAINED, Row
+from lvis_rcnn.reporting.rows import TRAINED, Row, kept_sentence
 
 GROUP_METRICS = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
 
@@ -46,7 +48,9 @@ def estimate(row: Row, kind: Kind, name: str) -> Estimate | None:
     mean, seeds = 100 * found["mean"], sum(value is not None for value in found["seeds"].values())
     if bounds := found.get("interval"):
         of_seeds = f" and {seeds} seeds" if seeds > 1 else ""
-        return Estimate(mean, 100 * bounds[0], 100 * bounds[1], f"95 % CI (bootstrap over images{of_seeds})")
+        resamples = min(metrics.get("intervals", {}).get("resamples", FEWEST_RESAMPLES) for metrics in metrics_of(row))
+        few = f": {resamples_text(resamples)}" if resamples < FEWEST_RESAMPLES else ""
+        return Estimate(mean, 100 * bounds[0], 100 * bounds[1], f"95 % CI (bootstrap over images{of_seeds}{few})")
     if found["sd"] is None:
         return Estimate(mean, mean, mean, "")
     spread = 100 * found["sd"]
@@ -57,6 +61,12 @@ def basis_sentence(estimates: Sequence[Estimate | None]) -> str:
     """What the error bars of a figure are."""
     found = dict.fromkeys(one.basis for one in estimates if one and one.basis)
     return f"Error bars: {'; '.join(found)}" if found else "No intervals were recorded"
+
+
+def set_title(figure: Figure, rows: Sequence[Row], *lines: str) -> None:
+    """Lines above the panels, the last of which says whether the detector kept fewer detections than count."""
+    if text := "\n".join(filter(None, [*lines, kept_sentence(rows)])):
+        figure.suptitle(text)
 
 
 def draw_estimate(axes: Axes, x: float, one: Estimate, place: int, **more: Any) -> None:
@@ -91,7 +101,7 @@ def write_ap_by_group(rows: Sequence[Row], out: Path) -> None:
         # Last, since setting a limit ends the automatic scaling of all panels that share the axis.
         panels[0].set_ylim(bottom=0)
         legend_below(figure, panels)
-        figure.suptitle(basis_sentence(estimates))
+        set_title(figure, rows, basis_sentence(estimates))
 
 
 def on_frontier(costs: Float64[np.ndarray, " k"], gains: Float64[np.ndarray, " k"]) -> Bool[np.ndarray, " k"]:
@@ -108,21 +118,23 @@ def write_ap_and_cost(rows: Sequence[Row], out: Path) -> None:
         return write_reason(out / "ap_and_cost", "no run is scored yet")
     with figure_file(out / "ap_and_cost", height_in=5.6) as figure:
         panels = figure.subplots(2, 2, sharey="row", sharex="col")
-        devices = devices_sentence([row.measured_on for row in rows])
         columns = {
-            "inference time, milliseconds per image": [fps and 1000 / fps for fps in (row.mean("fps") for row in rows)],
-            "training memory, GB": [row.mean("memory_gb") for row in rows],
+            ("fps", "inference time, milliseconds per image"): [
+                fps and 1000 / fps for fps in (row.mean("fps") for row in rows)
+            ],
+            ("memory_gb", "training memory, GB"): [row.mean("memory_gb") for row in rows],
         }
         estimates = []
         for line, (kind, word) in zip(panels, KINDS.items(), strict=True):
             gains = [estimate(row, kind, "AP") for row in rows]
             estimates += gains
-            for axes, (label, costs) in zip(line, columns.items(), strict=True):
+            for axes, ((name, label), costs) in zip(line, columns.items(), strict=True):
                 draw_frontier(axes, rows, costs, gains)
+                devices = devices_sentence([row.place(name) for row in rows])
                 axes.set_xlabel(f"{label}\n({devices})" if axes in panels[-1] else "")
             line[0].set_ylabel(f"{word} AP, percent")
         legend_below(figure, panels.ravel())
-        figure.suptitle(f"Filled: Pareto-optimal (accuracy vs. cost)\n{basis_sentence(estimates)}")
+        set_title(figure, rows, "Filled: Pareto-optimal (accuracy vs. cost)", basis_sentence(estimates))
 
 
 def devices_sentence(devices: Sequence[str | None]) -> str:
@@ -177,6 +189,7 @@ def write_ap_and_images(rows: Sequence[Row], image_counts: Mapping[int, int], ki
         panels[0].set_ylim(bottom=-3, top=max(5, panels[0].get_ylim()[1]))
         for axes in panels[len(shown) :]:
             axes.set_axis_off()
+        set_title(figure, shown)
         legend_below(figure, panels)
 
 
@@ -235,7 +248,7 @@ def write_precision_recall(rows: Sequence[Row], kind: Kind, out: Path) -> None:
         for axes in panels[-1]:
             axes.set_xlabel("recall")
         mean_over = "categories and seeds" if any(len(metrics_of(row)) > 1 for row in rows) else "categories"
-        figure.suptitle(f"Precision of {what} at each recall, mean over {mean_over}")
+        set_title(figure, rows, f"Precision of {what} at each recall, mean over {mean_over}")
         legend_below(figure, panels.ravel())
 
 

@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel
+from lvis_rcnn.evaluation.bootstrap import resamples_text
 from lvis_rcnn.reporting.rows import (
     COMPARED,
     PUBLISHED,
@@ -23,12 +24,14 @@ from lvis_rcnn.reporting.rows import (
     difference,
     is_best,
     is_outside_noise,
+    kept_sentence,
     missing_of,
     published_value,
     rows_of,
     run_key,
 )
 from lvis_rcnn.runs.records import FAILED, QUANTITIES, RunRecord
+from lvis_rcnn.system.cli import rate
 from lvis_rcnn.system.files import write_json, write_text
 
 # The only order of the columns: table.csv and table.json follow it, with what is not printed at the end.
@@ -56,7 +59,6 @@ MEASURES_IN_ORDER = tuple(dict.fromkeys([*(name for name in COLUMNS if name in Q
 MARKS = ("", "†", "‡", "§")
 OF_DEVICE = ("memory_gb", "fps")
 OF_TRAINING = ("memory_gb", "images_seen", "gpu_hours", "cpu_hours")
-PUBLISHERS = "the publisher's GPUs"
 
 CELL_CHARACTERS = 17  # "23.1 [21.0, 25.2]"; twelve columns would not fit otherwise
 TERMINAL_CHARACTERS, TITLE_CHARACTERS = 100, 16
@@ -246,8 +248,8 @@ def measured_cell(row: Row, name: str) -> str:
         return "undefined: nothing annotated" if measure.step == "evaluate" else "not recorded"
     if name == "images_seen":
         return count_text(mean)
-    decimals = 2 if name in OF_TRAINING and mean < 1 else 1
-    text = f"{scale * mean:.{decimals}f}" + ("" if spread is None else f" ± {scale * spread:.{decimals}f}")
+    written = "{:.1f}".format if measure.step == "evaluate" else rate
+    text = written(scale * mean) + ("" if spread is None else f" ± {written(scale * spread)}")
     if bounds := found.get("interval"):
         text += f" [{scale * bounds[0]:.1f}, {scale * bounds[1]:.1f}]"
     present = sum(value is not None for value in found["seeds"].values())
@@ -276,21 +278,14 @@ def download(row: Row, link: Link) -> str:
     return " &#124; ".join(f"[{kind}]({url})" for kind, url in links.items())
 
 
-def place_of(row: Row, name: str) -> str | None:
-    """Where memory or speed of a row was measured; None where there is no number."""
-    if row.mean(name) is None:
-        return None
-    return PUBLISHERS if row.source == PUBLISHED else row.measured_on
-
-
 def places(rows: Sequence[Row]) -> list[str]:
     """Every place where memory or speed was measured; the first needs no mark."""
-    return list(dict.fromkeys(place for row in rows for name in OF_DEVICE if (place := place_of(row, name))))
+    return list(dict.fromkeys(place for row in rows for name in OF_DEVICE if (place := row.place(name))))
 
 
 def device_mark(rows: Sequence[Row], row: Row, name: str) -> str:
     """What distinguishes a number of another device from the others of its column."""
-    place = place_of(row, name) if name in OF_DEVICE else None
+    place = row.place(name) if name in OF_DEVICE else None
     return MARKS[min(places(rows).index(place), len(MARKS) - 1)] if place else ""
 
 
@@ -343,6 +338,7 @@ def reading_line(rows: Sequence[Row]) -> str:
     if seeds > 1:
         parts.append(f"Mean ± sample standard deviation over {seeds} seeds.")
     parts += [interval_sentence(rows)]
+    parts += [f"{row.title}: no interval, since {row.why_no_intervals}." for row in rows if row.why_no_intervals]
     if any(difference(row, name) is not None for row in rows for name in COMPARED):
         parts.append("In parentheses: published value and, for AP, difference (ours - published).")
         parts.append(f"! = difference larger than expected from noise: {noise_of(rows, seeds)}.")
@@ -375,8 +371,8 @@ def interval_sentence(rows: Sequence[Row]) -> str:
         return ""
     scored = [[run.records["evaluate"] for run in row.runs if "evaluate" in run.records] for row in shown]
     numbers = {found["intervals"]["resamples"] for of_row in scored for found in of_row if found.get("intervals")}
-    resamples = ", ".join(f"{number:,}" for number in sorted(numbers))
-    sentence = f"In square brackets: 95 % bootstrap interval over the validation images ({resamples} resamples)."
+    resamples = "; ".join(map(resamples_text, sorted(numbers)))
+    sentence = f"In square brackets: 95 % bootstrap interval over the validation images ({resamples})."
     of_means = " Intervals of means also include between-seed variance."
     return sentence + (of_means if any(len(of_row) > 1 for of_row in scored) else "")
 
@@ -436,6 +432,7 @@ def provenance(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
         "images_seen": all_of("train", "images_seen"),
         "finished": max((str(at)[:10] for at in all_of("train", "finished_at")), default=None),
         "protocol": all_of("evaluate", "protocol"),
+        "detections_kept": kept_sentence(rows),
         "scored_on": list(dict.fromkeys(named)),
         "measured_on": all_of("measure", "device"),
         "memory": list(filter(None, all_of("measure", "training"))),
@@ -461,10 +458,12 @@ def provenance_line(study: Study, rows: Sequence[Row]) -> str:
         listed("scored on", facts["scored_on"]),
         facts["finished"] or "",
     ]
+    timed = "{images} images after {warmup_images}, {masks} masks"
     definitions = [
         listed("AP:", facts["protocol"]),
+        facts["detections_kept"],
         measurement_line("Mem", facts["measured_on"], facts["memory"], "{images} images in {steps} steps"),
-        measurement_line("Inf time", facts["measured_on"], facts["fps"], "{images} images after {warmup_images}"),
+        measurement_line("Inf time", facts["measured_on"], facts["fps"], timed),
     ]
     return ". ".join(["; ".join(filter(None, parts)), *filter(None, definitions)]) + "."
 

@@ -118,6 +118,9 @@ def read_measured(study: Study, results: Path, run: RunRecord) -> RunRecord:
     error = last_error(results / study.study / "logs" / f"{step}_{run.name if is_published else folder.name}.log")
     record, reason = read_record(study, step, folder / RECORDS[step][0], run.records, error)
     reason = run.missing.get(of_model, reason)
+    if not reason:
+        # Measurements that do not say so are older; they timed the masks of the study's setting.
+        record["inference"].setdefault("masks", study.inference.masks)
     return RunRecord(folder, run.seed, (step,), {}, {} if reason else {step: record}, {step: reason} if reason else {})
 
 

@@ -112,6 +112,11 @@ def duration(seconds: float) -> str:
     return f"{minutes}m" if minutes else f"{int(seconds)}s"
 
 
+def rate(value: float) -> str:
+    """A speed or an amount as text: one decimal, below 1 two digits, so that it is never 0.0 where it is not 0."""
+    return f"{value:.1f}" if value >= 1 else f"{value:#.2g}"
+
+
 def start_logging(log_file: Path | None) -> None:
     """Plain lines to standard error; the same lines, and those of level DEBUG, with their time to ``log_file``."""
     log.setLevel(logging.DEBUG)

@@ -57,7 +57,7 @@ def batch_pictures(run: Run, batch: Batch, number: int) -> list[Image.Image]:
         drawn = draw_objects(colours_of(pixels), target_objects(run, target, canvas_hw))
         size = f"{width} x {height} px on {canvas_hw[1]} x {canvas_hw[0]}"
         lines = [f"group {number}, image {image}: {len(target.labels)} targets", size]
-        pictures.append(captioned(drawn, lines))
+        pictures += captioned([drawn], [lines])
     return pictures
 
 

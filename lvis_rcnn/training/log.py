@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lvis_rcnn.system.cli import duration, log
+from lvis_rcnn.system.cli import duration, log, rate
 from lvis_rcnn.system.files import atomic_file, read_json_lines, write_json
 from lvis_rcnn.training.solver import Recipe
 
@@ -196,7 +196,7 @@ def sentence(line: dict[str, Any], steps: int) -> str:
     skipped = f", {line['skipped_images']} broken images skipped" if "skipped_images" in line else ""
     return (
         f"step {line['step']} of {steps}: loss {line['loss']:.3f}, lr {line['lr']:.1e}, "
-        f"{line['time']:.2f} s per step ({share_of_data(line)} waiting for data), {line['images_per_s'] or 0:.1f} "
+        f"{line['time']:.2f} s per step ({share_of_data(line)} waiting for data), {rate(line['images_per_s'] or 0)} "
         f"images/s, {duration(line['eta_s'] or 0)} left{skipped}"
     )
 
@@ -255,6 +255,7 @@ def write_heartbeat(state_dir: Path, progress: Progress, recipe: Recipe, state: 
         "attempt": progress.attempts,
         "state": state,
         **speed(recipe, progress, progress.step - step, progress.elapsed_s - elapsed_s),
+        "peak_memory_bytes": progress.peak_memory_bytes,
         "loss": None if progress.loss is None or not math.isfinite(progress.loss) else round(progress.loss, 5),
     }
     write_json(state_dir / "progress.json", record if error is None else {**record, "error": error})

@@ -13,6 +13,7 @@ from lvis_rcnn.dataloader.transforms import padded_size_hw
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_on_meta, set_full_precision
 from lvis_rcnn.model.roi_heads import BOX_POOL, HIDDEN, MASK_POOL
 from lvis_rcnn.model.weights import load_initial_weights
+from lvis_rcnn.runs.states import read_heartbeat
 from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.training.checkpoint import load_checkpoint
 from lvis_rcnn.training.distributed import Ranks
@@ -53,6 +54,9 @@ def prepared(run: Run, ranks: Ranks) -> Training:
     network = MaskRcnn(BACKBONES[run.backbone], run.store.num_labels, run.study.model)
     training = new_training(run, ranks, network)
     restore(training)
+    # A killed start may have needed more after its last checkpoint.
+    peaks = (training.progress.peak_memory_bytes, read_heartbeat(run.state_dir).get("peak_memory_bytes", 0))
+    training.progress.peak_memory_bytes = max(peaks)
     require_same_step(ranks, training.progress.step)
     return training
 

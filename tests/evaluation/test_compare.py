@@ -108,7 +108,7 @@ def test_the_command_prints_metrics_categories_and_settings(tmp_path, monkeypatc
     assert rows[0].startswith("AP 37.87 62.62 +24.75 ")
     assert "Categories that gained most: thing 1 (r) 25.25 to 100.00" in lines
     assert "Categories that lost most: thing 3 (f) 50.50 to 25.25" in lines
-    assert all(words in text for words in ("20 resamples of the images, seed 0", "single runs"))
+    assert all(words in text for words in ("20 resamples: too few to rely on", "seed 0", "single runs"))
     assert "train: backbone r50 r101" in lines
     assert "train: versions torch 2.15.0 2.15.1" in lines
     assert not any("study" in line or "elapsed" in line or "numpy" in line for line in lines)

@@ -48,6 +48,12 @@ def test_differences_of_metrics_are_shown_with_their_intervals(tmp_path):
     assert text.count("<!-- +10.0 -->") == 6
 
 
+def test_a_long_name_is_cut_between_words(tmp_path):
+    long = {**CATEGORIES[0], "name": "coaster_(for_a_glass_or_a_cup_of_tea)"}
+    write_category_differences([long], [long], ("A", "B"), "segm", tmp_path)
+    assert shows((tmp_path / "category_differences.svg").read_text(), "coaster_(for_a_glass_or_a… (r)")
+
+
 RUNS = "results/lvis_v0.5/x101_64x4d/seed0", "results/lvis_v0.5/x101_32x4d/seed0"
 FAR_APART = "/home/someone/of/a/very/long/name/one/results/mini/r50", f"/data/{'long' * 40}/results/mini/r50"
 

@@ -1,6 +1,7 @@
 """Pages say what the records say, need nothing but themselves, and say what is not there."""
 
 import html
+import json
 import re
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def rows_of_table(text: str) -> list[list[str]]:
 def test_pages_of_a_finished_study(tmp_path):
     study = study_with()
     put_everything(tmp_path, study)
+    record = tmp_path / "mini" / "r50" / "seed0" / "train.json"
+    put(record, json.loads(record.read_text()) | {"elapsed_s": 360.0, "ranks": 1, "attempts": 2})
     measured = "s\tmax_rss\tcpu_time\n90.0\t2048.0\t60.0\n"
     put(tmp_path / "mini" / "benchmarks" / "train_r50_seed0.tsv", measured)
     put(tmp_path / "mini" / "preflight.txt", "Preflight of study mini: ok, <no> warning\n")
@@ -46,6 +49,11 @@ def test_pages_of_a_finished_study(tmp_path):
     ]
     assert "1 jobs, 1m in all, 1m of CPU time." in pages["cost"]
     assert ["train_r50_seed0", "90.0", "60.0", "2.00"] in rows_of_table(pages["cost"])
+    # The hours of the results table, of all starts; not only those of the steps that were kept.
+    costs = dict(zip(*rows_of_table(pages["cost"])[:2], strict=True))
+    assert [costs[name] for name in ("CPU-hours", "GPU-hours", "peak memory, GB")] == ["0.25", "0.00", "0.88"]
+    for name in ("table", "per_category", "provenance"):
+        assert "The detector kept at most 40 detections an image; 300 would count" in pages[name], name
     assert ["code version", "0.1.0-aaaa1111"] in rows_of_table(pages["provenance"])
     assert ["versions", "python 3.11.9; torch 2.15.0; torchvision 0.29.2"] in rows_of_table(pages["provenance"])
     assert "ok, &lt;no&gt; warning" in pages["preflight"]

@@ -35,15 +35,18 @@ from lvis_rcnn.reporting.drawing import (
     place_labels,
     scaled_box,
     sheet_of,
+    wrap,
 )
 from lvis_rcnn.reporting.pictures import (
     Scenes,
     best_line,
     detected_as,
+    how_chosen,
     images_with_rare_objects,
     mask_of_annotation,
     missed,
     misses_sheet,
+    pair,
     pixels_rgb,
     positions_of,
     random_images,
@@ -150,6 +153,46 @@ def test_the_worst_misses_are_the_largest_few_of_a_category(scenes):
     assert worst(scenes.store, np.array([2, 1])) == [1, 2]
 
 
+def test_misses_of_one_category_fill_the_sheet(scenes, monkeypatch):
+    monkeypatch.setattr("lvis_rcnn.reporting.pictures.MISSES_OF_CATEGORY", 1)
+    # The bear is larger than both kites, of which the second is the third choice.
+    assert worst(scenes.store, np.array([2, 1, 0])) == [0, 1, 2]
+    monkeypatch.setattr("lvis_rcnn.reporting.pictures.MISSES_SHOWN", 2)
+    assert worst(scenes.store, np.array([2, 1])) == [1, 2]
+
+
+def test_captions_count_what_is_there_and_say_how_many_are_drawn(scenes, monkeypatch):
+    captions = []
+    monkeypatch.setattr(
+        "lvis_rcnn.reporting.pictures.captioned",
+        lambda pictures, lines: captions.append(lines) or captioned(pictures, lines),
+    )
+    pair(scenes, 0, 0.3)
+    monkeypatch.setattr("lvis_rcnn.reporting.pictures.MOST_DETECTIONS", 1)
+    pair(scenes, 0, 0.3)
+    assert [lines[0] for _, lines in captions] == [
+        "2 detections with score >= 0.3",
+        "2 detections with score >= 0.3, the best 1 are drawn",
+    ]
+
+
+def test_titles_say_what_the_images_are_and_how_many(scenes, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(
+        "lvis_rcnn.reporting.pictures.sheet_of", lambda title, rows: titles.append(title[0]) or sheet_of(title, rows)
+    )
+    write_pictures(scenes, tmp_path / "few", shown=[], number=10, seed=0, least_score=0.3)
+    write_pictures(scenes, tmp_path / "some", shown=[], number=1, seed=0, least_score=0.3)
+    assert [title.partition("detections (right), ")[2] for title in titles if "right" in title.split(",")[0]] == [
+        "2 images with most rare objects, and 1 with most objects",
+        "0 images drawn at random, seed 0 (there are no others)",
+        "1 image with most rare objects",
+        "1 image drawn at random, seed 0",
+    ]
+    monkeypatch.setattr("lvis_rcnn.reporting.pictures.rare_objects", lambda store: np.zeros(3, np.int64))
+    assert how_chosen(scenes.store, [0, 1]) == "2 images with most objects (none is of a rare category)"
+
+
 def test_chosen_images_have_most_rare_objects_and_random_ones_are_others(scenes):
     assert images_with_rare_objects(scenes.store, 2) == [0, 1]
     assert random_images(scenes.store, 5, 0, without=[0]) == [1, 2]
@@ -196,7 +239,7 @@ def test_a_detection_whose_mask_was_left_out_is_a_box_alone(scenes, tmp_path):
     bare = dataclasses.replace(scenes, found=dataclasses.replace(found, has_mask=found.scores > 0.5))
     assert not shown_detection(bare, 1, (0, 0, 0)).mask.any()
     assert shown_detection(bare, 0, (0, 0, 0)).mask.sum() == 400
-    assert best_line(scenes, [0, 1, 3]) == "of 3, highest score 0.90"
+    assert best_line(scenes, [0, 1, 3]) == "3 at any score, the highest 0.90"
     assert "2 have no mask" in best_line(bare, [0, 1, 3])
     write_pictures(bare, tmp_path / "bare", shown=[], number=2, seed=0, least_score=0.3)
 
@@ -283,6 +326,16 @@ def test_the_line_counts_what_has_no_label(monkeypatch):
     assert 18 < int(said[1].split()[0]) < 30
 
 
+def test_labels_leave_most_of_a_crowded_picture_free():
+    objects = [dataclasses.replace(one, text=f"a category of a long name {one.text}") for one in in_one_place(250)]
+    labels, blank = [], np.zeros((100, 200, 3), np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "draw_label", lambda pen, text, colour, place: labels.append(place))
+        picture = draw_objects(blank, objects)
+    area = sum((right - left) * (bottom - top) for left, top, right, bottom in labels)
+    assert 0.15 < area / (picture.width * (picture.height - LINE_PX)) <= 0.25
+
+
 def test_no_line_runs_over_a_label():
     objects = in_one_place(25)
     picture = draw_objects(np.zeros((100, 200, 3), np.uint8), objects)
@@ -302,7 +355,13 @@ def test_text_is_cut_to_its_picture():
     assert short.endswith("…")
     assert text.startswith(short[:-1])
     assert cut("cup", 90) == "cup"
-    assert captioned(Image.new("RGB", (90, 10)), [text, ""]).size == (90, 10 + 2 * LINE_PX)
+    assert short.removesuffix("…") in ("a very", "a very long")
+    assert cut("unbreakable" * 9, 90).startswith("unbreak")
+    assert wrap(text, 90) == ["a very long", "name of a", "category,", "and more"]
+    assert (wrap("", 90), wrap("unbreakable" * 9, 90)) == ([""], [cut("unbreakable" * 9, 90)])
+    # Pictures of a row begin at the same height.
+    one, other = captioned([Image.new("RGB", (90, 10)), Image.new("RGB", (400, 20))], [[text, ""], ["cup"]])
+    assert (one.size, other.size) == ((90, 10 + 5 * LINE_PX), (400, 20 + 5 * LINE_PX))
 
 
 def test_surroundings_stay_in_the_image():

@@ -316,10 +316,66 @@ def test_a_mean_over_seeds_has_an_interval_over_images_and_seeds(tmp_path):
     assert (mean, interval) == ("20.0 ± 1.7", pytest.approx([15.3, 24.7], abs=0.8))
     record = json.loads((tmp_path / "differ" / "table.json").read_text())["rows"][0]["measures"]["box_AP"]
     assert [round(100 * bound, 1) for bound in record["interval"]] == interval
-    # Nothing is said where the resamples are of other detections.
+    # Without the resamples of a seed there is no interval, and the reason stands below the table.
     put_metrics(tmp_path / "agree" / "mini" / "r50" / "seed1", ap=0.2, intervals=intervals, detections_sha256="e")
     (row,) = table_of(written(tmp_path / "agree", study_with(seeds=(0, 1, 2))))
     assert row["box AP"] == "20.0 ± 0.0"
+    page = (tmp_path / "agree" / "table.md").read_text()
+    assert re.search(
+        r"R-50-FPN: no interval, since .*seed1/matches.npz: belongs to other detections.*; fix: score", page
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-100]), "seed1/matches.npz: damaged file of match results"),
+        (lambda file: file.unlink(), "seed1/matches.npz: no such file"),
+        (lambda file: put_metrics(file.parent, annotations_sha256="0"), "seeds are scored on different annotations"),
+    ],
+)
+def test_why_a_mean_has_no_interval_stands_below_the_table(tmp_path, damage, reason):
+    study = study_with(seeds=(0, 1))
+    for seed in (0, 1):
+        run = put_run(tmp_path, study, seed=seed)
+        put_metrics(run, intervals={"resamples": 1000, "bbox": {}, "segm": {}}, detections_sha256="d")
+        put_resampled(run, np.zeros((1000, len(METRIC_NAMES))))
+    assert "no interval" not in written(tmp_path, study).read_text()
+    damage(tmp_path / "mini" / "r50" / "seed1" / "matches.npz")
+    assert reason in written(tmp_path, study).read_text().partition("R-50-FPN: no interval, since ")[2]
+
+
+@pytest.mark.parametrize(
+    ("kept", "says"), [(40, "The detector kept at most 40 detections an image; 300 would"), (300, "")]
+)
+def test_the_caption_says_how_many_detections_the_detector_kept(tmp_path, kept, says):
+    study = study_with(inference={**read_yaml(MINI)["inference"], "detections_per_image": kept})
+    put_run(tmp_path, study)
+    page = written(tmp_path, study).read_text()
+    assert ("The detector kept" in page, says in page) == (kept < 300, True)
+    assert json.loads((tmp_path / "table.json").read_text())["provenance"]["detections_kept"].startswith(says)
+
+
+def test_too_few_resamples_are_said(tmp_path):
+    study = study_with()
+    folder = put_run(tmp_path, study)
+    for resamples, says in ((20, "20 resamples: too few to rely on, use 200 or more"), (1000, "(1,000 resamples)")):
+        put_metrics(folder, intervals={"resamples": resamples, "bbox": {"AP": [0.1, 0.2]}, "segm": {}})
+        assert says in written(tmp_path, study).read_text()
+
+
+def test_a_speed_of_some_masks_is_marked_and_a_slow_one_is_not_zero(tmp_path):
+    study = study_with(("r50", "r101"), inference={**read_yaml(MINI)["inference"], "masks": "scored"})
+    for backbone in study.backbones:
+        put_run(tmp_path, study, backbone)
+    # R-50 was measured before measurements said which masks they timed: then those of the setting.
+    old = json.loads((tmp_path / "mini" / "r50" / "measure.json").read_text())["inference"]
+    put_measured(tmp_path / "mini" / "r101", study, inference={**old, "fps": 0.04, "masks": "all"})
+    speeds = [row["Inf time (fps)"] for row in table_of(written(tmp_path, study))]
+    page = (tmp_path / "table.md").read_text()
+    assert speeds == ["12.3†", "0.040"]
+    assert "† cpu, only the masks that are scored" in page
+    assert ("5, scored masks" in page, "5, all masks" in page) == (True, True)
 
 
 def test_the_csv_says_why_a_measurement_is_missing(tmp_path):

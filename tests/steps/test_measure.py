@@ -17,7 +17,7 @@ from lvis_rcnn.system.files import sha256_of_file
 from tests.conftest import REPOSITORY
 from tests.helpers.tiny_run import make_data, tiny_study, write_tiny_study
 
-SHORT = {"training_steps": 1, "images": 2}
+SHORT = {"measure": {"training_steps": 1, "images": 2}, "inference": {"masks": "scored"}}
 pytestmark = pytest.mark.usefixtures("smallest_body")
 
 
@@ -27,7 +27,7 @@ def drawn(tmp_path_factory):
 
 
 def arguments(drawn, model_path, folder, training=True):
-    study = write_tiny_study(folder, measure=SHORT)
+    study = write_tiny_study(folder, **SHORT)
     words = ["--study", study, "--backbone", "r50", "--model", model_path, "--out", folder / "measure.json"]
     words += ["--val-store", drawn.val_store, "--val-images", drawn.images]
     if training:
@@ -51,12 +51,15 @@ class Terminal(io.StringIO):
 
 def test_memory_and_both_speeds_say_how_they_were_measured(drawn, model_path, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    timed, times_of = set(), measure.times_of
+    spy = lambda detector, *more: timed.add(detector.test.masks) or times_of(detector, *more)  # noqa: E731
+    monkeypatch.setattr(measure, "times_of", spy)
     record = measured(monkeypatch, drawn, model_path, tmp_path)
     assert "measure memory r50: 100%" in terminal.getvalue()
     assert "measure speed r50: 100%" in terminal.getvalue()
     assert (record["format"], record["version"], record["device"]) == ("lvis_rcnn.measure", 1, "cpu")
     assert record["model_sha256"] == sha256_of_file(model_path)
-    assert record["settings_digest"] == settings_digest(tiny_study(tmp_path, measure=SHORT), "measure")
+    assert record["settings_digest"] == settings_digest(tiny_study(tmp_path, **SHORT), "measure")
     training, inference = record["training"], record["inference"]
     assert training["memory_gb"] > 0.1
     assert (training["steps"], training["images"], training["precision"]) == (1, 2, "fp32 without TF32")
@@ -66,6 +69,7 @@ def test_memory_and_both_speeds_say_how_they_were_measured(drawn, model_path, tm
     assert inference["fps"] > 0
     assert inference["end_to_end_fps"] > 0
     assert "bitmaps of all masks at original size on the host" in inference["definition"]
+    assert (timed, inference["masks"]) == ({"all"}, "all")  # also where inference makes only some
 
 
 @pytest.mark.slow

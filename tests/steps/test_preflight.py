@@ -322,7 +322,10 @@ def test_data_that_is_rarely_meant(tmp_path):
     assert "train.json: 1 categories of an image are annotated and listed as absent" in warnings
     assert "train.json: 1 of 2 categories have a frequency that is not that of their images" in warnings
     assert "train.json: 1 of 3 categories have no training image" in warnings
-    assert "val.json: 1 frequencies are not those of the training split" in warnings
+    assert (
+        "val.json: 1 categories have another frequency (r, c, f) than in train.json; APr, APc and APf follow val"
+        in warnings
+    )
     assert "4 images are in both splits" in warnings
 
 

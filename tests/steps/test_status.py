@@ -138,6 +138,14 @@ def test_a_heartbeat_of_an_older_trainer_is_read(study, results):
     assert rows_of(status.status_text(study, look(study, results)))[0] == cells
 
 
+@pytest.mark.parametrize(
+    ("images_per_s", "cell"), [(31.25, "31.2"), (0.94, "0.94"), (0.04, "0.040"), (0.0012, "0.0012")]
+)
+def test_a_slow_run_has_a_speed(study, results, images_per_s, cell):
+    beat(results, images_per_s=images_per_s)
+    assert rows_of(status.status_text(study, look(study, results)))[0][5] == cell
+
+
 @pytest.mark.parametrize("host_clock_is_off_s", [-86400, 86400])
 def test_clocks_of_hosts_need_not_agree(study, results, monkeypatch, host_clock_is_off_s):
     now_s = time.time() + host_clock_is_off_s  # the onlooker's; the trainer's is off by two days the other way
@@ -258,7 +266,7 @@ def test_the_plan_says_what_starts_afresh_and_what_resumes_from_where(study, res
     put_records(results, study, "x101_64x4d/seed0", until="train")
     scored = "infer, evaluate"
     assert status.plan_text(study, look(study, results)).splitlines() == [
-        "smoke: 4 of 4 runs have steps left",
+        "smoke: 4 of 4 runs are not done, 2 rows to be measured",
         "",
         "backbone    seed  training                         time  CPU-hours  s/step  measured on  then",
         f"r50            0  resumes from step 100 of 260       9m       0.16     3.6  its own log  {scored}, measure",
@@ -304,6 +312,7 @@ def test_a_finished_study_has_nothing_to_do(study, results):
     for run in ("r50/seed0", "r50/seed1", "x101_64x4d/seed0", "x101_64x4d/seed1"):
         put_records(results, study, run)
     put_measurement(results, study, "r50")
+    assert status.plan_text(study, look(study, results)).startswith("smoke: every run is done, 1 row to be measured\n")
     [work] = work_left(study, look(study, results))
     assert (work.state.name, work.state.state, work.then) == ("x101_64x4d seed 0", "done", ["measure"])
     put_measurement(results, study, "x101_64x4d")

@@ -169,6 +169,20 @@ def test_other_settings_do_not_meet_these_checkpoints(drawn, tmp_path, monkeypat
     assert training.progress.step == 3
 
 
+@pytest.mark.usefixtures("few_numbers")
+def test_the_peak_memory_of_a_killed_start_counts(drawn, tmp_path, monkeypatch):
+    run = make_run(drawn, tmp_path / "run")
+    interrupt(monkeypatch, run, tmp_path / "run", 2, signal.SIGTERM)
+    heartbeat = run.state_dir / "progress.json"
+    beat = json.loads(heartbeat.read_text())
+    assert beat["peak_memory_bytes"] > 2**20
+    # After its last checkpoint, which knows nothing of it.
+    heartbeat.write_text(json.dumps({**beat, "peak_memory_bytes": 2**40}))
+    outcome(run, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "out" / "train.json").read_text())
+    assert record["memory_gb"] == record["cost"]["peak_memory_gb"] == 1024
+
+
 def training_of(run):
     return run_start.new_training(run, ALONE, FewNumbers(None, 0, None))
 
