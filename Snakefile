@@ -71,8 +71,12 @@ rule all:
         runs=paths.of_runs("metrics.json"),
         # Whatever is named here is made again when it is deleted; a model is not, which may have taken weeks.
         measured=paths.of_rows("measure.json"),
-        table=f"{paths.folder}/table.md",
-        shown=paths.shown,
+        table=[*map(str, rules.table.output)],
+        pages=[*map(str, rules.pages.output)],
+        plots=[*map(str, rules.plots.output)],
+        pictures=paths.pictures(PICTURES),
+        batch=[f"{paths.folder}/training_batch.png"] if paths.trained_rows else [],
+        compared=[*map(str, rules.compare.output)] if study.report.compare_with else [],
 
 
 # `snakemake r50`: that row alone, with all its seeds, up to its scores and its measurement.
@@ -88,7 +92,9 @@ for row in paths.trained_rows:
 
 onstart:
     if snakemake_internals.executor(workflow) == "slurm":
-        refusals.extend(submission.prepare(workflow, STUDY_FILE))
+        refusals.extend(submission.prepare(workflow, study))
+    elif not on_a_cluster:
+        refusals.extend(lacking_gpus(snakemake_internals.planned_jobs(workflow)))
     if refusals:
         sys.exit("\n".join(f"error: {refusal}" for refusal in refusals))
 

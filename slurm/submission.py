@@ -4,9 +4,9 @@ Snakemake's SLURM executor knows SLURM by three commands. ``slurm/bin`` holds a 
 own and mends its answer, so that no refusal for a moment fails a job and no ended job is waited for without end.
 """
 
-import hashlib
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,25 +14,42 @@ from typing import Any
 
 from snakemake_internals import jobs_to_submit, never_retry, sbatch_command
 
+from lvis_rcnn.system.files import sha256_of_json
+
 # What sbatch says when it would take the job at another time; slurm/bin/sbatch has the same words.
 FOR_NOW = re.compile(
     "SubmitJob|contact slurm controller|Socket timed out|not responding|Zero Bytes|temporarily|standby mode"
     "|Connection (refused|timed out)"
 )
+# A limit that nobody else's jobs fill.
+MOST_JOBS_OF_A_USER = re.compile("(Assoc|QOS)MaxSubmitJob(PerUser)?Limit")
+WITHOUT_SLURM = "start it on a login node of the cluster, or here without SLURM: snakemake --cores 2 in its place"
 FIX = (
     "change resources: of the study, slurm/site.yaml (see slurm/site.example.yaml), or --set-resources RULE:NAME=VALUE"
 )
+# Without scontrol, which some sites hide, time limits of partitions are not known and left jobs are not taken over.
+NEEDED = ("sbatch", "squeue", "scancel")
 
 
-def prepare(workflow: Any, study_file: Path) -> list[str]:
+def prepare(workflow: Any, study: Any) -> list[str]:
     """Prepare a run of Snakemake whose jobs SLURM runs; return why SLURM would never start some of them."""
+    if absent := [name for name in NEEDED if shutil.which(name) is None]:
+        return [f"--profile slurm: needs {', '.join(absent)} of SLURM, not found on PATH; fix: {WITHOUT_SLURM}"]
     # For slurm/bin/sbatch.
     os.environ["LVIS_RCNN_TERMINAL"] = f"/proc/{os.getpid()}/fd/2"
-    os.environ["LVIS_RCNN_STUDY_SHA256"] = hashlib.sha256(study_file.read_bytes()).hexdigest()
+    os.environ["LVIS_RCNN_STUDY_SHA256"] = content_sha256(study)
     errors = refusals(jobs_to_submit(workflow))
-    os.environ["PATH"] = f"{Path(__file__).parent / 'bin'}:{os.environ['PATH']}"
+    os.environ["PATH"] = f"{Path(__file__).resolve().with_name('bin')}:{os.environ['PATH']}"
     never_retry(is_pointless)
     return [f"{error}; fix: {FIX}" for error in errors]
+
+
+def content_sha256(study: Any) -> str:
+    """Digest of what a left job and this study must have in common: what the study says, however it is written.
+
+    Except for what its jobs ask of the machine: a left job keeps what it has.
+    """
+    return sha256_of_json(study.model_dump(mode="json", exclude_defaults=True, exclude={"resources"}))
 
 
 def refusals(jobs: Iterable[Any]) -> list[str]:
@@ -40,16 +57,29 @@ def refusals(jobs: Iterable[Any]) -> list[str]:
     asked: dict[str, Any] = {}
     for job in jobs:
         asked.setdefault(f"{sbatch_command(job)} --test-only --wrap true", job)
-    limits = time_limits_minutes()
-    found = [(job, too_long(job, limits) or refused(command)) for command, job in asked.items()]
+    limits, has_no_job = time_limits_minutes(), queue_is_empty()
+    found = [(job, too_long(job, limits) or refused(command, has_no_job)) for command, job in asked.items()]
     return list(dict.fromkeys(f"rule {job.rule.name}: {why}" for job, why in found if why))
 
 
-def refused(command: str) -> str:
-    """What SLURM says against a job, in one line; empty if it would take it, now or later."""
+def queue_is_empty() -> bool:
+    """Whether this user has no job in the queue but, possibly, the one that this Snakemake is."""
+    words = ["squeue", "--noheader", f"--user={os.getuid()}", "--format=%A"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return done.returncode == 0 and set(done.stdout.split()) <= {os.environ.get("SLURM_JOB_ID", "")}
+
+
+def refused(command: str, has_no_job: bool) -> str:
+    """What SLURM says against a job, in one line; empty if it would take it, now or later.
+
+    Args:
+        command: as :func:`snakemake_internals.sbatch_command`, to be tested only.
+        has_no_job: as :func:`queue_is_empty`; then a limit on the user's submitted jobs leaves no room for any.
+    """
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     said = " ".join(done.stderr.split())
-    if done.returncode == 0 or FOR_NOW.search(said):
+    never = has_no_job and MOST_JOBS_OF_A_USER.search(said)
+    if done.returncode == 0 or (FOR_NOW.search(said) and not never):
         return ""
     options = re.sub(r"^.*?--comment test|--test-only.*$", "", command)
     return f"SLURM refuses its jobs: {said.removeprefix('allocation failure: ')} (sbatch {' '.join(options.split())})"
@@ -69,7 +99,9 @@ def too_long(job: Any, limits: dict[str, float]) -> str:
 
 
 def time_limits_minutes() -> dict[str, float]:
-    """Time limit of each partition; that of the default one also without a name."""
+    """Time limit of each partition, that of the default one also without a name; none where scontrol is hidden."""
+    if shutil.which("scontrol") is None:
+        return {}
     shown = subprocess.run(["scontrol", "show", "partition", "-o"], capture_output=True, text=True, check=False).stdout
     limits = {}
     for line in shown.splitlines():

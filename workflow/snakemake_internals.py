@@ -42,9 +42,19 @@ def executor(workflow: Any) -> str:
     return workflow.executor_plugin.name
 
 
+def gpus(workflow: Any) -> int:
+    """GPUs that jobs queue for, as :func:`limit_gpus` or ``--resources gpu=…`` says."""
+    return int(workflow.global_resources["gpu"].value)
+
+
+def planned_jobs(workflow: Any) -> list[Job]:
+    """Jobs that are about to run."""
+    return list(workflow.dag.needrun_jobs())
+
+
 def jobs_to_submit(workflow: Any) -> list[Job]:
-    """Jobs that are planned and that run elsewhere than here."""
-    return [job for job in workflow.dag.needrun_jobs() if not job.is_local]
+    """Those of them that run elsewhere than here."""
+    return [job for job in planned_jobs(workflow) if not job.is_local]
 
 
 def sbatch_command(job: Job, workdir: str | None = None) -> str:

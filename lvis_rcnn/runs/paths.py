@@ -6,7 +6,7 @@ Paths are relative to the folder that Snakemake runs in.
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -225,14 +225,10 @@ class StudyPaths:
 
     # What a person looks at
 
-    @property
-    def shown(self) -> list[str]:
-        """One output of each rule that makes pages, plots and pictures."""
-        names = ["table.html", "plots/ap_by_group.png"]
-        names += [f"{self.first_run(row)}/pictures/chosen.png" for row in self.rows]
-        names += ["training_batch.png"] if self.trained_rows else []
-        names += ["comparison/comparison.txt"] if self.study.report.compare_with else []
-        return [f"{self.folder}/{name}" for name in names]
+    def pictures(self, names: Iterable[str]) -> list[str]:
+        """The pictures of every row, by their names."""
+        folders = [f"{self.folder}/{self.first_run(row)}/pictures" for row in self.rows]
+        return [f"{folder}/{name}.png" for folder in folders for name in names]
 
     def results_to_look_at(self) -> list[tuple[str, str]]:
         """What there is to see now: a word for it and where it lies, for a shell."""
@@ -273,13 +269,31 @@ class StudyPaths:
         return [*map(str, scores), *(str(file.with_name("matches.npz")) for file in scores)]
 
 
+def require_no_wildcards(study: Study, study_file: Path) -> None:
+    """Refuse paths that Snakemake would read as patterns; steps that are started by hand take them."""
+    splits = {name: named for name in ("train", "val", *study.dataset.splits) if (named := study.dataset.named(name))}
+    paths = {
+        f"dataset {name}: {key}": value for name, split in splits.items() for key, value in split.model_dump().items()
+    }
+    paths |= {"resources.weights_dir": study.resources.weights_dir, "zoo": str(zoo_of(study, study_file))}
+    for key, path in paths.items():
+        if set(path) & set("{}"):
+            raise InputError(
+                f"{study_file}: {key}",
+                f"is {path}, whose braces Snakemake would read as a wildcard",
+                allowed="a path without braces",
+                fix="rename it, or name a link to it: ln -s",
+            )
+
+
 def load_study_paths(study_file: Path) -> StudyPaths:
     """Read and check a study, its published models, and what of its data is there.
 
     Raises:
-        InputError: the study, the zoo or the list of files to fetch is wrong.
+        InputError: the study, the zoo or the list of files to fetch is wrong, or a path has braces.
     """
     study = load_study(study_file)
+    require_no_wildcards(study, study_file)
     return StudyPaths(
         study=study,
         study_file=study_file,

@@ -10,6 +10,7 @@ survive exec.)
 
 import argparse
 import fcntl
+import itertools
 import os
 import shutil
 import subprocess
@@ -23,10 +24,14 @@ POLL_S = 2.0
 
 
 def gpus_of_this_machine() -> list[str]:
-    """Names of the GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, or the numbers of all GPUs."""
+    """Names of the GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, or the numbers of all GPUs.
+
+    As CUDA reads it, an invalid name, -1 or SLURM's NoDevFiles, ends the list.
+    """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [name.strip() for name in named.split(",") if name.strip()]
+        names = filter(None, map(str.strip, named.split(",")))
+        return list(itertools.takewhile(lambda name: name not in ("-1", "NoDevFiles"), names))
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout

@@ -98,6 +98,24 @@ def test_files_of_a_user_are_inputs_where_they_exist_or_can_be_fetched(tmp_path:
     assert lvis.fetch_name("images of val/train2017.zip") == "fetch_train2017_1"
 
 
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"dataset": {"train": {"annotations": "bob's {new}/a.json", "images": "i"}}}, "dataset train: annotations"),
+        ({"dataset": {"val": {"annotations": "a.json", "images": "bob's {new} photos"}}}, "dataset val: images"),
+        ({"dataset": {"splits": {"far": {"annotations": "{far}.json", "images": "i"}}}}, "dataset far: annotations"),
+        ({"resources": {"weights_dir": "{new}"}}, "resources.weights_dir"),
+        ({"zoo": "{new}.yaml"}, "zoo"),
+    ],
+)
+def test_a_path_that_snakemake_would_read_as_a_pattern_is_one_line(
+    tmp_path: Path, changes: dict[str, Any], key: str
+) -> None:
+    own = {"name": "own", "draw": None, **{k: {"annotations": f"{k}.json", "images": "i"} for k in ("train", "val")}}
+    with pytest.raises(InputError, match=rf"tiny.yaml: {key}: is .*\{{.*\}}.*, whose braces .*; fix: rename it"):
+        paths_of(tmp_path, **{**changes, "dataset": {**own, **changes.get("dataset", {})}})
+
+
 def test_published_weights_are_fetched_where_they_are_missing(tmp_path: Path) -> None:
     paths = with_published(tmp_path, resources={"weights_dir": "my weights"})
     file = paths.published_file("lvis_v0.5_r101")
@@ -127,16 +145,12 @@ def test_sampling_is_given_as_options(tmp_path: Path, threshold: float | None, o
     assert paths_of(tmp_path, sampling=sampling).sampling_options == options
 
 
-def test_what_is_shown_follows_from_the_rows(tmp_path: Path) -> None:
-    assert with_published(tmp_path).shown == [
-        "results/tiny/table.html",
-        "results/tiny/plots/ap_by_group.png",
-        "results/tiny/r50/seed3/pictures/chosen.png",
-        "results/tiny/x101_32x4d/seed3/pictures/chosen.png",
-        f"results/tiny/{PUBLISHED}/pictures/chosen.png",
-        "results/tiny/training_batch.png",
+def test_pictures_follow_from_the_rows(tmp_path: Path) -> None:
+    assert with_published(tmp_path).pictures(["chosen", "random"]) == [
+        f"results/tiny/{run}/pictures/{name}.png"
+        for run in ("r50/seed3", "x101_32x4d/seed3", PUBLISHED)
+        for name in ("chosen", "random")
     ]
-    assert paths_of(tmp_path, report={"compare_with": "before"}).shown[-1] == "results/tiny/comparison/comparison.txt"
 
 
 def test_only_what_exists_is_named_at_the_end(tmp_path: Path) -> None:

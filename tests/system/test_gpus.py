@@ -69,5 +69,6 @@ def test_gpus_are_counted_by_the_driver_where_none_are_named(tmp_path: Path, mon
     smi.write_text("#!/bin/sh\necho 'GPU 0: one (UUID: a)'\necho '  MIG 1g'\necho 'GPU 1: two (UUID: b)'\n")
     smi.chmod(0o755)
     assert gpu_lease.gpus_of_this_machine() == ["0", "1"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert gpu_lease.gpus_of_this_machine() == []
+    for named, seen in {"": [], "-1": [], "NoDevFiles": [], "1, GPU-ab,-1,0": ["1", "GPU-ab"]}.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        assert gpu_lease.gpus_of_this_machine() == seen

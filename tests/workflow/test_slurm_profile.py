@@ -1,8 +1,12 @@
 """What stands between Snakemake and SLURM, without a cluster: scripts stand for SLURM's commands."""
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +14,10 @@ from typing import Any
 import pytest
 import yte
 
+from lvis_rcnn.config.study import load_study
 from lvis_rcnn.runs.attempts import begin_attempt, end_attempt
 from lvis_rcnn.system.cli import InputError
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, write_study
 
 sys.path += [str(REPOSITORY / "slurm"), str(REPOSITORY / "workflow")]
 
@@ -20,6 +25,7 @@ import submission
 from site_settings import Site, load_site
 
 SHEET = REPOSITORY / "slurm" / "site.example.yaml"
+BIN = REPOSITORY / "slurm" / "bin"
 
 
 @pytest.fixture(autouse=True)
@@ -159,22 +165,83 @@ class Commands:
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
-    def run(self, name: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        path = f"{REPOSITORY / 'slurm' / 'bin'}:{self.folder / 'own'}:{os.environ['PATH']}"
+    def run(self, name: str, *words: str, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        path = f"{before or BIN}:{self.folder / 'own'}:{os.environ['PATH']}"
         return subprocess.run(
-            [name, *words],
+            [shutil.which(name, path=path) or name, *words],
             cwd=self.folder,
             env={**os.environ, "PATH": path, **environment},
-            executable=REPOSITORY / "slurm" / "bin" / name,
             capture_output=True,
             text=True,
             check=False,
+            timeout=60,
         )
 
 
 @pytest.fixture
 def commands(tmp_path: Path) -> Commands:
     return Commands(tmp_path)
+
+
+def linked_folder(folder: Path) -> str:
+    (folder / "link").symlink_to(BIN)
+    return str(folder / "link")
+
+
+def linked_commands(folder: Path) -> str:
+    (folder / "bin").mkdir()
+    for name in ("squeue", "sbatch", "sacct"):
+        (folder / "bin" / name).symlink_to(BIN / name)
+    return str(folder / "bin")
+
+
+def second_checkout(folder: Path) -> str:
+    shutil.copytree(BIN, folder / "second")
+    return f"{folder / 'second'}:{BIN}"
+
+
+def called_by_the_site(folder: Path) -> str:
+    """A site's own command of each name, which calls by PATH what stands behind it."""
+    (folder / "site").mkdir()
+    for name in ("squeue", "sbatch", "sacct"):
+        (folder / "site" / name).write_text(f'#!/bin/sh\nPATH=${{PATH#*site:}}\nexec {name} "$@"\n')
+        (folder / "site" / name).chmod(0o755)
+    return f"{BIN}:{folder / 'site'}:{BIN}"
+
+
+PATHS: dict[str, Callable[[Path], str]] = {
+    "plain": lambda folder: str(BIN),
+    "..": lambda folder: f"{REPOSITORY}/tests/../slurm/bin",
+    "//": lambda folder: f"{REPOSITORY}//slurm/bin/",
+    "twice": lambda folder: f"{BIN}:{BIN}/.",
+    "a link": linked_folder,
+    "links to the commands": linked_commands,
+    "two checkouts": second_checkout,
+    "a command of the site": called_by_the_site,
+}
+
+
+@pytest.mark.parametrize("spelled", PATHS)
+def test_no_command_calls_itself_however_path_names_it(commands: Commands, spelled: str) -> None:
+    before = PATHS[spelled](commands.folder)
+    commands.own("squeue", "echo '1|RUNNING|None'")
+    commands.own("sbatch", "echo 17")
+    commands.own("sacct", "echo '2|COMPLETED'")
+    assert commands.run("squeue", "--name", "lvis_1", before=before).stdout == "1|RUNNING\n"
+    assert commands.run("sbatch", "--wrap=true", before=before).stdout == "17\n"
+    assert commands.run("sacct", "--name", "lvis_1", before=before).stdout == "2|COMPLETED\n"
+
+
+def test_a_forgotten_job_is_judged_by_the_exit_code_that_it_has_noted(commands: Commands) -> None:
+    commands.own("sbatch", 'echo "${1#--wrap=}" > script; echo 41')
+    for number, code in ((41, 0), (42, 3)):
+        assert commands.run("sbatch", f"--wrap=cd / && (exit {code})").stdout == "41\n"
+        in_job = {**os.environ, "SLURM_SUBMIT_DIR": str(commands.folder), "SLURM_JOB_ID": str(number)}
+        assert subprocess.run(["sh", commands.folder / "script"], env=in_job, check=False).returncode == code
+    commands.own("squeue", "printf '%s\\n' '41|RUNNING|None' '42|RUNNING|None' '43|RUNNING|None'")
+    commands.run("squeue", "--name", "lvis_1")
+    commands.own("squeue", "true")
+    assert commands.run("squeue", "--name", "lvis_1").stdout == "41|COMPLETED\n42|FAILED\n43|FAILED\n"
 
 
 def test_squeue_fails_what_is_over_and_what_was_forgotten(commands: Commands) -> None:
@@ -217,10 +284,19 @@ def test_sbatch_waits_where_it_is_refused_for_now(commands: Commands) -> None:
         "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1",
     )
     commands.own("sleep", "echo sleep $1 >> calls")
+    (commands.folder / "terminal").touch()
     done = commands.run("sbatch", "--wrap", "true", LVIS_RCNN_TERMINAL=str(commands.folder / "terminal"))
     assert (done.returncode, done.stdout) == (0, "17\n")
     assert (commands.folder / "calls").read_text() == "sleep 5\n"
     assert "SLURM takes no job for now, trying again" in (commands.folder / "terminal").read_text()
+
+
+def test_sbatch_submits_nothing_for_a_snakemake_that_has_died(commands: Commands) -> None:
+    commands.own("sbatch", "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1")
+    commands.own("sleep", "echo sleep $1 >> calls")
+    done = commands.run("sbatch", "--wrap=true", LVIS_RCNN_TERMINAL="/proc/0/fd/2")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert (commands.folder / "calls").read_text() == "sleep 5\n"
 
 
 def test_sbatch_passes_every_other_refusal_on_at_once(commands: Commands) -> None:
@@ -235,9 +311,13 @@ def test_sbatch_takes_over_the_job_of_the_same_step_and_study(commands: Commands
     commands.own("sbatch", "echo 17")
     assert commands.run("sbatch", *words, LVIS_RCNN_STUDY_SHA256="abc").stdout == "17\n"
     commands.own("sbatch", "echo 18")
-    commands.own("squeue", "printf '%s\\n' '16|rule_train_r50|/here' '17|rule_train_r50|/here'")
+    left = [f"{number}|4000M|1:00:00|rule_train_r50|/here" for number in (16, 17)]
+    commands.own("squeue", f"printf '%s\\n' '{left[0]}' '{left[1]}'")
     words[1] = "lvis_2"
-    assert commands.run("sbatch", *words, LVIS_RCNN_STUDY_SHA256="abc").stdout == "17\n"
+    terminal = commands.folder / "terminal"
+    taken = commands.run("sbatch", *words, LVIS_RCNN_STUDY_SHA256="abc", LVIS_RCNN_TERMINAL=str(terminal))
+    assert taken.stdout == "17\n", taken.stderr
+    assert "with its own limits (memory 4000M, time 1:00:00)" in terminal.read_text()
     assert (commands.folder / "calls").read_text() == "scontrol update JobId=17 JobName=lvis_2\n"
     # Not that of another study, step or folder, nor one that cannot be had.
     assert commands.run("sbatch", *words, LVIS_RCNN_STUDY_SHA256="other").stdout == "18\n"
@@ -247,3 +327,104 @@ def test_sbatch_takes_over_the_job_of_the_same_step_and_study(commands: Commands
         )
     commands.own("scontrol", "exit 1")
     assert commands.run("sbatch", *words, LVIS_RCNN_STUDY_SHA256="abc").stdout == "18\n"
+
+
+def test_a_left_job_is_known_by_what_the_study_says_not_by_how_it_is_written(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "tiny.yaml", study="tiny")
+    before = submission.content_sha256(load_study(study))
+    study.write_text(f"# a comment\n{study.read_text()}")
+    assert submission.content_sha256(load_study(study)) == before
+    # Limits are those that the left job has.
+    assert submission.content_sha256(load_study(write_study(study, study="tiny", resources={"memory_mb": 1}))) == before
+    for changes in ({"schedule": {"steps": 9}}, {"inference": {"nms_iou": 0.4}}, {"seeds": [1]}):
+        assert submission.content_sha256(load_study(write_study(study, study="tiny", **changes))) != before
+
+
+def put_commands(folder: Path, **scripts: str) -> str:
+    """A folder with these commands, for PATH, beside what the shell itself needs."""
+    folder.mkdir()
+    for name, script in {"sbatch": "true", "squeue": "true", "scancel": "true", **scripts}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    return str(folder)
+
+
+@pytest.mark.parametrize("there", [(), ("squeue", "scontrol")])
+def test_a_machine_without_slurm_is_one_refusal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, there: tuple[str, ...]
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in there:
+        (tmp_path / "bin" / name).symlink_to("/bin/true")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (refusal,) = submission.prepare(SimpleNamespace(), None)
+    lacking = ", ".join(name for name in ("sbatch", "squeue", "scancel") if name not in there)
+    assert refusal.startswith(f"--profile slurm: needs {lacking} of SLURM, not found on PATH; fix: ")
+
+
+def test_where_scontrol_is_hidden_time_limits_are_not_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert submission.time_limits_minutes() == {}
+
+
+@pytest.mark.parametrize(
+    ("queue", "reason", "refused"),
+    [
+        ("", "AssocMaxSubmitJobLimit", True),
+        ("", "QOSMaxSubmitJobPerUserLimit", True),
+        ("7", "AssocMaxSubmitJobLimit", True),  # the job of this Snakemake
+        ("7\n8", "AssocMaxSubmitJobLimit", False),
+        ("", "AssocGrpSubmitJobsLimit", False),  # jobs of others may fill it
+        ("", "Unable to contact slurm controller", False),
+    ],
+)
+def test_a_limit_on_submitted_jobs_that_no_job_fills_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, queue: str, reason: str, refused: bool
+) -> None:
+    answers = {"squeue": f"echo '{queue}'", "sbatch": f"echo 'sbatch: error: {reason}' >&2; exit 1"}
+    path = put_commands(tmp_path / "bin", **answers)
+    monkeypatch.setenv("PATH", f"{path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    job = SimpleNamespace(rule=SimpleNamespace(name="train"), resources={})
+    monkeypatch.setattr(submission, "sbatch_command", lambda job: "sbatch --comment test --mem 1")
+    assert [reason in found for found in submission.refusals([job])] == [True] * refused
+
+
+@pytest.mark.parametrize(
+    ("sent", "ends", "says"),
+    [(signal.SIGUSR1, 137, "scontrol requeue 7"), (signal.SIGTERM, 0, "interrupted")],
+    ids=["before the time limit", "scancel"],
+)
+def test_a_step_that_a_head_runs_itself_ends_with_it(tmp_path: Path, sent: int, ends: int, says: str) -> None:
+    # Snakemake, which Ctrl-C ends, with a step that it runs here.
+    snakemake = "trap 'echo interrupted >> calls; exit 0' INT\nsleep 300 & echo $! > step\nwhile :; do sleep 0.1; done"
+    path = put_commands(tmp_path / "bin", snakemake=snakemake, scontrol='echo scontrol "$@" >> calls')
+    environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    head = subprocess.Popen(["bash", REPOSITORY / "slurm" / "head.sbatch"], cwd=tmp_path, env=environment)
+    try:
+        step = int(until(lambda: (tmp_path / "step").read_text()))
+        head.send_signal(sent)
+        assert head.wait(30) == ends
+    finally:
+        head.kill()
+    until(lambda: is_over(step) or "")
+    assert says in (tmp_path / "calls").read_text()
+
+
+def is_over(pid: int) -> str:
+    """Words where a process has ended, though its parent, gone too, may not have asked."""
+    status = Path(f"/proc/{pid}/status")
+    return "gone" if not status.exists() or "\tZ" in status.read_text() else ""
+
+
+def until(found: Callable[[], str]) -> str:
+    """What comes in the end."""
+    end_s = time.monotonic() + 30
+    while time.monotonic() < end_s:
+        try:
+            if text := found():
+                return text
+        except FileNotFoundError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("nothing came")

@@ -79,8 +79,8 @@ def test_no_cores_and_a_cluster(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("words", "gpus"), [([], 2), (["--resources", "gpu=1"], 1)])
 def test_limit_gpus(tmp_path: Path, words: list[str], gpus: int) -> None:
     limit = "internals.limit_gpus(workflow, lambda: 2)"
-    told = said(tmp_path, "--cores", "3", *words, at_parse=limit, at_start=tell('workflow.scheduler.resources["gpu"]'))
-    assert told == {"it": gpus}
+    asked = '[workflow.scheduler.resources["gpu"], internals.gpus(workflow)]'
+    assert said(tmp_path, "--cores", "3", *words, at_parse=limit, at_start=tell(asked)) == {"it": [gpus, gpus]}
 
 
 @pytest.mark.conda
@@ -94,7 +94,9 @@ def test_conda(tmp_path: Path, conda_stand_in: dict[str, str], monkeypatch: pyte
 
 @pytest.mark.parametrize(("words", "told"), [([], ["local", []]), (ON_SLURM, ["slurm", ["first"]])])
 def test_executor_and_jobs_to_submit(tmp_path: Path, words: list[str], told: list[object]) -> None:
-    asked = "[internals.executor(workflow), [job.rule.name for job in internals.jobs_to_submit(workflow)]]"
+    names = "sorted(job.rule.name for job in internals.{}(workflow))".format
+    asked = f"[internals.executor(workflow), {names('jobs_to_submit')}, {names('planned_jobs')}]"
+    told = [*told, ["first", "second"]]
     assert said(tmp_path, *words, at_start=f"{tell(asked)}; os._exit(0)") == {"it": told}
 
 

@@ -132,7 +132,7 @@ def test_logs_and_benchmarks_are_named_after_steps(finished: Stubbed) -> None:
 @pytest.mark.parametrize(
     ("changes", "jobs"),
     [
-        pytest.param({"title": "other"}, RENEWED, id="title"),
+        pytest.param({"title": "other {new} one"}, RENEWED, id="title"),
         pytest.param({"evaluation": {"detections_per_image": 9}}, {"evaluate": 2, **RENEWED}, id="evaluation"),
         pytest.param(
             {"inference": {"nms_iou": 0.4}},
@@ -663,6 +663,32 @@ def test_a_deleted_measurement_is_made_again(finished: Stubbed, tmp_path: Path) 
         assert finished.plan() == {"measure": 1, **RENEWED}
     finally:
         shutil.move(tmp_path / "measure.json", record)
+
+
+def test_whatever_is_made_to_be_looked_at_is_made_again_when_it_is_deleted(finished: Stubbed, tmp_path: Path) -> None:
+    of_run = "r101/seed0/pictures"
+    names = ["table.csv", "provenance.html", "plots/training_curves.svg", f"{of_run}/missed_frequent.png"]
+    results = finished.folder / "results" / "tiny"
+    for number, name in enumerate(names):
+        shutil.move(results / name, tmp_path / str(number))
+    try:
+        assert finished.plan() == {**RENEWED, "pictures": 1}
+    finally:
+        for number, name in enumerate(names):
+            shutil.move(tmp_path / str(number), results / name)
+
+
+def test_a_study_on_gpus_that_the_machine_lacks_is_one_line_before_any_job(finished: Stubbed, tmp_path: Path) -> None:
+    study = write_study(tmp_path / "on_gpus.yaml", study="on_gpus", compute={"device": "cuda"}, resources={"gpus": 2})
+    ended = finished.snakemake("--cores", "1", study=study, env={"CUDA_VISIBLE_DEVICES": "0"})
+    assert ended.code != 0
+    told = f"error: {study}: compute.device: is cuda, and a job needs 2 GPUs, of which this machine has 1; allowed: "
+    assert ended.text.splitlines()[-1].startswith(told), ended.text
+    assert "Traceback" not in ended.text
+    assert not (finished.folder / "results" / "on_gpus").exists()
+    # What needs no GPU runs on a login node, too.
+    target = ("results/on_gpus/repeat_factors", "--cores", "1")
+    assert finished.snakemake(*target, study=study, env={"CUDA_VISIBLE_DEVICES": ""}).code == 0
 
 
 def test_scoring_alone_is_run_again(finished: Stubbed) -> None:

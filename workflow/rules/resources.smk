@@ -19,6 +19,29 @@ on_a_cluster = snakemake_internals.runs_on_a_cluster(workflow)
 if study.compute.device == "cuda" and not on_a_cluster:
     snakemake_internals.limit_gpus(workflow, lambda: len(gpus_of_this_machine()))
 
+
+def lacking_gpus(jobs):
+    """Why planned jobs cannot run on this machine: none where it has the GPUs that the study says they need.
+
+    Snakemake itself would lower what a job asks for to what there is, and start it.
+    """
+    if study.compute.device != "cuda":
+        return []
+    asked = {"train": lambda job: paths.asked(job.wildcards.row).gpus or 1}
+    asked |= dict.fromkeys(("infer", "measure"), lambda job: 1)
+    most = max(
+        (asked[job.rule.name](job) for job in jobs if job.rule.name in asked), default=0
+    )
+    there = max(snakemake_internals.gpus(workflow), len(gpus_of_this_machine()))
+    if most <= there:
+        return []
+    return [
+        f"{STUDY_FILE}: compute.device: is cuda, and a job needs {most} GPU{'s' * (most > 1)}, of which this machine has "
+        f"{there}; allowed: those that CUDA_VISIBLE_DEVICES or nvidia-smi -L names; fix: run it where there are GPUs, on "
+        "SLURM (--profile slurm), or set compute.device: cpu; if there are some that are not seen: --resources gpu=N"
+    ]
+
+
 # Conda environment of all steps, with the torch that the GPU drivers of the site know.
 ENVIRONMENT = str(
     Path(workflow.basedir, "envs", f"lvis_rcnn{'_cuda12' * (site.cuda == 12)}.yaml")

@@ -12,6 +12,13 @@ if not Path(workflow.basedir, "workflow", "snakemake_internals.py").exists():
         "error: lvis-rcnn is neither a module nor an include of another workflow; fix: run it by itself: "
         "snakemake --snakefile LVIS_RCNN/Snakefile --directory FOLDER --configfile STUDY"
     )
+# Names of environments and the shell of every job begin with these.
+for place in (str(workflow.basedir), sys.executable):
+    if set(place) & set("{}"):
+        sys.exit(
+            f"error: {place}: has braces, which Snakemake would read as a wildcard; allowed: a path without; "
+            "fix: move the checkout, or its Python, elsewhere"
+        )
 for folder in ("", "workflow", "slurm"):
     sys.path.insert(0, str(Path(workflow.basedir, folder)))
 
