@@ -32,8 +32,11 @@ def fetch(source: Source, out: Path) -> None:
     """Download a file to ``out`` unless it exists.
 
     Raises:
-        InputError: it cannot be downloaded or unpacked, or a zip that exists already is another one.
+        InputError: ``out`` is a folder, it cannot be downloaded or unpacked, or a zip that exists is another one.
     """
+    if out.is_dir():
+        fix = f"name the file, --out {out / source.provides}"
+        raise InputError(f"--out {out}", "is a folder", allowed="the file to write", fix=fix)
     if out.exists():
         log.info("%s exists and is left alone", out)
         return
@@ -106,6 +109,9 @@ def step(args: argparse.Namespace) -> None:
         models = load_zoo(args.zoo)
         if args.weights not in models:
             raise InputError(f"--weights {args.weights}", f"is not in {args.zoo}", allowed=", ".join(models))
+        if args.out.is_file() or args.out.suffix == ".pth":
+            fix = f"name its folder, --out {args.out.parent}"
+            raise InputError(f"--out {args.out}", "is a file", allowed="with --weights a folder", fix=fix)
         log.info("%s is complete", published_file(models[args.weights], args.out))
         return
     sources = load_sources(args.sources)

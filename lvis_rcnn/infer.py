@@ -33,7 +33,7 @@ from lvis_rcnn.system.provenance import code_version, library_versions
 from lvis_rcnn.training.distributed import Ranks, require_device, started
 
 # Raised when a change of the code changes detections: older shards are then not reused.
-INFERENCE_REVISION = 3
+INFERENCE_REVISION = 4
 
 # What detections depend on: shards of another identity are never mixed in.
 IDENTITY = ("settings_digest", "model_sha256", "annotations_sha256")

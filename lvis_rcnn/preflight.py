@@ -29,6 +29,7 @@ from lvis_rcnn.dataset.checks import (
     image_errors,
     label_errors,
     overlap_warnings,
+    rescale_warnings,
     split_warnings,
     version_errors,
 )
@@ -40,6 +41,9 @@ from lvis_rcnn.system.files import atomic_file, write_json
 from lvis_rcnn.training.solver import Recipe, make_recipe
 
 GB = 1e9
+
+# So many images are decoded without being asked for (resources.decode_images): about a minute.
+DECODED_IMAGES = 5000
 
 
 @dataclass
@@ -71,15 +75,27 @@ def preflight(
     errors += settings_errors(study.augmentation, study.model)
     missing: list[str] = []
     skipped: list[str] = []
+    doubtful: list[Problem] = []
+    decode = study.resources.decode_images
+    if decode is None:
+        decode = train.num_images + val.num_images <= DECODED_IMAGES
     if image_folders is not None:
         for store, folder in zip((train, val), image_folders, strict=True):
-            found = image_errors(store, folder)
+            found = image_errors(store, folder, decode=decode)
+            doubtful += found.warnings
             if store is train and study.augmentation.skip_broken_images and len(found.missing) < store.num_images:
                 skipped += [f"{problem}; training skips it" for problem in found.problems]
                 continue
             errors += found.problems
             missing += found.missing
-    warnings = [*skipped, *split_warnings(train), *split_warnings(val), *frequency_warnings(train, val, factors)]
+    warnings = [
+        *skipped,
+        *map(str, doubtful),
+        *split_warnings(train),
+        *split_warnings(val),
+        *frequency_warnings(train, val, factors),
+    ]
+    warnings += rescale_warnings(val, study.inference.short_edge_px, study.inference.long_edge_px)
     warnings += overlap_warnings(train, val, image_folders or (Path(), Path()))
     warnings += settings_warnings(recipe, study.model, factors)
     return Page(

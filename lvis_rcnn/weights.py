@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.zoo import digest_in_name
 from lvis_rcnn.dataset.store import open_store
@@ -22,11 +20,20 @@ from lvis_rcnn.model.mmdet import (
     MmdetFile,
     backbone_of,
     converted,
-    first_names,
     name_notes,
-    read_content,
     read_mmdet,
     write_mmdet,
+)
+from lvis_rcnn.model.weight_files import (
+    CLASSIFIER_KIND,
+    MMDET,
+    OURS,
+    first_names,
+    freed,
+    kind_of,
+    read_content,
+    require_finite,
+    state_in,
 )
 from lvis_rcnn.model.weights import load_model, save_model
 from lvis_rcnn.system.cli import InputError, add_command, log, run_step, step_parser
@@ -50,7 +57,9 @@ def import_mmdet(
         InputError: backbone, classes, keys or shapes do not fit.
     """
     state = converted(file, backbone, len(names))
-    notes = name_notes(file, names)
+    notes = [*file.notes, *name_notes(file, names)]
+    if not file.config:
+        notes.append("the file has no config: that it is of pytorch style, trained on RGB, cannot be checked")
     added = sum(key.endswith(COUNTER) for key in state) - sum(key.endswith(COUNTER) for key in file.state)
     if added:
         notes.append(f"the file has no {COUNTER}: {added} are set to 0; nothing reads them")
@@ -82,34 +91,31 @@ def page_of(path: Path, trust_pickle: bool) -> Iterator[str]:
     fits = "as in its name" if digest.startswith(named or "") else f"DIFFERS from its name, {named}"
     yield f"file       {path}, {path.stat().st_size / 2**20:.1f} MiB"
     yield f"sha256     {digest}, {fits if named else 'none in its name'}"
-    parts = {key: content[key] for key in ("state_dict", "meta") if isinstance(content.get(key), dict)}
-    state = parts.get("state_dict", content)
-    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    file = MmdetFile(path, digest, tensors, parts.get("meta", {}))
-    kind, prefix = kind_of(file)
-    yield f"kind       {kind}"
-    yield f"backbone   {file.meta.get('backbone') or backbone_of(file.state, prefix) or 'none of the four'}"
-    yield f"tensors    {len(file.state)}, {sum(value.numel() for value in file.state.values()):,} numbers"
-    yield f"keys       {first_names(list(file.state))}"
+    meta = content["meta"] if isinstance(content.get("meta"), dict) else {}
+    state, notes = freed(state_in(content) or {})
+    file, kind = MmdetFile(path, digest, state, meta, tuple(notes)), kind_of(state, meta)
+    yield f"kind       {kind}{version_of(file) if kind == MMDET else ''}"
+    backbone = meta.get("backbone") or backbone_of(state, PREFIXES.get(kind, "backbone."))
+    yield f"backbone   {backbone or 'none of the four'}"
+    yield f"tensors    {len(state)}, {sum(value.numel() for value in state.values()):,} numbers"
+    lacking = f"none of weights, but {first_names([str(key) for key in content])}"
+    yield f"keys       {first_names(list(state)) or lacking}"
+    yield from (f"note       {note}" for note in file.notes)
     if file.classes:
         yield f"classes    {len(file.classes)}: {first_names(file.classes)}"
     for key, value in recorded_training(file).items():
         if value is not None:
             yield f"{key:<10} {value}"
-    if prefix == "backbone.":
+    if kind == MMDET:
         yield f"import     {import_verdict(path, trust_pickle)}"
+    else:
+        require_finite(str(path), state)
 
 
-def kind_of(file: MmdetFile) -> tuple[str, str]:
-    """What a file is, and the prefix of the keys of its body."""
-    if any(key.startswith("backbone.body.") for key in file.state):
-        return "a model of lvis_rcnn", "backbone.body."
-    if any(key.startswith("backbone.") for key in file.state):
-        return (
-            f"a model of MMDetection {'3.x' if 'dataset_meta' in file.meta else file.mmdet_version or '?'}",
-            "backbone.",
-        )
-    return "bare weights, as ImageNet classifiers have", ""
+def version_of(file: MmdetFile) -> str:
+    """Version of MMDetection, with a blank before it."""
+    version = "3.x" if "dataset_meta" in file.meta else file.mmdet_version
+    return f" {version}" if version else ", which does not say its version"
 
 
 def import_verdict(path: Path, trust_pickle: bool) -> str:
@@ -169,6 +175,8 @@ def step_show(args: argparse.Namespace) -> None:
         log.info("%s", line)
 
 
+# Of the keys of a body.
+PREFIXES = {OURS: "backbone.body.", CLASSIFIER_KIND: ""}
 STEPS = {"import": step_import, "export": step_export, "show": step_show}
 
 

@@ -259,6 +259,8 @@ class Resources(Ask):
     """Time limit of a training job on a cluster."""
     of_backbone: dict[BackboneName, Ask] = Field(default_factory=dict)
     """What the trainings of a backbone ask where they differ."""
+    decode_images: bool | None = None
+    """Whether preflight decodes every image, which finds damage inside of them; null does up to 5,000 images."""
     log_every_steps: Count = 50
     """Steps between two lines of the training log."""
     weights_dir: str = "data/weights"

@@ -51,8 +51,8 @@ class ZooModel(NamedRow):
     """Row of ``config.schema.BACKBONES``."""
     schedule: Literal["", "1x", "2x"] = ""
     """Length of the training as the page names it; empty for a classifier."""
-    url: Url
-    """The file; its name ends in the first 8 digits of its SHA-256."""
+    urls: tuple[Url, ...] = Field(min_length=1)
+    """Addresses of the file; the first that has it is used. Its name ends in the first 8 digits of its SHA-256."""
     log_url: Url | None = None
     """The training log."""
     memory_gb: Positive | None = None
@@ -65,15 +65,21 @@ class ZooModel(NamedRow):
     @model_validator(mode="after")
     def is_whole(self) -> Self:
         """The file name contains the digest, and a detector has a schedule."""
-        if digest_in_name(self.file_name) is None:
-            raise ValueError("a url that ends in -xxxxxxxx.pth, the first 8 digits of the file's SHA-256")
+        names = {url.rsplit("/", 1)[-1] for url in self.urls}
+        if len(names) > 1 or digest_in_name(self.file_name) is None:
+            raise ValueError("urls that end in one name, …-xxxxxxxx.pth with the first 8 digits of the file's SHA-256")
         if (self.schedule == "") != (self.kind == "imagenet"):
             raise ValueError("a schedule, 1x or 2x, for every detector and for no classifier")
         return self
 
     @property
+    def url(self) -> str:
+        """The preferred address, which tables link to."""
+        return self.urls[0]
+
+    @property
     def file_name(self) -> str:
-        """Last part of the URL: the name in every folder of weights."""
+        """Last part of the URLs: the name in every folder of weights."""
         return self.url.rsplit("/", 1)[-1]
 
     @property
@@ -166,7 +172,7 @@ def published_file(model: ZooModel, folder: Path) -> Path:
     if path.exists():
         checked_sha256(path, model.sha256_prefix)
         return path
-    download([model.url], path, sha256=model.sha256_prefix)
+    download(model.urls, path, sha256=model.sha256_prefix)
     return path
 
 

@@ -25,9 +25,12 @@ PAD_MULTIPLE_PX = 32  # the stride of the coarsest level that the FPN upsamples 
 
 
 def rescaled_size_hw(height: int, width: int, short_edge_px: int, long_edge_px: int) -> tuple[int, int]:
-    """Size after rescaling to a short edge without exceeding the long edge, rounded as MMDetection does."""
+    """Size after rescaling to a short edge without exceeding the long edge, rounded as MMDetection does.
+
+    An edge that would round to 0, where MMDetection ends with an error of OpenCV, has 1 pixel.
+    """
     factor = min(long_edge_px / max(height, width), short_edge_px / min(height, width))
-    return int(height * factor + 0.5), int(width * factor + 0.5)
+    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
 # COCO's edges have a few hundred lengths and six scales: this is less than 100 MB.

@@ -1,8 +1,10 @@
 """Preflight's checks of a split on disk: images, categories, labels, and what is legal but rarely meant.
 
-Every image must exist, be complete and have the annotated size. Only header and last bytes are read, by Pillow, which
-decodes no pixels for that; 120,000 images take minutes. Pixels are decoded, by Pillow too, only if the end is not that
-of a complete file: it reports a truncated picture, whose rest OpenCV, the decoder of training, fills with grey.
+Every image must exist, be complete and have the annotated size. Of the usual formats only header and last bytes are
+read, by Pillow, which decodes no pixels for that; 120,000 images take minutes. Pixels are decoded, by Pillow too, only
+if the end is not that of a complete file: it reports a truncated picture, whose rest OpenCV, the decoder of training,
+fills with grey. Images of other formats and of more than 8 bits, and all images where that is asked for, are decoded as
+in training.
 """
 
 import os
@@ -16,13 +18,18 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from lvis_rcnn.dataset.images import ImageFile, ImageFiles
+from lvis_rcnn.dataset.images import JPEG_START, LOST, ImageFile, ImageFiles, decoded, decoded_silently
 from lvis_rcnn.dataset.store import AnnotationStore, image_candidates
 from lvis_rcnn.dataset.versions import claimed_version, unlike_a_full_split, version_of
 from lvis_rcnn.system.cli import InputError
 
-# The formats that both OpenCV, the decoder of training, and Pillow, which checks, can read.
+# The formats whose header and end are enough, and their first bytes. What else is read OpenCV decides.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+PNG_START = b"\x89PNG\r\n\x1a\n"
+STARTS = (JPEG_START, PNG_START, b"BM", b"RIFF")
+PNG_BITS_AT = 24  # byte of a PNG file that says the bits of each channel
+# An image of more than 8 bits that is decoded to values below this, of 255, uses a quarter of its range or less.
+DARK = 64
 # Last bytes of a complete file; other formats are decoded. MPO is a JPEG with a second picture.
 END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 EXIF_ORIENTATION = 0x0112
@@ -56,56 +63,96 @@ class ImageErrors(NamedTuple):
     problems: list[Problem]
     missing: list[str]
     """The most reliable name of every missing image."""
+    warnings: list[Problem]
+    """Images that can be read, but perhaps not as they were meant."""
 
 
-def image_errors(store: AnnotationStore, folder: Path) -> ImageErrors:
+class Finding(NamedTuple):
+    """What is wrong with an image file, and what may be; empty if nothing is."""
+
+    error: str = ""
+    warning: str = ""
+
+
+def image_errors(store: AnnotationStore, folder: Path, *, decode: bool = False) -> ImageErrors:
     """Check every image of a split: exists, readable, complete, of the annotated size.
+
+    Args:
+        store: the split.
+        folder: of its images.
+        decode: decode each image, which finds damage inside it.
 
     Raises:
         InputError: a zip in the folder is not readable.
     """
     missing: list[int] = []
     damaged: list[Problem] = []
+    doubtful: list[Problem] = []
     files = ImageFiles(folder)
     pool = ThreadPoolExecutor(THREADS)
     starts = range(0, store.num_images, IMAGES_PER_TASK)
     tasks = [range(start, min(start + IMAGES_PER_TASK, store.num_images)) for start in starts]
     try:
         with tqdm(total=store.num_images, desc=store.source_name, unit="image", disable=None) as bar:
-            results = pool.map(lambda task: check_images(store, files, task), tasks)
-            for task, (not_found, broken) in zip(tasks, results, strict=True):
+            results = pool.map(lambda task: check_images(store, files, task, decode), tasks)
+            for task, (not_found, broken, strange) in zip(tasks, results, strict=True):
                 missing += not_found
                 damaged += broken
+                doubtful += strange
                 bar.update(len(task))
     finally:
         pool.shutdown(cancel_futures=True)
     names = [image_candidates(*store.image_name(image))[0] for image in missing]
     absent = [missing_problem(store, folder, names, int(store.image_ids[missing[0]]))] if missing else []
-    return ImageErrors([*absent, *first_problems(damaged, store)], names)
+    errors = [*absent, *first_problems(damaged, store, "are damaged or of another size")]
+    return ImageErrors(errors, names, first_problems(doubtful, store, "may be damaged or nearly black"))
 
 
-def check_images(store: AnnotationStore, files: ImageFiles, images: range) -> tuple[list[int], list[Problem]]:
-    """Positions of missing images, problems of damaged ones."""
-    missing, damaged = [], []
+def check_images(
+    store: AnnotationStore, files: ImageFiles, images: range, decode: bool
+) -> tuple[list[int], list[Problem], list[Problem]]:
+    """Positions of missing images, problems of damaged ones and of those that may be."""
+    missing: list[int] = []
+    damaged: list[Problem] = []
+    doubtful: list[Problem] = []
     for image in images:
         try:
             file = files.of(store, image)
         except InputError:
             missing.append(image)
             continue
-        what = image_problem(file, int(store.heights[image]), int(store.widths[image]))
-        if what is not None:
-            where = f"{store.source_name}: image {store.image_ids[image]}"
-            damaged.append(Problem(where, f"{file} {what}", fix="fetch the file again or correct its annotation"))
-    return missing, damaged
+        found = image_finding(file, int(store.heights[image]), int(store.widths[image]), decode=decode)
+        where = f"{store.source_name}: image {store.image_ids[image]}"
+        if found.error:
+            fix = "fetch the file again or correct its annotation"
+            damaged.append(Problem(where, f"{file} {found.error}", fix=fix))
+        if found.warning:
+            doubtful.append(Problem(where, f"{file} {found.warning}"))
+    return missing, damaged, doubtful
 
 
-def image_problem(file: ImageFile, height_px: int, width_px: int) -> str | None:
-    """What is wrong with an image file; None if nothing is."""
+def image_finding(file: ImageFile, height_px: int, width_px: int, *, decode: bool = False) -> Finding:
+    """What is wrong with an image file; ``decode`` as in :func:`image_errors`."""
     try:
         if file.size_bytes == 0:
-            return "is empty (0 bytes)"
-        with file.open_unchecked() as stream, Image.open(stream, formats=FORMATS) as image:
+            return Finding("is empty (0 bytes)")
+        with file.open_unchecked() as stream:
+            start = stream.read(PNG_BITS_AT + 1)
+            if start.startswith(STARTS):
+                error = header_error(file, stream, height_px, width_px)
+                is_deep = start.startswith(PNG_START) and start[PNG_BITS_AT:] > b"\x08"
+                if error or not (decode or is_deep):
+                    return Finding(error)
+        return decoded_finding(file, height_px, width_px)
+    except Exception as error:  # a decoder may raise anything on damaged bytes
+        return Finding(f"is damaged: {error}")
+
+
+def header_error(file: ImageFile, stream: BinaryIO, height_px: int, width_px: int) -> str:
+    """What is wrong with size or end of an image of ``FORMATS``; empty if nothing is."""
+    stream.seek(0)
+    try:
+        with Image.open(stream, formats=FORMATS) as image:
             width, height, note = upright_size(image)
             if (height, width) != (height_px, width_px):
                 return f"is {width} x {height} pixels{note}, annotated as {width_px} x {height_px}"
@@ -117,10 +164,35 @@ def image_problem(file: ImageFile, height_px: int, width_px: int) -> str | None:
                 if marker not in file.read():
                     return "is truncated: it has no end marker"
     except UnidentifiedImageError:
-        return f"is no image of a known format ({', '.join(FORMATS)})"
-    except Exception as error:  # a decoder may raise anything on damaged bytes
-        return f"is damaged: {error}"
-    return None
+        return "is no image of a known format, by its header"
+    return ""
+
+
+def decoded_finding(file: ImageFile, height_px: int, width_px: int) -> Finding:
+    """What the decoder of training makes of an image."""
+    content = file.read()
+    image, complaint = decoded(content)
+    if image is None:
+        return Finding("is no image of a known format, or is damaged: OpenCV cannot decode it")
+    height, width = image.shape[:2]
+    if (height, width) != (height_px, width_px):
+        return Finding(f"is {width} x {height} pixels as OpenCV decodes it, annotated as {width_px} x {height_px}")
+    if LOST.search(complaint.encode()):
+        return Finding(f"is damaged inside: {complaint}")
+    if complaint:
+        return Finding(warning=f"may be damaged inside: {complaint}")
+    return Finding(warning=vanished(content, int(image.max())))
+
+
+def vanished(content: bytes, most: int) -> str:
+    """What remains of the values of an image of more than 8 bits; empty if enough does. ``most``: once decoded."""
+    stored = decoded_silently(content, "unchanged") if most < DARK else None
+    if stored is None or stored.dtype == np.uint8:
+        return ""
+    return (
+        f"holds {stored.dtype} values up to {stored.max():g}, of which decoding leaves 0 to {most} of 255: nearly "
+        "black to the network; store it with 8 bits, its values scaled"
+    )
 
 
 def upright_size(image: Image.Image) -> tuple[int, int, str]:
@@ -158,12 +230,12 @@ def zip_of(name: str) -> str | None:
     return f"{folder}.zip" if folder in COCO_FOLDERS else None
 
 
-def first_problems(damaged: list[Problem], store: AnnotationStore) -> list[Problem]:
+def first_problems(problems: list[Problem], store: AnnotationStore, what: str) -> list[Problem]:
     """The first few, and one that counts the others."""
-    if len(damaged) <= NAMED_FILES:
-        return damaged
-    others = Problem(store.source_name, f"{len(damaged) - NAMED_FILES:,} more images are damaged or of another size")
-    return [*damaged[:NAMED_FILES], others]
+    if len(problems) <= NAMED_FILES:
+        return problems
+    others = Problem(store.source_name, f"{len(problems) - NAMED_FILES:,} more images {what}")
+    return [*problems[:NAMED_FILES], others]
 
 
 def category_errors(train: AnnotationStore, val: AnnotationStore) -> Iterator[Problem]:
@@ -223,6 +295,22 @@ def split_warnings(store: AnnotationStore) -> Iterator[str]:
     absent = absent_in * store.num_labels + store.negative_labels
     if both := len(np.intersect1d(present, absent)):
         yield f"{store.source_name}: {both:,} categories of an image are annotated and listed as absent in it"
+
+
+def rescale_warnings(store: AnnotationStore, short_edge_px: int, long_edge_px: int) -> Iterator[str]:
+    """Images so thin that their short edge rounds to 0 pixels when they are rescaled; it then has 1."""
+    shorter, longer = np.minimum(store.heights, store.widths), np.maximum(store.heights, store.widths)
+    factors = np.minimum(short_edge_px / shorter, long_edge_px / longer)
+    thin = np.flatnonzero(shorter * factors < 0.5)
+    named = [
+        f"{store.image_ids[image]} ({store.widths[image]} x {store.heights[image]})" for image in thin[:NAMED_FILES]
+    ]
+    if named:
+        more = f", … ({len(thin) - len(named):,} more)" if len(thin) > len(named) else ""
+        yield (
+            f"{store.source_name}: {len(thin):,} images become 1 pixel thin when they are rescaled to a long edge of "
+            f"{long_edge_px} px, so that little can be detected in them: {', '.join(named)}{more}"
+        )
 
 
 def overlap_warnings(train: AnnotationStore, val: AnnotationStore, folders: tuple[Path, Path]) -> Iterator[str]:

@@ -7,12 +7,15 @@ The directory of a zip is kept as flat arrays that all processes share. An open 
 64 MB in the first process and 99 MB more in every worker that opens its own, in place of 21 MB once.
 """
 
+import contextlib
 import importlib
 import io
 import os
 import pickle
+import re
 import struct
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -21,17 +24,28 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import cv2
 import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from lvis_rcnn.dataset.store import AnnotationStore, image_candidates
-from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.system.cli import InputError, log
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and extra field
 READABLE_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED = 0x1
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+
+STDERR = 2
+decoding = threading.Lock()  # standard error is the whole process's
+# What libjpeg (jerror.h, JWRN_...) and libtiff say where pixels are lost. Bytes too many before the end marker, 0xd9,
+# are harmless where cameras pad the end, and all that is said where damage brought the decoder out of step.
+LOST = re.compile(
+    rb"premature end of data segment|bad Huffman code|Premature end of JPEG file|Inconsistent progression sequence"
+    rb"|extraneous bytes before marker 0x(?!d9)|TIFF_Error"
+)
+COMPLAINTS = re.compile(LOST.pattern + rb"|Corrupt JPEG data")
 
 
 @dataclass(frozen=True)
@@ -285,8 +299,7 @@ def read_image_bgr(file: ImageFile, height: int, width: int) -> UInt8[np.ndarray
         InputError: the file is missing, truncated, or not of the annotated size.
     """
     content = file.read()
-    # OpenCV asserts on an empty buffer.
-    image: np.ndarray | None = mmcv().imfrombytes(content, flag="color") if content else None
+    image, complaint = decoded(content)
     if image is None or is_cut_short(content):
         raise InputError(str(file), "is no complete image", fix="copy the file again")
     if image.shape[:2] != (height, width):
@@ -296,6 +309,50 @@ def read_image_bgr(file: ImageFile, height: int, width: int) -> UInt8[np.ndarray
             allowed=f"{width} x {height}, as annotated",
             fix="use the images that belong to the annotations",
         )
+    if complaint:
+        warn_once(f"{file}: {complaint}: its pixels may be wrong from there on")
+    return image
+
+
+@cache
+def warn_once(text: str) -> None:
+    """A warning that is written once by each process."""
+    log.warning("warning: %s", text)
+
+
+def decoded(content: bytes) -> tuple[UInt8[np.ndarray, "h w 3"] | None, str]:
+    """The upright image, None if there is none, and what its decoder complains of; empty if of nothing.
+
+    OpenCV returns a damaged JPEG as if it were whole; libjpeg writes its only word about it to standard error.
+    """
+    with decoding, contextlib.ExitStack() as stack:
+        try:
+            stderr = os.dup(STDERR)
+            stack.callback(os.close, stderr)
+            said = stack.enter_context(os.fdopen(os.memfd_create("stderr"), "r+b"))
+        except (OSError, AttributeError):  # closed, as in a daemon; not Linux
+            return decoded_silently(content), ""
+        os.dup2(said.fileno(), STDERR)
+        try:
+            image = decoded_silently(content)
+        finally:
+            os.dup2(stderr, STDERR)
+        said.seek(0)
+        lines = said.read().splitlines(keepends=True)
+    complaints = [line for line in lines if COMPLAINTS.search(line)]
+    for line in lines:  # of other threads
+        if line not in complaints:
+            os.write(STDERR, line)
+    return image, b" ".join(complaints).decode(errors="replace").strip()
+
+
+def decoded_silently(content: bytes, flag: str = "color") -> np.ndarray | None:
+    """The image, or None."""
+    try:
+        # OpenCV asserts on an empty buffer, and that there are at most 2**30 pixels.
+        image: np.ndarray | None = mmcv().imfrombytes(content, flag=flag) if content else None
+    except cv2.error:
+        return None
     return image
 
 

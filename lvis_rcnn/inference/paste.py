@@ -101,10 +101,14 @@ def pasted(
 def box_coordinates(
     first: Int64[np.ndarray, " k"], each: Int64[np.ndarray, " k"], bounds: Float[torch.Tensor, "k 2"]
 ) -> Float[torch.Tensor, " places"]:
-    """Centres of the pixels ``first``, ``first + 1``, ... of each region, from -1 to 1 between the sides of its box."""
+    """Centres of the pixels ``first``, ``first + 1``, ... of each region, from -1 to 1 between the sides of its box.
+
+    A box without length has infinite ones, which become 0, the middle of the mask, as in MMDetection.
+    """
     pixels = np.arange(each.sum()) - np.repeat(np.cumsum(each) - each - first, each)
     low, high = bounds.repeat_interleave(torch.from_numpy(each).to(bounds.device), dim=0).unbind(1)
-    return (torch.from_numpy(pixels).to(bounds.device) + 0.5 - low) / (high - low) * 2 - 1
+    coordinates = (torch.from_numpy(pixels).to(bounds.device) + 0.5 - low) / (high - low) * 2 - 1
+    return coordinates.masked_fill_(coordinates.isinf(), 0)
 
 
 def linear_weights(coordinates: Float[torch.Tensor, " p"], cells: int) -> Float[torch.Tensor, "p cells"]:

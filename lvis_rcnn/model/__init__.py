@@ -10,6 +10,7 @@ In the order of the data:
     roi_losses   what the heads learn; mask targets
     postprocess  detections of an image: scores, NMS, the best
     mask_rcnn    all of it: ``losses`` and ``detect``
+    weight_files  files of weights: whose they are, what surrounds the weights
     weights      model.pth; what a training begins with
     mmdet        files and parameter names of MMDetection, both ways
 """

@@ -5,10 +5,8 @@ its SHA-256 (MMDetection, tools/model_converters/publish_model.py).
 """
 
 import os
-import pickle
 import re
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,10 +18,22 @@ from lvis_rcnn import __version__
 from lvis_rcnn.config.schema import BACKBONES, Backbone, Model
 from lvis_rcnn.config.zoo import checked_sha256, digest_in_name
 from lvis_rcnn.model.mask_rcnn import network_on_meta
+from lvis_rcnn.model.weight_files import (
+    MMDET,
+    MMDETECTION,
+    OURS,
+    UNKNOWN,
+    Weights,
+    first_names,
+    freed,
+    kind_of,
+    read_content,
+    require_finite,
+    state_in,
+)
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import atomic_file, sha256_of_file
 
-Weights = Mapping[str, torch.Tensor]
 Shapes = dict[str, tuple[int, ...]]
 
 # Prefixes of parameter names in MMDetection (left) and here (right), in MMDetection's order; # is a number.
@@ -48,8 +58,6 @@ COUNTER = "num_batches_tracked"  # of batch normalisation: old files lack it, no
 
 # The published networks: the shapes do not depend on the rest of the section.
 PUBLISHED = Model(weights="imagenet", normalization="fixed_batch", frozen_stages=1)
-
-NAMED_KEYS = 3
 
 
 def patterns(side: int) -> tuple[re.Pattern[str], ...]:
@@ -132,12 +140,6 @@ def require_shapes(where: str, state: Weights, expected: Shapes, what_for: str) 
         raise InputError(where, f"keys do not fit: {', '.join(problems)}", allowed=what_for, fix="name another file")
 
 
-def first_names(names: Sequence[str]) -> str:
-    """The first ``NAMED_KEYS`` names."""
-    more = ", …" if len(names) > NAMED_KEYS else ""
-    return ", ".join(names[:NAMED_KEYS]) + more
-
-
 def backbone_of(state: Weights, prefix: str) -> str | None:
     """The name of the backbone whose body has these shapes; None if there is none.
 
@@ -155,42 +157,10 @@ def backbone_of(state: Weights, prefix: str) -> str | None:
     return None
 
 
-# So many class names may differ: spelling was corrected (stero_equipment). More means other categories.
-MOST_RENAMED = 5
+# So large a part of the class names may differ: spelling was corrected (stero_equipment). More are other categories.
+MOST_RENAMED = 0.1
 
 CAFFE = re.compile(r"""['"]?style['"]?\s*[=:]\s*['"]caffe['"]|to_rgb['"]?\s*[=:]\s*False""")
-
-
-def read_content(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
-    """Content of a file of weights.
-
-    Args:
-        path: file of ``torch.save``, in the zip format or the older one, which published files have.
-        trust_pickle: run the code that the file asks for, if it holds more than tensors and plain values.
-
-    Raises:
-        InputError: the file cannot be read, or holds objects that need ``trust_pickle``.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
-    except FileNotFoundError:
-        raise InputError(str(path), "no such file", fix="name a file of weights (.pth)") from None
-    except (RuntimeError, EOFError, OSError, LookupError, struct.error, pickle.UnpicklingError) as error:
-        needed = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if needed:
-            raise InputError(
-                str(path),
-                f"holds more than weights: an object of {needed[1]}, and loading it runs code that the file chooses",
-                fix="use a published file; or, if you trust who made this one, add --trust-pickle",
-            ) from None
-        what = f"cannot be read as a file of weights ({type(error).__name__})"
-        raise InputError(str(path), what, fix="download it again") from None
-    except (ImportError, AttributeError) as error:
-        what = f"holds an object of a package that is not installed: {error}"
-        raise InputError(str(path), what, fix="install its package") from None
-    if not isinstance(content, dict):
-        raise InputError(str(path), f"holds a {type(content).__name__}", allowed="a dictionary with a state_dict")
-    return content
 
 
 @dataclass(frozen=True)
@@ -201,6 +171,8 @@ class MmdetFile:
     sha256: str
     state: dict[str, torch.Tensor]
     meta: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    """What was left out, and what is assumed."""
 
     @property
     def mmdet_version(self) -> str | None:
@@ -233,29 +205,47 @@ def text_of(meta: dict[str, Any], key: str) -> str | None:
 
 
 def read_mmdet(path: Path, *, trust_pickle: bool = False) -> MmdetFile:
-    """A file of MMDetection 2.x or 3.x, pytorch style.
+    """A file of MMDetection 2.x or 3.x, pytorch style; the bare state dict of one, too.
 
     Raises:
         InputError: as :func:`read_content`; its digest is not the one in its name; it has no state_dict; or its weights
-            are of "caffe" style or of MMDetection 1.x.
+            are of another program, of "caffe" style, of MMDetection 1.x, or not all numbers.
     """
     content = read_content(path, trust_pickle=trust_pickle)
     sha256 = checked_sha256(path, digest_in_name(path.name))
-    state, meta = content.get("state_dict"), content.get("meta")
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    found, meta = state_in(content), content.get("meta")
+    if found is None:
         what = f"has no state_dict, but {first_names([str(key) for key in content]) or 'nothing'}"
         raise InputError(str(path), what, allowed="a checkpoint of MMDetection: meta and state_dict")
-    file = MmdetFile(path, sha256, dict(state), meta if isinstance(meta, dict) else {})
+    state, notes = freed(found)
+    file = MmdetFile(path, sha256, state, meta if isinstance(meta, dict) else {}, tuple(notes))
+    refuse_others(file)
     refuse_caffe(file)
     refuse_first_version(file)
+    require_finite(str(path), state)
     return file
+
+
+def refuse_others(file: MmdetFile) -> None:
+    """Weights of other programs have other names, and are of other networks."""
+    kind = kind_of(file.state, file.meta)
+    if kind == OURS:
+        fix = "use it as it is; weights export makes it a file of MMDetection"
+        raise InputError(str(file.path), "is a model of lvis_rcnn already: nothing is to be imported", fix=fix)
+    if kind not in (MMDET, UNKNOWN):
+        allowed = "a Mask R-CNN of MMDetection"
+        raise InputError(str(file.path), f"is {kind}, another network", allowed=allowed, fix=MMDETECTION)
 
 
 def refuse_caffe(file: MmdetFile) -> None:
     """Weights of "caffe" style need BGR pixels that are not divided, and the stride in another convolution."""
     found = CAFFE.search(file.config)
-    if found or "_caffe_" in file.path.name:
+    mean = file.state.get("backbone.bn1.running_mean")
+    # MMDetection, detectron2pytorch.py: Caffe's layers have no statistics, so 0 and 1 are written.
+    is_converted = not file.config and mean is not None and not mean.any()
+    if found or is_converted or "_caffe_" in file.path.name:
         sign = f"its config says {found[0]}" if found else "its name says so"
+        sign = "the mean of its first layer is 0" if is_converted else sign
         what = f'are weights of "caffe" style ({sign}): BGR pixels, another network'
         raise InputError(str(file.path), what, allowed="pytorch style", fix="name a file without caffe in its name")
 
@@ -272,7 +262,11 @@ def refuse_first_version(file: MmdetFile) -> None:
     }
     for sign, is_seen in signs.items():
         if is_seen:
-            fix = "convert it with MMDetection's tools/model_converters/upgrade_model_version.py"
+            # Its truncate_*_channel keep weights [1:] but biases [:-1], and meta as it was.
+            fix = (
+                "name a file that 2.x or 3.x trained, as those in its model zoo, or train again; do not use its "
+                "upgrade_model_version.py, which gives each class the box and mask biases of the class before it"
+            )
             raise InputError(str(file.path), f"is a file of MMDetection 1.x: {sign}", allowed="2.x or 3.x", fix=fix)
 
 
@@ -299,26 +293,34 @@ def name_notes(file: MmdetFile, names: Sequence[str]) -> list[str]:
     """How the class names of a file differ from those of the annotations, in whose order they must be.
 
     Raises:
-        InputError: more than ``MOST_RENAMED`` differ, so the categories or their order are others.
+        InputError: a class stands at another place in the annotations, or more than ``MOST_RENAMED`` of the names (one
+            where there are three to ten, none of fewer) are none of theirs.
     """
     if file.classes is None:
-        return ["the file does not name its classes: their order cannot be compared with that of the annotations"]
+        return ["the file does not name its classes: make sure that they are those of the annotations, in their order"]
     if len(file.classes) != len(names):
         what = f"names {len(file.classes)} classes, but has weights of {len(names)}"
         raise InputError(str(file.path), what, fix="name another file")
-    differing = [
-        f"class {place} is {theirs!r} in the file, {ours!r} in the annotations"
+    differing = {
+        f"class {place} is {theirs!r} in the file, {ours!r} in the annotations": theirs
         for place, (theirs, ours) in enumerate(zip(file.classes, names, strict=True))
         if theirs != ours
-    ]
-    if len(differing) > MOST_RENAMED:
+    }
+    moved = [difference for difference, theirs in differing.items() if theirs in names]
+    most = max(int(MOST_RENAMED * len(names)), len(names) > 2)
+    if moved or len(differing) > most:
+        kind = (
+            f"{len(moved)} of {len(names)} classes stand at other places"
+            if moved
+            else (f"{len(differing)} of {len(names)} class names differ")
+        )
         raise InputError(
             str(file.path),
-            f"{len(differing)} of {len(names)} class names differ, the first: {differing[0]}",
-            allowed="the categories of the annotations, in their order",
+            f"{kind}, the first: {(moved or list(differing))[0]}",
+            allowed=f"the categories of the annotations, in their order; {most} may be spelt otherwise",
             fix="name the file, or the annotations, of the same dataset version",
         )
-    return differing
+    return list(differing)
 
 
 def write_mmdet(path: Path, state: Weights, meta: dict[str, Any], *, publish: bool) -> Path:

@@ -16,9 +16,12 @@ from lvis_rcnn.config.schema import BACKBONES, Model
 from lvis_rcnn.config.zoo import ZooModel, initial_model, published_file
 from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
-from lvis_rcnn.model.mmdet import COUNTER, Shapes, read_content, read_mmdet, require_shapes, to_ours
+from lvis_rcnn.model.mmdet import COUNTER, Shapes, read_mmdet, require_shapes, to_ours
+from lvis_rcnn.model.weight_files import freed, read_content, require_finite, state_in
 from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.system.files import atomic_file
+
+MODEL = "a model.pth of lvis_rcnn.train or weights import"
 
 
 def save_model(path: Path, state_dict: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
@@ -38,11 +41,13 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         return content["state_dict"], content["meta"]
     except FileNotFoundError:
         raise InputError(str(path), "no such model", fix="train it first") from None
+    except IsADirectoryError:
+        raise InputError(str(path), "is a folder", allowed=MODEL, fix=f"name {path / 'model.pth'}") from None
     except (RuntimeError, EOFError, OSError, LookupError, TypeError, pickle.UnpicklingError) as error:
         raise InputError(
             str(path),
             f"no readable model ({type(error).__name__})",
-            allowed="a model.pth of lvis_rcnn.train",
+            allowed=MODEL,
             fix="train again, or name another file",
         ) from None
 
@@ -94,7 +99,9 @@ def load_initial_weights(
 def load_body(model: nn.Module, path: Path) -> None:
     """Load an ImageNet classifier but for its last layer, ``fc``."""
     content = read_content(path, trust_pickle=False)
-    bare = {key: value for key, value in content.get("state_dict", content).items() if not key.startswith("fc.")}
+    state, _ = freed(state_in(content) or {})
+    require_finite(str(path), state)
+    bare = {key: value for key, value in state.items() if not key.startswith("fc.")}
     load_strictly(model.get_submodule("backbone.body"), bare, {}, str(path), "a ResNet or ResNeXt of ImageNet")
 
 
@@ -152,9 +159,7 @@ def require_fit(where: str, backbone: str, meta: dict[str, Any], names: list[str
     """
     fix = "name the model that was trained for this study"
     if not {"backbone", "CLASSES"} <= set(meta):
-        raise InputError(
-            where, "does not say what it was trained for", allowed="a model.pth of lvis_rcnn.train", fix=fix
-        )
+        raise InputError(where, "does not say what it was trained for", allowed=MODEL, fix=fix)
     if meta["backbone"] != backbone:
         raise InputError(where, f"is a model of {meta['backbone']}", allowed=backbone, fix=fix)
     classes = list(meta["CLASSES"])

@@ -5,6 +5,7 @@ The bytes received so far are in ``NAME.part`` beside the file, and the version 
 13.1.5), so that it never joins two. pooch has neither resume nor mirrors nor locks between processes.
 """
 
+import email.utils
 import http.client
 import json
 import os
@@ -16,13 +17,14 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from email.message import Message
 from http import HTTPStatus
 from io import FileIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from tqdm import tqdm
 
-from lvis_rcnn.system.cli import InputError, log
+from lvis_rcnn.system.cli import InputError, duration, log
 from lvis_rcnn.system.files import append_to_part, check_space, keep_part, locked_part, part_of, sha256_of_file
 
 CHUNK_BYTES = 2**20
@@ -30,6 +32,8 @@ CHUNK_BYTES = 2**20
 TIMEOUT_S = 60
 # Before each further try after one that brought nothing new; then the next server is tried.
 WAITS_S = (1.0, 4.0, 15.0, 60.0)
+# A server that asks for a longer wait (Retry-After) is given up.
+MOST_WAIT_S = 600.0
 # Statuses that may change at another try, as may every 5xx.
 PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 HEADERS = {"User-Agent": "lvis-rcnn", "Accept-Encoding": "identity"}
@@ -49,7 +53,11 @@ class RefusedError(Exception):
 
 
 class BrokenError(Exception):
-    """Another try may bring the rest."""
+    """Another try may bring the rest, after the ``wait_s`` that the server asks for."""
+
+    def __init__(self, reason: str, wait_s: float = 0) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,7 @@ def receive_all(url: str, part: FileIO, wanted: Wanted, waits_s: Sequence[float]
     """
     failures, most_bytes, was_reached = 0, part.seek(0, os.SEEK_END), False
     while True:
+        asked_s = 0.0
         try:
             return receive(url, part, wanted)
         except urllib.error.URLError as error:
@@ -154,12 +163,15 @@ def receive_all(url: str, part: FileIO, wanted: Wanted, waits_s: Sequence[float]
                 raise RefusedError(f"cannot be reached: {reason}") from None
         except (OSError, http.client.HTTPException, BrokenError) as error:
             reason, was_reached = str(error) or type(error).__name__, True
+            asked_s = error.wait_s if isinstance(error, BrokenError) else 0
         at = part.seek(0, os.SEEK_END)
         failures = failures + 1 if at <= most_bytes else 0
         most_bytes = max(most_bytes, at)
         if failures > len(waits_s):
             raise RefusedError(f"{reason}, {failures} times")
-        wait_s = waits_s[max(failures - 1, 0)] if waits_s else 0
+        if asked_s > MOST_WAIT_S:
+            raise RefusedError(f"{reason}, asks to be tried again in {duration(asked_s)}")
+        wait_s = max(asked_s, waits_s[max(failures - 1, 0)] if waits_s else 0)
         log.warning("warning: %s: %s; next try in %g s", url, reason, wait_s)
         time.sleep(wait_s)
 
@@ -211,9 +223,27 @@ def answer_of(url: str, headers: dict[str, str], part: FileIO) -> http.client.HT
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             part.truncate(0)
             raise BrokenError(status) from None
-        passes = error.code in PASSING or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
-        raise (BrokenError if passes else RefusedError)(status) from None
+        if error.code in PASSING or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise BrokenError(status, asked_wait_s(error.headers)) from None
+        raise RefusedError(status) from None
     return answer
+
+
+def asked_wait_s(headers: Message) -> float:
+    """Seconds of ``Retry-After``, a number or a date (RFC 9110, 10.2.3), by the server's clock; 0 without."""
+    asked = headers.get("Retry-After", "").strip()
+    if asked.isdecimal():
+        return min(float(asked), 1e9)  # a float may be infinite
+    until_s, now_s = date_s(asked), date_s(headers.get("Date", ""))
+    return 0 if until_s is None else max(0, until_s - (now_s or time.time()))
+
+
+def date_s(text: str) -> float | None:
+    """A date of HTTP as seconds since 1970; None if it is none."""
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def check_rest(answer: http.client.HTTPResponse, part: FileIO, version: Version | None, at: int) -> None:

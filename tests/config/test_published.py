@@ -263,7 +263,7 @@ def publish(model: Path, folder: Path) -> Path:
 def test_a_published_file_is_scored_as_the_model_it_was_made_from(finished_study: Path, tmp_path: Path) -> None:
     copy_study(finished_study, tmp_path)
     file = publish(tmp_path / RUN / "model.pth", tmp_path / "data" / "weights")
-    row = {"kind": "lvis_v0.5", "backbone": "r50", "schedule": "2x", "url": f"https://example.org/{file.name}"}
+    row = {"kind": "lvis_v0.5", "backbone": "r50", "schedule": "2x", "urls": [f"https://example.org/{file.name}"]}
     row |= {"log_url": None, "memory_gb": None, "box_ap": 12.5, "mask_ap": 11.5}
     (tmp_path / "zoo.yaml").write_text(yaml.safe_dump({"models": [{"name": "lvis_v0.5_r50", **row}]}))
 

@@ -26,7 +26,8 @@ from tests.conftest import REPOSITORY, write_study
 from tests.helpers.file_server import serving
 
 ZOO = load_zoo(DEFAULT_ZOO)
-ROW = {"name": "a", "kind": "coco", "backbone": "r50", "schedule": "2x", "url": "https://example.org/a-0123abcd.pth"}
+ROW = {"name": "a", "kind": "coco", "backbone": "r50", "schedule": "2x"}
+ROW["urls"] = ["https://example.org/a-0123abcd.pth"]
 CONTENT = bytes(range(256)) * 9000  # more than two chunks
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
@@ -37,8 +38,8 @@ def write_zoo(folder: Path, *rows: Any) -> Path:
     return path
 
 
-def model_at(url: str) -> ZooModel:
-    return ZooModel(**{**ROW, "url": url})
+def model_at(*urls: str) -> ZooModel:
+    return ZooModel(**{**ROW, "urls": urls})
 
 
 def test_the_eight_published_models_of_lvis_with_their_published_numbers() -> None:
@@ -67,6 +68,9 @@ def test_names_folders_and_files_of_a_row_agree(name: str) -> None:
         stem = f"resnext{row.backbone[1:]}" if row.backbone[0] == "x" else row.backbone.replace("r", "resnet")
         assert row.file_name == f"{stem}-{row.sha256_prefix}.pth"
         return
+    # The second host has the same files under the same paths.
+    first, mirror = row.urls
+    assert mirror == first.replace("https://download.openmmlab.com/", "https://mmassets.onedl.ai/") != first
     folder = row.url.split("/")[-2]
     assert row.file_name.startswith(folder)
     assert BACKBONES[row.backbone].file_stem in folder
@@ -90,9 +94,12 @@ def test_the_coco_rows_are_the_place_holders_of_the_page() -> None:
     [
         ({"kind": "voc"}, r'zoo.yaml: models\[0\]: kind: is "voc"; allowed: \'lvis_v0.5\', \'lvis_v1\', \'coco\' or'),
         ({"backbone": "r18"}, r"models\[0\]: backbone: is \"r18\"; allowed: 'r50', 'r101'"),
-        ({"digest": "0123abcd"}, r"models\[0\]: digest: unknown key; allowed: name, kind, backbone, schedule, url"),
-        ({"url": "https://example.org/a.pth"}, r"does not fit together; allowed: a url that ends in -xxxxxxxx\.pth"),
-        ({"url": "weights/a-0123abcd.pth"}, r"models\[0\]: url: is \"weights/a-0123abcd.pth\""),
+        ({"digest": "0123abcd"}, r"models\[0\]: digest: unknown key; allowed: name, kind, backbone, schedule, urls"),
+        ({"urls": ["https://example.org/a.pth"]}, r"does not fit together; allowed: urls that end in one name, …-xxxx"),
+        ({"urls": [*ROW["urls"], "https://b.org/b-0123abcd.pth"]}, r"does not fit together; allowed: urls that end in"),
+        ({"urls": ["weights/a-0123abcd.pth"]}, r"models\[0\]: urls.0: is \"weights/a-0123abcd.pth\""),
+        ({"urls": []}, r"models\[0\]: urls: is \[\]"),
+        ({"url": ROW["urls"][0]}, r"models\[0\]: url: unknown key; allowed: .*urls"),
         ({"box_ap": 261}, r"models\[0\]: box_ap: is 261; allowed: less than or equal to 100"),
         ({"schedule": ""}, r"models\[0\]: does not fit together; allowed: a schedule, 1x or 2x, for every detector"),
         ({"kind": "imagenet"}, r"models\[0\]: does not fit together; allowed: a schedule"),
@@ -105,8 +112,8 @@ def test_a_wrong_row_is_one_line(tmp_path: Path, change: dict[str, Any], message
 
 
 def test_an_incomplete_a_repeated_and_no_row(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"models\[0\]: url: missing; allowed: name, kind"):
-        load_zoo(write_zoo(tmp_path, {key: value for key, value in ROW.items() if key != "url"}))
+    with pytest.raises(InputError, match=r"models\[0\]: urls: missing; allowed: name, kind"):
+        load_zoo(write_zoo(tmp_path, {key: value for key, value in ROW.items() if key != "urls"}))
     with pytest.raises(InputError, match=r"zoo.yaml: model a: is repeated"):
         load_zoo(write_zoo(tmp_path, ROW, {**ROW, "backbone": "r101"}))
     with pytest.raises(InputError, match=r"models\[0\]: row: is \"r50\""):
@@ -150,6 +157,14 @@ def test_an_absent_file_is_fetched_once_and_whole(tmp_path: Path) -> None:
         assert published_file(model_at(f"{address}/{name}"), weights) == path
     assert len(served.requests) == 1
     assert list(weights.iterdir()) == [path]
+
+
+def test_a_mirror_has_the_file_that_the_first_host_lost_or_changed(tmp_path: Path) -> None:
+    name = f"a-{DIGEST[:8]}.pth"
+    with serving({f"/changed/{name}": CONTENT[:-1], f"/mirror/{name}": CONTENT}) as (address, served):
+        model = model_at(*(f"{address}/{host}/{name}" for host in ("lost", "changed", "mirror")))
+        assert published_file(model, tmp_path).read_bytes() == CONTENT
+    assert [path.split("/")[1] for path, _ in served.requests] == ["lost", "changed", "mirror"]
 
 
 def test_another_file_than_the_name_says_is_not_kept(tmp_path: Path) -> None:

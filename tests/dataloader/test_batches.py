@@ -84,6 +84,8 @@ def make_store(folder, annotations, height=40, width=60, **image):
         ((300, 900), 800, 1333, (444, 1333)),  # the long edge decides
         ((267, 400), 704, 1333, (704, 1055)),  # a floor instead of a rounding gives 703 here
         ((64, 96), 64, 96, (64, 96)),
+        ((2, 8000), 64, 96, (1, 96)),  # not 0, which OpenCV asserts on
+        ((8000, 2), 800, 1333, (1333, 1)),
     ],
 )
 def test_rescaled_sizes_by_hand(original_hw, short_px, long_px, expected_hw):

@@ -1,14 +1,19 @@
 """Images in folders and in zips: found by every name that LVIS uses, read whole, or refused by name."""
 
+import errno
 import io
+import os
 import pickle
 import zipfile
 
+import cv2
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvis_rcnn.dataset.images import ImageFiles, read_zip_index
+import lvis_rcnn.dataset.images as images
+from lvis_rcnn.dataset.images import ImageFile, ImageFiles, decoded, read_image_bgr, read_zip_index
 from lvis_rcnn.system.cli import InputError
 from tests.helpers.small_dataset import build, small_dataset
 
@@ -136,3 +141,47 @@ def test_part_of_a_zip_is_read_like_a_file(tmp_path_factory, content, moves):
         )
         assert ours.read(count) == theirs.read(count)
     ours.close()
+
+
+def damaged_jpeg(folder):
+    """A JPEG whose second half was lost, but for the end marker."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    content = cv2.imencode(".jpg", pixels)[1].tobytes()
+    (folder / "a.jpg").write_bytes(content[: len(content) // 2] + content[-2:])
+    return ImageFile(folder / "a.jpg")
+
+
+def test_what_the_decoder_says_of_an_image_is_said_once_with_its_name(tmp_path, capfd, monkeypatch):
+    said = []
+    monkeypatch.setattr(images.log, "warning", lambda text, *values: said.append(text % values))
+    file = damaged_jpeg(tmp_path)
+    assert read_image_bgr(file, 40, 60).shape == read_image_bgr(file, 40, 60).shape == (40, 60, 3)
+    assert [line.split(": ")[:3] for line in said] == [["warning", str(file), "Corrupt JPEG data"]]
+    assert capfd.readouterr().err == ""
+
+
+def test_what_others_write_while_an_image_is_decoded_is_not_lost(capfd, monkeypatch):
+    def writes(content):
+        os.write(2, b"other\nCorrupt JPEG data: x\nmore")
+
+    monkeypatch.setattr(images, "decoded_silently", writes)
+    assert decoded(b"")[1] == "Corrupt JPEG data: x"
+    assert capfd.readouterr().err == "other\nmore"
+
+
+def test_without_standard_error_images_are_decoded(tmp_path, monkeypatch):
+    file = damaged_jpeg(tmp_path)
+
+    def closed(number):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(images.os, "dup", closed)
+    image, said = decoded(file.read())
+    assert (image.shape, said) == ((40, 60, 3), "")
+
+
+def test_an_image_that_opencv_asserts_on_is_named(tmp_path):
+    header = b"P6 65536 65536 255\n"  # 2**32 pixels
+    (tmp_path / "a.ppm").write_bytes(header + bytes(100))
+    with pytest.raises(InputError, match=r"a.ppm: is no complete image"):
+        read_image_bgr(ImageFile(tmp_path / "a.ppm"), 65536, 65536)

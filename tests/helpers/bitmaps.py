@@ -33,6 +33,8 @@ def plain_paste(probabilities: torch.Tensor, box_xyxy: torch.Tensor, height: int
     bitmap = np.zeros((height, width), dtype=bool)
     columns = (torch.arange(left, right) + 0.5 - box_xyxy[0]) / (box_xyxy[2] - box_xyxy[0]) * 2 - 1
     rows = (torch.arange(top, bottom) + 0.5 - box_xyxy[1]) / (box_xyxy[3] - box_xyxy[1]) * 2 - 1
+    columns[columns.isinf()] = 0
+    rows[rows.isinf()] = 0
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)
     if grid.numel():
         values = grid_sample(probabilities[None, None], grid[None].float(), align_corners=False)[0, 0]

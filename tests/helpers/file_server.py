@@ -18,6 +18,8 @@ class Served:
     files: dict[str, bytes]
     answers: list[int] = field(default_factory=list)
     """Status of the next answers, before the file is sent."""
+    retry_after: list[str] = field(default_factory=list)
+    """Retry-After of the next of these."""
     cuts: list[int] = field(default_factory=list)
     """Bytes after which the next answers break off."""
     extra_length: int = 0
@@ -45,7 +47,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         content = served.files.get(self.path)
         status = served.answers.pop(0) if served.answers else 200 if content is not None else 404
         if status != 200 or content is None:
-            self.send_error(status)
+            self.send_response(status)
+            if served.retry_after:
+                self.send_header("Retry-After", served.retry_after.pop(0))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         etag = f'"{hashlib.md5(content).hexdigest()}"'
         start = 0

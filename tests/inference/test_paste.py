@@ -45,12 +45,25 @@ def test_what_lies_outside_the_image_is_cut_off():
 
 
 @pytest.mark.parametrize(
-    "box",
-    [[5.0, 5.0, 5.0, 9.0], [5.0, 5.0, 9.0, 5.0], [5.25, 5.25, 5.25, 5.25], [30.0, 20.0, 30.0, 20.0], [0.0] * 4],
+    ("box", "strip"),
+    [
+        ([5.0, 5.0, 5.0, 9.0], (4, 5, 6, 9)),
+        ([5.0, 5.0, 9.0, 5.0], (5, 4, 9, 6)),
+        ([5.25, 5.25, 5.25, 5.25], (4, 4, 7, 7)),
+        ([30.0, 4.0, 30.0, 12.0], (29, 4, 30, 12)),  # clipped at the right border
+        ([0.0] * 4, (0, 0, 1, 1)),
+    ],
     ids=str,
 )
-def test_a_box_without_area_is_no_error(box):
-    assert by_hand(torch.ones(28, 28), box).sum() <= 1
+def test_a_box_without_length_gets_the_middle_of_its_mask_as_in_mmdetection(box, strip):
+    left, top, right, bottom = strip
+    expected = np.zeros((20, 30), dtype=bool)
+    expected[top:bottom, left:right] = True
+    assert np.array_equal(by_hand(torch.ones(28, 28), box), expected)
+    assert np.array_equal(plain_paste(torch.ones(28, 28), torch.tensor(box), 20, 30), expected)
+    hollow = torch.ones(28, 28)
+    hollow[10:18, 10:18] = 0  # the middle decides
+    assert by_hand(hollow, box).sum() < expected.sum()
 
 
 def test_a_box_inside_one_pixel_covers_it_if_it_holds_its_centre():

@@ -65,7 +65,8 @@ def test_a_damaged_model_is_one_line(tmp_path, kind):
         path.mkdir()
     else:
         write_damaged(path, kind)
-    with pytest.raises(InputError, match=r"model.pth: no readable model \(\w+\)"):
+    message = r"is a folder; .*; fix: name .*/model.pth/model.pth" if kind == "folder" else r"no readable model \(\w+\)"
+    with pytest.raises(InputError, match=f"model.pth: {message}"):
         load_model(path)
 
 
@@ -81,7 +82,7 @@ def zoo_of(folder, kind, content):
     """A zoo of one file, which is in the folder."""
     path = write_published(folder, kind, content)
     schedule = {} if kind == "imagenet" else {"schedule": "2x"}
-    row = ZooModel(name="one", kind=kind, backbone="r50", url=f"https://example.org/{path.name}", **schedule)
+    row = ZooModel(name="one", kind=kind, backbone="r50", urls=[f"https://example.org/{path.name}"], **schedule)
     return {"one": row}
 
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from lvis_rcnn.config.zoo import Source
-from lvis_rcnn.fetch import fetch
+from lvis_rcnn.fetch import fetch, main
 from lvis_rcnn.system.cli import InputError
 from tests.conftest import REPOSITORY
 from tests.helpers.file_server import Served, serving
@@ -74,6 +74,32 @@ def test_files_at_hand_are_left_alone(server: tuple[str, Served], tmp_path: Path
     fetch(source(server), tmp_path / "a.json")
     assert (tmp_path / "a.json").read_text() == "mine"
     assert server[1].requests == []
+
+
+def test_a_folder_in_place_of_the_file_is_refused(server: tuple[str, Served], tmp_path: Path) -> None:
+    message = rf"--out {tmp_path}: is a folder; allowed: the file to write; fix: name the file, --out {tmp_path}/a.json"
+    with pytest.raises(InputError, match=message):
+        fetch(source(server), tmp_path)
+    assert server[1].requests == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_file_in_place_of_the_folder_of_weights_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_there: bool
+) -> None:
+    out = tmp_path / "model.pth"
+    if is_there:
+        out.write_bytes(b"mine")
+    monkeypatch.setattr(sys, "argv", ["fetch", "--weights", "lvis_v1_r50", "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    expected = (
+        f"error: --out {out}: is a file; allowed: with --weights a folder; fix: name its folder, --out {tmp_path}\n"
+    )
+    assert capsys.readouterr().err == expected
+    assert list(tmp_path.iterdir()) == [out] * is_there
 
 
 def test_a_zip_at_hand_is_unpacked_if_it_is_the_published_one(server: tuple[str, Served], tmp_path: Path) -> None:
@@ -148,7 +174,7 @@ def test_the_command_and_a_row_that_is_not_there(server: tuple[str, Served], tmp
 PROGRAM = """
 import json, os, random, signal, sys, time
 from pathlib import Path
-from lvis_rcnn.fetch import fetch
+from lvis_rcnn.fetch import fetch, main
 from lvis_rcnn.config.zoo import load_sources
 source, out, moments = load_sources(Path(sys.argv[1]))["a"], Path(sys.argv[2]), random.Random(3)
 for _ in range(20):

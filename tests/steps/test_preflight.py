@@ -1,5 +1,6 @@
 import copy
 import csv
+import io
 import json
 import re
 import shutil
@@ -8,14 +9,15 @@ import sys
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import check_study, read_yaml
-from lvis_rcnn.dataset.checks import image_problem
-from lvis_rcnn.dataset.images import ImageFile
+from lvis_rcnn.dataset.checks import image_finding
+from lvis_rcnn.dataset.images import ImageFile, read_image_bgr
 from lvis_rcnn.dataset.store import build_store, open_store
 from lvis_rcnn.preflight import (
     image_folders,
@@ -188,8 +190,8 @@ def test_broken_training_images_are_warnings_where_training_skips_them(tmp_path)
 def test_another_size_is_found(tmp_path):
     draw(tmp_path, dataset("train"))
     file = tmp_path / "train" / "1.png"
-    assert image_problem(ImageFile(file), HEIGHT, WIDTH) is None
-    assert image_problem(ImageFile(file), WIDTH, HEIGHT) == "is 60 x 40 pixels, annotated as 40 x 60"
+    assert image_finding(ImageFile(file), HEIGHT, WIDTH) == ("", "")
+    assert image_finding(ImageFile(file), WIDTH, HEIGHT).error == "is 60 x 40 pixels, annotated as 40 x 60"
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
@@ -201,15 +203,110 @@ def test_rotation_in_exif_is_applied_as_the_loader_does(tmp_path, suffix):
     Image.new("RGB", (WIDTH, HEIGHT)).save(file, exif=exif)
     loaded = mmcv.imfrombytes(file.read_bytes(), flag="color")
     assert loaded.shape[:2] == (WIDTH, HEIGHT)
-    assert image_problem(ImageFile(file), *loaded.shape[:2]) is None
-    assert image_problem(ImageFile(file), HEIGHT, WIDTH) == (
+    assert image_finding(ImageFile(file), *loaded.shape[:2]) == ("", "")
+    assert image_finding(ImageFile(file), HEIGHT, WIDTH).error == (
         "is 40 x 60 pixels after the rotation in its EXIF data, annotated as 60 x 40"
     )
 
 
-def test_a_format_that_is_not_trained_on_is_refused(tmp_path):
-    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "moving.gif")
-    assert "is no image of a known format (JPEG" in image_problem(ImageFile(tmp_path / "moving.gif"), HEIGHT, WIDTH)
+def encoded(image_format, **options):
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, image_format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "image_format", ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF", "PPM", "ICO", "PDF", "TGA"]
+)
+@pytest.mark.parametrize("decode", [False, True])
+def test_preflight_takes_the_formats_that_training_reads_and_no_other(tmp_path, image_format, decode):
+    file = ImageFile(tmp_path / "image")
+    file.path.write_bytes(encoded(image_format))
+    try:
+        read_image_bgr(file, HEIGHT, WIDTH)
+        is_read = True
+    except InputError:
+        is_read = False
+    found = image_finding(file, HEIGHT, WIDTH, decode=decode)
+    assert (found.error == "") == is_read, found
+    assert is_read or image_format in ("ICO", "PDF", "TGA", "AVIF", "GIF")  # OpenCV may be built without the last two
+    if is_read:
+        assert re.search("is 60 x 40 pixels", image_finding(file, WIDTH, HEIGHT, decode=decode).error)
+
+
+def with_zeros(data):
+    return data[: len(data) // 2] + bytes(200) + data[len(data) // 2 + 200 :]
+
+
+def ended_early(data):
+    return data[: len(data) // 2] + data[-12 if data.startswith(b"\x89PNG") else -2 :]
+
+
+@pytest.mark.parametrize(
+    ("options", "damage", "error", "warning"),
+    [
+        ({"format": "JPEG"}, ended_early, "is damaged inside: Corrupt JPEG data: premature end", ""),
+        ({"format": "JPEG"}, with_zeros, "|is damaged inside", "|may be damaged inside: Corrupt JPEG data"),
+        ({"format": "JPEG", "progressive": True}, with_zeros, "is damaged inside: Corrupt JPEG data", ""),
+        ({"format": "JPEG"}, lambda data: data[:-2] + bytes(40) + data[-2:], "", "may be damaged inside: Corrupt JPEG"),
+        ({"format": "JPEG"}, lambda data: data, "", ""),
+        ({"format": "PNG"}, with_zeros, "is no image of a known format, or is damaged: OpenCV", ""),
+        ({"format": "PNG"}, ended_early, "is no image of a known format, or is damaged: OpenCV", ""),
+    ],
+)
+def test_damage_inside_is_found_by_decoding_alone(tmp_path, capfd, options, damage, error, warning):
+    image_format = options.pop("format")
+    (tmp_path / "image").write_bytes(damage(encoded(image_format, **options)))
+    found = image_finding(ImageFile(tmp_path / "image"), HEIGHT, WIDTH, decode=True)
+    for text, pattern in zip(found, (error, warning), strict=True):
+        assert re.match(f"(?:{pattern})" if pattern else "$", text), found
+    assert any(found) == (error + warning != "")
+    assert "Corrupt JPEG" not in capfd.readouterr().err
+    assert image_finding(ImageFile(tmp_path / "image"), HEIGHT, WIDTH) == ("", "")  # header and end are sound
+
+
+@pytest.mark.parametrize(("setting", "count"), [(None, 1), (True, 1), (False, 0)])
+def test_few_images_are_decoded_and_all_where_it_is_asked_for(tmp_path, setting, count):
+    draw(tmp_path, dataset("train"))
+    draw(tmp_path, dataset("val", 11))
+    file = tmp_path / "train" / "3.jpg"
+    file.write_bytes(ended_early(file.read_bytes()))
+    assert len(check(tmp_path, settings=study(resources={"decode_images": setting})).errors) == count
+
+
+def test_many_images_are_not_decoded_unless_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("lvis_rcnn.preflight.DECODED_IMAGES", 7)
+    test_few_images_are_decoded_and_all_where_it_is_asked_for(tmp_path, setting=None, count=0)
+    test_few_images_are_decoded_and_all_where_it_is_asked_for(tmp_path, setting=True, count=1)
+
+
+@pytest.mark.parametrize(("most", "left"), [(396, 1), (4096, 15), (65536, None)])
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_images_of_16_bits_whose_values_vanish_are_named(tmp_path, most, left, suffix):
+    draw(tmp_path, dataset("train"))
+    draw(tmp_path, dataset("val", 11))
+    pixels = np.random.default_rng(0).integers(0, most, (HEIGHT, WIDTH), np.uint16)
+    pixels[0, 0] = most - 1
+    cv2.imwrite(str(tmp_path / f"deep.{suffix}"), pixels)
+    (tmp_path / f"deep.{suffix}").rename(tmp_path / "train" / "1.png")
+    page = check(tmp_path, settings=study(resources={"decode_images": False}))
+    told = [warning for warning in page.warnings if "uint16" in warning]
+    assert page.errors == []
+    assert len(told) == (left is not None)
+    if told:
+        assert told[0].startswith(f"train.json: image 1: {tmp_path}/train/1.png holds uint16 values up to {most - 1}, ")
+        assert re.search(f"decoding leaves 0 to ({left}|{left + 1}) of 255: nearly black", told[0])
+
+
+def test_an_image_too_thin_to_be_rescaled_is_named(tmp_path):
+    val = dataset("val", 11)
+    val["images"][0].update(height=2, width=8000)
+    val["annotations"] = val["annotations"][1:3]
+    page = check(tmp_path, val=val, images=False)
+    (told,) = [warning for warning in page.warnings if "pixel thin" in warning]
+    assert "val.json: 1 images become 1 pixel thin when they are rescaled" in told
+    assert "11 (8000 x 2)" in told
 
 
 def test_missing_images_are_counted_and_the_first_named(tmp_path):

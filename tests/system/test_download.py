@@ -14,6 +14,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,40 @@ def test_busy_answers_are_waited_for_with_growing_waits(
     server[1].answers = [503, 429, 500, 408]
     assert is_whole_and_alone(bring(server, tmp_path, waits_s=None))
     assert waits == [1, 4, 15, 60]
+
+
+@pytest.mark.parametrize(
+    ("asked", "wait_s"),
+    [
+        ("7", 7),
+        ("0", 1),
+        (lambda: formatdate(time.time() + 30, usegmt=True), 30),
+        ("soon", 1),
+        ("-5", 1),
+        ("Wed, 21 Oct 99999 07:28:00 GMT", 1),
+    ],
+    ids=["seconds", "less than our own wait", "date", "no date", "negative", "far away"],
+)
+def test_a_server_that_asks_to_wait_is_waited_for(
+    server: tuple[str, Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Any, wait_s: float
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", lambda wait_s: waits.append(wait_s))
+    server[1].answers, server[1].retry_after = [429], [asked if isinstance(asked, str) else asked()]
+    assert is_whole_and_alone(bring(server, tmp_path, waits_s=(1.0,)))
+    assert waits == [pytest.approx(wait_s, abs=2 if wait_s == 30 else 0)]
+
+
+def test_a_server_that_asks_for_too_long_a_wait_hands_over_to_the_mirror(
+    server: tuple[str, Served], tmp_path: Path
+) -> None:
+    server[1].answers, server[1].retry_after = [503], ["7200"]
+    assert is_whole_and_alone(bring(server, tmp_path, "/a.zip", "/mirror/a.zip"))
+    assert [path for path, _ in server[1].requests] == ["/a.zip", "/mirror/a.zip"]
+    (tmp_path / "a.zip").unlink()
+    server[1].answers, server[1].retry_after = [503], ["9" * 400]
+    with pytest.raises(InputError, match=r"HTTP 503 Service Unavailable, asks to be tried again in \d+d \d\dh\)"):
+        bring(server, tmp_path)
 
 
 @pytest.mark.parametrize("status", [404, 403, 410])

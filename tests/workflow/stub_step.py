@@ -24,7 +24,7 @@ def fetched(args: argparse.Namespace) -> list[Path]:
     # The conda environment of the tests is empty: nothing but the standard library is imported above.
     from lvis_rcnn.config.zoo import load_zoo
 
-    return [args.folder / load_zoo(args.zoo)[args.weights].file_name]
+    return [args.out / load_zoo(args.zoo)[args.weights].file_name]
 
 
 MAKES: dict[str, Callable[[argparse.Namespace], list[Path]]] = {
@@ -74,7 +74,7 @@ def meet() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("log", "out", "zoo", "folder", "report", "matches", "plot"):
+    for name in ("log", "out", "zoo", "report", "matches", "plot"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--weights")
     parser.add_argument("command", nargs="?")

@@ -34,7 +34,7 @@ if paths.missing_weights:
             "Fetching {wildcards.file}"
         shell:
             'exec "$PYTHON" -m lvis_rcnn.fetch --zoo {params.zoo:q} --weights {params.name}'
-            " --folder {params.folder:q} --log {log}"
+            " --out {params.folder:q} --log {log}"
 
 
 # A rule of each file, since a study names the path of each. What came of an interrupted download lies beside it and is

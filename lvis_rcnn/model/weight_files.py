@@ -1,0 +1,162 @@
+"""Files of weights as they are found: recognised for what they are, read, and freed of what surrounds the weights.
+
+A file that is not of ``torch.save`` is recognised by its first bytes, before any unpickler sees it.
+"""
+
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lvis_rcnn.system.cli import InputError
+
+Weights = Mapping[str, torch.Tensor]
+
+AGAIN = "download it again"
+MMDETECTION = "name a file of MMDetection 2.x or 3.x"
+# Place and first bytes of files of other programs, what they are, and what to do.
+FOREIGN = (
+    (0, b"\x1f\x8b", "is compressed with gzip", "unpack it with gunzip, a .tar.gz with tar"),
+    (257, b"ustar", "is a tar archive", "unpack it and name the file of weights in it"),
+    (0, b"\x89HDF", "is an HDF5 file, as Keras writes", MMDETECTION),
+    (0, b"version https://git-lfs", "is a pointer of Git LFS in place of the file", "fetch it with git lfs pull"),
+)
+BLANKS = b"\xef\xbb\xbf \t\r\n"  # and a byte order mark
+# Near the start of files of torch before 1.6, which are several pickles.
+TORCH_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
+
+# Whose names of keys these are; a model of ours has torchvision's names, and says what it is.
+OURS, TORCHVISION = "a model of lvis_rcnn", "a model of torchvision"
+DETECTRON2, MMDET = "a model of detectron2", "a model of MMDetection"
+CLASSIFIER_KIND, UNKNOWN = "bare weights, as ImageNet classifiers have", "weights of an unknown network"
+KINDS = (
+    (TORCHVISION, re.compile(r"backbone\.body\.")),
+    (DETECTRON2, re.compile(r"backbone\.(bottom_up|fpn_lateral|res2)|proposal_generator\.")),
+    (MMDET, re.compile(r"(backbone|neck|rpn_head|roi_head|bbox_head|mask_head)\.")),
+    (CLASSIFIER_KIND, re.compile(r"layer1\.|conv1\.weight$")),
+)
+
+NAMED_KEYS = 3
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first ``NAMED_KEYS`` names."""
+    more = ", …" if len(names) > NAMED_KEYS else ""
+    return ", ".join(names[:NAMED_KEYS]) + more
+
+
+def read_content(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
+    """Content of a file of weights.
+
+    Args:
+        path: file of ``torch.save``, in the zip format or the older one, which published files have.
+        trust_pickle: run the code that the file asks for, if it holds more than tensors and plain values.
+
+    Raises:
+        InputError: the file cannot be read, is of another program, or holds objects that need ``trust_pickle``.
+    """
+    try:
+        refuse_foreign(path)
+        with warnings.catch_warnings(action="ignore"):  # of the unpickler, about what others pickled
+            content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except FileNotFoundError:
+        raise InputError(str(path), "no such file", fix="name a file of weights (.pth)") from None
+    except IsADirectoryError:
+        raise InputError(str(path), "is a folder", fix="name the file of weights (.pth) in it") from None
+    except (RuntimeError, EOFError, OSError, LookupError, struct.error, pickle.UnpicklingError) as error:
+        needed = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if needed:
+            raise InputError(
+                str(path),
+                f"holds more than weights: an object of {needed[1]}, and loading it runs code that the file chooses",
+                fix="use a published file; or, if you trust who made this one, add --trust-pickle",
+            ) from None
+        what = f"cannot be read as a file of weights ({type(error).__name__})"
+        raise InputError(str(path), what, fix=AGAIN) from None
+    except (ImportError, AttributeError) as error:
+        what = f"holds an object of a package that is not installed: {error}"
+        raise InputError(str(path), what, fix="install its package") from None
+    if not isinstance(content, dict):
+        raise InputError(str(path), f"holds a {type(content).__name__}", allowed="a dictionary with a state_dict")
+    return content
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse a file that ``torch.save`` did not write, and say what it is; OSError if it cannot be read."""
+    with path.open("rb") as file:
+        start = file.read(1024)
+    for at, magic, what, fix in FOREIGN:
+        if start.startswith(magic, at):
+            raise InputError(str(path), what, fix=fix)
+    header_bytes = int.from_bytes(start[:8], "little")
+    if not start:
+        raise InputError(str(path), "is empty (0 bytes)", fix=AGAIN)
+    if start.lstrip(BLANKS).startswith(b"<"):
+        raise InputError(str(path), "is a web page, as servers send in place of a file", fix=AGAIN)
+    if start[8:9] == b"{" and 8 + header_bytes <= path.stat().st_size:
+        fix = "convert it: torch.save(safetensors.torch.load_file(FILE), 'weights.pth')"
+        raise InputError(str(path), "is a safetensors file", fix=fix)
+    if start.startswith(b"\x80") and TORCH_MAGIC not in start[:64]:
+        raise InputError(str(path), "is a plain pickle, as detectron2 publishes (.pkl)", fix=MMDETECTION)
+    if zipfile.is_zipfile(path):
+        refuse_other_zip(path)
+
+
+def refuse_other_zip(path: Path) -> None:
+    """Refuse a zip that is not the format of ``torch.save``."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    parts = {name.rpartition("/")[2] for name in names}
+    if "data.pkl" not in parts:
+        raise InputError(
+            str(path), f"is a zip of {first_names(names) or 'nothing'}", fix="unpack it, or name another file"
+        )
+    if "constants.pkl" in parts:
+        raise InputError(str(path), "is a TorchScript program", fix="name the file of weights that it was made from")
+
+
+def state_in(content: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+    """The weights of a file, of the model rather than of the optimizer, under the keys of others or bare; else None."""
+    state = content.get("state_dict", content.get("model", content))
+    whole = isinstance(state, dict) and bool(state or "state_dict" in content)
+    return dict(state) if whole and all(isinstance(value, torch.Tensor) for value in state.values()) else None
+
+
+def freed(state: Weights) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Weights without ``module.`` before each key and without averages beside them, and notes that say so.
+
+    As mmcv loads them: ``revise_keys`` of ``load_checkpoint`` removes the prefix, and ``ema_…``, the copies of
+    ``EMAHook``, are no keys of a detector.
+    """
+    notes = []
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+        notes.append("its keys began with module., as DataParallel writes them")
+    copies = state.keys() & {f"ema_{key.replace('.', '_')}" for key in state}
+    if copies:
+        notes.append(f"{len(copies)} averages (EMA) beside the weights are ignored")
+    return {key: value for key, value in state.items() if key not in copies}, notes
+
+
+def kind_of(state: Weights, meta: Mapping[str, Any]) -> str:
+    """Whose weights these are, by the names of their keys."""
+    kind = next((kind for kind, sign in KINDS if any(sign.match(key) for key in state)), UNKNOWN)
+    return OURS if kind == TORCHVISION and "backbone" in meta else kind
+
+
+def require_finite(where: str, state: Weights) -> None:
+    """Refuse weights that are not all numbers.
+
+    Raises:
+        InputError: says how many tensors hold NaN or infinity, and names the first.
+    """
+    bad = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if bad:
+        what = f"{len(bad)} of {len(state)} tensors hold NaN or infinity ({first_names(bad)})"
+        raise InputError(where, what, fix="name another file: the training that wrote this one diverged")
