@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from lvis_rcnn.config.schema import BACKBONES, Augmentation, Model
 from lvis_rcnn.config.study import Study, load_study_for_step, zoo_of
@@ -25,9 +26,12 @@ from lvis_rcnn.dataloader.repeat_factors import EPOCHS_OF_2X, RepeatFactors, Sam
 from lvis_rcnn.dataloader.sampler import stream_of
 from lvis_rcnn.dataset.checks import (
     Problem,
+    box_errors,
     category_errors,
     image_errors,
+    images_of_train2017,
     label_errors,
+    object_errors,
     overlap_warnings,
     rescale_warnings,
     split_warnings,
@@ -36,11 +40,14 @@ from lvis_rcnn.dataset.checks import (
 from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.dataset.versions import version_of
 from lvis_rcnn.model.mask_rcnn import network_on_meta
+from lvis_rcnn.runs.records import SEEN_BY_WEIGHTS
 from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
 from lvis_rcnn.system.files import atomic_file, write_json
 from lvis_rcnn.training.solver import Recipe, make_recipe
 
 GB = 1e9
+# At most this many categories are named in a warning.
+NAMED_CATEGORIES = 20
 
 # So many images are decoded without being asked for (resources.decode_images): about a minute.
 DECODED_IMAGES = 5000
@@ -63,7 +70,7 @@ def preflight(
     """Check two splits and the settings; with ``image_folders`` (train, val) None no image files.
 
     Raises:
-        InputError: no training image is left after filtering.
+        InputError: nothing is left to train on.
     """
     sampling = study.sampling
     factors = repeat_factors(train, sampling.oversample_threshold, sampling.rounding, sampling.exponent)
@@ -72,6 +79,7 @@ def preflight(
     recipe = make_recipe(study.schedule, stream)
     errors = [*category_errors(train, val), *label_errors(train), *label_errors(val)]
     errors += [*version_errors(train, study.dataset.name), *version_errors(val, study.dataset.name)]
+    errors += [*box_errors(train), *box_errors(val), *object_errors(val)]
     errors += settings_errors(study.augmentation, study.model)
     missing: list[str] = []
     skipped: list[str] = []
@@ -98,9 +106,12 @@ def preflight(
     warnings += rescale_warnings(val, study.inference.short_edge_px, study.inference.long_edge_px)
     warnings += overlap_warnings(train, val, image_folders or (Path(), Path()))
     warnings += settings_warnings(recipe, study.model, factors)
-    return Page(
-        errors, missing, warnings, facts(study, train, val, factors, recipe, images_checked=image_folders is not None)
-    )
+    seen_images = images_of_train2017(val) if study.model.weights == "coco" else 0
+    warnings += [*crowded_warnings(val, study), *leak_warnings(seen_images, val.num_images)]
+    found = facts(study, train, val, factors, recipe, images_checked=image_folders is not None)
+    if seen_images:
+        found[SEEN_BY_WEIGHTS] = seen_images
+    return Page(errors, missing, warnings, found)
 
 
 def settings_errors(augmentation: Augmentation, model: Model) -> Iterator[Problem]:
@@ -126,12 +137,47 @@ def frequency_warnings(train: AnnotationStore, val: AnnotationStore, factors: Re
             "their images here (1-10 r, 11-100 c, more f); the file's is used"
         )
     if unseen := int((~seen).sum()):
-        yield f"{train.source_name}: {unseen:,} of {len(seen):,} categories have no training image and score 0"
+        what = f"{unseen:,} of {len(seen):,} categories have no training image"
+        yield f"{train.source_name}: {what}; {scored_without_training(val, seen)}"
     pairs = zip(train.categories, val.categories, strict=False)
     if differ := sum(ours.frequency != theirs.frequency for ours, theirs in pairs):
         yield (
             f"{val.source_name}: {differ:,} categories have another frequency (r, c, f) than in {train.source_name}; "
             f"APr, APc and APf follow {val.source_name}"
+        )
+
+
+def scored_without_training(val: AnnotationStore, seen: Bool[np.ndarray, " c"]) -> str:
+    """What categories without training images do to the score: those with validation objects, by name."""
+    labels = val.labels[val.is_scored]
+    objects = np.bincount(labels[labels <= len(seen)], minlength=len(seen) + 1)[1:]
+    names = [val.categories[at].name for at in np.flatnonzero(~seen & (objects > 0)) if at < len(val.categories)]
+    if not names:
+        return f"none of them has objects in {val.source_name}, so none is scored"
+    others = f", ... ({len(names) - NAMED_CATEGORIES:,} more)" if len(names) > NAMED_CATEGORIES else ""
+    listed = f"{', '.join(names[:NAMED_CATEGORIES])}{others}"
+    return f"{len(names):,} of them, with objects in {val.source_name}, score 0 ({listed}), others are not scored"
+
+
+def crowded_warnings(val: AnnotationStore, study: Study) -> Iterator[str]:
+    """Images of which detections cannot find all objects, since fewer are kept or scored."""
+    limit = min(study.inference.detections_per_image, study.evaluation.detections_per_image)
+    objects_each = np.diff(np.append(0, np.cumsum(val.is_scored))[val.annotation_offsets])
+    if images := int((objects_each > limit).sum()):
+        lost = 1 - np.minimum(objects_each, limit).sum() / objects_each.sum()
+        yield (
+            f"{val.source_name}: {images:,} images hold more objects (up to {objects_each.max():,}) than the {limit} "
+            f"detections of an image that count: {lost:.1%} of all objects cannot be found"
+        )
+
+
+def leak_warnings(seen_images: int, num_images: int) -> Iterator[str]:
+    """Validation images that initial weights were trained on."""
+    if seen_images:
+        yield (
+            f"model.weights: coco: {seen_images:,} of {num_images:,} validation images are of COCO train2017, which "
+            "published COCO detectors were trained on, so AP is not of unseen images; start from imagenet, or score "
+            "the images of val2017 alone"
         )
 
 
@@ -245,9 +291,10 @@ def page_text(page: Page) -> str:
         if entries:
             lines += [title, *(f"  {number}. {entry}" for number, entry in enumerate(entries, start=1)), ""]
     lines.append(f"{'Data: ' + facts['dataset']:28}{'train':>24}{'val':>24}")
-    for key, value in facts["train"].items():
+    for key in {**facts["train"], **facts["val"]}:
         if key != "annotations_sha256":
-            lines.append(f"  {key.replace('_', ' '):26}{readable(value):>24}{readable(facts['val'][key]):>24}")
+            cells = (f"{readable(facts[split].get(key, 0)):>24}" for split in ("train", "val"))
+            lines.append(f"  {key.replace('_', ' '):26}{''.join(cells)}")
     lines += ["", "Oversampling"]
     lines += [f"  {key.replace('_', ' '):26}{readable(value)}" for key, value in facts["repeat_factors"].items()]
     lines += [

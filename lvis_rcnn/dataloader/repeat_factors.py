@@ -12,8 +12,8 @@ counts twice in every epoch. ``stochastic`` is the paper's and detectron2's: one
 with the probability of the fraction, drawn in each epoch. The exponent is a setting; one half is the paper's.
 
 As in MMDetection 3.3.0, N counts the images that have an annotation and no edge below 32 pixels, and a category is in
-an image by the annotations that are trained on (:func:`usable_annotations`). An image with none of those is kept and
-drawn once. MMDetection 2.x counts all annotations.
+an image by the annotations that are trained on and by crowds (:func:`usable_annotations`). An image with none of those
+is kept and drawn once. MMDetection 2.x counts all annotations.
 """
 
 import csv
@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from lvis_rcnn.dataloader.seeds import copies_seed
+from lvis_rcnn.dataset.checks import MAKE_PIXELS, NORMALISED, has_normalised_boxes
+from lvis_rcnn.dataset.records import CROWD
 from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.system.cli import InputError
 
@@ -72,7 +74,7 @@ class RepeatFactors:
     image_counts: Int64[np.ndarray, " c"]
     """Kept images that contain the category."""
     instance_counts: Int64[np.ndarray, " c"]
-    """Annotations of the category in kept images."""
+    """Annotations of the category in kept images, those that ``image_counts`` counts images by."""
     instances_in_epoch: Float64[np.ndarray, " c"]
     """The same, each counted as often as its image is drawn in one epoch, on average."""
     category_factors: Float64[np.ndarray, " c"]
@@ -95,16 +97,38 @@ class RepeatFactors:
         return int(self.copies.sum()) if self.rounding == "ceil" else float(self.image_factors.sum())
 
 
-def usable_annotations(store: AnnotationStore, annotations: slice) -> Int64[np.ndarray, " A"]:
-    """Indices of the annotations that are trained on: area above 0 and both sides of the box at least 1 px.
+def usable_annotations(
+    store: AnnotationStore, annotations: slice, *, and_crowds: bool = False
+) -> Int64[np.ndarray, " A"]:
+    """Indices of the annotations that are trained on, which are those without a reason of ``store.UNTRAINED``.
 
-    MMDetection 3.3.0, ``mmdet/datasets/lvis.py`` (``parse_data_info``), which also leaves out crowds and boxes outside
-    their image; no store has any.
+    With ``and_crowds`` also of crowds: MMDetection 3.3.0 counts their category for ClassBalancedDataset
+    (``CocoDataset.get_cat_ids``), and ignores them in training.
     """
-    widths, heights = store.boxes_xywh[annotations, 2:].T
-    usable = (store.areas[annotations] > 0) & (widths >= 1) & (heights >= 1)
-    positions: np.ndarray = annotations.start + np.flatnonzero(usable)
+    unused = store.untrained(annotations)
+    if and_crowds:
+        del unused["marked iscrowd"]
+    positions: np.ndarray = annotations.start + np.flatnonzero(~np.logical_or.reduce([*unused.values()]))
     return positions
+
+
+def nothing_to_train_on(store: AnnotationStore, kept: Bool[np.ndarray, " n"]) -> InputError:
+    """The error for a split without a usable annotation in the images that are kept; it names the causes."""
+    unused = store.untrained(slice(0, len(store.annotation_ids)))
+    of_kept = np.repeat(kept, np.diff(store.annotation_offsets))
+    counts = {reason: int(found.sum()) for reason, found in unused.items()}
+    counts[f"in images with an edge below {MIN_EDGE_PX} pixels"] = int((~of_kept).sum())
+    causes = [f"{number:,} {reason}" for reason, number in counts.items() if number]
+    if has_normalised_boxes(store):
+        causes, fix = [NORMALISED], MAKE_PIXELS
+    else:
+        fix = "correct the annotations (area in pixels, boxes as [x, y, width, height] in pixels) or name another split"
+    return InputError(
+        store.source_name,
+        f"none of {len(of_kept):,} annotations can be trained on: {', '.join(causes) or 'there is none'}",
+        allowed=f"area above 0, a box of a pixel or more in its image, edges of {MIN_EDGE_PX} pixels or more",
+        fix=fix,
+    )
 
 
 def repeat_factors(
@@ -121,21 +145,16 @@ def repeat_factors(
         exponent: above 0.
 
     Raises:
-        InputError: no image is left to train on.
+        InputError: nothing is left to train on; the causes are named.
     """
     without_annotation = np.diff(store.annotation_offsets) == 0
     too_small = np.minimum(store.heights, store.widths) < MIN_EDGE_PX
     kept = ~(without_annotation | too_small)
-    if not kept.any():
-        raise InputError(
-            store.source_name,
-            "no image is left to train on",
-            allowed=f"images with an annotation and both edges of {MIN_EDGE_PX} pixels or more",
-            fix="name another training split",
-        )
-    rows = usable_annotations(store, slice(0, len(store.annotation_ids)))
+    rows = usable_annotations(store, slice(0, len(store.annotation_ids)), and_crowds=True)
     image_of = np.repeat(np.arange(store.num_images), np.diff(store.annotation_offsets))[rows]
     of_kept = kept[image_of]
+    if not (of_kept & (store.marks[rows] != CROWD)).any():
+        raise nothing_to_train_on(store, kept)
     category_of = store.labels[rows[of_kept]].astype(np.int64) - 1
     num_categories = len(store.categories)
     # One number for each (image, category), so that a category counts once per image. Sorting takes 0.1 s for LVIS v1,

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from lvis_rcnn.dataset.images import JPEG_START, LOST, ImageFile, ImageFiles, decoded, decoded_silently
-from lvis_rcnn.dataset.store import AnnotationStore, image_candidates
+from lvis_rcnn.dataset.store import NEITHER, ROUNDING_PX, UNTRAINED, AnnotationStore, image_candidates
 from lvis_rcnn.dataset.versions import claimed_version, unlike_a_full_split, version_of
 from lvis_rcnn.system.cli import InputError
 
@@ -103,7 +103,7 @@ def image_errors(store: AnnotationStore, folder: Path, *, decode: bool = False) 
     finally:
         pool.shutdown(cancel_futures=True)
     names = [image_candidates(*store.image_name(image))[0] for image in missing]
-    absent = [missing_problem(store, folder, names, int(store.image_ids[missing[0]]))] if missing else []
+    absent = [missing_problem(store, files, names, int(store.image_ids[missing[0]]))] if missing else []
     errors = [*absent, *first_problems(damaged, store, "are damaged or of another size")]
     return ImageErrors(errors, names, first_problems(doubtful, store, "may be damaged or nearly black"))
 
@@ -209,19 +209,30 @@ def ends_with(stream: BinaryIO, marker: bytes) -> bool:
     return stream.read() == marker
 
 
-def missing_problem(store: AnnotationStore, folder: Path, names: list[str], first_id: int) -> Problem:
+def missing_problem(store: AnnotationStore, files: ImageFiles, names: list[str], first_id: int) -> Problem:
     """One problem for all missing images of a split, since they have one cause."""
     listed, others = names[:NAMED_FILES], len(names) - NAMED_FILES
     more = f", ... ({others:,} more)" if others > 0 else ""
-    zips = Counter(zip_name for name in names if (zip_name := zip_of(name)))
-    held = f"; {' and '.join(f'{name} holds {count:,} of them' for name, count in sorted(zips.items()))}"
-    fetch = "; the target fetch of Snakemake brings what is missing of COCO" if zips else ""
+    there = {index.path.name for index in files.zips}
+    absent = Counter(zip_name for name in names if (zip_name := zip_of(name)) and zip_name not in there)
+    held = " and ".join(f"{count:,} in {name}" for name, count in sorted(absent.items()))
+    fetch = f"; COCO has {held}, which the target fetch of Snakemake brings" if held else ""
     return Problem(
         f"{store.source_name}: image {first_id}",
-        f"{len(names):,} of {store.num_images:,} images not found in {folder}: {', '.join(listed)}{more}"
-        f"{held if zips else ''}",
+        f"{len(names):,} of {store.num_images:,} images not found in {files.root}: {', '.join(listed)}{more}"
+        f"{''.join(under_other_names(files, names))}",
         fix=f"set the split's 'images' to the folder that holds them or their zip, or add the files{fetch}",
     )
+
+
+def under_other_names(files: ImageFiles, names: list[str]) -> Iterator[str]:
+    """Which zips hold missing images in other folders, and what the first of them is called there."""
+    for index in files.zips:
+        members = {PurePosixPath(name.decode()).name: name.decode() for name in index.names.tolist()}
+        found = [name for name in names if PurePosixPath(name).name in members]
+        if found:
+            there = members[PurePosixPath(found[0]).name]
+            yield f"; {index.path.name} holds {len(found):,} of these names in other folders: {there}, not {found[0]}"
 
 
 def zip_of(name: str) -> str | None:
@@ -273,10 +284,37 @@ def version_errors(store: AnnotationStore, dataset_name: str) -> Iterator[Proble
 
 def label_errors(store: AnnotationStore) -> Iterator[Problem]:
     """Labels outside 1 to C, which would end a run on a GPU with a device assertion."""
-    low, high = int(store.labels.min()), int(store.labels.max())
+    low, high = int(store.labels.min(initial=1)), int(store.labels.max(initial=1))
     if low < 1 or high >= store.num_labels:
         allowed = f"1 to {store.num_labels - 1}"
         yield Problem(str(store.path), f"holds labels {low} to {high}", allowed, "build the store again")
+
+
+NORMALISED = "all boxes lie between 0 and 1, as normalised coordinates do"
+MAKE_PIXELS = "multiply boxes and polygons by the width and height of their image, and areas by both"
+
+
+def has_normalised_boxes(store: AnnotationStore) -> bool:
+    """Whether all boxes lie in the first pixel of their image: their coordinates are fractions of it."""
+    x, y, w, h = store.boxes_xywh.T
+    edges = np.concatenate([-x, -y, x + w - 1, y + h - 1])
+    return len(x) > 0 and bool((edges <= ROUNDING_PX).all())
+
+
+def box_errors(store: AnnotationStore) -> Iterator[Problem]:
+    """Normalised coordinates, with which an object that fills its image is still a box of one pixel."""
+    if has_normalised_boxes(store):
+        yield Problem(store.source_name, NORMALISED, allowed="pixels", fix=MAKE_PIXELS)
+
+
+def object_errors(val: AnnotationStore) -> Iterator[Problem]:
+    """Annotations of which none is scored: no metric would have a value."""
+    if len(val.annotation_ids) and not val.is_scored.any():
+        unused = val.untrained(slice(0, len(val.annotation_ids)))
+        numbers = {reason: int(found.sum()) for reason, found in unused.items() if UNTRAINED[reason] == NEITHER}
+        causes = ", ".join(f"{number:,} {reason}" for reason, number in numbers.items() if number)
+        what = f"none of {len(val.annotation_ids):,} annotations is scored: {causes}"
+        yield Problem(val.source_name, what, allowed="area above 0", fix="write the area of the masks in pixels")
 
 
 def split_warnings(store: AnnotationStore) -> Iterator[str]:
@@ -287,8 +325,9 @@ def split_warnings(store: AnnotationStore) -> Iterator[str]:
             yield f"{store.source_name}: {difference}"
     if boxes := store.counts["clipped_boxes"]:
         yield f"{store.source_name}: {boxes:,} boxes overshoot their image and are clipped"
-    if masks := store.counts["empty_masks"]:
-        yield f"{store.source_name}: {masks:,} annotations have area 0: neither trained on nor scored"
+    for reason, found in store.untrained(slice(0, len(store.annotation_ids))).items():
+        if number := int(found.sum()):
+            yield f"{store.source_name}: {number:,} annotations {reason}: {UNTRAINED[reason]}"
     image_of = np.repeat(np.arange(store.num_images), np.diff(store.annotation_offsets))
     absent_in = np.repeat(np.arange(store.num_images), np.diff(store.negative_offsets))
     present = image_of * store.num_labels + store.labels
@@ -311,6 +350,12 @@ def rescale_warnings(store: AnnotationStore, short_edge_px: int, long_edge_px: i
             f"{store.source_name}: {len(thin):,} images become 1 pixel thin when they are rescaled to a long edge of "
             f"{long_edge_px} px, so that little can be detected in them: {', '.join(named)}{more}"
         )
+
+
+def images_of_train2017(store: AnnotationStore) -> int:
+    """Images that are of COCO train2017, by their names: of LVIS v1 three quarters of val, of v0.5 none."""
+    names = (image_candidates(*store.image_name(image))[0] for image in range(store.num_images))
+    return sum(zip_of(name) == "train2017.zip" for name in names)
 
 
 def overlap_warnings(train: AnnotationStore, val: AnnotationStore, folders: tuple[Path, Path]) -> Iterator[str]:

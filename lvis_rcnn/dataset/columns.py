@@ -51,6 +51,8 @@ def columns(file: LvisFile, rows: Rows, where: str) -> dict[str, np.ndarray]:
         "polygon_counts": rows.outlines.polygons_each[order],
         "coordinate_offsets": ends(rows.outlines.numbers_each),
         **masks_of(rows.outlines, order),
+        # Stores of nearly all files have no marks, LVIS has none.
+        **({"marks": rows.marks[order]} if rows.marks.any() else {}),
     }
 
 
@@ -120,17 +122,11 @@ def check_names(names: Sequence[bytes], image_ids: Int64[np.ndarray, " n"], wher
 def check_annotations(
     rows: Rows, heights: Int64[np.ndarray, " A"], widths: Int64[np.ndarray, " A"], where: str
 ) -> None:
-    """Raise InputError for a crowd, a mask of another size than its image, a box of negative size or outside its image.
+    """Raise InputError for a mask of another size than its image, or a box of negative size.
 
-    A box without width or height is accepted: ``lvis`` scores it, and training leaves it out.
+    Crowds and boxes without width or height or outside their image are accepted: ``lvis`` scores them, and training
+    leaves them out (:func:`~lvis_rcnn.dataset.store.untrained`).
     """
-    if rows.marked.any():
-        raise InputError(
-            f"{where}: annotation {rows.ids[np.argmax(rows.marked)]}",
-            "is marked iscrowd or ignore, which LVIS scoring does not know",
-            allowed="neither key, or 0",
-            fix="remove the annotation and list its category in the image's not_exhaustive_category_ids",
-        )
     masked = np.flatnonzero(rows.outlines.runs_each)
     other = (rows.outlines.mask_sizes_hw != np.stack([heights[masked], widths[masked]], axis=1)).any(axis=1)
     if other.any():
@@ -138,15 +134,7 @@ def check_annotations(
         found = rows.outlines.mask_sizes_hw[np.argmax(other)]
         what = f"segmentation: a mask of size {found.tolist()} in an image of {[int(heights[at]), int(widths[at])]}"
         raise record_error(where, int(rows.ids[at]), "segmentation", what)
-    x, y, w, h = rows.boxes_xywh.T
-    negative = (w < 0) | (h < 0)
-    outside = (x >= widths) | (y >= heights) | (x + w <= 0) | (y + h <= 0)
-    if (negative | outside).any():
-        at = int(np.argmax(negative | outside))
-        problem = "has a negative size" if negative[at] else f"is outside its {widths[at]} x {heights[at]} image"
-        raise InputError(
-            f"{where}: annotation {rows.ids[at]}",
-            f"bbox {rows.boxes_xywh[at].tolist()} {problem}",
-            allowed="[x, y, width, height] in pixels that overlaps the image",
-            fix="correct the box or remove the annotation",
-        )
+    negative = (rows.boxes_xywh[:, 2:] < 0).any(axis=1)
+    if negative.any():
+        at = int(np.argmax(negative))
+        raise record_error(where, int(rows.ids[at]), "bbox", f"bbox {rows.boxes_xywh[at].tolist()} has a negative size")

@@ -215,7 +215,9 @@ def read_zip_index(path: Path) -> ZipIndex:
         if entry.flag_bits & ENCRYPTED or entry.compress_type not in READABLE_METHODS:
             what = "is encrypted" if entry.flag_bits & ENCRYPTED else f"is packed by method {entry.compress_type}"
             raise InputError(f"{path}: {entry.filename}", what, allowed="stored or deflated members", fix=fix)
-    names = np.array([entry.filename.encode() for entry in entries], dtype=np.bytes_)
+    # Some programs write ./a.jpg, or backslashes, whatever the standard says.
+    texts = [entry.filename.replace("\\", "/").removeprefix("./") for entry in entries]
+    names = np.array([text.encode() for text in texts], dtype=np.bytes_)
     columns = [
         (e.header_offset, e.compress_size, e.file_size, int(e.compress_type == zipfile.ZIP_DEFLATED), e.CRC)
         for e in entries

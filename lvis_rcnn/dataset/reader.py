@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
-from operator import attrgetter, truth
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,6 +29,7 @@ from lvis_rcnn.dataset.records import (
     Rows,
     Text,
     integers,
+    marks_of,
     no_json,
     outlines_of,
     read_lvis_file,
@@ -217,7 +218,6 @@ def regular_rows(records: Any, text: bytes) -> Rows:
     if not set(map(type, found.areas)) <= {int, float}:
         raise IrregularError
     wholes = {name: whole(numbers) for name, numbers in found.whole.items()}
-    marked = [wholes.get(mark, np.zeros(count)).astype(bool) for mark in MARKS]
     none = integers(())
     rows = Rows(
         ids=wholes["id"],
@@ -225,7 +225,7 @@ def regular_rows(records: Any, text: bytes) -> Rows:
         category_ids=wholes["category_id"],
         boxes_xywh=np.frombuffer(b"".join(found.boxes)).reshape(count, 4),
         areas=np.fromiter(found.areas, np.float64),
-        marked=np.logical_or(*marked),
+        marks=marks_of(*(wholes.get(mark, np.zeros(count)) for mark in MARKS)),
         outlines=Outlines(
             polygons_each, numbers_each, coordinates, np.zeros_like(polygons_each), none.reshape(0, 2), none
         ),
@@ -278,13 +278,12 @@ def rows_of_records(records: Sequence[AnnotationRecord], where: str) -> Rows:
         return map(attrgetter(name), records)
 
     boxes = np.fromiter(chain.from_iterable(field("bbox")), np.float64, count=4 * len(records))
-    marked = np.fromiter(map(truth, field("iscrowd")), bool)
     return Rows(
         ids=integers(field("id")),
         image_ids=integers(field("image_id")),
         category_ids=integers(field("category_id")),
         boxes_xywh=boxes.reshape(-1, 4),
         areas=np.fromiter(field("area"), np.float64),
-        marked=marked | np.fromiter(map(truth, field("ignore")), bool),
+        marks=marks_of(*(list(field(mark)) for mark in MARKS)),
         outlines=outlines_of(records, where),
     )

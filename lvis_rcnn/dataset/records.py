@@ -8,11 +8,11 @@ import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64, UInt8
 from msgspec import Meta
 
 from lvis_rcnn.dataset.rle import check_runs, runs_of_text
@@ -223,12 +223,21 @@ class Rows:
     category_ids: Int64[np.ndarray, " A"]
     boxes_xywh: Float64[np.ndarray, "A 4"]
     areas: Float64[np.ndarray, " A"]
-    marked: Bool[np.ndarray, " A"]
-    """iscrowd or ignore."""
+    marks: UInt8[np.ndarray, " A"]
+    """See :func:`marks_of`."""
     outlines: Outlines
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+CROWD, IGNORED = 1, 2
+
+
+def marks_of(crowds: Sequence[Any] | np.ndarray, ignored: Sequence[Any] | np.ndarray) -> UInt8[np.ndarray, " A"]:
+    """``CROWD`` or ``IGNORED`` of annotations by their keys iscrowd and ignore, the latter first; 0 of all others."""
+    marks: np.ndarray = np.where(np.array(ignored, bool), IGNORED, np.where(np.array(crowds, bool), CROWD, 0))
+    return marks.astype(np.uint8)
 
 
 def integers(values: Iterable[int]) -> Int64[np.ndarray, " k"]:

@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from jaxtyping import Float64, Int32, Int64, UInt8, UInt32
+from jaxtyping import Bool, Float64, Int, Int32, Int64, UInt8, UInt32
 
 from lvis_rcnn.dataset.pieces import read_text, sha256_of
 from lvis_rcnn.dataset.reader import OutlineFiles, read_file
-from lvis_rcnn.dataset.records import Category
+from lvis_rcnn.dataset.records import CROWD, IGNORED, Category
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import ArrayFile, atomic_folder, write_json
 
@@ -67,6 +67,7 @@ ARRAYS = {
     "run_counts": "<i4",
     "coordinates": "<f8",
     "runs": "<u4",
+    "marks": "|u1",
 }
 
 
@@ -119,6 +120,8 @@ class AnnotationStore:
     """x0, y0, x1, y1, ... of every polygon."""
     runs: UInt32[np.ndarray, " runs"]
     """Lengths of the runs of every mask, column by column, background first."""
+    marks: UInt8[np.ndarray, " A"]
+    """See :func:`~lvis_rcnn.dataset.records.marks_of`; on disk only where an annotation has one."""
 
     @property
     def num_images(self) -> int:
@@ -133,6 +136,20 @@ class AnnotationStore:
     def annotations_of(self, image: int) -> slice:
         """Positions of the annotations of the image at this position."""
         return slice(int(self.annotation_offsets[image]), int(self.annotation_offsets[image + 1]))
+
+    def untrained(self, annotations: slice) -> dict[str, Bool[np.ndarray, " a"]]:
+        """:func:`untrained` of the annotations at these positions."""
+        places = np.arange(annotations.start, annotations.stop)
+        images = np.searchsorted(self.annotation_offsets, places, side="right") - 1
+        arrays = (self.boxes_xywh[annotations], self.areas[annotations], self.marks[annotations])
+        return untrained(*arrays, self.heights[images], self.widths[images])
+
+    @property
+    def is_scored(self) -> Bool[np.ndarray, " A"]:
+        """Which annotations ``lvis`` scores."""
+        unused = self.untrained(slice(0, len(self.annotation_ids))).items()
+        unscored = [found for reason, found in unused if UNTRAINED[reason] == NEITHER]
+        return np.logical_not(np.logical_or.reduce(unscored))
 
     def outline_of(self, annotation: int) -> Outline:
         """Outline of the annotation at this position: one or more polygons, or the runs of a mask of its image."""
@@ -169,6 +186,8 @@ def image_candidates(coco_url: str, file_name: str) -> list[str]:
     names = ["/".join(parts[-2:]), parts[-1], file_name]
     if file_name.startswith("COCO_"):
         names.append(file_name[-16:])
+    if "\\" in file_name:  # as written on Windows
+        names.append(file_name.replace("\\", "/"))
     return list(dict.fromkeys(name for name in names if name))
 
 
@@ -189,7 +208,9 @@ def open_store(path: Path) -> AnnotationStore:
         found, allowed = f"store of format {info.format} version {info.version}", f"{FORMAT} version {VERSION}"
         raise InputError(str(path), found, allowed=allowed, fix=fix)
     try:
-        arrays = {name: load_array(path / f"{name}.npy", dtype, info.shapes[name]) for name, dtype in ARRAYS.items()}
+        wanted = {name: dtype for name, dtype in ARRAYS.items() if name != "marks" or name in info.shapes}
+        arrays = {name: load_array(path / f"{name}.npy", dtype, info.shapes[name]) for name, dtype in wanted.items()}
+        arrays.setdefault("marks", np.zeros(len(arrays["labels"]), np.uint8))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(str(path), f"the store is incomplete: {error}", fix=fix) from None
     return AnnotationStore(
@@ -239,11 +260,44 @@ def build_store(annotations: Path, out: Path) -> dict[str, int]:
     return info.counts
 
 
+# Why an annotation is not trained on, and whether it is scored: ``lvis`` knows ignore, but not iscrowd.
+NEITHER = "neither trained on nor scored"
+UNTRAINED = {
+    "with area 0": NEITHER,
+    "with a box below one pixel": "scored, but not trained on",
+    "with a box outside the image": "scored, but not trained on",
+    "marked iscrowd": "scored as any object, but not trained on",
+    "marked ignore": NEITHER,
+}
+
+
+def untrained(
+    boxes_xywh: Float64[np.ndarray, "a 4"],
+    areas: Float64[np.ndarray, " a"],
+    marks: UInt8[np.ndarray, " a"],
+    heights: Int[np.ndarray, " a"],
+    widths: Int[np.ndarray, " a"],
+) -> dict[str, Bool[np.ndarray, " a"]]:
+    """Which annotations are not trained on, by the reasons of ``UNTRAINED``; heights and widths of their images.
+
+    MMDetection 3.3.0, ``mmdet/datasets/coco.py`` (``parse_data_info``, also that of LVIS). A crowd becomes an ignored
+    box there, which no assigner of the recipe reads (``ignore_iof_thr=-1``).
+    """
+    x, y, w, h = boxes_xywh.T
+    outside = (x >= widths) | (y >= heights) | (x + w <= 0) | (y + h <= 0)
+    reasons = (areas <= 0, (w < 1) | (h < 1), outside, marks == CROWD, marks == IGNORED)
+    return dict(zip(UNTRAINED, reasons, strict=True))
+
+
 def count(arrays: dict[str, np.ndarray], categories: Sequence[Category]) -> dict[str, int]:
     """Counts of a split, for store.json and the preflight page."""
     sizes_each = np.diff(arrays["annotation_offsets"])
     x, y, w, h = arrays["boxes_xywh"].T
     widths, heights = np.repeat(arrays["widths"], sizes_each), np.repeat(arrays["heights"], sizes_each)
+    marks = arrays.get("marks", np.zeros(len(x), np.uint8))
+    unused = untrained(arrays["boxes_xywh"], arrays["areas"], marks, heights, widths)
+    outside = unused["with a box outside the image"]
+    unusual = {"boxes_outside": outside, "crowds": marks == CROWD, "ignored": marks == IGNORED}
     overshoots = (x < 0) | (y < 0) | (x + w > widths + ROUNDING_PX) | (y + h > heights + ROUNDING_PX)
     groups = [category.frequency for category in categories]
     return {
@@ -252,10 +306,11 @@ def count(arrays: dict[str, np.ndarray], categories: Sequence[Category]) -> dict
         "annotations": len(arrays["annotation_ids"]),
         "polygons": len(arrays["coordinate_offsets"]) - 1,
         "run_length_masks": len(arrays["masked_annotations"]),
-        "clipped_boxes": int(overshoots.sum()),
+        "clipped_boxes": int((overshoots & ~outside).sum()),
         "empty_masks": int((arrays["areas"] == 0).sum()),
         "categories": len(categories),
         "rare_categories": groups.count("r"),
         "common_categories": groups.count("c"),
         "frequent_categories": groups.count("f"),
+        **{name: int(found.sum()) for name, found in unusual.items() if found.any()},
     }

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from lvis_rcnn.dataset.detections import Detections, read_shards
 from lvis_rcnn.dataset.images import ImageFiles, read_image_bgr
+from lvis_rcnn.dataset.records import positions
 from lvis_rcnn.dataset.rle import pixels_of_runs
 from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.reporting.drawing import (
@@ -68,13 +69,21 @@ def read_scenes(store: AnnotationStore, images_dir: Path, detections: Path) -> S
     """Open the images and the detections of a split.
 
     Raises:
-        InputError: shards or zips of images are damaged or missing.
+        InputError: shards or zips of images are damaged or missing, or detections are of images of another split.
     """
     found = read_shards(detections)
     label_of = {category.id: label for label, category in enumerate(store.categories, start=1)}
     labels = np.array([label_of.get(category, 0) for category in found.category_ids.tolist()], np.int64)
-    place = {image: at for at, image in enumerate(store.image_ids.tolist())}
-    images = np.array([place.get(image, -1) for image in found.image_ids.tolist()], np.int64)
+    images = positions(store.image_ids, found.image_ids)
+    if (images < 0).any():
+        row = int(np.argmax(images < 0))
+        raise InputError(
+            str(detections),
+            f"detections of {len(set(found.image_ids[images < 0].tolist())):,} images that {store.source_name} does not"
+            f" have, the first is image {found.image_ids[row]}",
+            allowed="detections of the images of this store",
+            fix="name the store of the split that inference read",
+        )
     order = np.lexsort((-found.scores, images))
     starts = np.searchsorted(images[order], np.arange(store.num_images + 1))
     return Scenes(store, ImageFiles(images_dir), found, labels, starts, order)
@@ -203,12 +212,16 @@ def outlined(pixels: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"],
 
 
 def surroundings(box_xyxy: Sequence[float], size_hw: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a box with half its longer side around it, at least 24 px, inside the image."""
+    """Left, top, right and bottom of a box with half its longer side around it, at least 24 px, inside the image.
+
+    At least one pixel; a box may lie outside its image.
+    """
     left, top, right, bottom = box_xyxy
     around = max(LEAST_AROUND_PX, max(right - left, bottom - top) / 2)
-    x = [int(np.clip(value, 0, size_hw[1])) for value in (left - around, right + around + 1)]
-    y = [int(np.clip(value, 0, size_hw[0])) for value in (top - around, bottom + around + 1)]
-    return x[0], y[0], x[1], y[1]
+    (height, width), ends = size_hw, (right + around + 1, bottom + around + 1)
+    first = [int(np.clip(value - around, 0, edge - 1)) for value, edge in ((left, width), (top, height))]
+    last = [int(np.clip(value, 1, edge)) for value, edge in zip(ends, (width, height), strict=True)]
+    return first[0], first[1], last[0], last[1]
 
 
 def detected_as(scenes: Scenes, image: int, row: int) -> str:

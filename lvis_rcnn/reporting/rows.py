@@ -10,7 +10,7 @@ from lvis_rcnn.config.schema import BACKBONES, Schedule
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.evaluation.bootstrap import Interval, row_intervals
-from lvis_rcnn.runs.records import QUANTITIES, RunRecord, read_measured, read_published
+from lvis_rcnn.runs.records import QUANTITIES, RunRecord, images_seen_by_weights, read_measured, read_published
 from lvis_rcnn.runs.states import state_of
 from lvis_rcnn.system.cli import InputError
 
@@ -49,6 +49,8 @@ class Row:
     """What is wrong with the files that these intervals are computed from."""
     detections_kept: int = 300
     """The most detections of an image that inference keeps."""
+    images_seen_before: int = 0
+    """Validation images that the initial weights were trained on."""
 
     @property
     def title(self) -> str:
@@ -131,7 +133,8 @@ def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel]) -> list
         same = (one for one in models.values() if (one.kind, one.backbone, one.schedule) == (data, backbone, schedule))
         reference = next(same, None)
         of_means = intervals_over_seeds(runs)
-        rows.append(Row(TRAINED, backbone, schedule, data, runs, measured, None, reference, *of_means, kept))
+        seen = images_seen_by_weights(study, results)
+        rows.append(Row(TRAINED, backbone, schedule, data, runs, measured, None, reference, *of_means, kept, seen))
     for published in study.published:
         model = models[published.model]
         scored_on = data if published.split == "val" else published.split

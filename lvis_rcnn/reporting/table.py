@@ -55,6 +55,8 @@ COLUMNS = {
 }
 MEASURES_IN_ORDER = tuple(dict.fromkeys([*(name for name in COLUMNS if name in QUANTITIES), *QUANTITIES]))
 
+# Behind the title of a row whose initial weights were trained on validation images.
+SEEN_BEFORE = "¹"
 # Behind numbers that were measured on another device than the first of their column.
 MARKS = ("", "†", "‡", "§")
 OF_DEVICE = ("memory_gb", "fps")
@@ -118,6 +120,7 @@ def row_record(row: Row, link: Link) -> dict[str, Any]:
         **row.names,
         "backbone": row.backbone,
         "measured_on": row.measured_on,
+        **({"images_seen_before": row.images_seen_before} if row.images_seen_before else {}),
         "measures": {name: row.measure(name) for name in MEASURES_IN_ORDER},
         "missing": {run_key(run): missing for run in row.runs if (missing := missing_of(row, run))},
     }
@@ -137,6 +140,7 @@ def spreadsheet(study: Study, rows: Sequence[Row], records: Sequence[Mapping[str
 def spreadsheet_line(row: Row, record: Mapping[str, Any]) -> dict[str, Any]:
     """A line of table.csv by its columns."""
     line = {key: record[key] for key in (*row.names, "backbone", "measured_on")}
+    line |= {key: record[key] for key in ("images_seen_before",) if key in record}
     for name, measure in record["measures"].items():
         line[name] = measure["mean"]
         bounds = {"": measure["interval"]} if "interval" in measure else {}
@@ -184,6 +188,8 @@ def printed_cells(
     def text_of(row: Row, name: str) -> str:
         if name == "download" and link:
             return download(row, link)
+        if name == "title" and row.images_seen_before:
+            return f"{row.title} {SEEN_BEFORE}"
         return row.names[name] if name in row.names else cell(row, name) + device_mark(rows, row, name)
 
     def line_of(row: Row) -> dict[str, str]:
@@ -337,7 +343,7 @@ def reading_line(rows: Sequence[Row]) -> str:
     seeds = max(len(row.runs) for row in rows)
     if seeds > 1:
         parts.append(f"Mean ± sample standard deviation over {seeds} seeds.")
-    parts += [interval_sentence(rows)]
+    parts += [interval_sentence(rows), seen_before_sentence(rows)]
     parts += [f"{row.title}: no interval, since {row.why_no_intervals}." for row in rows if row.why_no_intervals]
     if any(difference(row, name) is not None for row in rows for name in COMPARED):
         parts.append("In parentheses: published value and, for AP, difference (ours - published).")
@@ -362,6 +368,17 @@ def failures_line(rows: Sequence[Row]) -> str:
                 error = f"{step}: " * (step != run.steps[0]) + why.removeprefix(FAILED)
                 ended.setdefault(error, []).append(name)
     return " ".join(f"Failed: {', '.join(names)}: {error.rstrip('.')}." for error, names in ended.items())
+
+
+def seen_before_sentence(rows: Sequence[Row]) -> str:
+    """What the mark behind a title means; empty where there is none."""
+    number = max(row.images_seen_before for row in rows)
+    return (
+        f"{SEEN_BEFORE} AP is not of unseen images: training began with the weights of a COCO detector (model.weights: "
+        f"coco), which was trained on {number:,} of the validation images."
+        if number
+        else ""
+    )
 
 
 def interval_sentence(rows: Sequence[Row]) -> str:

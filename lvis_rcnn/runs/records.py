@@ -30,6 +30,8 @@ STEPS_OF_PUBLISHED = ("import", "infer", "evaluate")
 SHARED_STEPS = ("draw", "store_train", "store_val", "preflight", "repeat_factors")
 FAILED = "failed: "
 """What a reason begins with that is an error."""
+# Among the facts of preflight.json, where there are any: validation images that the initial weights were trained on.
+SEEN_BY_WEIGHTS = "val_images_seen_by_initial_weights"
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,15 @@ def last_error(log_file: Path) -> str:
     if stamped is None or stamped[1] == "interrupted":
         return ""
     return re.split(r"; (?:allowed|fix|to mend): ", stamped[1])[0]
+
+
+def images_seen_by_weights(study: Study, results: Path) -> int:
+    """Validation images that the initial weights of a study's trainings were trained on, as preflight counted them."""
+    try:
+        page = json.loads((results / study.study / "preflight.json").read_bytes())
+        return int(page["facts"].get(SEEN_BY_WEIGHTS, 0))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return 0
 
 
 # Increased by every change of the code that changes the weights that a run ends with: older state is then not resumed.

@@ -203,6 +203,10 @@ def test_unusable_annotations_are_left_out(tmp_path):
             annotation(4, [10, 5, 20, 0.9]),
             annotation(5, [10, 5, 1, 1], category=15),
             annotation(6, [50, 30, 20, 20]),  # overshoots, but touches the image
+            annotation(7, [60, 5, 20, 15]),
+            annotation(8, [10, -15, 20, 15]),
+            usable | {"id": 9, "iscrowd": 1},
+            usable | {"id": 10, "ignore": 1},
         ],
     )
     assert store.annotation_ids[usable_annotations(store, store.annotations_of(0))].tolist() == [1, 5, 6]

@@ -106,9 +106,27 @@ def test_it_says_why_nothing_is_repeated(tmp_path):
     assert "1 of 10 images, a fraction of 0.1; only categories below the threshold 0.1" in summary(low)["why_none"]
 
 
-def test_no_image_left(tmp_path):
-    with pytest.raises(InputError, match=r"a.json: no image is left to train on; allowed: .* 32 pixels"):
-        repeat_factors(store_of(tmp_path, [[1]], [(31, 31)]), 0.1)
+@pytest.mark.parametrize("threshold", [0.1, None])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"area": 0}, "2 with area 0, 1 in images with an edge below 32 pixels; allowed: .* fix: correct the ann"),
+        ({"bbox": [5, 5, 0.9, 4]}, "2 with a box below one pixel, 1 in images"),
+        ({"bbox": [40, 5, 4, 4]}, "2 with a box outside the image, 1 in images"),
+        ({"iscrowd": 1}, "2 marked iscrowd, 1 in images"),
+        ({"ignore": 1, "area": 0}, "2 with area 0, 2 marked ignore, 1 in images"),
+        ({"bbox": [0.1, 0.2, 0.9, 0.5], "area": 0.4}, "all boxes lie between 0 and 1, .*; fix: multiply boxes and"),
+    ],
+)
+def test_nothing_left_to_train_on_is_one_error_with_its_causes(tmp_path, changes, message, threshold):
+    """The first image is too small, the second has objects that cannot be trained on, of which there are two."""
+    dataset = json.loads((store_of(tmp_path, [[1], [2, 3]], [(31, 31), (40, 40)]).path.parent / "a.json").read_text())
+    for annotation in dataset["annotations"][0 if "lie between" in message else 1 :]:
+        annotation.update(changes)
+    (tmp_path / "a.json").write_text(json.dumps(dataset))
+    build_store(tmp_path / "a.json", tmp_path / "a.store")
+    with pytest.raises(InputError, match=f"a.json: none of 3 annotations can be trained on: {message}"):
+        repeat_factors(open_store(tmp_path / "a.store"), threshold)
 
 
 def image_counts_of_lvis(version):

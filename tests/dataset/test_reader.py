@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvis_rcnn.dataset.reader import AnnotationReader
+from lvis_rcnn.dataset.records import CROWD, IGNORED
 from tests.helpers.small_dataset import annotation
 
 digits = st.text("0123456789", min_size=1, max_size=20)
@@ -70,12 +71,20 @@ def test_a_usual_piece_is_read():
     assert rows.ids.tolist() == [1, 2]
     assert rows.category_ids.tolist() == [20, 20]
     assert rows.boxes_xywh.tolist() == [[0, 1, 10.5, 12]] * 2
-    assert not rows.marked.any()
+    assert not rows.marks.any()
 
 
 def test_marks_that_all_records_have_are_read():
-    text = json.dumps([annotation(n, 7, 20, [0, 1, 2, 3]) | {"iscrowd": n - 1, "ignore": 0} for n in (1, 2)])
-    assert AnnotationReader("a.json").read_regular(text.encode()).marked.tolist() == [False, True]
+    marks = [(0, 0), (1, 0), (0, 1), (1, 1)]
+    records = [
+        annotation(n, 7, 20, [0, 1, 2, 3]) | {"iscrowd": crowd, "ignore": ignored}
+        for n, (crowd, ignored) in enumerate(marks, start=1)
+    ]
+    expected = [0, CROWD, IGNORED, IGNORED]
+    reader = AnnotationReader("a.json")
+    assert reader.read_regular(json.dumps(records).encode()).marks.tolist() == expected
+    del records[0]["ignore"]
+    assert reader.read(json.dumps(records).encode()).marks.tolist() == expected
 
 
 UNUSUAL = [

@@ -244,6 +244,26 @@ def test_a_detection_whose_mask_was_left_out_is_a_box_alone(scenes, tmp_path):
     write_pictures(bare, tmp_path / "bare", shown=[], number=2, seed=0, least_score=0.3)
 
 
+def test_objects_outside_their_image_are_drawn_at_its_border(scenes, tmp_path):
+    values = dataset()
+    for box in ([WIDTH + 40, 5, 8, 8], [5, -60, 8, 8]):
+        values["annotations"].append(  # type: ignore[attr-defined]
+            values["annotations"][1] | {"id": box[0], "bbox": box, "segmentation": square(*box[:3])}  # type: ignore[index]
+        )
+    (tmp_path / "outside.json").write_text(json.dumps(values))
+    build_store(tmp_path / "outside.json", tmp_path / "outside.store")
+    outside = read_scenes(open_store(tmp_path / "outside.store"), tmp_path / "images", tmp_path / "detections")
+    write_pictures(outside, tmp_path / "pictures", shown=[], number=2, seed=0, least_score=0.3)
+    assert len(list((tmp_path / "pictures").iterdir())) == len(PICTURES)
+
+
+def test_detections_of_another_split_are_refused(scenes, tmp_path):
+    put_detections(tmp_path / "other", *[(image, 20, 0.9, (5, 5, 20)) for image in (11, 7, 7, 8)])
+    message = r"other: detections of 2 images that val.json does not have, the first is image 7; .*fix: name the store"
+    with pytest.raises(InputError, match=message):
+        read_scenes(scenes.store, tmp_path / "images", tmp_path / "other")
+
+
 def test_the_same_files_give_the_same_pictures_and_the_command_needs_no_torch(scenes, tmp_path):
     write_pictures(scenes, tmp_path / "once", shown=[], number=2, seed=0, least_score=0.3)
     options = {"--store": "val.store", "--images": "images", "--detections": "detections", "--out": "again"}

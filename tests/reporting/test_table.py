@@ -378,6 +378,23 @@ def test_a_speed_of_some_masks_is_marked_and_a_slow_one_is_not_zero(tmp_path):
     assert ("5, scored masks" in page, "5, all masks" in page) == (True, True)
 
 
+def test_rows_whose_initial_weights_saw_validation_images_say_so(tmp_path):
+    model = {**read_yaml(MINI)["model"], "weights": "coco"}
+    study = study_with(model=model)
+    put_run(tmp_path, study)
+    usual = written(tmp_path, study)
+    assert "unseen images" not in usual.read_text()
+    assert "images_seen_before" not in json.loads(usual.with_suffix(".json").read_text())["rows"][0]
+    put(tmp_path / "mini" / "preflight.json", {"facts": {"val_images_seen_by_initial_weights": 15000}})
+    page = written(tmp_path, study)
+    assert table_of(page)[0]["Backbone"] == "R-50-FPN ¹"
+    assert "¹ AP is not of unseen images: training began with the weights of a COCO detector" in page.read_text()
+    assert "trained on 15,000 of the validation images." in page.read_text()
+    assert json.loads(page.with_suffix(".json").read_text())["rows"][0]["images_seen_before"] == 15000
+    with page.with_suffix(".csv").open(newline="") as file:
+        assert [row["images_seen_before"] for row in csv.DictReader(file)] == ["15000"]
+
+
 def test_the_csv_says_why_a_measurement_is_missing(tmp_path):
     study = study_with()
     put_run(tmp_path, study)

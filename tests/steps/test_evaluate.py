@@ -105,6 +105,17 @@ def test_every_category_has_its_own_ap(tmp_path):
         assert metrics["judged_detections"][kind] == 2
 
 
+def test_crowds_and_objects_outside_their_image_are_scored_as_lvis_does(tmp_path):
+    """Training leaves them out; of category 3 one of two objects is found."""
+    dataset = truth((1, 1, CUP), (1, 3, BOAT), (2, 3, (300.0, 300.0, 20.0, 20.0)))
+    dataset["annotations"][1]["iscrowd"] = 1
+    results = as_json([found(1, 1, 0.9, *CUP), found(1, 3, 0.8, *BOAT)])
+    metrics = evaluate(write(tmp_path / "truth.json", dataset), write(tmp_path / "dt.json", results), 300, "yes")
+    assert metrics["official"]["agrees"]
+    assert [row["objects"] for row in metrics["per_category"]] == [1, 0, 2]
+    assert metrics["per_category"][2]["bbox"] == pytest.approx(51 / 101)
+
+
 def test_the_lvis_package_beside_says_that_it_agrees(tmp_path, monkeypatch):
     paths = write(tmp_path / "truth.json", TWO_KINDS), write(tmp_path / "results.json", GOOD)
     agreed = evaluate(*paths, 300, "auto")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import check_study, read_yaml
-from lvis_rcnn.dataset.checks import image_finding
+from lvis_rcnn.dataset.checks import image_errors, image_finding
 from lvis_rcnn.dataset.images import ImageFile, read_image_bgr
 from lvis_rcnn.dataset.store import build_store, open_store
 from lvis_rcnn.preflight import (
@@ -328,8 +328,11 @@ def test_missing_images_of_coco_are_said_to_be_fetched_in_which_zips(tmp_path):
         data["images"].append(dict(data["images"][0], id=number, coco_url=url, file_name=None))
     draw(tmp_path, dataset("val", 11))
     draw(tmp_path, dataset("train"))
-    (error,) = check(tmp_path, train=data).errors
-    assert str(error).endswith("or add the files; the target fetch of Snakemake brings what is missing of COCO")
+    page = check(tmp_path, train=data)
+    (error,) = page.errors
+    assert page.missing_images == ["val2017/1.jpg", "train2017/1.jpg", "mine/1.jpg"]
+    fetch = "COCO has 1 in train2017.zip and 1 in val2017.zip, which the target fetch of Snakemake brings"
+    assert str(error).endswith(f"or add the files; {fetch}")
 
 
 def test_many_damaged_files_are_shortened(tmp_path):
@@ -413,17 +416,89 @@ def test_data_that_is_rarely_meant(tmp_path):
     train["categories"][0]["frequency"] = "c"
     val = copy.deepcopy(train)
     val["categories"][2]["frequency"] = "r"
+    val["annotations"][1].update(category_id=3)
+    val["annotations"].append(val["annotations"][0] | {"id": 9, "category_id": 4, "area": 0})
+    for data in (train, val):
+        data["categories"] += [{"id": n, "name": f"thing {n}", "frequency": "r"} for n in (4, 5)]
     warnings = "\n".join(check(tmp_path, train=train, val=val, images=False).warnings)
     assert "train.json: 1 boxes overshoot their image" in warnings
-    assert "train.json: 1 annotations have area 0" in warnings
+    assert "train.json: 1 annotations with area 0: neither" in warnings
     assert "train.json: 1 categories of an image are annotated and listed as absent" in warnings
     assert "train.json: 1 of 2 categories have a frequency that is not that of their images" in warnings
-    assert "train.json: 1 of 3 categories have no training image" in warnings
+    unseen = "train.json: 3 of 5 categories have no training image; 1 of them, with objects in val.json, score 0"
+    assert f"{unseen} (kite), others are not scored\n" in warnings
+    assert "model.weights" not in warnings
     assert (
         "val.json: 1 categories have another frequency (r, c, f) than in train.json; APr, APc and APf follow val"
         in warnings
     )
     assert "4 images are in both splits" in warnings
+
+
+@pytest.mark.parametrize(
+    ("changes", "split", "message"),
+    [
+        ({"bbox": [0, 0, 1, 1], "area": 0.7}, "train", "train.json: all boxes lie between 0 and 1"),
+        ({"bbox": [0.1, 0.5, 0.9, 0.5], "area": 0.4}, "val", "val.json: all boxes lie between 0 and 1"),
+        ({"area": 0}, "val", "val.json: none of 4 annotations is scored: 4 with area 0; allowed: area above 0"),
+    ],
+)
+def test_data_that_gives_no_figures_is_an_error(tmp_path, changes, split, message):
+    data = {"train": dataset("train"), "val": dataset("val", first_id=11)}
+    for annotation in data[split]["annotations"]:
+        annotation.update(changes)
+    (error,) = check(tmp_path, **data, images=False).errors
+    assert str(error).startswith(message)
+
+
+def test_categories_without_training_images_and_validation_objects_are_not_scored(tmp_path):
+    data = dataset("train")
+    data["categories"].append({"id": 3, "name": "kite", "frequency": "f"})
+    warnings = check(tmp_path, train=data, val=data, images=False).warnings
+    assert any("none of them has objects in val.json, so none is scored" in line for line in warnings)
+
+
+def test_images_with_more_objects_than_detections_are_told(tmp_path):
+    """One image holds 7 objects of which 1 is ignored; 5 detections count: 1 of 8 objects cannot be found."""
+    val = dataset("val", first_id=11)
+    val["annotations"] += [val["annotations"][0] | {"id": n, "ignore": n == 10} for n in range(6, 11)]
+    settings = study(inference={"detections_per_image": 5})
+    warnings = check(tmp_path, val=val, settings=settings, images=False).warnings
+    expected = "val.json: 1 images hold more objects (up to 6) than the 5 detections of an image that count: 12.5% of"
+    assert [line for line in warnings if "hold more" in line] == [f"{expected} all objects cannot be found"]
+
+
+def test_coco_weights_that_saw_validation_images_are_told(tmp_path):
+    """Three quarters of the validation images of LVIS v1 are of COCO train2017; those of v0.5 are all of val2017."""
+    val = dataset("val", first_id=11)
+    for image, split in zip(val["images"], ["train2017"] * 3 + ["val2017"], strict=True):
+        image["coco_url"] = f"http://images.cocodataset.org/{split}/{image['id']}.jpg"
+    coco = study(model={"weights": "coco", "normalization": "fixed_batch"})
+    page = check(tmp_path, val=val, settings=coco, images=False)
+    assert any("model.weights: coco: 3 of 4 validation images are of COCO train2017" in one for one in page.warnings)
+    assert page.facts["val_images_seen_by_initial_weights"] == 3
+    for data, settings in ((None, coco), (val, study())):
+        other = check(tmp_path, val=data, settings=settings, images=False)
+        assert "val_images_seen_by_initial_weights" not in other.facts
+        assert not any("unseen images" in one for one in other.warnings)
+
+
+def test_what_is_not_trained_on_is_counted(tmp_path):
+    val = dataset("val", first_id=11)
+    for annotation, changes in zip(
+        val["annotations"],
+        ({"iscrowd": 1}, {"bbox": [60, 0, 4, 4]}, {"bbox": [0, 0, 0.5, 4]}, {"ignore": 1}),
+        strict=True,
+    ):
+        annotation.update(changes)
+    page = check(tmp_path, val=val, images=False)
+    assert [line for line in page.warnings if line.startswith("val.json: ")] == [
+        "val.json: 1 annotations with a box below one pixel: scored, but not trained on",
+        "val.json: 1 annotations with a box outside the image: scored, but not trained on",
+        "val.json: 1 annotations marked iscrowd: scored as any object, but not trained on",
+        "val.json: 1 annotations marked ignore: neither trained on nor scored",
+    ]
+    assert re.search(r"\n  crowds +0 +1\n", page_text(page))
 
 
 def test_equal_names_in_different_folders_are_no_overlap(tmp_path):
@@ -534,18 +609,38 @@ def test_v1_renamed_to_v05_is_refused(tmp_path, dataset_name, file_name, message
     assert "allowed: v1, by content; fix: use the file of LVIS v0.5" in str(errors[0])
 
 
-def test_missing_images_name_the_zip_that_holds_them(tmp_path):
-    data = dataset("train")
-    for image, name in zip(
-        data["images"], ("train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg", "4.jpg"), strict=True
-    ):
-        image["coco_url"] = f"http://images.cocodataset.org/{name}"
-    page = check(tmp_path, train=data)
-    assert (
-        "val2017/3.jpg, images.cocodataset.org/4.jpg; train2017.zip holds 2 of them and val2017.zip holds 1 of them"
-        in page.errors[0].what
-    )
-    assert page.missing_images[:3] == ["train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg"]
+@pytest.mark.parametrize(
+    ("member", "is_found"),
+    [
+        ("./val2017/{}", True),
+        ("val2017\\{}", True),
+        (".\\val2017\\{}", True),
+        ("coco/val2017/{}", False),
+        ("photos/{}", False),
+        ("val2017/none-{}", None),
+    ],
+)
+def test_members_of_a_zip_are_found_or_named(tmp_path, member, is_found):
+    val = dataset("val2017", first_id=11)
+    draw(tmp_path / "loose", val)
+    names = [Path(image["file_name"]).name for image in val["images"]]
+    (tmp_path / "images").mkdir()
+    with zipfile.ZipFile(tmp_path / "images" / "val2017.zip", "w") as archive:
+        for name in names:
+            archive.write(tmp_path / "loose" / "val2017" / name, member.format(name))
+    problems = image_errors(store(tmp_path, "val", val), tmp_path / "images").problems
+    assert (problems == []) is (is_found is True)
+    told = f"; val2017.zip holds 4 of these names in other folders: {member.format('11.png')}, not val2017/11.png"
+    assert (told in "".join(map(str, problems))) is (is_found is False)
+    assert "Snakemake" not in "".join(map(str, problems))
+
+
+def test_a_name_written_on_windows_is_found(tmp_path):
+    val = dataset("val")
+    draw(tmp_path, val)
+    for image in val["images"]:
+        image["file_name"] = image["file_name"].replace("/", "\\")
+    assert image_errors(store(tmp_path, "val", val), tmp_path).problems == []
 
 
 def test_images_in_a_zip_are_checked(tmp_path):
