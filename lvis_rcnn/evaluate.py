@@ -4,15 +4,16 @@
 
 DETECTIONS is a folder of shards (see dataset.detections) or a results file as the LVIS server takes it: a list of
 {"image_id", "category_id", "score", "bbox": [x, y, w, h] and/or "segmentation": RLE or polygons}. Boxes are scored
-where results have a box, masks where they have a segmentation. A mask is small, medium or large by its own area (the
-lvis package takes the area of the box where a result has both).
+where results have a box, masks where results and annotations have a segmentation; --kinds asks for one of them. A mask
+is small, medium or large by its own area (the lvis package takes the area of the box where a result has both).
 
 metrics.json: {"format": "lvis_rcnn.metrics", "version": 1, "bbox": {...}, "segm": {...}, ...}, each kind with the
 official names (AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR@300, ARs@300, ARm@300, ARl@300) as unrounded
 fractions; null where no annotation defines the value. Without detections AP is 0, not null. "per_category" is a list of
 {"id", "label", "name", "frequency", "objects", "bbox": AP, "segm": AP}; "curves" holds for each kind the mean precision
 at each "recall" for "all", "r", "c" and "f" at IoU "0.5", "0.75" and "0.5:0.95"; "official" says whether the lvis
-package was run as well and agrees, bit for bit, in these metrics and in all of precision and recall.
+package was run as well and agrees, bit for bit, in these metrics and in all of precision and recall. Where not both
+kinds are scored, "only" is {"kind", "why"}.
 
 With --bootstrap N there is "intervals": {"resamples": N, "seed", "level": 0.95, "method", "bbox": {"AP": [low, high],
 ...}, "segm": {...}}, null where the metric is; --matches FILE keeps the match results (see evaluation.matches), from
@@ -35,6 +36,7 @@ from tabulate import tabulate
 
 from lvis_rcnn import __version__
 from lvis_rcnn.dataset.detections import sha256_of_shards
+from lvis_rcnn.dataset.json_text import read_text
 from lvis_rcnn.dataset.records import positions
 from lvis_rcnn.evaluation.average_precision import (
     DETECTIONS_PER_CATEGORY,
@@ -56,10 +58,10 @@ from lvis_rcnn.evaluation.bootstrap import (
     resampling_of,
     within_0_and_1,
 )
-from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth, read_annotations
+from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth
 from lvis_rcnn.evaluation.matches import MatchesFile, write_matches
 from lvis_rcnn.evaluation.official import difference, official_scores
-from lvis_rcnn.evaluation.results import KINDS, DetectionSet, Kind, read_detections
+from lvis_rcnn.evaluation.results import ALL_KINDS, KINDS, DetectionSet, Kind, read_detections
 from lvis_rcnn.system.cli import InputError, integer_of_at_least, log, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, write_json
 
@@ -78,6 +80,7 @@ def evaluate(
     matches: Path | None = None,
     fixed: bool = False,
     processes: int = 1,
+    kinds: Sequence[Kind] = (),
 ) -> dict[str, Any]:
     """Score detections against an LVIS-format annotation file; the value is that of metrics.json.
 
@@ -90,15 +93,18 @@ def evaluate(
         matches: file for the match results.
         fixed: whether AP-fixed is scored as well.
         processes: number of processes that compare masks, at least 1; the value does not depend on it.
+        kinds: what is scored; empty for all that both files have.
 
     Raises:
         InputError: a file is missing or damaged, a record is not as the protocol needs it, the detections were made for
             other annotations, or the lvis package gets another result.
     """
-    text = read_annotations(annotations)
+    text = bytes(read_text(annotations, "--annotations", "an LVIS annotation file (JSON)"))
     annotations_sha256 = hashlib.sha256(text).hexdigest()
     truth = parse_truth(text, str(annotations))
-    detection_set = read_detections(detections, truth)
+    possible = ALL_KINDS if truth.has_masks else ("bbox",)
+    detection_set = read_detections(detections, truth, kinds or possible)
+    only = only_kind(kinds, truth, detection_set)
     check_belonging(detections, annotations_sha256, len(detection_set))
     unknown = int((positions(truth.category_ids, detection_set.category_ids) < 0).sum())
     if unknown:
@@ -130,6 +136,7 @@ def evaluate(
         "scorer": f"lvis_rcnn {__version__}",
         "official": checked,
         "unknown_category_detections": unknown,
+        **({"only": only} if only else {}),
         **what_was_scored(truth, detection_set, scores, kept),
         "versions": {name: version(name) for name in ("lvis", "pycocotools", "numpy")},
         "per_category": per_category(truth, scores),
@@ -138,6 +145,28 @@ def evaluate(
             for kind in scores
         },
     }
+
+
+def only_kind(asked: Sequence[Kind], truth: GroundTruth, detection_set: DetectionSet) -> dict[str, str]:
+    """The one kind that is scored, and why not both; empty where both are.
+
+    Raises:
+        InputError: the detections lack a kind that was asked for.
+    """
+    lacking = set(asked) - set(detection_set.kinds)
+    if lacking:
+        what = f"the detections have no {' and no '.join(sorted(KINDS[kind] for kind in lacking))}"
+        raise InputError(detection_set.where, what, fix="ask for another kind: --kinds")
+    if len(detection_set.kinds) == len(KINDS):
+        return {}
+    (kind,) = detection_set.kinds
+    other = "a mask" if kind == "bbox" else "a box"
+    if asked:
+        why = "asked for by --kinds"
+    else:
+        why = f"no detection has {other}" if truth.has_masks else "no annotation has a mask (segmentation)"
+    log.info("scoring %s only: %s", kind, why)
+    return {"kind": kind, "why": why}
 
 
 def what_was_scored(
@@ -290,6 +319,7 @@ def step(args: argparse.Namespace) -> None:
         args.matches,
         args.fixed,
         args.processes,
+        args.kinds,
     )
     write_json(args.out, metrics)
     log.info("%s (percent; %d images, %d detections)", metrics["protocol"], metrics["images"], metrics["detections"])
@@ -312,6 +342,13 @@ def main() -> None:
         choices=range(1, 301),
         metavar="N",
         help="the best N detections of an image count, over all categories; 1 to 300 (default: 300, as the protocol)",
+    )
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=ALL_KINDS,
+        default=(),
+        help="bbox (boxes), segm (masks); the other is neither read nor checked (default: all that both files have)",
     )
     parser.add_argument(
         "--official",

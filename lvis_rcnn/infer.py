@@ -18,7 +18,7 @@ from typing import Any
 
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import Study, load_study_for_step, settings_digest, settings_of_step
-from lvis_rcnn.dataset.store import AnnotationStore
+from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.inference.detector import MASKS, conditions, make_detector
 from lvis_rcnn.inference.shards import (
     count_detections,
@@ -27,7 +27,7 @@ from lvis_rcnn.inference.shards import (
     infer_shards,
     number_of_shards,
 )
-from lvis_rcnn.system.cli import log, run_step, step_parser
+from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, sha256_of_json, write_json
 from lvis_rcnn.system.provenance import code_version, library_versions
 from lvis_rcnn.training.distributed import Ranks, require_device, started
@@ -55,6 +55,7 @@ def infer(
 
     Shards are written to a folder of ``state_dir`` that is named by model, settings and annotations.
     """
+    require_masks(study, open_store(store_path))
     detector = make_detector(study, backbone, model_path, store_path, images_dir, ranks.device)
     store = detector.images.store
     record = inference_record(study, store, sha256_of_file(model_path), ranks)
@@ -70,6 +71,13 @@ def infer(
     counts = count_detections(out_dir / "detections")
     write_json(out_dir / "inference.json", {**record, **counts, "end_to_end_fps": images_per_second(shards_dir)})
     log.info("detected %d images with %s: %s", store.num_images, backbone, out_dir / "detections")
+
+
+def require_masks(study: Study, store: AnnotationStore) -> None:
+    """Raise InputError where inference would make no mask: scored masks are those of annotated categories."""
+    if study.inference.masks == "scored" and not len(store.annotation_ids):
+        what = f"scored, but {store.source_name} has no annotations, so that no mask would be made"
+        raise InputError("inference.masks", what, allowed="all", fix="write masks: all into a copy of the study")
 
 
 def inference_record(study: Study, store: AnnotationStore, model_sha256: str, ranks: Ranks) -> dict[str, Any]:

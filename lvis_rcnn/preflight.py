@@ -355,6 +355,13 @@ def write_page(page: Page, out: Path) -> None:
     write_json(out, content)
 
 
+def require_annotations(store: AnnotationStore) -> None:
+    """Raise InputError for the store of a test set."""
+    if not len(store.annotation_ids):
+        what = "has no annotations: nothing to train on or to score against"
+        raise InputError(store.source_name, what, fix="name a split with annotations; infer and export take a test set")
+
+
 def image_folders(train: Path | None, val: Path | None, *, skip: bool) -> tuple[Path, Path] | None:
     """The folders of images to check; None to check none. InputError if a folder was not named."""
     if skip:
@@ -369,6 +376,8 @@ def step(args: argparse.Namespace) -> None:
     """Check one study."""
     study = load_study_for_step(args.study, "preflight", None)
     train, val = open_store(args.train_store), open_store(args.val_store)
+    for store in (train, val):
+        require_annotations(store)
     folders = image_folders(args.train_images, args.val_images, skip=args.no_images)
     page = preflight(study, train, val, folders)
     zoo, weights_dir = load_zoo(zoo_of(study, args.study)), Path(study.resources.weights_dir)

@@ -18,6 +18,8 @@ def step(args: argparse.Namespace) -> None:
         args.out,
         ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in counts.items()),
     )
+    if not counts["annotations"]:
+        log.warning("warning: %s has no annotations: its store serves infer and export only", args.annotations)
 
 
 def main() -> None:

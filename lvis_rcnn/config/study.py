@@ -32,6 +32,7 @@ from lvis_rcnn.config.schema import (
     Section,
 )
 from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.system.encodings import text_start
 from lvis_rcnn.system.files import sha256_of_json
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -253,7 +254,8 @@ def read_yaml(path: Path) -> Any:
         InputError: the file is missing or no YAML.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=StudyLoader)
+        content = path.read_bytes()
+        return yaml.load(content[text_start(content[:32], str(path)) :].decode(), Loader=StudyLoader)
     except FileNotFoundError:
         raise InputError(str(path), "no such study file", fix="name a file of configs/") from None
     except OSError as error:

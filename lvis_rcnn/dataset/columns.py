@@ -6,7 +6,17 @@ from itertools import chain
 import numpy as np
 from jaxtyping import Int64
 
-from lvis_rcnn.dataset.records import HELP, LvisFile, Outlines, Rows, integers, known, positions, record_error
+from lvis_rcnn.dataset.records import (
+    HELP,
+    LvisFile,
+    Outlines,
+    Rows,
+    integers,
+    known,
+    positions,
+    record_error,
+    refuse_id_0,
+)
 from lvis_rcnn.system.cli import InputError
 
 
@@ -21,6 +31,7 @@ def columns(file: LvisFile, rows: Rows, where: str) -> dict[str, np.ndarray]:
     category_ids = integers(category.id for category in file.categories)
     for ids, kind in ((image_ids, "image"), (category_ids, "category"), (rows.ids, "annotation")):
         check_unique(ids, where, kind)
+    refuse_id_0(rows.ids, where)
     heights, widths = integers(image.height for image in images), integers(image.width for image in images)
     names = [(name or "").encode() for image in images for name in (image.coco_url, image.file_name)]
     check_names(names, image_ids, where)

@@ -177,7 +177,9 @@ def shards_of(folder: Path) -> list[Path]:
     """
     found = sorted(folder.glob("shard-*.npz"))
     if not found:
-        raise InputError(str(folder), "no shards of detections here", allowed="shard-00000.npz, ...", fix="infer first")
+        inner = folder / "detections"
+        fix = f"name {inner}" if inner.is_dir() else "infer first"
+        raise InputError(str(folder), "no shards of detections here", allowed="shard-00000.npz, ...", fix=fix)
     wanted = [shard_path(folder, number) for number in range(len(found))]
     if found != wanted:
         missing = min(set(wanted) - set(found))

@@ -9,13 +9,11 @@ import hashlib
 import mmap
 import re
 from collections.abc import Callable, Iterator, Sized
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import msgspec
 
-from lvis_rcnn.dataset.records import Text
-from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.dataset.json_text import Text
 
 # Bytes that are Python objects at the same time, which take about twice as much memory.
 PIECE = 1 << 21
@@ -27,23 +25,6 @@ BORDER = re.compile(rb"\}[ \t\r\n]*(,)[ \t\r\n]*\{")
 LIST_CLOSED = re.compile(r"trailing characters \(byte (\d+)\)")
 
 Records = TypeVar("Records", bound=Sized)
-
-
-def read_text(path: Path) -> bytes | mmap.mmap:
-    """The file's bytes, mapped where it is a plain file.
-
-    Raises:
-        InputError: there is no such readable file.
-    """
-    try:
-        with path.open("rb") as file:
-            if path.is_file() and path.stat().st_size:
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return file.read()
-    except OSError as error:
-        raise InputError(
-            str(path), f"annotation file not readable: {error.strerror}", fix="name an LVIS-format JSON file"
-        ) from None
 
 
 def release(text: Text, start: int, end: int) -> None:

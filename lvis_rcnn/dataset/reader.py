@@ -21,13 +21,13 @@ from jaxtyping import Int64
 from tqdm import tqdm
 
 from lvis_rcnn.dataset.columns import columns
+from lvis_rcnn.dataset.json_text import Text, json_of, mended
 from lvis_rcnn.dataset.pieces import PIECE, Pieces, release
 from lvis_rcnn.dataset.records import (
     AnnotationRecord,
     Category,
     Outlines,
     Rows,
-    Text,
     integers,
     marks_of,
     no_json,
@@ -40,6 +40,9 @@ from lvis_rcnn.system.files import ArrayFile
 
 LIST_OPENS = re.compile(rb'"annotations"[ \t\r\n]*:[ \t\r\n]*\[')
 IDS, OTHERS, MARKS = ("id", "image_id", "category_id"), ("area", "bbox", "segmentation"), ("iscrowd", "ignore")
+
+# Errors that may be those of NaN, or of a whole number that is written as 1.0.
+MENDABLE = re.compile("not readable as JSON|got float")
 
 AnyArrays = TypeVar("AnyArrays", Rows, Outlines)
 
@@ -65,6 +68,17 @@ def read_file(text: Text, where: str, files: OutlineFiles) -> tuple[dict[str, np
         InputError: no JSON, a field of the wrong type or range, or records that contradict each other; the first one
             is named.
     """
+    text = json_of(text, where)
+    try:
+        return read_strictly(text, where, files)
+    except InputError as error:
+        if not MENDABLE.search(str(error)):
+            raise
+    return read_strictly(mended(text), where, files)
+
+
+def read_strictly(text: Text, where: str, files: OutlineFiles) -> tuple[dict[str, np.ndarray], list[Category]]:
+    """The same without mending anything."""
     try:
         found = streamed(text, where, files)
     except (InputError, msgspec.DecodeError, ValueError, RecursionError):
@@ -88,7 +102,7 @@ def streamed(text: Text, where: str, files: OutlineFiles) -> tuple[dict[str, np.
     mark = b'["' + secrets.token_hex(16).encode() + b'"]'
     file = read_lvis_file(bytes(text[: start - 1]) + mark + bytes(text[pieces.end :]), where)
     # The list may be nested deeper, or another one of this name may follow and replace it.
-    if bytes(file.annotations) != mark or not len(rows):
+    if bytes(file.annotations) != mark:
         return None
     return columns(file, rows, where), file.categories
 
@@ -138,10 +152,7 @@ def read_all_rows(annotations: msgspec.Raw, text: Text, where: str, files: Outli
     try:
         if not bytes(annotations).startswith(b"["):
             msgspec.json.decode(annotations, type=list[AnnotationRecord])
-        rows = read_rows(pieces, files)
-        if not len(rows):
-            raise msgspec.ValidationError("Expected `array` of length >= 1")
-        return rows
+        return read_rows(pieces, files)
     except msgspec.ValidationError as error:
         raise type_error(text, where, in_file(str(error), pieces.done)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -266,9 +277,8 @@ def whole(numbers: Sequence[Any]) -> Int64[np.ndarray, " k"]:
 def in_range(rows: Rows) -> bool:
     """Whether every value is one that AnnotationRecord allows."""
     numbers_each = rows.outlines.numbers_each
-    ids = (rows.ids.min(), rows.image_ids.min(), rows.category_ids.min())
     outlines = rows.outlines.polygons_each.min() >= 1 and numbers_each.min() >= 6 and not (numbers_each % 2).any()
-    return bool(min(ids) >= 1 and rows.areas.min() >= 0 and outlines)
+    return bool(rows.areas.min() >= 0 and outlines)
 
 
 def rows_of_records(records: Sequence[AnnotationRecord], where: str) -> Rows:

@@ -4,25 +4,21 @@ Types and ranges are declared once, in the structs below, and checked by msgspec
 repeated in a record the last one counts, as for every JSON reader that LVIS files meet.
 """
 
-import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 from msgspec import Meta
 
+from lvis_rcnn.dataset.json_text import Text, decoded_list, decoded_record, value_at
 from lvis_rcnn.dataset.rle import check_runs, runs_of_text
 from lvis_rcnn.system.cli import InputError
 
-Text = bytes | mmap.mmap | memoryview
-
-
-# Of what is trained on; scoring takes any Int64Number as an id, as the lvis package does.
-Id = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+# Any id that the lvis package takes; only that of an annotation must not be 0 (see refuse_id_0).
 Int64Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 # Run-length masks count pixels in 32 bits, so an edge has 16.
 EdgePx = Annotated[int, Meta(ge=1, le=65_535)]
@@ -31,7 +27,7 @@ EdgePx = Annotated[int, Meta(ge=1, le=65_535)]
 class Category(msgspec.Struct, frozen=True):
     """One category; its label is 1 + its position in the file."""
 
-    id: Id
+    id: Int64Number
     name: Annotated[str, Meta(min_length=1)]
     frequency: Literal["r", "c", "f"]
     """Rare, common or frequent, as the file says; never derived from counts."""
@@ -41,21 +37,28 @@ class Category(msgspec.Struct, frozen=True):
 class ImageRecord(msgspec.Struct, gc=False):
     """One image of the file."""
 
-    id: Id
+    id: Int64Number
     height: EdgePx
     width: EdgePx
-    neg_category_ids: list[Id]
-    not_exhaustive_category_ids: list[Id]
+    neg_category_ids: list[Int64Number]
+    not_exhaustive_category_ids: list[Int64Number]
     coco_url: str | None = None
     file_name: str | None = None
+
+
+class UnlabelledImage(ImageRecord, gc=False):
+    """One image of a test set, whose lists are not published."""
+
+    neg_category_ids: list[Int64Number] = []
+    not_exhaustive_category_ids: list[Int64Number] = []
 
 
 class AnnotationRecord(msgspec.Struct, gc=False):
     """One annotation of the file; its outline stays text until it is needed."""
 
-    id: Id
-    image_id: Id
-    category_id: Id
+    id: Int64Number
+    image_id: Int64Number
+    category_id: Int64Number
     bbox: tuple[float, float, float, float]
     area: Annotated[float, Meta(ge=0)]
     segmentation: msgspec.Raw
@@ -66,24 +69,41 @@ class AnnotationRecord(msgspec.Struct, gc=False):
 class LvisFile(msgspec.Struct):
     """An LVIS file; other keys (info, licenses) are skipped. The annotations stay text."""
 
-    images: Annotated[list[ImageRecord], Meta(min_length=1)]
-    annotations: msgspec.Raw
+    images: Annotated[Sequence[ImageRecord], Meta(min_length=1)]
     categories: Annotated[list[Category], Meta(min_length=1)]
+    annotations: msgspec.Raw
 
+
+class UnlabelledFile(LvisFile):
+    """A test set: without annotations, or with an empty list of them."""
+
+    images: Annotated[Sequence[UnlabelledImage], Meta(min_length=1)]
+    annotations: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+Sections = Mapping[str, type[msgspec.Struct]]
+
+# What the records of each section are, to name the keys that they lack.
+SECTIONS: Sections = {"images": ImageRecord, "annotations": AnnotationRecord, "categories": Category}
+UNLABELLED_SECTIONS: Sections = {"images": UnlabelledImage, "categories": Category}
+
+# Annotations with the same error that are named.
+NAMED = 5
 
 # Field -> what is allowed and how to fix it, for error messages.
 HELP = {
     "images": ("at least one image", "an LVIS file has images, annotations and categories"),
-    "annotations": ("at least one annotation", "an LVIS file has images, annotations and categories"),
+    "annotations": ("a list of annotations", "an LVIS file has images, annotations and categories"),
     "categories": ("at least one category", "an LVIS file has images, annotations and categories"),
-    "id": ("a whole number from 1, each once", "number the records from 1"),
+    "id": ("a whole number of 64 bits, each once", "number the records from 1"),
     "image_id": ("the id of an image of the file", "correct the id or remove the annotation"),
     "category_id": ("the id of a category of the file", "correct the id or remove the annotation"),
     "bbox": ("[x, y, width, height] in pixels, finite numbers", "write the box as COCO and LVIS do"),
     "area": ("mask area in pixels, a finite number from 0", "write the polygons' area"),
     "segmentation": (
-        "a list of polygons [x0, y0, x1, y1, ...], or a mask {size: [height, width], counts: runs}",
-        "write polygons or a run-length mask of the image's size",
+        "one or more polygons [x0, y0, x1, y1, ...], each of an even count of at least 6 numbers, or a mask"
+        " {size: [height, width], counts: runs}",
+        "write polygons or a run-length mask of the image's size, or remove the annotation",
     ),
     "coco_url": ("a text", "write the image's address, or leave it out and write file_name"),
     "file_name": ("a text", "write the image's name, relative to the folder of the images"),
@@ -91,23 +111,35 @@ HELP = {
     "width": ("1 to 65535 pixels, a whole number", "write the image's width"),
     "neg_category_ids": ("a list of category ids", "write the categories known to be absent, or an empty list"),
     "not_exhaustive_category_ids": ("a list of category ids", "write an empty list if all objects are annotated"),
+    "neg_category_ids[]": ("the id of a category of the file", "correct the id"),
+    "not_exhaustive_category_ids[]": ("the id of a category of the file", "correct the id"),
     "frequency": ("r, c or f", "add it: r for 1 to 10 training images, c for 11 to 100, f for more"),
     "name": ("a text", "name the category"),
 }
 
 
 def read_lvis_file(text: Text, where: str) -> LvisFile:
-    """Parse all but the annotations, and check types and ranges.
+    """Parse all but the annotations, and check types and ranges; a test set has none, and its lists may be missing.
 
     Raises:
         InputError: no JSON, or a field of the wrong type or range; record and field are named.
     """
+    sections = SECTIONS
     try:
+        if not has_annotations(text):
+            sections = UNLABELLED_SECTIONS
+            return msgspec.json.decode(text, type=UnlabelledFile)
         return msgspec.json.decode(text, type=LvisFile)
     except msgspec.ValidationError as error:
-        raise type_error(text, where, str(error)) from None
+        raise type_error(text, where, str(error), sections) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise no_json(where, error) from None
+
+
+def has_annotations(text: Text) -> bool:
+    """Whether a file has annotations; msgspec.DecodeError where it is no JSON object."""
+    annotations = decoded_record(text).get("annotations", msgspec.Raw(b"[]"))
+    return b"".join(bytes(memoryview(annotations)[:64]).split()) != b"[]"
 
 
 def no_json(where: str, error: Exception) -> InputError:
@@ -116,21 +148,89 @@ def no_json(where: str, error: Exception) -> InputError:
     return InputError(where, f"not readable as JSON: {error}", allowed="LVIS-format JSON", fix=fix)
 
 
-def type_error(data: Text, where: str, message: str) -> InputError:
-    """The error for a message of msgspec; adds the record's id, and help for its field."""
+def type_error(data: Text, where: str, message: str, sections: Sections = SECTIONS) -> InputError:
+    """The error for a message of msgspec; adds the record's id, and help for its field.
+
+    Args:
+        data: the file.
+        where: its name.
+        message: of msgspec.
+        sections: what the records of each section are; of keys that they lack all are named.
+    """
     problem, path = problem_and_path(message)
+    lacking = lacking_keys(data, sections) if problem.startswith("object missing required field ") else []
+    if lacking:
+        return missing_error(data, where, lacking)
     section, _, rest = path.lstrip(".").partition("[")
     index, _, rest = rest.partition("]")
     if index:
-        where = f"{where}: {section}[{index}]{id_at(data, section, int(index))}"
-    absent = problem.removeprefix("object missing required field ")
-    if absent != problem:
-        field, what = absent, f"missing field {absent}"
-    else:
-        field = rest.lstrip(".") if index else section
-        what = f"{field}: {problem}" if field else problem
-    allowed, fix = HELP.get(field.partition("[")[0], ("LVIS-format JSON", "correct the record"))
-    return InputError(where, what, allowed=allowed, fix=fix)
+        where = record_name(data, where, section, int(index))
+    field = rest.lstrip(".") if index else section
+    problem = problem_of(problem, data, path)
+    name, entry, _ = field.partition("[")
+    other = ("LVIS-format JSON", "correct the record" if path else "name an LVIS annotation file")
+    allowed, fix = HELP.get(f"{name}[]" * bool(entry)) or HELP.get(name) or other
+    return InputError(where, f"{field}: {problem}" if field else problem, allowed=allowed, fix=fix)
+
+
+def record_name(data: Text, where: str, section: str, index: int) -> str:
+    """Name of a record that could not be read, with its id if it has one."""
+    record_id = value_at(data, f"{section}[{index}].id")
+    return f"{where}: {section}[{index}]" + (f" (id {record_id!r:.40})" if record_id is not None else "")
+
+
+def problem_of(problem: str, data: Text, path: str) -> str:
+    """A problem of msgspec, in which what :func:`lvis_rcnn.dataset.json_text.mended` writes for NaN is named."""
+    if problem.endswith("got str") and value_at(data, path) == "":
+        return problem.removesuffix("str") + "NaN, infinity or an empty text"
+    return problem
+
+
+class Lacking(NamedTuple):
+    """A key that some of the records of a section lack, or, without ``indices``, a section that the file lacks."""
+
+    name: str
+    section: str
+    indices: list[int]
+    num_records: int
+
+    def __str__(self) -> str:
+        many = f" (in {len(self.indices):,} of {self.num_records:,} {self.section})"
+        return self.name + many * (len(self.indices) > 1)
+
+
+def lacking_keys(data: Text, sections: Sections) -> list[Lacking]:
+    """All required keys that a file or its records lack."""
+    file, lacking = decoded_record(data), []
+    for section, kind in sections.items():
+        if section not in file:
+            lacking.append(Lacking(section, section, [], 0))
+            continue
+        found: dict[str, list[int]] = {field.name: [] for field in msgspec.structs.fields(kind) if field.required}
+        records = entries(decoded_list, file[section])
+        for index, record in enumerate(records):
+            for name in found.keys() - entries(decoded_record, record, found):
+                found[name].append(index)
+        lacking += [Lacking(name, section, indices, len(records)) for name, indices in found.items() if indices]
+    return lacking
+
+
+def entries(decode: Callable[[msgspec.Raw], Any], value: msgspec.Raw, otherwise: Any = ()) -> Any:
+    """A decoded list or record; ``otherwise`` where it is none."""
+    try:
+        return decode(value)
+    except (ValueError, RecursionError):
+        return otherwise
+
+
+def missing_error(data: Text, where: str, lacking: Sequence[Lacking]) -> InputError:
+    """The error that names all missing keys."""
+    if len(lacking) == 1:
+        (one,) = lacking
+        where = record_name(data, where, one.section, one.indices[0]) if one.indices else where
+        return InputError(where, f"missing field {one}", allowed=HELP[one.name][0], fix=HELP[one.name][1])
+    fix = "; ".join(f"{one.name}: {HELP[one.name][1]}" for one in lacking)
+    return InputError(where, f"missing fields {', '.join(map(str, lacking))}", allowed="LVIS-format JSON", fix=fix)
 
 
 def problem_and_path(message: str) -> tuple[str, str]:
@@ -139,20 +239,21 @@ def problem_and_path(message: str) -> tuple[str, str]:
     return problem[:1].lower() + problem[1:], path
 
 
-def id_at(data: Text, section: str, index: int) -> str:
-    """`` (id 7)`` where the record that could not be read has an id, else nothing."""
-    try:
-        sections = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        record = msgspec.json.decode(msgspec.json.decode(sections[section], type=list[msgspec.Raw])[index])
-        return f" (id {record['id']!r:.40})"
-    except (ValueError, RecursionError, LookupError, TypeError):
-        return ""
-
-
 def record_error(where: str, annotation_id: int, field: str, what: str) -> InputError:
     """The error of one field of one annotation."""
     allowed, fix = HELP[field]
     return InputError(f"{where}: annotation {annotation_id}", what, allowed=allowed, fix=fix)
+
+
+def refuse_id_0(annotation_ids: Int64[np.ndarray, " A"], where: str) -> None:
+    """Raise InputError for an annotation with the id 0: ``lvis`` writes the id of a matched annotation, or 0."""
+    if (annotation_ids == 0).any():
+        raise InputError(
+            f"{where}: annotation 0",
+            "id 0 is reserved for 'unmatched', so that this object would never be found",
+            allowed="any other whole number as an annotation's id; images and categories may have 0",
+            fix="renumber the annotations from 1",
+        )
 
 
 # Ids in a range of this length are looked up in a table, which is four times faster; others by bisection.
@@ -182,8 +283,10 @@ def known(
     """Position in ``ids`` of what ``field`` of each annotation names; InputError for an id that is not in it."""
     found = positions(ids, wanted)
     if (found < 0).any():
-        at = int(np.argmax(found < 0))
-        what = f"unknown {field.removesuffix('_id')} {wanted[at]}"
+        at, others = int(np.argmax(found < 0)), int((found < 0).sum()) - 1
+        what = f"unknown {field.removesuffix('_id')} {wanted[at]}" + f" (and {others:,} more annotations)" * bool(
+            others
+        )
         raise record_error(where, int(annotation_ids[at]), field, what)
     return found
 
@@ -282,28 +385,25 @@ def polygons_of(records: Sequence[AnnotationRecord], where: str) -> list[list[li
         polygons = []
     wrong = not all(polygons) or any(len(polygon) < 6 or len(polygon) % 2 for one in polygons for polygon in one)
     if wrong or len(polygons) != len(records):
-        raise next(filter(None, (polygon_error(record, where) for record in records)))
+        first, *others = [record for record in records if polygon_problem(record)]
+        more = f" (also annotations {', '.join(str(record.id) for record in others[:NAMED])}" * bool(others)
+        more += f" and {len(others) - NAMED:,} more" * (len(others) > NAMED) + ")" * bool(others)
+        raise record_error(where, first.id, "segmentation", f"{polygon_problem(first)}{more}")
     return polygons
 
 
-def polygon_error(record: AnnotationRecord, where: str) -> InputError | None:
-    """The error for this annotation's polygons; None where they are right."""
+def polygon_problem(record: AnnotationRecord) -> str:
+    """What is wrong with this annotation's polygons; empty where they are right."""
     try:
         polygons = POLYGONS.decode(record.segmentation)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         problem, path = problem_and_path(str(error))
-        return record_error(where, record.id, "segmentation", f"segmentation{path}: {problem}")
+        return f"segmentation{path}: {problem_of(problem, bytes(record.segmentation), path)}"
     lengths = [len(polygon) for polygon in polygons]
     bad = [(n, length) for n, length in enumerate(lengths) if length < 6 or length % 2]
-    if polygons and not bad:
-        return None
-    what = f"segmentation[{bad[0][0]}] has {bad[0][1]} numbers" if bad else "segmentation has no polygon"
-    return InputError(
-        f"{where}: annotation {record.id}",
-        what,
-        allowed="one or more polygons of an even count of at least 6 numbers",
-        fix="correct the polygon or remove it",
-    )
+    if not polygons:
+        return "segmentation has no polygon"
+    return f"segmentation[{bad[0][0]}] has {bad[0][1]} numbers" if bad else ""
 
 
 def mask_of(record: AnnotationRecord, where: str) -> tuple[tuple[int, int], Int64[np.ndarray, " runs"]]:

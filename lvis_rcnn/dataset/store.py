@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int32, Int64, UInt8, UInt32
 
-from lvis_rcnn.dataset.pieces import read_text, sha256_of
+from lvis_rcnn.dataset.json_text import read_text
+from lvis_rcnn.dataset.pieces import sha256_of
 from lvis_rcnn.dataset.reader import OutlineFiles, read_file
 from lvis_rcnn.dataset.records import CROWD, IGNORED, Category
 from lvis_rcnn.system.cli import InputError
@@ -237,7 +238,7 @@ def build_store(annotations: Path, out: Path) -> dict[str, int]:
     """
     if out.exists() and not (out / "store.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(str(out), "exists and is no annotation store", fix="name another folder or remove it")
-    text = read_text(annotations)
+    text = read_text(annotations, "--annotations", "an LVIS annotation file (JSON)")
     with atomic_folder(out) as folder:
         with (
             ArrayFile(folder / "coordinates.npy", ARRAYS["coordinates"]) as coordinates,

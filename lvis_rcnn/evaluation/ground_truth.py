@@ -1,22 +1,21 @@
 """What the LVIS protocol reads of an annotation file, as flat arrays.
 
 Unlike the store of dataset.store it takes any file in the LVIS format: names of images may be missing, and an
-annotation may be marked ``ignore``. Segmentations stay JSON until masks are compared.
+annotation may be marked ``ignore``. Segmentations stay JSON until masks are compared, and may be missing until then.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from lvis_rcnn.dataset.records import Int64Number, known, positions
+from lvis_rcnn.dataset.json_text import Text, decoded_record, json_of, mended
+from lvis_rcnn.dataset.records import Int64Number, Sections, known, no_json, positions, refuse_id_0, type_error
 from lvis_rcnn.system.cli import InputError
 
 
@@ -38,7 +37,7 @@ class TruthAnnotation(msgspec.Struct, frozen=True, gc=False):
     category_id: Int64Number
     area: float
     bbox: tuple[float, float, float, float]
-    segmentation: msgspec.Raw
+    segmentation: msgspec.Raw = msgspec.Raw(b"")
     ignore: float | bool | None = 0
 
 
@@ -56,6 +55,12 @@ class TruthFile(msgspec.Struct, frozen=True):
     images: list[TruthImage]
     annotations: list[TruthAnnotation]
     categories: list[TruthCategory]
+
+
+SECTIONS: Sections = {"images": TruthImage, "annotations": TruthAnnotation, "categories": TruthCategory}
+
+# JSON of the segmentation of an object that has none, without blanks.
+NO_SEGMENTATION = (b"", b"null", b"[]", b'""')
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,17 +89,12 @@ class GroundTruth:
     areas: Float64[np.ndarray, " g"]
     ignored: Bool[np.ndarray, " g"]
     outlines: Sequence[msgspec.Raw]
-    """JSON of each object's segmentation."""
+    """JSON of each object's segmentation; empty where the file has none."""
 
-
-def read_annotations(path: Path) -> bytes:
-    """The bytes of an annotation file; InputError where there is none."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(str(path), "no such file") from None
-    except OSError as error:
-        raise InputError(str(path), f"not readable: {error.strerror}") from None
+    @property
+    def has_masks(self) -> bool:
+        """Whether any object has a segmentation, or there is no object."""
+        return not self.outlines or any(b"".join(bytes(one).split()) not in NO_SEGMENTATION for one in self.outlines)
 
 
 def parse_truth(text: bytes, where: str) -> GroundTruth:
@@ -104,36 +104,30 @@ def parse_truth(text: bytes, where: str) -> GroundTruth:
         InputError: it is not JSON, a key is missing or of another type, an id is duplicate or an annotation's is 0, or
             an annotation refers to an unknown image or category; the record is named.
     """
+    json_text = json_of(text, where)
     try:
-        file = msgspec.json.decode(text, type=TruthFile)
+        file = msgspec.json.decode(json_text, type=TruthFile)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise what_is_wrong(text, where) from None
+        file = mended_file(json_text, where)
     if not file.images or not file.categories:
         raise InputError(where, "no images or no categories", fix="name an LVIS annotation file")
     return truth_of(file, where)
 
 
-def what_is_wrong(text: bytes, where: str) -> InputError:
-    """The error for a file that msgspec does not read. NaN is not JSON, but some tools write it."""
+def mended_file(text: Text, where: str) -> TruthFile:
+    """The records of a file that is not as it should be; InputError where it cannot be mended."""
+    text = mended(text)
     try:
-        dataset = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return InputError(where, f"not readable as JSON: {error}", fix="get the file again")
-    try:
-        for annotation in dataset["annotations"] if isinstance(dataset, dict) and "annotations" in dataset else ():
-            annotation["segmentation"] = msgspec.Raw(msgspec.json.encode(annotation["segmentation"]))
-    except (KeyError, TypeError, ValueError):
-        pass  # the conversion names what is missing
-    try:
-        file = msgspec.convert(dataset, TruthFile)
+        sections = decoded_record(text)
+        if "images" in sections and "annotations" not in sections:
+            what = "has images but no annotations, as LVIS's test sets: nothing to score against"
+            fix = "score on a validation split; export writes what the LVIS server scores"
+            raise InputError(where, what, allowed="LVIS-format JSON with annotations", fix=fix)
+        return msgspec.json.decode(text, type=TruthFile)
     except msgspec.ValidationError as error:
-        return InputError(where, str(error), fix="correct the file")
-    for annotation in file.annotations:
-        numbers = (annotation.area, *annotation.bbox)
-        if not np.isfinite(numbers).all():
-            what = f"area and bbox are {[*numbers]}"
-            return InputError(f"{where}: annotation {annotation.id}", what, allowed="finite numbers")
-    return InputError(where, "holds NaN, infinity or another number that is not JSON", fix="write finite numbers")
+        raise type_error(text, where, str(error), SECTIONS) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise no_json(where, error) from None
 
 
 def truth_of(file: TruthFile, where: str) -> GroundTruth:
@@ -149,9 +143,7 @@ def truth_of(file: TruthFile, where: str) -> GroundTruth:
     annotations = file.annotations
     annotation_ids = column(annotations, "id")
     ascending_ids(annotations, f"{where}: annotations")
-    if (annotation_ids == 0).any():
-        # lvis writes the id of the matched annotation, or 0: this object would never be found.
-        raise InputError(f"{where}: annotation 0", "id 0 is reserved for 'unmatched'", fix="renumber from 1")
+    refuse_id_0(annotation_ids, where)
     boxes = np.fromiter(chain.from_iterable(a.bbox for a in annotations), np.float64, 4 * len(annotations))
     return GroundTruth(
         where=where,

@@ -83,7 +83,8 @@ def packed_mask(segmentation: Read, size: tuple[int, int], record: str) -> Packe
     for polygon in () if isinstance(segmentation, Rle) else segmentation:
         if len(polygon) < 6 or len(polygon) % 2:
             what = f"polygon of {len(polygon)} numbers"
-            raise InputError(record, what, allowed="an even number, at least 6", fix="remove or complete the polygon")
+            fix = "remove or complete the polygon, or score boxes only: --kinds bbox"
+            raise InputError(record, what, allowed="an even number, at least 6", fix=fix)
     if isinstance(segmentation, list) and segmentation:
         packed: Packed = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
         return packed
@@ -129,7 +130,8 @@ def masks_of_truth(truth: GroundTruth) -> list[Packed]:
         try:
             segmentation = decoder.decode(raw)
         except msgspec.DecodeError as error:
-            raise InputError(record, f"segmentation: {error}", fix="correct the file") from None
+            what = f"segmentation: {error}" if bytes(raw) else "has no segmentation"
+            raise InputError(record, what, fix="correct the file, or score boxes only: --kinds bbox") from None
         masks.append(packed_mask(segmentation, sizes[image], record))
     return masks
 

@@ -45,6 +45,8 @@ def official_scores(
         detections_per_image: at most so many of an image count, the best ones.
     """
     dataset = json.loads(annotations)
+    if kind == "segm":
+        fill_empty_outlines(dataset)
     size = len(detections), len(dataset["images"]), len(dataset["categories"])
     log.info("the lvis package scores %d detections, %d images, %d categories, without showing progress", *size)
     # lvis cannot take an empty list. The protocol drops a detection without area, so this one counts as none.
@@ -69,6 +71,15 @@ def official_scores(
         recall=evaluation.eval["recall"],
         metrics={name: None if value == -1 else value for name, value in values.items()},
     )
+
+
+def fill_empty_outlines(dataset: dict[str, Any]) -> None:
+    """Replace outlines without a polygon, of which ``lvis`` reads the first, by masks without a pixel."""
+    sizes_hw = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
+    for annotation in dataset["annotations"]:
+        if annotation.get("segmentation") in (None, []):
+            height, width = sizes_hw[annotation["image_id"]]
+            annotation["segmentation"] = {"size": [height, width], "counts": [height * width]}
 
 
 def official_records(detections: DetectionSet, kind: Kind) -> Iterator[dict[str, Any]]:

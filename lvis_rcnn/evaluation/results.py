@@ -5,7 +5,7 @@ polygons}. It is read a few megabytes at a time, so that never all of its record
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from lvis_rcnn.dataset.detections import read_shards
-from lvis_rcnn.dataset.pieces import Pieces, read_text
-from lvis_rcnn.dataset.records import Int64Number, Text, positions
+from lvis_rcnn.dataset.json_text import Text, json_of, mended, read_text
+from lvis_rcnn.dataset.pieces import Pieces
+from lvis_rcnn.dataset.records import Int64Number, positions
 from lvis_rcnn.evaluation.ground_truth import GroundTruth, column
 from lvis_rcnn.evaluation.masks import Masks, Rle, Segmentation, damaged, no_masks, packed_mask, wrong_size
 from lvis_rcnn.system.cli import InputError
@@ -25,6 +26,10 @@ from lvis_rcnn.system.cli import InputError
 Kind = Literal["bbox", "segm"]
 KINDS: dict[Kind, str] = {"bbox": "box", "segm": "mask"}
 """What can be scored, by the names of the COCO tools, and what a person calls it."""
+
+
+ALL_KINDS: tuple[Kind, ...] = tuple(KINDS)
+CONTENT = "a folder of shards, or an LVIS results file (JSON)"
 
 
 def kinds_present(boxes: Any, masks: Any) -> tuple[Kind, ...]:
@@ -81,47 +86,52 @@ def record_name(where: str, row: int, image_id: int, category_id: int) -> str:
     return f"{where}: result {row} (image {image_id}, category {category_id})"
 
 
-def read_detections(path: Path, truth: GroundTruth, with_masks: bool = True) -> DetectionSet:
+def read_detections(path: Path, truth: GroundTruth, kinds: Sequence[Kind] = ALL_KINDS) -> DetectionSet:
     """Detections of a folder of shards or of a results file, checked.
 
     Args:
         path: folder or file.
         truth: the annotations that they will be compared with.
-        with_masks: whether masks of shards are read too.
+        kinds: what is read, where it is there; the rest is neither read nor checked.
 
     Raises:
         InputError: the file or a shard is damaged, a record is not a detection, or as :func:`check_detections`.
     """
-    detections = detections_of_shards(path, with_masks) if path.is_dir() else detections_of_file(path, truth)
+    detections = detections_of_shards(path, kinds) if path.is_dir() else detections_of_file(path, truth, kinds)
     check_detections(detections, truth)
     return detections
 
 
-def detections_of_shards(folder: Path, with_masks: bool) -> DetectionSet:
+def detections_of_shards(folder: Path, kinds: Sequence[Kind]) -> DetectionSet:
     """Detections of a folder of shards."""
+    with_masks = "segm" in kinds
     read = read_shards(folder, with_masks)
+    boxes = read.boxes_xywh if "bbox" in kinds else None
     masks = Masks(read.mask_sizes.astype(np.int64), read.rle_offsets, read.rle_counts) if with_masks else None
     has_mask = None if read.has_mask.all() else read.has_mask
-    return DetectionSet(str(folder), read.image_ids, read.category_ids, read.scores, read.boxes_xywh, masks, has_mask)
+    return DetectionSet(str(folder), read.image_ids, read.category_ids, read.scores, boxes, masks, has_mask)
 
 
-def detections_of_file(path: Path, truth: GroundTruth) -> DetectionSet:
+def detections_of_file(path: Path, truth: GroundTruth, kinds: Sequence[Kind]) -> DetectionSet:
     """Detections of a results file.
 
     Raises:
         InputError: no such file, it is not JSON, or a record is not a detection or not of the kinds of the first.
     """
-    if not path.is_file():
-        raise InputError(str(path), "no such file")
-    text = read_text(path)
-    columns = Columns(str(path), truth)
-    try:
-        for records in pieces_of(text):
-            columns.add(records)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # Only the whole file shows what is wrong. NaN is not JSON, but some tools write it.
-        columns = Columns(str(path), truth)
-        columns.add(all_records(path))
+    if path.suffix == ".npz":
+        raise InputError(f"--detections {path}", "is one shard", allowed=CONTENT, fix=f"name its folder, {path.parent}")
+    text = json_of(read_text(path, "--detections", CONTENT), str(path))
+    readings: list[Callable[[], Iterator[list[Result]]]] = [lambda: pieces_of(text), lambda: pieces_of(mended(text))]
+    for read in readings:
+        columns = Columns(str(path), truth, kinds)
+        try:
+            for records in read():
+                columns.add(records)
+            return columns.detections()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue
+    columns = Columns(str(path), truth, kinds)
+    columns.add(all_records(text, str(path)))
     return columns.detections()
 
 
@@ -136,14 +146,24 @@ def pieces_of(text: Text) -> Iterator[list[Result]]:
         raise msgspec.DecodeError("trailing characters")
 
 
-def all_records(path: Path) -> list[Result]:
-    """The records of a file, read at once and slowly, with an error that names the record."""
+def all_records(text: Text, where: str) -> list[Result]:
+    """The records of a file that is not as it should be, read at once and slowly, with an error that names the record.
+
+    NaN is no JSON, but some tools write it, so that it passes here for the checks to name it.
+    """
     try:
-        return msgspec.convert(json.loads(path.read_bytes()), list[Result])
+        return msgspec.convert(json.loads(bytes(text), parse_float=number), list[Result])
     except msgspec.ValidationError as error:
-        raise InputError(str(path), str(error), fix="correct the file") from None
+        raise InputError(where, str(error), allowed=CONTENT, fix="correct the file") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(str(path), f"not readable as JSON: {error}", fix="get the file again") from None
+        what = f"not readable as JSON: {error}"
+        raise InputError(where, what, allowed=CONTENT, fix="get the file again, or name another one") from None
+
+
+def number(text: str) -> int | float:
+    """A number that is written with a fraction or an exponent."""
+    value = float(text)
+    return int(value) if value.is_integer() and value else value
 
 
 def detections_of(results: Sequence[Result], truth: GroundTruth, where: str = "results") -> DetectionSet:
@@ -158,11 +178,12 @@ def detections_of(results: Sequence[Result], truth: GroundTruth, where: str = "r
 class Columns:
     """Turns records into arrays, piece by piece."""
 
-    def __init__(self, where: str, truth: GroundTruth) -> None:
+    def __init__(self, where: str, truth: GroundTruth, wanted: Sequence[Kind] = ALL_KINDS) -> None:
         self.where = where
         self.truth = truth
+        self.wanted = wanted
         self.count = 0
-        self.kinds: tuple[Kind, ...] = tuple(KINDS)
+        self.kinds = tuple(wanted)
         self.parts: dict[str, list[np.ndarray]] = {name: [] for name in ("images", "categories", "scores", "boxes")}
         self.sizes: list[np.ndarray] = []
         self.lengths: list[np.ndarray] = []
@@ -173,11 +194,11 @@ class Columns:
         if not records:
             return
         if not self.count:
-            self.kinds = records[0].kinds
+            self.kinds = self.kinds_of(records[0])
         number = len(records)
         boxes, masks = ([getattr(record, name) for record in records] for name in ("bbox", "segmentation"))
         missing = {"bbox": boxes.count(None), "segm": masks.count(None)}
-        if not self.kinds or any(missing[kind] != (0 if kind in self.kinds else number) for kind in KINDS):
+        if not self.kinds or any(missing[kind] != (0 if kind in self.kinds else number) for kind in self.wanted):
             raise self.other_kinds(records)
         self.parts["images"].append(column(records, "image_id"))
         self.parts["categories"].append(column(records, "category_id"))
@@ -187,6 +208,10 @@ class Columns:
         if "segm" in self.kinds:
             self.add_masks(records)
         self.count += number
+
+    def kinds_of(self, record: Result) -> tuple[Kind, ...]:
+        """The wanted kinds that a record has."""
+        return tuple(kind for kind in record.kinds if kind in self.wanted)
 
     def add_masks(self, records: Sequence[Result]) -> None:
         """Append the masks of ``records``."""
@@ -214,9 +239,12 @@ class Columns:
 
     def other_kinds(self, records: Sequence[Result]) -> InputError:
         """The error that names the first record with other kinds than result 0, or with neither box nor mask."""
-        place = next((at for at, record in enumerate(records) if record.kinds != self.kinds or not self.kinds), 0)
+        place = next((at for at, record in enumerate(records) if self.kinds_of(record) != self.kinds or not self.kinds))
         mine, first = (" and ".join(kinds) or "neither" for kinds in (records[place].kinds, self.kinds))
         record = record_name(self.where, self.count + place, records[place].image_id, records[place].category_id)
+        if not self.kinds:
+            allowed = " or ".join("segmentation" if kind == "segm" else kind for kind in self.wanted)
+            return InputError(record, f"has no {allowed}", fix="write it, or score another kind: --kinds")
         return InputError(record, f"has {mine}, result 0 has {first}", allowed="bbox, segm or both, the same in all")
 
     def detections(self) -> DetectionSet:

@@ -35,18 +35,19 @@ def assert_same(store: AnnotationStore, dataset: dict) -> None:
     for position, image in enumerate(dataset["images"]):
         assert (store.heights[position], store.widths[position]) == (image["height"], image["width"])
         assert store.image_name(position) == (image.get("coco_url") or "", image.get("file_name") or "")
-        assert store.negatives_of(position).tolist() == [label_of[c] for c in image["neg_category_ids"]]
-        not_exhaustive = [label_of[c] for c in image["not_exhaustive_category_ids"]]
+        negatives, not_exhaustive = (image.get(f"{kind}_category_ids", []) for kind in ("neg", "not_exhaustive"))
+        assert store.negatives_of(position).tolist() == [label_of[c] for c in negatives]
+        not_exhaustive = [label_of[c] for c in not_exhaustive]
         assert store.not_exhaustive_of(position).tolist() == not_exhaustive
         ours = range(len(store.annotation_ids))[store.annotations_of(position)]
-        theirs = [a for a in dataset["annotations"] if a["image_id"] == image["id"]]
+        theirs = [a for a in dataset.get("annotations", []) if a["image_id"] == image["id"]]
         assert store.annotation_ids[list(ours)].tolist() == [a["id"] for a in theirs]
         for at, one in zip(ours, theirs, strict=True):
             assert store.labels[at] == label_of[one["category_id"]]
             assert store.boxes_xywh[at].tolist() == [float(x) for x in one["bbox"]]
             assert store.areas[at] == one["area"]
             assert_same_outline(store.outline_of(at), one["segmentation"])
-    assert store.annotation_offsets[-1] == len(dataset["annotations"])
+    assert store.annotation_offsets[-1] == len(dataset.get("annotations", []))
 
 
 def assert_same_outline(found, segmentation):
@@ -142,10 +143,9 @@ MASK = {"counts": [500, 20, 1880], "size": [40, 60]}
     ("path", "value", "message"),
     [
         ("images", [], r"json: images: expected array of length >= 1; allowed: at least one image"),
-        ("annotations", [], r"annotations: expected array of length >= 1"),
+        ("annotations", None, r"json: annotations: expected array, got null; allowed: a list of annotations"),
         ("categories", ..., r"json: missing field categories; .*images, annotations and categories"),
         ("images.1", 5, r"json: images\[1\]: expected object, got int; allowed: LVIS-format JSON"),
-        ("images.1.id", 0, r"images\[1\] \(id 0\): id: expected int >= 1; .*fix: number the records from 1"),
         ("images.1.id", "3", r"images\[1\] \(id '3'\): id: expected int, got str"),
         ("images.1.id", 7, r"image 7: image id is repeated"),
         ("images.1.height", 10**9, r"images\[1\] \(id 3\): height: expected int <= 65535"),
@@ -157,21 +157,28 @@ MASK = {"counts": [500, 20, 1880], "size": [40, 60]}
             r"image 9: not_exhaustive_category_ids names unknown category 99",
         ),
         ("images.1.file_name", ..., r"image 3: has neither coco_url nor file_name"),
-        ("annotations.1.id", 0, r"annotations\[1\] \(id 0\): id: expected int >= 1"),
+        ("images.0.neg_category_ids.0", "x", r"neg_category_ids\[0\]: expected int, got str; .*fix: correct the id"),
+        ("annotations.1.id", 0, r"annotation 0: id 0 is reserved .*; fix: renumber the annotations from 1"),
         ("annotations.1.id", 10**30, r"annotations\[1\] .*: id: expected int <= 9223372036854775807"),
         ("annotations.1.id", 5, r"annotation 5: annotation id is repeated"),
         ("annotations.1.image_id", 8, r"annotation 1: unknown image 8; allowed: the id of an image of the file"),
         ("annotations.1.category_id", 1, r"annotation 1: unknown category 1; allowed: the id of a category"),
         ("annotations.1.bbox", [1, 2, 3], r"annotations\[1\] \(id 1\): bbox: expected array of length 4"),
         ("annotations.1.bbox", [1, 2, -3, 4], r"annotation 1: bbox \[1.0, 2.0, -3.0, 4.0\] has a negative size"),
-        ("annotations.1.bbox.2", float("nan"), r"not readable as JSON"),
+        (
+            "annotations.1.bbox.2",
+            float("nan"),
+            r"annotations\[1\] \(id 1\): bbox\[2\]: expected float, got NaN",
+        ),
+        ("images.1.height", float("nan"), r"images\[1\] \(id 3\): height: expected int, got NaN, infinity"),
+        ("images.1.height", 50.5, r"images\[1\] \(id 3\): height: expected int, got float"),
         ("annotations.1.area", -1, r"annotations\[1\] \(id 1\): area: expected float >= 0"),
         ("annotations.1.segmentation", [], r"annotation 1: segmentation has no polygon"),
         ("annotations.1.segmentation", [[]], r"annotation 1: segmentation\[0\] has 0 numbers"),
         ("annotations.2.segmentation.1", [1, 2, 3, 4], r"annotation 4: segmentation\[1\] has 4 numbers; allowed: .*6"),
         ("annotations.2.segmentation.1", [1] * 7, r"annotation 4: segmentation\[1\] has 7 numbers"),
         ("annotations.2.segmentation.0.3", None, r"annotation 4: segmentation\[0\]\[3\]: expected float, got null"),
-        ("annotations.2.segmentation.0.3", float("inf"), r"not readable as JSON"),
+        ("annotations.2.segmentation.0.3", float("inf"), r"annotation 4: segmentation\[0\]\[3\]: expected .* got NaN"),
         ("annotations.2.segmentation.0.3", 10**400, r"annotation 4: segmentation\[0\]\[3\]: number out of range"),
         (
             "annotations.2.segmentation",
@@ -227,9 +234,77 @@ NO_JSON += [TEXT.replace(b"[[0, 0, 4, 0, 4, 4]]", b"[" * 9000 + b"]" * 9000)]
 
 @pytest.mark.parametrize("text", NO_JSON)
 def test_no_json_is_one_line(tmp_path, text):
-    with pytest.raises(InputError, match=r"annotations.json: (not readable as JSON|[eE]xpected object)"):
+    with pytest.raises(InputError, match=r"json: (not readable as JSON|[eE]xpected object|is UTF-16|missing fields)"):
         build(tmp_path, text)
     assert not (tmp_path / "data.store").exists()
+
+
+def whole_numbers_as_floats(text):
+    return re.sub(rb'("id": |_id": |height": |width": |_ids": \[|"area": )(\d+)([,}\]])', rb"\1\2.0\3", text)
+
+
+LAX = {
+    "byte order mark": b"\xef\xbb\xbf" + TEXT,
+    "NaN that nobody reads": TEXT.replace(b'"of no interest"', b'[NaN, {"x": -Infinity}]').replace(
+        b'"area"', b'"x": NaN, "area"'
+    ),
+    "NaN for a missing name": TEXT.replace(b'"height"', b'"note": Infinity, "height"').replace(
+        b'"file_name": "COCO_val2014_000000000009.jpg"', b'"file_name": NaN'
+    ),
+    "whole numbers as floats": whole_numbers_as_floats(TEXT),
+    "exponents": TEXT.replace(b'"height": 40', b'"height": 4e1').replace(b'"id": 20', b'"id": 2.0E+01'),
+}
+
+
+@pytest.mark.parametrize("kind", LAX)
+@pytest.mark.parametrize("piece", [300, pieces.PIECE])
+def test_what_lvis_reads_is_read_though_it_is_no_strict_json(tmp_path, monkeypatch, kind, piece):
+    monkeypatch.setattr(pieces, "PIECE", piece)
+    assert LAX[kind] != TEXT
+    expected = json.loads(LAX[kind], parse_constant=lambda _: "")
+    assert_same(build(tmp_path, LAX[kind]), expected)
+
+
+def test_run_lengths_may_be_floats(tmp_path):
+    dataset = change("annotations.2.segmentation", {"counts": [500.0, 20, 1880.0], "size": [40.0, 60.0]})
+    assert_same(build(tmp_path, dataset), change("annotations.2.segmentation", MASK))
+
+
+def test_all_missing_keys_are_named_at_once(tmp_path):
+    dataset = small_dataset()
+    for record in (*dataset["images"], *dataset["categories"][1:]):
+        for key in ("neg_category_ids", "not_exhaustive_category_ids", "frequency"):
+            record.pop(key, None)
+    with pytest.raises(InputError) as error:
+        build(tmp_path, dataset)
+    for part in (
+        r"missing fields neg_category_ids \(in 3 of 3 images\), not_exhaustive_category_ids \(in 3 of 3 images\),"
+        r" frequency \(in 2 of 3 categories\)",
+        "fix: neg_category_ids: .*frequency: add it",
+    ):
+        assert re.search(part, str(error.value))
+
+
+def test_all_annotations_with_a_wrong_polygon_are_named(tmp_path):
+    dataset = small_dataset()
+    dataset["annotations"] = [annotation(n, 7, 20, [1, 2, 3, 4], [[0] * 5]) for n in range(1, 10)]
+    with pytest.raises(InputError, match=r"annotation 1: .* 5 numbers \(also annotations 2, 3, 4, 5, 6 and 3 more\)"):
+        build(tmp_path, dataset)
+    dataset["annotations"] = [annotation(n, 7, 21, [1, 2, 3, 4]) for n in range(1, 10)]
+    with pytest.raises(InputError, match=r"annotation 1: unknown category 21 \(and 8 more annotations\)"):
+        build(tmp_path, dataset)
+
+
+@pytest.mark.parametrize("given", [{}, {"annotations": []}])
+def test_a_test_set_has_images_and_categories_only(tmp_path, given):
+    images = [{key: image[key] for key in image if not key.endswith("_ids")} for image in small_dataset()["images"]]
+    dataset = {"images": images, "categories": small_dataset()["categories"], **given}
+    store = build(tmp_path, dataset)
+    assert_same(store, dataset)
+    assert (store.counts["images"], store.counts["annotations"]) == (3, 0)
+    del dataset["categories"]
+    with pytest.raises(InputError, match=r"json: missing field categories"):
+        build(tmp_path, dataset)
 
 
 def test_harmless_marks_and_nulls_are_accepted(tmp_path):
@@ -240,7 +315,9 @@ def test_harmless_marks_and_nulls_are_accepted(tmp_path):
 
 
 def test_a_missing_file_and_a_foreign_folder_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"no.json: annotation file not readable: No such file"):
+    with pytest.raises(
+        InputError, match=r"--annotations \S+no.json: no such file; allowed: an LVIS annotation .*; fix: "
+    ):
         build_store(tmp_path / "no.json", tmp_path / "data.store")
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "dear.jpg").touch()
@@ -301,7 +378,7 @@ def test_no_store_at_all(tmp_path):
 
 
 numbers = st.floats(-100, 1000) | st.integers(-100, 1000)
-ids = st.integers(1, 2**63 - 1)
+ids = st.integers(-(2**63), 2**63 - 1)
 
 
 @st.composite
@@ -333,6 +410,7 @@ def datasets(draw):
             "segmentation": draw(st.lists(polygon, min_size=1, max_size=3)),
         }
         for annotation_id in draw(st.lists(ids, min_size=1, max_size=5, unique=True))
+        if annotation_id
     ]
     frequencies = st.sampled_from("rcf")
     categories = [

@@ -380,7 +380,7 @@ def test_a_file_read_in_pieces_is_the_file(tmp_path, monkeypatch):
 def test_a_ground_truth_without_numbers_is_named():
     dataset, _ = by_hand()
     dataset["annotations"][1]["area"] = float("nan")
-    with pytest.raises(InputError, match=r"truth.json: annotation 2: area and bbox are \[nan, .*finite numbers"):
+    with pytest.raises(InputError, match=r"annotations\[1\] \(id 2\): area: expected float, got NaN, .*finite number"):
         parse_truth(json.dumps(dataset).encode(), "truth.json")
 
 
@@ -415,7 +415,7 @@ def test_boxes_of_shards_are_read_without_their_masks(tmp_path):
     for number in range(2):
         write_shard(shard_path(tmp_path, number), shard)
     truth = parse_truth(json.dumps(by_hand()[0]).encode(), "truth.json")
-    both, boxes = read_detections(tmp_path, truth), read_detections(tmp_path, truth, with_masks=False)
+    both, boxes = read_detections(tmp_path, truth), read_detections(tmp_path, truth, kinds=("bbox",))
     assert (both.kinds, boxes.kinds) == (("bbox", "segm"), ("bbox",))
     assert np.array_equal(both.boxes_xywh, boxes.boxes_xywh)
     assert both.masks.packed(np.array([1])) == [rle]

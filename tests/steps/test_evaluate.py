@@ -1,6 +1,7 @@
 """Scoring as a step: files in, metrics.json and match results out, errors in one line, and kills at any moment."""
 
 import copy
+import gzip
 import json
 import random
 import re
@@ -205,9 +206,12 @@ def test_a_wrong_result_is_named(tmp_path, change, message):
         ("annotations", {"image_id": 9}, "truth.json: annotation 1: unknown image 9"),
         ("annotations", {"category_id": 9}, "annotation 1: unknown category 9"),
         ("annotations", {"segmentation": [[1, 2, 3, 4, 5]]}, "annotation 1: polygon of 5 numbers"),
-        ("annotations", {"area": None}, r"Expected `float`, got `null` - at `\$.annotations\[0\].area`"),
-        ("images", {"neg_category_ids": None}, r"at `\$.images\[0\].neg_category_ids`"),
-        ("categories", {"frequency": "x"}, r"Invalid enum value 'x' - at `\$.categories\[0\].frequency`"),
+        ("annotations", {"area": None}, r"annotations\[0\] \(id 1\): area: expected float, got null"),
+        ("annotations", {"area": float("nan")}, r"annotations\[0\] \(id 1\): area: expected float, got NaN"),
+        ("annotations", {"id": 1.5}, r"annotations\[0\] \(id 1.5\): id: expected int, got float"),
+        ("annotations", {"segmentation": None}, r"annotation 1: segmentation: .*fix: .*--kinds bbox"),
+        ("images", {"neg_category_ids": None}, r"images\[0\] \(id 1\): neg_category_ids: expected array, got null"),
+        ("categories", {"frequency": "x"}, r"categories\[0\] \(id 1\): frequency: .*allowed: r, c or f"),
     ],
 )
 def test_wrong_annotations_are_named(tmp_path, section, change, message):
@@ -215,6 +219,134 @@ def test_wrong_annotations_are_named(tmp_path, section, change, message):
     dataset[section][0].update(change)
     with pytest.raises(InputError, match=message):
         evaluate(write(tmp_path / "truth.json", dataset), write(tmp_path / "results.json", GOOD), 300)
+
+
+def test_all_missing_keys_are_named_at_once(tmp_path):
+    dataset = copy.deepcopy(TWO_KINDS)
+    for record in (*dataset["images"], *dataset["categories"]):
+        for key in ("neg_category_ids", "not_exhaustive_category_ids", "frequency"):
+            record.pop(key, None)
+    message = r"neg_category_ids \(in 2 of 2 images\), not_exhaustive_.*, frequency \(in 3 of 3 categories\)"
+    with pytest.raises(InputError, match=message):
+        evaluate(write(tmp_path / "truth.json", dataset), write(tmp_path / "results.json", GOOD), 300)
+
+
+FLOATS = re.compile(r'((?:id|height|width)": |_ids": \[|size": \[)(\d+)(?=[,}\]])')
+LAX = {
+    "byte order mark": lambda text: "\ufeff" + text,
+    "NaN that nobody reads": lambda text: text.replace('"image_id"', '"x": NaN, "y": [-Infinity], "image_id"'),
+    "whole numbers as floats": lambda text: FLOATS.sub(r"\1\2.0", text),
+}
+
+
+@pytest.mark.parametrize("kind", LAX)
+@pytest.mark.parametrize("name", ["truth", "results"])
+def test_what_lvis_reads_is_read_though_it_is_no_strict_json(tmp_path, kind, name):
+    dataset = truth((1, 1, CUP), (2, 3, BOAT), negative={2: [1]})
+    paths = {"truth": write(tmp_path / "truth.json", dataset), "results": write(tmp_path / "results.json", GOOD)}
+    usual = evaluate(*paths.values(), 300)
+    changed = LAX[kind](paths[name].read_text())
+    assert changed != paths[name].read_text()
+    paths[name].write_text(changed)
+    lax = evaluate(*paths.values(), 300, "yes")
+    digests = {"annotations_sha256", "detections_sha256", "official", "protocol"}
+    assert {key for key in usual if usual[key] != lax[key]} <= digests
+    assert lax["official"]["agrees"]
+
+
+def test_run_lengths_may_be_floats(tmp_path):
+    annotations = write(tmp_path / "truth.json", TWO_KINDS)
+    runs = {"size": [100.0, 100.0], "counts": [0.0, 100.0, 9900.0]}
+    results = write(tmp_path / "results.json", [{**record, "segmentation": runs} for record in GOOD])
+    whole = {"size": [100, 100], "counts": [0, 100, 9900]}
+    expected = write(tmp_path / "whole.json", [{**record, "segmentation": whole} for record in GOOD])
+    assert evaluate(annotations, results, 300)["segm"] == evaluate(annotations, expected, 300)["segm"]
+
+
+def with_outlines(value: object) -> dict:
+    """Ground truth whose outlines are all ``value``, or without that key for ``...``."""
+    dataset = copy.deepcopy(TWO_KINDS)
+    for annotation in dataset["annotations"]:
+        del annotation["segmentation"]
+        if value is not ...:
+            annotation["segmentation"] = value
+    return dataset
+
+
+@pytest.mark.parametrize("value", [..., None, []], ids=str)
+def test_boxes_alone_are_scored_where_the_ground_truth_has_no_mask(tmp_path, value):
+    results = write(tmp_path / "results.json", GOOD)
+    metrics = evaluate(write(tmp_path / "truth.json", with_outlines(value)), results, 300, "yes")
+    assert metrics["bbox"] == evaluate(write(tmp_path / "whole.json", TWO_KINDS), results, 300)["bbox"]
+    assert "segm" not in metrics
+    assert metrics["only"] == {"kind": "bbox", "why": "no annotation has a mask (segmentation)"}
+
+
+def test_boxes_alone_are_scored_on_request_whatever_the_masks_are(tmp_path, capsys, monkeypatch):
+    annotations = write(tmp_path / "truth.json", with_outlines([[1, 2, 3, 4]]))
+    damaged = [{**record, "segmentation": {"size": [9, 9], "counts": "0"}} for record in GOOD]
+    results, out = write(tmp_path / "results.json", damaged), tmp_path / "metrics.json"
+    with pytest.raises(InputError, match=r"annotation 1: .*--kinds bbox"):
+        evaluate(annotations, write(tmp_path / "good.json", GOOD), 300)
+    words = ["--annotations", annotations, "--detections", results, "--kinds", "bbox", "--official", "yes"]
+    run_main(monkeypatch, *words, "--out", out)
+    metrics = json.loads(out.read_text())
+    assert metrics["bbox"]["AP"] == pytest.approx(1)
+    assert metrics["only"] == {"kind": "bbox", "why": "asked for by --kinds"}
+    assert "scoring bbox only: asked for by --kinds" in capsys.readouterr().err
+
+
+def test_a_kind_that_the_detections_lack_is_refused(tmp_path):
+    annotations = write(tmp_path / "truth.json", TWO_KINDS)
+    shards = as_shards(tmp_path / "shards", [found(1, 1, 0.5, *CUP)] * 3)
+    assert evaluate(annotations, shards, 300, kinds=["segm"])["only"]["kind"] == "segm"
+    boxes = write(tmp_path / "boxes.json", [{**record, "segmentation": None} for record in GOOD])
+    with pytest.raises(InputError, match=r"result 0 .*: has no segmentation; fix: .*--kinds"):
+        evaluate(annotations, boxes, 300, kinds=["segm"])
+    with pytest.raises(InputError, match=r"the detections have no mask; fix: .*--kinds"):
+        evaluate(annotations, boxes, 300, kinds=["bbox", "segm"])
+
+
+def test_an_empty_outline_beside_others_is_a_mask_without_a_pixel(tmp_path):
+    dataset = truth((1, 1, CUP), (2, 3, BOAT), (2, 1, FAR))
+    dataset["annotations"][2]["segmentation"] = []
+    metrics = evaluate(write(tmp_path / "truth.json", dataset), write(tmp_path / "results.json", GOOD), 300, "yes")
+    assert metrics["official"]["agrees"]
+    assert "only" not in metrics
+    assert metrics["segm"]["AR@300"] < 1
+
+
+def test_a_file_of_another_kind_is_named_with_its_option(tmp_path):
+    annotations, results = write(tmp_path / "truth.json", TWO_KINDS), write(tmp_path / "results.json", GOOD)
+    as_shards(tmp_path / "run" / "detections", [found(1, 1, 0.5, *CUP)] * 3)
+    (tmp_path / "val.store").mkdir()
+    (tmp_path / "val.store" / "store.json").touch()
+    (tmp_path / "no.txt").write_text("no JSON")
+    (tmp_path / "packed.json.gz").write_bytes(gzip.compress(annotations.read_bytes()))
+    test_set = write(tmp_path / "test.json", {key: TWO_KINDS[key] for key in ("images", "categories")})
+    cases = [
+        (tmp_path / "nope.json", results, r"--annotations \S+nope.json: no such file; allowed: .*; fix: "),
+        (tmp_path / "val.store", results, r"--annotations \S+: is an annotation store; .*fix: name the JSON file that"),
+        (tmp_path / "packed.json.gz", results, r"packed.json.gz: is compressed with gzip; .*fix: .*gunzip"),
+        (results, results, r"results.json: expected object, got array; .*fix: name an LVIS annotation file"),
+        (test_set, results, r"test.json: has images but no annotations, .*nothing to score against; .*fix: "),
+        (
+            annotations,
+            tmp_path / "nope",
+            r"--detections \S+nope: no such file; allowed: a folder of shards, or an LVIS",
+        ),
+        (annotations, tmp_path / "run", r"run: no shards of detections here; .*fix: name \S+detections"),
+        (annotations, tmp_path / "shard-00000.npz", r"--detections \S+: is one shard; .*fix: name its folder"),
+        (
+            annotations,
+            tmp_path / "no.txt",
+            r"no.txt: not readable as JSON: .*; allowed: a folder of shards, or an LVIS",
+        ),
+        (annotations, annotations, r"truth.json: Expected `array`, got `object`; allowed: a folder of shards, or"),
+    ]
+    for truth_path, detections, message in cases:
+        with pytest.raises(InputError, match=message):
+            evaluate(truth_path, detections, 300)
 
 
 @pytest.mark.parametrize("text", ["", "[{", '{"image_id": 1}', "\x00"])

@@ -23,6 +23,7 @@ from lvis_rcnn.config.study import settings_digest
 from lvis_rcnn.dataloader.transforms import padded_size_hw
 from lvis_rcnn.dataset.detections import (
     Detections,
+    export_results,
     pack_rles,
     read_shard,
     read_shards,
@@ -30,7 +31,7 @@ from lvis_rcnn.dataset.detections import (
     shards_of,
     write_shard,
 )
-from lvis_rcnn.dataset.store import open_store
+from lvis_rcnn.dataset.store import build_store, open_store
 from lvis_rcnn.evaluate import evaluate
 from lvis_rcnn.model.mask_rcnn import ImageDetections
 from lvis_rcnn.model.weights import save_model
@@ -107,6 +108,26 @@ def run(drawn, model_path, folder, **changes):
         ALONE,
     )
     return study, json.loads((folder / "out" / "inference.json").read_text())
+
+
+def test_a_test_set_without_annotations_becomes_a_results_file_for_the_server(drawn, model_path, tmp_path):
+    dataset = json.loads((drawn.folder / "drawn" / "val.json").read_text())
+    kept = {"id", "height", "width", "file_name", "coco_url"}
+    images = [{key: image[key] for key in image.keys() & kept} for image in dataset["images"]]
+    (tmp_path / "test.json").write_text(json.dumps({"images": images, "categories": dataset["categories"]}))
+    test_set = replace(drawn, folder=tmp_path / "test_set")
+    build_store(tmp_path / "test.json", test_set.val_store)
+    (test_set.folder / "drawn").symlink_to(drawn.folder / "drawn")
+    with pytest.raises(InputError, match=r"test.json has no annotations, .*; allowed: all"):
+        run(test_set, model_path, tmp_path / "scored", inference={"masks": "scored"})
+    _, record = run(test_set, model_path, tmp_path / "run")
+    count = export_results(tmp_path / "run" / "out" / "detections", tmp_path / "results.json")
+    assert count == record["detections"] > 0
+    # What inference finds does not depend on annotations.
+    run(drawn, model_path, tmp_path / "whole")
+    assert contents(tmp_path / "run" / "out" / "detections") == contents(tmp_path / "whole" / "out" / "detections")
+    metrics = evaluate(drawn.folder / "drawn" / "val.json", tmp_path / "results.json", 300)
+    assert metrics["detections"] == count
 
 
 def contents(folder):
