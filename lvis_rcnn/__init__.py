@@ -39,6 +39,7 @@ STEPS = (
     "compare",
     "report",
     "status",
+    "clean",
 )
 
 ROOMS = (

@@ -1,4 +1,4 @@
-"""Compares two runs, rows or studies, metric by metric, with intervals and p values.
+"""Compare two runs, rows or studies, metric by metric, with intervals and p values.
 
     python -m lvis_rcnn compare results/mini/r50/seed0 results/mini/r101/seed0
     python -m lvis_rcnn compare results/mini_no_sampling results/mini_sampling --plot results/sampling
@@ -16,14 +16,12 @@ from lvis_rcnn.evaluation.bootstrap import SEED
 from lvis_rcnn.evaluation.compare import compare, row_pairs
 from lvis_rcnn.reporting.comparison import comparison_text, write_difference_plots
 from lvis_rcnn.reporting.html import text_page
-from lvis_rcnn.system.cli import InputError, integer_of_at_least, log, run_step, step_parser
+from lvis_rcnn.system.cli import add_number, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import write_text
 
 
 def step(args: argparse.Namespace) -> None:
     """Compare what the arguments name, and print or write the result."""
-    if args.out and args.out.suffix != ".txt":
-        raise InputError(f"--out {args.out}", "is not a text file", allowed="a name that ends in .txt")
     texts = []
     for name, (first, second) in row_pairs(args.first, args.second, args.only).items():
         found = compare(first, second, args.resamples, args.seed)
@@ -47,13 +45,13 @@ def main() -> None:
     for name in ("first", "second"):
         parser.add_argument(name, type=Path, metavar=name.upper(), help="folder of a run, a row or a study")
     resamples = "resamples of the images, 1 or more (default: 1000)"
-    parser.add_argument("--resamples", type=integer_of_at_least(1), default=1000, metavar="N", help=resamples)
+    add_number(parser, "--resamples", resamples, 1, default=1000, metavar="N")
     seed = f"seed of the resamples, 0 or more (default: {SEED})"
-    parser.add_argument("--seed", type=integer_of_at_least(0), default=SEED, metavar="N", help=seed)
-    parser.add_argument(
-        "--plot", type=Path, metavar="DIR", help="folder for differences.png, category_differences.png and .svg"
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="comparison.txt to write, with .html beside it")
+    add_number(parser, "--seed", seed, 0, default=SEED, metavar="N")
+    plots = "folder for differences.png, category_differences.png and .svg"
+    add_output(parser, "--plot", plots, is_folder=True, required=False)
+    text = "comparison.txt to write, with .html beside it"
+    add_output(parser, "--out", text, suffix=".txt", beside=(".html",), required=False)
     only = "runs of SECOND to use, as r50/seed0 (default: all)"
     parser.add_argument("--only", nargs="+", default=(), metavar="RUN", help=only)
     run_step(parser, step)

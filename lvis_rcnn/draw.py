@@ -1,4 +1,4 @@
-"""Draws the embedded dataset: LVIS in miniature, the same pixels and annotations on every machine.
+"""Draw the embedded dataset: LVIS in miniature, the same pixels and annotations on every machine.
 
     python -m lvis_rcnn draw --seed 0 --train-images 480 --val-images 100 --out DIR
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lvis_rcnn.dataset.mini.scenes import TRAIN, VAL, describe_categories, draw_split
-from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
+from lvis_rcnn.system.cli import InputError, add_number, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import atomic_folder, sha256_of_json, write_json
 
 WRITTEN = {"images", "train.json", "val.json", "manifest.json"}
@@ -59,9 +59,7 @@ def lvis_file(split: str, records: dict[str, Any], categories: list[dict[str, An
 
 
 def check_replaceable(out: Path) -> None:
-    """Raise InputError if ``out`` is a file, or a folder with an entry that this step does not write."""
-    if out.exists() and not out.is_dir():
-        raise InputError(str(out), "is not a folder", fix="name another folder with --out")
+    """Raise InputError if ``out`` is a folder with an entry that this step does not write."""
     foreign = sorted({file.name for file in out.glob("*")} - WRITTEN)
     if foreign:
         raise InputError(
@@ -74,13 +72,6 @@ def check_replaceable(out: Path) -> None:
 
 def step(args: argparse.Namespace) -> None:
     """Draw the dataset and log its size."""
-    for option, value, least in (
-        ("--seed", args.seed, 0),
-        ("--train-images", args.train_images, 1),
-        ("--val-images", args.val_images, 1),
-    ):
-        if value < least:
-            raise InputError(option, f"is {value}", allowed=f"{least} or more", fix="change the value")
     check_replaceable(args.out)
     manifest = draw_dataset(args.seed, args.train_images, args.val_images, args.out)
     groups = ", ".join(f"{manifest['categories'].get(group, 0)} {group}" for group in "fcr")
@@ -91,10 +82,10 @@ def step(args: argparse.Namespace) -> None:
 def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
-    parser.add_argument("--seed", type=int, required=True, help="the same seed draws the same dataset everywhere")
-    parser.add_argument("--train-images", type=int, required=True, metavar="N", help="images of the training split")
-    parser.add_argument("--val-images", type=int, required=True, metavar="N", help="images of the validation split")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; replaced if it exists")
+    add_number(parser, "--seed", "the same seed draws the same dataset everywhere", 0, required=True)
+    add_number(parser, "--train-images", "images of the training split", 1, required=True, metavar="N")
+    add_number(parser, "--val-images", "images of the validation split", 1, required=True, metavar="N")
+    add_output(parser, "--out", "folder to write; replaced if it exists", is_folder=True)
     run_step(parser, step)
 
 

@@ -1,4 +1,4 @@
-"""Scores detections by the LVIS protocol: anyone's results, from any detector.
+"""Score detections by the LVIS protocol: anyone's results, from any detector.
 
     python -m lvis_rcnn evaluate --annotations GT.json --detections DETECTIONS --out metrics.json
 
@@ -62,7 +62,7 @@ from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth
 from lvis_rcnn.evaluation.matches import MatchesFile, write_matches
 from lvis_rcnn.evaluation.official import difference, official_scores
 from lvis_rcnn.evaluation.results import ALL_KINDS, KINDS, DetectionSet, Kind, read_detections
-from lvis_rcnn.system.cli import InputError, integer_of_at_least, log, run_step, step_parser
+from lvis_rcnn.system.cli import InputError, add_number, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, write_json
 
 Official = Literal["auto", "yes", "no"]
@@ -335,14 +335,8 @@ def main() -> None:
     parser.add_argument(
         "--detections", type=Path, required=True, metavar="PATH", help="folder of shards, or LVIS results JSON"
     )
-    parser.add_argument(
-        "--detections-per-image",
-        type=int,
-        default=300,
-        choices=range(1, 301),
-        metavar="N",
-        help="the best N detections of an image count, over all categories; 1 to 300 (default: 300, as the protocol)",
-    )
+    per_image = "the best N detections of an image count, over all categories; 1 to 300 (default: 300, as the protocol)"
+    add_number(parser, "--detections-per-image", per_image, 1, 300, default=300, metavar="N")
     parser.add_argument(
         "--kinds",
         nargs="+",
@@ -356,24 +350,13 @@ def main() -> None:
         default="auto",
         help="run the lvis package, too, and fail unless it agrees exactly; auto: up to 5,000 images (default: auto)",
     )
-    parser.add_argument(
-        "--bootstrap",
-        type=integer_of_at_least(0),
-        default=0,
-        metavar="N",
-        help="resamples of the images for 95 %% intervals of all metrics; 0: none (default: 0)",
-    )
-    parser.add_argument("--matches", type=Path, metavar="FILE", help="match results to write (matches.npz)")
+    resamples = "resamples of the images for 95 %% intervals of all metrics; 0: none (default: 0)"
+    add_number(parser, "--bootstrap", resamples, 0, default=0, metavar="N")
+    add_output(parser, "--matches", "match results to write (matches.npz)", suffix=".npz", required=False)
     parser.add_argument("--fixed", action="store_true", help="score AP-fixed, too: 10,000 detections per category")
-    parser.add_argument(
-        "--processes",
-        type=int,
-        default=1,
-        choices=range(1, 257),
-        metavar="N",
-        help="processes that compare masks, from some ten thousand of them on; 1 to 256 (default: 1)",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="metrics.json to write")
+    processes = "processes that compare masks, from some ten thousand of them on; 1 to 256 (default: 1)"
+    add_number(parser, "--processes", processes, 1, 256, default=1, metavar="N")
+    add_output(parser, "--out", "metrics.json to write", suffix=".json")
     run_step(parser, step)
 
 

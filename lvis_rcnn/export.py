@@ -1,4 +1,4 @@
-"""Writes the detections of a run as an LVIS results file, which the LVIS server and other scorers take.
+"""Write the detections of a run as an LVIS results file, which the LVIS server and other scorers take.
 
 python -m lvis_rcnn export --detections results/mini/r50/seed0/detections --out results.json
 """
@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from lvis_rcnn.dataset.detections import export_results
-from lvis_rcnn.system.cli import log, run_step, step_parser
+from lvis_rcnn.system.cli import add_output, log, run_step, step_parser
 
 
 def step(args: argparse.Namespace) -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
     parser.add_argument("--detections", type=Path, required=True, metavar="DIR", help="folder of shards")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="results file to write")
+    add_output(parser, "--out", "results file to write", suffix=".json")
     run_step(parser, step)
 
 

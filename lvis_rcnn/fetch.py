@@ -1,4 +1,4 @@
-"""Downloads one file of LVIS or of a published model, checks it and unpacks it.
+"""Download one file of LVIS or of a published model, check it and unpack it.
 
     python -m lvis_rcnn fetch --name lvis_v1_val --out data/lvis_v1/annotations/lvis_v1_val.json
     python -m lvis_rcnn fetch --name train2017 --out data/coco/train2017.zip
@@ -16,7 +16,7 @@ import msgspec
 
 from lvis_rcnn.config.study import DEFAULT_ZOO
 from lvis_rcnn.config.zoo import DEFAULT_SOURCES, Source, load_sources, load_zoo, published_file
-from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
+from lvis_rcnn.system.cli import InputError, check_kind, check_writable, log, run_step, step_parser
 from lvis_rcnn.system.download import download, json_member, unpack_json
 from lvis_rcnn.system.files import append_to_part, keep_part, locked_part, sha256_of_file
 
@@ -105,6 +105,9 @@ def in_words(counts: dict[str, int]) -> str:
 
 def step(args: argparse.Namespace) -> None:
     """Download one file."""
+    check_kind("--out", args.out, is_folder=args.weights is not None)
+    if not args.out.exists():
+        check_writable("--out", args.out, is_folder=args.weights is not None)
     if args.weights is not None:
         models = load_zoo(args.zoo)
         if args.weights not in models:

@@ -1,8 +1,8 @@
-"""Detections of a trained model on the validation images, streamed to disk as shards.
+"""Detect objects in the validation images with a trained model, streamed to disk as shards.
 
-Each shard is written to a state folder when it is complete, and a new start writes those that are missing. Several
-processes share the shards; a shard depends on its images alone, so that its bytes are the same whichever process writes
-it. The speed of a row is measured by lvis_rcnn.measure.
+What is done is saved in a state folder about twice a minute, and a new start makes what is missing. Several processes
+share the shards; a shard depends on its images alone, so that its bytes are the same whichever process writes it. The
+speed of a row is measured by lvis_rcnn.measure.
 
     python -m lvis_rcnn infer --study configs/mini.yaml --backbone r50 --run r50/seed0 --model model.pth
         --store val.store --images IMAGES --state results/state --out results/mini/r50/seed0
@@ -27,16 +27,12 @@ from lvis_rcnn.inference.shards import (
     infer_shards,
     number_of_shards,
 )
-from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
-from lvis_rcnn.system.files import sha256_of_file, sha256_of_json, write_json
+from lvis_rcnn.runs.inference import inference_folder
+from lvis_rcnn.runs.paths import check_run
+from lvis_rcnn.system.cli import InputError, add_output, log, run_step, step_parser
+from lvis_rcnn.system.files import sha256_of_file, write_json
 from lvis_rcnn.system.provenance import code_version, library_versions
 from lvis_rcnn.training.distributed import Ranks, require_device, started
-
-# Raised when a change of the code changes detections: older shards are then not reused.
-INFERENCE_REVISION = 4
-
-# What detections depend on: shards of another identity are never mixed in.
-IDENTITY = ("settings_digest", "model_sha256", "annotations_sha256")
 
 END_TO_END = "images a second of one process: reading, resizing, forward, NMS, run-length encoded masks"
 
@@ -59,8 +55,7 @@ def infer(
     detector = make_detector(study, backbone, model_path, store_path, images_dir, ranks.device)
     store = detector.images.store
     record = inference_record(study, store, sha256_of_file(model_path), ranks)
-    identity = {"revision": INFERENCE_REVISION, **{key: record[key] for key in IDENTITY}}
-    shards_dir = state_dir / f"infer-{sha256_of_json(identity)[:12]}"
+    shards_dir = state_dir / inference_folder(record)
     shards_dir.mkdir(parents=True, exist_ok=True)
     numbers = ranks.share_of(number_of_shards(store))
     infer_shards(detector, shards_dir, study.inference.batch_size, study.resources.loader_workers, backbone, numbers)
@@ -104,6 +99,7 @@ def inference_record(study: Study, store: AnnotationStore, model_sha256: str, ra
 def step(args: argparse.Namespace) -> None:
     """Infer with the model that the arguments name."""
     study = load_study_for_step(args.study, "infer", args.settings_digest)
+    check_run(study, args.study, args.run, args.backbone)
     require_device(study, args.study)
     state_dir = args.state / study.study / args.run
     with started(study.compute.device) as ranks:
@@ -124,10 +120,8 @@ def main() -> None:
         "--store", type=Path, required=True, metavar="DIR", help="annotation store of the validation split"
     )
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of its images")
-    parser.add_argument("--state", type=Path, required=True, metavar="DIR", help="where unfinished work lives")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for detections/ and inference.json"
-    )
+    add_output(parser, "--state", "where unfinished work lives", is_folder=True)
+    add_output(parser, "--out", "folder for detections/ and inference.json", is_folder=True)
     run_step(parser, step)
 
 

@@ -1,4 +1,4 @@
-"""Memory and speed of a row of the table, measured on one device that does nothing else.
+"""Measure memory and speed of a row of the table on one device that does nothing else.
 
     python -m lvis_rcnn measure --study configs/mini.yaml --backbone r50 --model model.pth --out measure.json …
 
@@ -36,7 +36,8 @@ from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.inference.detector import Detector, boxes_in_original, conditions, image_detections, make_detector
 from lvis_rcnn.inference.paste import bitmaps, pasted_crops
 from lvis_rcnn.model.weights import load_trained
-from lvis_rcnn.system.cli import log, rate, run_step, step_parser
+from lvis_rcnn.runs.paths import runs_of
+from lvis_rcnn.system.cli import InputError, add_output, log, rate, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, write_json
 from lvis_rcnn.system.provenance import code_version, library_versions
 from lvis_rcnn.training.distributed import Ranks, process_device, require_device
@@ -226,11 +227,27 @@ def finished(device: torch.device) -> float:
 def step(args: argparse.Namespace) -> None:
     """Measure the row that the arguments name."""
     study = load_study_for_step(args.study, "measure", args.settings_digest)
+    backbones = sorted(set(runs_of(study, args.study).values()))
+    if args.backbone not in backbones:
+        fix = "name one of them, or add it to the study"
+        raise InputError(
+            f"--backbone {args.backbone}", "is of no row of the study", allowed=", ".join(backbones), fix=fix
+        )
+    data = training_data(args.train_store, args.train_images, args.repeat_factors)
     require_device(study, args.study)
-    data = TrainingData(args.train_store, args.train_images, args.repeat_factors) if args.train_store else None
     record = measure(study, args.backbone, TestData(args.model, args.val_store, args.val_images), data)
     write_json(args.out, record)
     log.info("%s on %s: %s", args.backbone, record["device"], sentence(record))
+
+
+def training_data(store: Path | None, images: Path | None, repeat_factors: Path | None) -> TrainingData | None:
+    """What the options of training name; None where none is given, InputError where some are missing."""
+    if store and images and repeat_factors:
+        return TrainingData(store, images, repeat_factors)
+    if store or images or repeat_factors:
+        what = "--train-store, --train-images and --repeat-factors belong together"
+        raise InputError("memory of training", what, fix="name all three, or none to measure the speed only")
+    return None
 
 
 def sentence(record: Mapping[str, Any]) -> str:
@@ -253,7 +270,7 @@ def main() -> None:
     training.add_argument("--train-store", type=Path, metavar="DIR", help="store of the training split")
     training.add_argument("--train-images", type=Path, metavar="DIR", help="folder of its images")
     training.add_argument("--repeat-factors", type=Path, metavar="DIR", help="output of repeat_factors")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="measure.json to write")
+    add_output(parser, "--out", "measure.json to write", suffix=".json")
     run_step(parser, step)
 
 

@@ -1,4 +1,4 @@
-"""Checks data and settings before training begins.
+"""Check data and settings before training begins.
 
 Both splits are compared with each other, with their image files and with the settings. The result is a page
 (preflight.txt) and the same as preflight.json. With errors they are called preflight_failed.txt and .json, and the step
@@ -41,7 +41,7 @@ from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.dataset.versions import version_of
 from lvis_rcnn.model.mask_rcnn import network_on_meta
 from lvis_rcnn.runs.records import SEEN_BY_WEIGHTS
-from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
+from lvis_rcnn.system.cli import InputError, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import atomic_file, write_json
 from lvis_rcnn.training.solver import Recipe, make_recipe
 
@@ -108,10 +108,10 @@ def preflight(
     warnings += settings_warnings(recipe, study.model, factors)
     seen_images = images_of_train2017(val) if study.model.weights == "coco" else 0
     warnings += [*crowded_warnings(val, study), *leak_warnings(seen_images, val.num_images)]
-    found = facts(study, train, val, factors, recipe, images_checked=image_folders is not None)
+    told = facts(study, train, val, factors, recipe, images_checked=image_folders is not None)
     if seen_images:
-        found[SEEN_BY_WEIGHTS] = seen_images
-    return Page(errors, missing, warnings, found)
+        told[SEEN_BY_WEIGHTS] = seen_images
+    return Page(errors, missing, warnings, told)
 
 
 def settings_errors(augmentation: Augmentation, model: Model) -> Iterator[Problem]:
@@ -406,9 +406,7 @@ def main() -> None:
     parser.add_argument("--train-images", type=Path, metavar="DIR", help="folder of the training images")
     parser.add_argument("--val-images", type=Path, metavar="DIR", help="folder of the validation images")
     parser.add_argument("--no-images", action="store_true", help="do not check image files")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="preflight.json", help="the page is written beside it"
-    )
+    add_output(parser, "--out", "preflight.json, the page beside it", suffix=".json", beside=(".txt",))
     run_step(parser, step)
 
 

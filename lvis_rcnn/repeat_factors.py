@@ -1,4 +1,6 @@
-"""Write how often each image is drawn in one epoch; dataloader/repeat_factors.py describes the method.
+"""Write how often each image is drawn in one epoch.
+
+dataloader/repeat_factors.py describes the method:
 
     python -m lvis_rcnn repeat_factors --store train.store --threshold 1e-3 --out repeat_factors
 
@@ -10,7 +12,6 @@ and the number of images in the 24 epochs of the published schedule.
 
 import argparse
 import csv
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 
 from lvis_rcnn.dataloader.repeat_factors import ROUNDINGS, RepeatFactors, repeat_factors, summary
 from lvis_rcnn.dataset.store import AnnotationStore, open_store
-from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
+from lvis_rcnn.system.cli import add_number, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import atomic_file, write_json
 
 
@@ -70,10 +71,6 @@ def write_figure(store: AnnotationStore, factors: RepeatFactors, out: Path) -> N
 
 def step(args: argparse.Namespace) -> None:
     """Compute and write the factors of one training split."""
-    if args.threshold is not None and not 0 < args.threshold <= 1:
-        raise InputError("--threshold", f"is {args.threshold:g}", allowed="above 0, at most 1", fix="change the value")
-    if not 0 < args.exponent < math.inf:
-        raise InputError("--exponent", f"is {args.exponent:g}", allowed="a number above 0", fix="change the value")
     store = open_store(args.store)
     factors = repeat_factors(store, args.threshold, args.rounding, args.exponent)
     write_figure(store, factors, args.out)
@@ -103,16 +100,14 @@ def main() -> None:
     parser.add_argument(
         "--store", type=Path, required=True, metavar="STORE", help="annotation store of the train split"
     )
-    parser.add_argument(
-        "--threshold", type=float, metavar="T", help="repeat categories in fewer than this fraction of the images"
-    )
+    threshold = "repeat categories in fewer than this fraction of the images"
+    add_number(parser, "--threshold", threshold, 0, 1, kind=float, above=True, metavar="T")
     parser.add_argument(
         "--rounding", choices=ROUNDINGS, default="ceil", help="of factors to copies (default: ceil, MMDetection's)"
     )
-    parser.add_argument(
-        "--exponent", type=float, default=0.5, metavar="E", help="of threshold over frequency (default: 0.5)"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the tables")
+    exponent = "of threshold over frequency (default: 0.5)"
+    add_number(parser, "--exponent", exponent, 0, kind=float, above=True, default=0.5, metavar="E")
+    add_output(parser, "--out", "folder of the tables", is_folder=True)
     run_step(parser, step)
 
 

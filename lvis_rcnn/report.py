@@ -1,4 +1,4 @@
-"""The table, plots and pages of a study, and pictures of its runs and training steps.
+"""Write the table, plots and pages of a study, and pictures of its runs and training steps.
 
     python -m lvis_rcnn report table --study configs/mini.yaml --results results --out results/mini/table.md
     python -m lvis_rcnn report plots --study configs/mini.yaml --results results --out results/mini/plots
@@ -26,13 +26,12 @@ from lvis_rcnn.reporting.pages import write_pages
 from lvis_rcnn.reporting.pictures import positions_of, read_scenes, write_pictures
 from lvis_rcnn.reporting.plots import write_plots
 from lvis_rcnn.reporting.table import titled, write_tables
-from lvis_rcnn.system.cli import InputError, add_command, log, run_step, step_parser
+from lvis_rcnn.system.cli import add_command, add_number, add_output, check_folder, log, run_step, step_parser
 
 
 def checked_study(args: argparse.Namespace) -> Study:
     """The study, where the folder of results exists."""
-    if not args.results.is_dir():
-        raise InputError(f"--results {args.results}", "no such folder", fix="name the folder the steps wrote into")
+    check_folder("--results", args.results, fix="name the folder the steps wrote into")
     return load_study(args.study)
 
 
@@ -45,8 +44,6 @@ def table(args: argparse.Namespace) -> None:
     and fractions in table.csv and table.json; memory is in GB, speed in images per second. A published model has two
     rows, as published and as scored here.
     """
-    if args.out.suffix != ".md":
-        raise InputError(f"--out {args.out}", "is no Markdown file", allowed="a name that ends in .md")
     study = checked_study(args)
     written = write_tables(study, known_models(study, args.study), args.results, args.out)
     log.info("%s", titled(study))
@@ -132,10 +129,11 @@ def main() -> None:
     parser = step_parser(__doc__)
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     parts = {name: add_command(commands, name, description(name)) for name in STEPS}
-    outputs = {"table": "table.md to write, .csv and .json beside it", "plots": "folder of the plots"}
-    outputs |= {"pages": "folder of the pages", "pictures": "folder of the pictures", "batch": "PNG to write"}
-    for name, part in parts.items():
-        part.add_argument("--out", type=Path, required=True, metavar="PATH", help=outputs[name])
+    text = "table.md to write, .csv and .json beside it"
+    add_output(parts["table"], "--out", text, suffix=".md", beside=(".csv", ".json"))
+    for name in WRITTEN:
+        add_output(parts[name], "--out", f"folder of the {name}", is_folder=True)
+    add_output(parts["batch"], "--out", "PNG to write", suffix=".png")
     for name in ("table", "plots", "pages", "batch"):
         parts[name].add_argument(
             "--study", type=Path, required=True, metavar="FILE", help="study file (configs/*.yaml)"
@@ -157,19 +155,17 @@ def main() -> None:
 def add_picture_options(part: argparse.ArgumentParser) -> None:
     """Options of ``report pictures``."""
     part.add_argument("--detections", type=Path, required=True, metavar="DIR", help="folder of shards")
-    part.add_argument("--show", type=int, nargs="+", default=[], metavar="ID", help="ids of the chosen images")
-    part.add_argument(
-        "--number", type=int, default=6, choices=range(1, 51), metavar="N", help="images per sheet (default: 6)"
-    )
-    part.add_argument("--seed", type=int, default=0, metavar="K", help="of the random images (default: 0)")
-    part.add_argument("--score", type=float, default=0.3, metavar="S", help="least score drawn (default: 0.3)")
+    add_number(part, "--show", "ids of the chosen images", 0, 2**63 - 1, nargs="+", default=[], metavar="ID")
+    add_number(part, "--number", "images per sheet (default: 6)", 1, 50, default=6, metavar="N")
+    add_number(part, "--seed", "of the random images (default: 0)", 0, default=0, metavar="K")
+    add_number(part, "--score", "least score drawn (default: 0.3)", 0, 1, kind=float, default=0.3, metavar="S")
 
 
 def add_batch_options(part: argparse.ArgumentParser) -> None:
     """Options of ``report batch``."""
     part.add_argument("--repeat-factors", type=Path, required=True, metavar="DIR", help="output of repeat_factors")
-    part.add_argument("--seed", type=int, metavar="K", help="of the run (default: the study's first)")
-    part.add_argument("--step", type=int, default=0, metavar="N", help="optimizer step, from 0 (default: 0)")
+    add_number(part, "--seed", "of the run (default: the study's first)", 0, metavar="K")
+    add_number(part, "--step", "optimizer step, from 0 (default: 0)", 0, default=0, metavar="N")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shows the state of every run of a study: progress, speed and time left, or why it is not running.
+"""Show the state of every run of a study: progress, speed and time left, or why it is not running.
 
     python -m lvis_rcnn status
     python -m lvis_rcnn status --study configs/lvis_v1.yaml --watch 30
@@ -22,7 +22,7 @@ from tabulate import tabulate
 from lvis_rcnn.config.study import DEFAULT_STUDY, Study, load_study, zoo_of
 from lvis_rcnn.config.zoo import load_zoo, scored_models
 from lvis_rcnn.runs.states import STATES, RunState, Work, processor_hours, states_of, work_left
-from lvis_rcnn.system.cli import InputError, duration, rate, run_step, step_parser
+from lvis_rcnn.system.cli import add_number, check_folder, duration, rate, run_step, step_parser
 
 TEXT_COLUMNS = {"backbone", "state", "where", "training", "measured on", "then"}
 # Columns that are left out on a narrow terminal, in this order.
@@ -183,10 +183,7 @@ def watch(text: Callable[[], str], seconds: float) -> None:
 
 def step(args: argparse.Namespace) -> None:
     """Show the studies that the arguments name."""
-    if not args.results.is_dir():
-        raise InputError(f"--results {args.results}", "no such folder", fix="name the folder the steps write into")
-    if args.watch is not None and not args.watch > 0:
-        raise InputError("--watch", f"is {args.watch:g}", allowed="seconds, more than 0", fix="change the value")
+    check_folder("--results", args.results, fix="name the folder the steps write into")
 
     def text() -> str:
         return "\n\n".join(study_text(study, args.results, args.plan) for study in args.study)
@@ -206,7 +203,8 @@ def main() -> None:
     parser.add_argument(
         "--results", type=Path, default=Path("results"), metavar="DIR", help="folder the steps write into (results)"
     )
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="show it every SECONDS until Ctrl-C")
+    watch = "show it every SECONDS until Ctrl-C"
+    add_number(parser, "--watch", watch, 0, 86400, kind=float, above=True, metavar="SECONDS")
     parser.add_argument(
         "--plan", action="store_true", help="show what would run, from which step, and how long it takes"
     )

@@ -1,4 +1,4 @@
-"""Turns an LVIS annotation file into a memory-mapped store that every process shares.
+"""Turn an LVIS annotation file into a memory-mapped store that every process shares.
 
 python -m lvis_rcnn store --annotations lvis_v1_train.json --out train.store
 """
@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from lvis_rcnn.dataset.store import build_store
-from lvis_rcnn.system.cli import log, run_step, step_parser
+from lvis_rcnn.system.cli import add_output, log, run_step, step_parser
 
 
 def step(args: argparse.Namespace) -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
     parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="LVIS-format JSON file")
-    parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
+    add_output(parser, "--out", "folder of the store", is_folder=True)
     run_step(parser, step)
 
 

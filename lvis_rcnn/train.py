@@ -27,7 +27,8 @@ from lvis_rcnn.config.zoo import load_zoo
 from lvis_rcnn.dataloader.batches import Batch, TrainingSteps, read_in_order
 from lvis_rcnn.runs.attempts import begin_attempt
 from lvis_rcnn.runs.lease import Lease, held_lease
-from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
+from lvis_rcnn.runs.paths import check_run
+from lvis_rcnn.system.cli import add_number, add_output, log, run_step, step_parser
 from lvis_rcnn.system.machine import allocation
 from lvis_rcnn.training.checkpoint import drop_checkpoints
 from lvis_rcnn.training.distributed import Ranks, require_device, started
@@ -206,9 +207,8 @@ def leave(training: Training, recorder: Recorder) -> None:
 def step(args: argparse.Namespace) -> None:
     """Train the run that the arguments name."""
     study = load_study_for_step(args.study, "train", args.settings_digest)
+    check_run(study, args.study, f"{args.backbone}/seed{args.seed}", args.backbone)
     require_device(study, args.study)
-    if args.seed < 0:
-        raise InputError("--seed", f"is {args.seed}", allowed="0 or more", fix="change the value")
     zoo = load_zoo(zoo_of(study, args.study))
     run = Run(study, args.backbone, args.seed, args.store, args.images, args.repeat_factors, args.state, zoo)
     with started(study.compute.device) as ranks:
@@ -223,12 +223,12 @@ def main() -> None:
     parser.add_argument("--study", type=Path, required=True, metavar="FILE", help="study file (configs/*.yaml)")
     parser.add_argument("--settings-digest", metavar="HEX", help="refuse a study whose training settings changed")
     parser.add_argument("--backbone", choices=BACKBONES, required=True, help="row of the table")
-    parser.add_argument("--seed", type=int, required=True, help="seed of initialisation, order and augmentation")
+    add_number(parser, "--seed", "seed of initialisation, order and augmentation", 0, required=True)
     parser.add_argument("--store", type=Path, required=True, metavar="DIR", help="store of the training split")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of its images")
     parser.add_argument("--repeat-factors", type=Path, required=True, metavar="DIR", help="output of repeat_factors")
-    parser.add_argument("--state", type=Path, required=True, metavar="DIR", help="where checkpoints live")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for model, record and log")
+    add_output(parser, "--state", "where checkpoints live", is_folder=True)
+    add_output(parser, "--out", "folder for model, record and log", is_folder=True)
     run_step(parser, step)
 
 

@@ -36,7 +36,7 @@ from lvis_rcnn.model.weight_files import (
     state_in,
 )
 from lvis_rcnn.model.weights import load_model, save_model
-from lvis_rcnn.system.cli import InputError, add_command, log, run_step, step_parser
+from lvis_rcnn.system.cli import InputError, add_command, add_number, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, write_json
 from lvis_rcnn.system.provenance import code_version
 
@@ -158,8 +158,6 @@ def step_export(args: argparse.Namespace) -> None:
 
     MMDetection 2.x and 3.x load it with the config of the backbone.
     """
-    if args.out.suffix != ".pth":
-        raise InputError(f"--out {args.out}", "is no file of weights", allowed="a name that ends in .pth")
     state, meta = load_model(args.model)
     log.info("wrote %s", write_mmdet(args.out, state, meta, publish=args.publish))
 
@@ -194,13 +192,11 @@ def main() -> None:
     )
     categories = parts["import"].add_mutually_exclusive_group(required=True)
     categories.add_argument("--store", type=Path, metavar="DIR", help="annotation store whose categories it must have")
-    categories.add_argument(
-        "--categories", type=int, metavar="N", help="number of categories, whose names the file holds"
-    )
-    parts["import"].add_argument("--out", type=Path, required=True, metavar="FILE", help="model.pth to write")
-    parts["import"].add_argument("--report", type=Path, metavar="FILE", help="JSON record to write")
+    add_number(categories, "--categories", "number of categories, whose names the file holds", 1, metavar="N")
+    add_output(parts["import"], "--out", "model.pth to write", suffix=".pth")
+    add_output(parts["import"], "--report", "JSON record to write", suffix=".json", required=False)
     parts["export"].add_argument("model", type=Path, metavar="MODEL", help="model.pth")
-    parts["export"].add_argument("--out", type=Path, required=True, metavar="FILE", help="file of MMDetection to write")
+    add_output(parts["export"], "--out", "file of MMDetection to write", suffix=".pth")
     parts["export"].add_argument("--publish", action="store_true", help="append 8 characters of its digest to its name")
     run_step(parser, lambda args: STEPS[args.command](args))
 

@@ -264,5 +264,8 @@ def read_sampling(folder: Path) -> Sampling:
             raise ValueError(f"unknown rounding {rounding!r}")
         return Sampling(np.array([factor for factor, _ in rows]), rounding)
     except (OSError, KeyError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        if isinstance(error, OSError):
+            reason = f"{Path(error.filename or folder).name}: {error.strerror}"
         fix = "write it again with python -m lvis_rcnn repeat_factors"
-        raise InputError(str(folder), f"no readable tables of repeat factors: {error!r}", fix=fix) from None
+        raise InputError(str(folder), f"no readable tables of repeat factors: {reason}", fix=fix) from None

@@ -100,6 +100,14 @@ def concatenate(parts: Sequence[Detections]) -> Detections:
     return Detections(rle_offsets=np.concatenate([np.zeros(1, np.int64), *ends]), **joined)
 
 
+def rows_between(detections: Detections, start: int, stop: int) -> Detections:
+    """The detections ``start`` to ``stop``, without the latter."""
+    first, last = detections.rle_offsets[[start, stop]]
+    cut = {field.name: getattr(detections, field.name)[start:stop] for field in fields(Detections)}
+    cut["rle_offsets"] = detections.rle_offsets[start : stop + 1] - first
+    return Detections(**{**cut, "rle_counts": detections.rle_counts[first:last]})
+
+
 def shard_path(folder: Path, number: int) -> Path:
     """Path of shard ``number`` (from 0) in a folder of detections."""
     return folder / f"shard-{number:05d}.npz"

@@ -149,8 +149,9 @@ class AnnotationStore:
     def is_scored(self) -> Bool[np.ndarray, " A"]:
         """Which annotations ``lvis`` scores."""
         unused = self.untrained(slice(0, len(self.annotation_ids))).items()
-        unscored = [found for reason, found in unused if UNTRAINED[reason] == NEITHER]
-        return np.logical_not(np.logical_or.reduce(unscored))
+        unscored = [is_so for reason, is_so in unused if UNTRAINED[reason] == NEITHER]
+        found: np.ndarray = np.logical_not(np.logical_or.reduce(unscored))
+        return found
 
     def outline_of(self, annotation: int) -> Outline:
         """Outline of the annotation at this position: one or more polygons, or the runs of a mask of its image."""

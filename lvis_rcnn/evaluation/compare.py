@@ -38,9 +38,13 @@ def scored_rows(path: Path, only: Collection[str] = ()) -> dict[str, list[Path]]
     Raises:
         InputError: nothing in the folder is scored, or one of ``only`` is not.
     """
+    scored = sorted(str(file.parent.relative_to(path)) for file in path.glob("**/metrics.json") if only)
     for run in only:
-        if not (path / run / "metrics.json").exists():
-            raise InputError(str(path / run), "is not scored", allowed=f"scored runs of {path}", fix="score it first")
+        if run not in scored:
+            fix = "name one of them, or score it first"
+            raise InputError(
+                f"--only {run}", f"is no scored run of {path}", allowed=", ".join(scored) or "none", fix=fix
+            )
     if not path.is_dir() or (path / "metrics.json").exists():
         return {"": [path]}
     seeds = seeds_of(path)

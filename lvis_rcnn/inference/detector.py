@@ -35,8 +35,7 @@ def boxes_in_original(
 
 def scored_labels(store: AnnotationStore, image: int) -> Int64[np.ndarray, " k"]:
     """Labels that are known to be in the image at this index of the store or not: the only ones that are scored."""
-    negative = slice(*store.negative_offsets[image : image + 2].tolist())
-    labels = np.concatenate([store.labels[store.annotations_of(image)], store.negative_labels[negative]])
+    labels = np.concatenate([store.labels[store.annotations_of(image)], store.negatives_of(image)])
     return np.unique(labels).astype(np.int64)
 
 

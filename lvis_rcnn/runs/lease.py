@@ -306,6 +306,13 @@ def take(folder: Path, stale_s: float, handover_s: float, poll_s: float) -> Hold
     )
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a trainer holds the lease of a folder, or may: one on another machine is not asked for a sign of life."""
+    contender = Contender(folder, STALE_S)
+    contender.look()
+    return contender.reason_to_take() is None
+
+
 class Lease:
     """A lease that this process holds, renewed by a thread until it is released or lost."""
 

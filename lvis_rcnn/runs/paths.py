@@ -286,6 +286,30 @@ def require_no_wildcards(study: Study, study_file: Path) -> None:
             )
 
 
+def state_of_run(results: Path, study: Study, run: str) -> Path:
+    """The folder of all state of a run, one below for each training and inference."""
+    return results / "state" / study.study / run
+
+
+def runs_of(study: Study, study_file: Path) -> dict[str, str]:
+    """The backbone of every run of a study, by the run's name; InputError as :func:`scored_models`."""
+    published = scored_models(study, study_file)
+    trained: dict[str, str] = {
+        f"{backbone}/seed{seed}": backbone for backbone in study.backbones for seed in study.seeds
+    }
+    return trained | {f"{PUBLISHED}{name}": model.backbone for name, model in published.items()}
+
+
+def check_run(study: Study, study_file: Path, run: str, backbone: str) -> None:
+    """InputError unless ``run`` is one of the study's, and of this backbone."""
+    known = runs_of(study, study_file)
+    if run not in known:
+        fix = "name another one, or add its backbone or seed to the study"
+        raise InputError(f"{study_file}: run {run}", "is not one of the study", allowed=", ".join(known), fix=fix)
+    if known[run] != backbone:
+        raise InputError(f"--backbone {backbone}", f"is not that of {run}", allowed=known[run], fix="name that one")
+
+
 def load_study_paths(study_file: Path) -> StudyPaths:
     """Read and check a study, its published models, and what of its data is there.
 

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lvis_rcnn.config.study import Study
+from lvis_rcnn.config.study import Study, settings_digest
 from lvis_rcnn.config.zoo import ZooModel
+from lvis_rcnn.runs.inference import START, inferred
+from lvis_rcnn.runs.paths import state_of_run
 from lvis_rcnn.runs.records import (
     FAILED,
     RECORDS,
@@ -131,7 +133,7 @@ def state_dirs(
 
     Without the store of annotations the run's own is unknown; then it is the last that was written undamaged.
     """
-    folder = results / "state" / study.study / backbone / f"seed{seed}"
+    folder = state_of_run(results, study, f"{backbone}/seed{seed}")
     heartbeats = sorted(folder.glob("*/progress.json"), key=lambda file: file.stat().st_mtime)
     found = [file.parent for file in heartbeats]
     annotations = read_json_object(results / study.study / "data" / "train.store" / "store.json")
@@ -158,10 +160,29 @@ def what_it_does(
         if not late:
             return "done", ""
         error = failure(study, results, run, late[0])
-        return ("failed", f"{late[0]}: {error}") if error else ("trained", RECORDS[late[0]][2])
+        waits = inference_progress(study, results, run) if late[0] == "infer" else ""
+        return ("failed", f"{late[0]}: {error}") if error else ("trained", waits or RECORDS[late[0]][2])
     state, reason = heartbeat_state(state_dir, heartbeat) if state_dir else ("not started", "")
     error = "" if state in ("running", "failed") else failure(study, results, run, run.steps[0])
     return ("failed", error) if error else (state, reason)
+
+
+def inference_progress(study: Study, results: Path, run: RunRecord) -> str:
+    """How far the inference of a run is, for a person; empty before it has begun for this model and these settings."""
+    folder = state_of_run(results, study, str(run.folder.relative_to(results / study.study)))
+    wanted = {"settings_digest": settings_digest(study, "infer")}
+    wanted["model_sha256"] = run.records.get(run.steps[0], {}).get("model_sha256", "")
+    for state_dir in folder.glob("infer-*"):
+        start = read_json_object(state_dir / START)
+        if wanted.items() <= start.items():
+            now = inferred(state_dir)
+            silent_s = age_s(now.newest)
+            if has_died(start.get("host", ""), start.get("pid", 0)):
+                return f"inference stopped at {now.position}"
+            if silent_s > max(SECONDS_TO_STALL, STEPS_TO_STALL / (now.images_per_s or 1)):
+                return f"inference stalled at {now.position}: nothing saved for {duration(silent_s)}"
+            return f"inferring {now}"
+    return ""
 
 
 def has_model(run: RunRecord, heartbeat: Mapping[str, Any]) -> bool:

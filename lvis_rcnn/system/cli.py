@@ -1,14 +1,17 @@
 """How every step starts, reports and fails: one parser, one log, one line for an error."""
 
 import argparse
+import errno
 import inspect
 import logging
+import math
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lvis_rcnn import STEPS
 
@@ -20,6 +23,9 @@ EXIT_BAD_INPUT = 2
 EXIT_UNEXPECTED = 1
 EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141  # the exit code that a shell reports of a program ended by SIGPIPE
+
+LARGEST = 2**31 - 1  # of an option that has no limit of its own
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class InputError(Exception):
@@ -45,7 +51,7 @@ def step_parser(description: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--log", type=Path, metavar="FILE", help=LOG_HELP)
+    add_output(parser, "--log", LOG_HELP, required=False)
     return parser
 
 
@@ -76,15 +82,147 @@ def add_command(commands: "Parts", name: str, description: str | None) -> argpar
         allow_abbrev=False,
     )
     # The parent's option again, so that it may follow the command as with every other step.
-    command.add_argument("--log", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=LOG_HELP)
+    add_output(command, "--log", LOG_HELP, required=False, default=argparse.SUPPRESS)
     return command
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file or folder that a step writes where an option says."""
+
+    option: str
+    is_folder: bool
+    suffix: str
+    """What the name must end in; empty for any name."""
+    beside: tuple[str, ...]
+    """Suffixes of the files that are written beside it."""
+
+    def check(self, path: Path) -> None:
+        """InputError if the step could not write ``path``."""
+        if self.suffix and path.suffix != self.suffix:
+            fix = "change the name"
+            raise InputError(f"{self.option} {path}", "has another ending", allowed=f"*{self.suffix}", fix=fix)
+        for written in self.written(path):
+            check_writable(self.option, written, is_folder=self.is_folder)
+
+    def written(self, path: Path) -> list[Path]:
+        """All that is written for ``path``."""
+        return [path, *(path.with_suffix(suffix) for suffix in self.beside)]
+
+
+def add_output(
+    parser: argparse.ArgumentParser,
+    option: str,
+    text: str,
+    *,
+    is_folder: bool = False,
+    suffix: str = "",
+    beside: tuple[str, ...] = (),
+    required: bool = True,
+    **more: Any,
+) -> None:
+    """An option that names what the step writes; :func:`run_step` checks it before the step begins.
+
+    Args:
+        parser: of the step.
+        option: as it is typed.
+        text: its help.
+        is_folder: whether a folder is written, not a file.
+        suffix: what the name must end in, as ``.json``; empty for any name.
+        beside: suffixes of further files, whose names are the same but for the suffix.
+        required: whether the step needs it.
+        more: further arguments of ``add_argument``.
+    """
+    metavar = "DIR" if is_folder else "FILE"
+    action = parser.add_argument(option, type=Path, metavar=metavar, required=required, help=text, **more)
+    output = Output(option, is_folder, suffix, beside)
+    parser.set_defaults(outputs={**(parser.get_default("outputs") or {}), action.dest: output})
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Check that each output can be written, and that none is an input or another output.
+
+    Raises:
+        InputError: names the option.
+    """
+    found = {name: value if isinstance(value, list) else [value] for name, value in vars(args).items()}
+    paths = {name: [path for path in values if isinstance(path, Path)] for name, values in found.items()}
+    taken = {path.resolve(): name for name in paths if name not in args.outputs for path in paths[name]}
+    for name, output in args.outputs.items():
+        for path in paths.get(name, []):
+            output.check(path)
+            for written in output.written(path):
+                other = taken.setdefault(written.resolve(), name)
+                if other != name:
+                    what = f"{written} is also the argument {other.replace('_', '-')}"
+                    raise InputError(f"{output.option} {path}", what, fix="name another place")
+
+
+def check_folder(option: str, path: Path, fix: str) -> None:
+    """InputError unless ``path``, which the step reads, is a folder."""
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "no such folder"
+        raise InputError(f"{option} {path}", what, fix=fix)
+
+
+def check_kind(option: str, path: Path, *, is_folder: bool) -> None:
+    """InputError if there is a folder where a file is wanted, or a file in place of a folder."""
+    if os.path.exists(path) and path.is_dir() != is_folder:
+        what, wanted = ("is a file", "a folder") if is_folder else ("is a folder", "a file")
+        raise InputError(f"{option} {path}", what, allowed=wanted, fix=f"name {wanted}")
+
+
+def check_writable(option: str, path: Path, *, is_folder: bool) -> None:
+    """InputError unless a file, or a folder, can be written at ``path``: tells before hours of work, not after them."""
+    check_kind(option, path, is_folder=is_folder)
+    above = next(folder for folder in path.absolute().parents if os.path.exists(folder))
+    if not above.is_dir():
+        raise InputError(f"{option} {path}", f"lies under {above}, which is a file", fix="name a place in a folder")
+    folder = path if path.is_dir() else above
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{option} {path}", f"{folder} cannot be written", fix="name a place in another folder")
+
+
+def add_number(
+    parser: argparse._ActionsContainer,
+    option: str,
+    text: str,
+    least: float,
+    most: float = LARGEST,
+    *,
+    kind: type[int] | type[float] = int,
+    above: bool = False,
+    **more: Any,
+) -> None:
+    """An option whose value is a finite number from ``least`` to ``most``, without ``least`` itself if ``above``.
+
+    Parsing raises an InputError that names the option, the value and what is allowed.
+    """
+    noun = "an integer" if kind is int else "a number"
+    bounds = f"above {least:g}" if above else f"{least:g} or more" if most == LARGEST else f"from {least:g} to {most:g}"
+    bounds += f", at most {most:g}" if above and most != LARGEST else ""
+
+    def read(typed: str) -> float:
+        try:
+            value = kind(typed)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most or (above and value == least):
+            raise InputError(option, f"is {typed or 'empty'}", allowed=f"{noun} {bounds}", fix="change the value")
+        return value
+
+    parser.add_argument(option, type=read, help=text, **more)
 
 
 def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace], None]) -> None:
     """Parse, run, and end the process: 0 done, 2 bad input (one line), 1 unexpected (traceback in the log)."""
-    args = parser.parse_args()
-    start_logging(args.log)
+    log_file = None
+    start_logging(None)
     try:
+        args = parser.parse_args()
+        check_outputs(args)
+        log_file = args.log
+        start_logging(log_file)
         step(args)
     except InputError as error:
         log.error("error: %s", error)
@@ -97,7 +235,11 @@ def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace
         log.error("error: interrupted")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        write_traceback(args.log)
+        if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
+            fix = "make room, or write to another disk"
+            log.error("error: %s", InputError(str(error.filename or "a disk"), str(error.strerror), fix=fix))
+            sys.exit(EXIT_BAD_INPUT)
+        write_traceback(log_file)
         log.error("error: unexpected %s: %s", type(error).__name__, " ".join(str(error).split()))
         sys.exit(EXIT_UNEXPECTED)
 
@@ -146,14 +288,3 @@ def write_traceback(log_file: Path | None) -> None:
 
 if TYPE_CHECKING:
     Parts = argparse._SubParsersAction[argparse.ArgumentParser]
-
-
-def integer_of_at_least(least: int) -> Callable[[str], int]:
-    """Reads an integer of at least ``least``."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least {least}")
-        return int(text)
-
-    return read

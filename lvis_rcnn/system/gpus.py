@@ -1,11 +1,11 @@
-"""Runs a command on GPUs of its own, on a machine without a scheduler.
+"""Run a command on GPUs of its own, on a machine without a scheduler.
 
     python -m lvis_rcnn.system.gpus --gpus 2 -- python -m lvis_rcnn train …
 
-A GPU is held by a lock on a file of its name, which the system releases with the last process that holds it, however it
-ends. The command replaces this process and sees its own GPUs only (CUDA_VISIBLE_DEVICES). Inside a SLURM job, which has
-its GPUs from SLURM, it is run as it is. Other programs and other users are not kept off. (The locks of filelock do not
-survive exec.)
+A GPU is held by a lock on a file of its name, which the system releases with the last process that holds it, however
+it ends. The command replaces this process and sees its own GPUs only (CUDA_VISIBLE_DEVICES); what it starts shares them
+and waits for none. Inside a SLURM job, which has its GPUs from SLURM, it is run as it is. Other programs and other
+users are not kept off. (The locks of filelock do not survive exec.)
 """
 
 import argparse
@@ -18,9 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
+from lvis_rcnn.system.cli import InputError, add_number, log, run_step, step_parser
 
 POLL_S = 2.0
+
+HELD = "LVIS_RCNN_GPUS_HELD"
+"""Environment variable of the processes beneath one that holds GPUs, whose locks are not theirs but keep others off."""
 
 
 def gpus_of_this_machine() -> list[str]:
@@ -60,7 +63,8 @@ def lock(gpu: str, folder: Path) -> int | None:
 def lease(wanted: int, folder: Path) -> list[str]:
     """Hold this many GPUs until this process ends; waits while others hold them.
 
-    All or none: a waiting process holds no GPU that another one waits for.
+    All or none: a waiting process holds no GPU that another one waits for. Where a process above holds those that are
+    visible, they are taken from them at once.
 
     Raises:
         InputError: the machine has fewer.
@@ -73,6 +77,8 @@ def lease(wanted: int, folder: Path) -> list[str]:
             allowed="the GPUs of this machine (CUDA_VISIBLE_DEVICES, nvidia-smi -L)",
             fix="lower resources.gpus, or run on a machine that has them",
         )
+    if HELD in os.environ:
+        return present[:wanted]
     waits = False
     while True:
         held: dict[str, int] = {}
@@ -80,6 +86,7 @@ def lease(wanted: int, folder: Path) -> list[str]:
             if len(held) < wanted and (handle := lock(gpu, folder)) is not None:
                 held[gpu] = handle
         if len(held) == wanted:
+            os.environ[HELD] = ",".join(held)
             return list(held)
         for handle in held.values():
             os.close(handle)
@@ -100,6 +107,8 @@ def hold_one_gpu() -> None:
 
 def step(args: argparse.Namespace) -> None:
     """Replace this process by the command, with GPUs of its own."""
+    if shutil.which(args.command[0]) is None:
+        raise InputError(args.command[0], "no such command", fix="write it after -- as on a command line of its own")
     if "SLURM_JOB_ID" not in os.environ:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(lease(args.gpus, lock_folder()))
     os.execvp(args.command[0], args.command)
@@ -108,7 +117,7 @@ def step(args: argparse.Namespace) -> None:
 def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
-    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="GPUs that the command gets")
+    add_number(parser, "--gpus", "GPUs that the command gets", 1, required=True, metavar="N")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="what to run, after --")
     run_step(parser, step)
 

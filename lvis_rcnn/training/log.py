@@ -17,9 +17,6 @@ from lvis_rcnn.system.cli import duration, log, rate
 from lvis_rcnn.system.files import atomic_file, read_json_lines, write_json
 from lvis_rcnn.training.solver import Recipe
 
-# Keys of a line that differ when a run is repeated; all others are functions of the recipe.
-MEASURED_KEYS = frozenset({"data_time", "time", "memory", "images_per_s", "eta_s", "written_at"})
-
 # A loss is a spike if it is more than SPIKE_FACTOR times the median of the last SPIKE_LINES lines, at least
 # FEWEST_SPIKE_LINES. A median, since one spike must not hide the next.
 SPIKE_FACTOR = 3.0
@@ -94,8 +91,8 @@ class TrainingLog:
     Further keys are ``step``, ``images_seen``, ``images_per_s``, ``eta_s`` (at the mean speed of this attempt),
     ``written_at`` (Unix seconds), ``grad_norm`` and ``grad_norm_max``; ``skipped_images`` after broken images; and
     ``loss_spike: true`` if the total loss of a step since the last line was a spike: more than ``SPIKE_FACTOR`` times
-    the median ``loss`` of the last ``SPIKE_LINES`` lines. Only ``MEASURED_KEYS`` depend on more than the losses and
-    gradients of the run.
+    the median ``loss`` of the last ``SPIKE_LINES`` lines. All keys but ``time``, ``data_time``, ``memory``,
+    ``images_per_s``, ``eta_s`` and ``written_at`` are the same when a run is repeated.
     """
 
     def __init__(self, path: Path, recipe: Recipe, steps_done: int) -> None:

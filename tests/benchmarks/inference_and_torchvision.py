@@ -29,10 +29,9 @@ import torch
 from pycocotools import mask as rle
 from torchvision.models.detection import roi_heads as stock_roi_heads
 
-import lvis_rcnn.inference.detector as detector
-import lvis_rcnn.model.mask_rcnn as mask_rcnn
-import lvis_rcnn.model.postprocess as our_detections
 import tests.benchmarks.network_and_torchvision as shared
+from lvis_rcnn.inference import detector
+from lvis_rcnn.model import mask_rcnn, postprocess
 
 
 class Stopwatch:
@@ -71,7 +70,7 @@ def our_inference(watch: Stopwatch, state: dict[str, torch.Tensor]) -> Callable[
     heads = model.roi_heads
     watch.wrap(mask_rcnn, "proposals", "nms")
     watch.wrap(mask_rcnn, "detect_boxes", "nms")
-    watch.wrap(our_detections, "region_features", "network")
+    watch.wrap(postprocess, "region_features", "network")
     for layer in (heads.box_head, heads.box_predictor.cls_score, heads.box_predictor.bbox_pred):
         watch.wrap(layer, "forward", "network")
     watch.wrap(detector, "image_detections", "masks")

@@ -22,10 +22,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import lvis_rcnn.infer as infer
-import lvis_rcnn.inference.detector as detector
+from lvis_rcnn import infer
 from lvis_rcnn.config.study import Study, load_study
 from lvis_rcnn.dataset.store import build_store, open_store
+from lvis_rcnn.inference import detector
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.model.weights import save_model
 from lvis_rcnn.training.distributed import Ranks

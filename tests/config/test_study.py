@@ -257,6 +257,23 @@ def test_the_schema_for_editors_is_in_step_with_the_models(tmp_path: Path, monke
     assert made.read_text() == kept.read_text(), "run: python -m lvis_rcnn.config --schema " + str(kept)
 
 
+def test_all_files_are_checked_and_each_has_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = REPOSITORY / "configs" / "mini.yaml"
+    (tmp_path / "bad.yaml").write_text("study: [")
+    names = [tmp_path / "absent.yaml", good, tmp_path / "bad.yaml"]
+    monkeypatch.setattr(sys, "argv", ["config", "--check", *map(str, names)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert (first[:7], second, third[:7]) == ("error: ", f"{good}: ok", "error: ")
+    monkeypatch.setattr(sys, "argv", ["config"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "has nothing to do; allowed: --check FILE, --schema FILE; fix: " in capsys.readouterr().err
+
+
 def test_every_key_of_the_schema_is_described_or_a_section() -> None:
     schema = Study.model_json_schema()
     for section in schema["$defs"].values():

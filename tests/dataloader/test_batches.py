@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import lvis_rcnn.dataloader.batches as data
-import lvis_rcnn.dataloader.transforms as pixels
 from lvis_rcnn.config.schema import Augmentation
+from lvis_rcnn.dataloader import batches as batches_module
+from lvis_rcnn.dataloader import transforms
 from lvis_rcnn.dataloader.repeat_factors import read_sampling, usable_annotations
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataset.images import ImageFile, ImageFiles, read_image_bgr
@@ -48,7 +48,7 @@ def stream_of(store, factors, seed=0, images_per_step=2):
 def make_steps(drawn, seed=0, images_per_step=2):
     factors = read_sampling(drawn.repeat_factors).factors
     stream = stream_of(open_store(drawn.train_store), factors, seed, images_per_step)
-    return data.TrainingSteps(drawn.train_store, drawn.images, stream, AUGMENTATION)
+    return batches_module.TrainingSteps(drawn.train_store, drawn.images, stream, AUGMENTATION)
 
 
 def annotation(number, bbox, area=100.0, category=4, polygon=SQUARE):
@@ -89,13 +89,13 @@ def make_store(folder, annotations, height=40, width=60, **image):
     ],
 )
 def test_rescaled_sizes_by_hand(original_hw, short_px, long_px, expected_hw):
-    assert pixels.rescaled_size_hw(*original_hw, short_px, long_px) == expected_hw
+    assert transforms.rescaled_size_hw(*original_hw, short_px, long_px) == expected_hw
 
 
 @relaxed
 @given(st.integers(32, 5000), st.integers(32, 5000), st.sampled_from([640, 672, 704, 736, 768, 800]))
 def test_rescaled_sizes_keep_the_ratio_and_the_limits(height, width, short_px):
-    new_h, new_w = pixels.rescaled_size_hw(height, width, short_px, 1333)
+    new_h, new_w = transforms.rescaled_size_hw(height, width, short_px, 1333)
     factor = min(1333 / max(height, width), short_px / min(height, width))
     assert (new_h, new_w) == (int(height * factor + 0.5), int(width * factor + 0.5))
     assert max(new_h, new_w) <= 1333
@@ -112,7 +112,7 @@ def test_pixels_equal_a_chain_written_out(drawn, flip):
     image_bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     height, width = image_bgr.shape[:2]
     assert np.array_equal(read_image_bgr(ImageFile(path), height, width), image_bgr)
-    (found,) = data.network_batch([data.Sample(0, image_bgr, (50, 70), flip)], channels_last=False)
+    (found,) = batches_module.network_batch([batches_module.Sample(0, image_bgr, (50, 70), flip)], channels_last=False)
     resized = cv2.resize(image_bgr, (70, 50), interpolation=cv2.INTER_LINEAR)
     rgb = (resized[:, ::-1] if flip else resized)[:, :, ::-1].astype(np.float64)
     expected = np.zeros((3, 64, 96))
@@ -134,15 +134,17 @@ def test_pixels_are_the_published_operations_to_the_bit(original_hw, size_hw, fl
     image = np.random.default_rng(0).integers(0, 256, (*original_hw, 3), np.uint8)
     resized = mmcv.imresize(image, size_hw[::-1], interpolation="bilinear")
     rgb = mmcv.bgr2rgb(mmcv.imflip(resized) if flip else resized).astype(np.float32)
-    expected = mmcv.impad_to_multiple((rgb - pixels.MEAN_RGB) / pixels.STD_RGB, 32).transpose(2, 0, 1)
-    (found,) = data.network_batch([data.Sample(0, image, size_hw, flip)], channels_last)
+    expected = mmcv.impad_to_multiple((rgb - transforms.MEAN_RGB) / transforms.STD_RGB, 32).transpose(2, 0, 1)
+    (found,) = batches_module.network_batch([batches_module.Sample(0, image, size_hw, flip)], channels_last)
     assert np.array_equal(found.numpy(), expected)
 
 
 @pytest.mark.parametrize(("channels_last", "strides"), [(False, (12288, 4096, 64, 1)), (True, (12288, 1, 192, 3))])
 def test_a_batch_is_padded_right_and_below(channels_last, strides):
-    samples = [data.Sample(0, np.full((4, 4, 3), 255, np.uint8), size, False) for size in ((32, 64), (64, 30))]
-    batch = data.network_batch(samples, channels_last)
+    samples = [
+        batches_module.Sample(0, np.full((4, 4, 3), 255, np.uint8), size, False) for size in ((32, 64), (64, 30))
+    ]
+    batch = batches_module.network_batch(samples, channels_last)
     assert (batch.shape, batch.stride()) == ((2, 3, 64, 64), strides)
     assert (batch[0, :, :32] > 2).all()
     assert (batch[0, :, 32:] == 0).all()
@@ -214,13 +216,13 @@ def test_unusable_annotations_are_left_out(tmp_path):
 
 def test_a_target_by_hand(tmp_path):
     store = make_store(tmp_path, [annotation(1, [10, 5, 20, 15], category=8), annotation(2, [50, 30, 20, 20])])
-    target = data.read_target(store, 0, (80, 120), flip=False)
+    target = batches_module.read_target(store, 0, (80, 120), flip=False)
     assert target.labels.tolist() == [2, 1]
     assert target.boxes_xyxy.tolist() == [[20, 10, 60, 40], [100, 60, 120, 80]]
     expected = np.zeros((80, 120), np.uint8)
     expected[10:40, 20:60] = 1
     assert np.array_equal(pasted(target.masks, (80, 120))[0], expected)
-    flipped = data.read_target(store, 0, (80, 120), flip=True)
+    flipped = batches_module.read_target(store, 0, (80, 120), flip=True)
     assert flipped.boxes_xyxy.tolist() == [[60, 10, 100, 40], [0, 60, 20, 80]]
     assert np.array_equal(pasted(flipped.masks, (80, 120))[0], expected[:, ::-1])
 
@@ -228,7 +230,9 @@ def test_a_target_by_hand(tmp_path):
 def test_an_image_may_end_with_no_object(tmp_path):
     store = make_store(tmp_path, [annotation(1, [10, 5, 20, 15], area=0.0)])
     saved(tmp_path / "image.png")
-    steps = data.TrainingSteps(store.path, tmp_path, stream_of(store, np.ones(1), images_per_step=1), AUGMENTATION)
+    steps = batches_module.TrainingSteps(
+        store.path, tmp_path, stream_of(store, np.ones(1), images_per_step=1), AUGMENTATION
+    )
     ((target,),) = [group.targets for group in steps[0]]
     assert target.boxes_xyxy.shape == (0, 4)
     assert target.masks.frames_xyxy.shape == (0, 4)
@@ -236,7 +240,7 @@ def test_an_image_may_end_with_no_object(tmp_path):
 
 def test_a_box_that_rescaling_flattens_is_left_out():
     boxes = np.array([[1, 1, 2, 2], [3, 3, 3, 5], [3, 5, 9, 5]], np.float32)
-    assert data.has_area(boxes).tolist() == [True, False, False]
+    assert batches_module.has_area(boxes).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -245,7 +249,7 @@ def test_masks_and_boxes_agree(drawn, flip, scale, tolerance_px):
     store = open_store(drawn.train_store)
     for image in range(store.num_images):
         size_hw = (int(store.heights[image] * scale), int(store.widths[image] * scale))
-        target = data.read_target(store, image, size_hw, flip)
+        target = batches_module.read_target(store, image, size_hw, flip)
         for mask, box in zip(pasted(target.masks, size_hw), target.boxes_xyxy.tolist(), strict=True):
             rows, columns = np.nonzero(mask)
             extent = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
@@ -261,8 +265,8 @@ def test_masks_and_boxes_agree(drawn, flip, scale, tolerance_px):
 def test_flipping_twice_gives_the_box_back(original_hw, fractions, size_hw):
     height, width = original_hw
     boxes = np.array([fractions]) * [width, height, width, height]
-    plain = data.target_boxes_xyxy(boxes, original_hw, size_hw, flip=False)
-    flipped = data.target_boxes_xyxy(boxes, original_hw, size_hw, flip=True)
+    plain = batches_module.target_boxes_xyxy(boxes, original_hw, size_hw, flip=False)
+    flipped = batches_module.target_boxes_xyxy(boxes, original_hw, size_hw, flip=True)
     assert (plain >= 0).all()
     assert (plain <= [size_hw[1], size_hw[0]] * 2).all()
     np.testing.assert_allclose(size_hw[1] - flipped[:, [2, 0]], plain[:, [0, 2]], atol=1e-4)
@@ -277,7 +281,7 @@ def test_images_are_found_under_the_names_of_v05(tmp_path):
         "coco_url": "http://images.cocodataset.org/val2017/000000000007.png",
     }
     store = make_store(tmp_path, [annotation(1, [10, 5, 20, 15])], **names)
-    assert data.TestImages(store.path, tmp_path, 40, 60)[[0]].pixels.shape == (1, 3, 64, 64)
+    assert batches_module.TestImages(store.path, tmp_path, 40, 60)[[0]].pixels.shape == (1, 3, 64, 64)
 
 
 # Steps
@@ -318,7 +322,7 @@ def test_both_flips_and_all_scales_are_drawn(drawn):
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside threads, from Python 3.12 on
 def test_workers_read_the_same_batches(drawn):
     steps = make_steps(drawn)
-    alone, together = (list(data.read_in_order(steps, range(2, 7), workers)) for workers in (0, 2))
+    alone, together = (list(batches_module.read_in_order(steps, range(2, 7), workers)) for workers in (0, 2))
     assert len(alone) == 5
     for one, other in zip(alone, together, strict=True):
         same(one, other)
@@ -329,7 +333,7 @@ def test_workers_read_the_same_batches(drawn):
 def test_an_unreadable_image_is_one_line_from_workers_too(tmp_path, workers):
     store = make_store(tmp_path, [annotation(1, [10, 5, 20, 15])])
     (tmp_path / "image.png").write_bytes(b"")
-    batches = data.read_in_order(data.TestImages(store.path, tmp_path, 40, 60), [[0]], workers)
+    batches = batches_module.read_in_order(batches_module.TestImages(store.path, tmp_path, 40, 60), [[0]], workers)
     expected = f"{tmp_path / 'image.png'}: is no complete image; fix: copy the file again"
     with pytest.raises(InputError) as raised:
         next(batches)
@@ -338,9 +342,9 @@ def test_an_unreadable_image_is_one_line_from_workers_too(tmp_path, workers):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_worker_writes_into_memory_that_is_shared(monkeypatch, layout):
-    alone = data.uninitialised((2, 3, 32, 64), layout)
-    monkeypatch.setattr(data, "get_worker_info", lambda: "a worker")
-    shared = data.uninitialised((2, 3, 32, 64), layout)
+    alone = batches_module.uninitialised((2, 3, 32, 64), layout)
+    monkeypatch.setattr(batches_module, "get_worker_info", lambda: "a worker")
+    shared = batches_module.uninitialised((2, 3, 32, 64), layout)
     assert (alone.is_shared(), shared.is_shared()) == (False, True)
     assert (shared.shape, shared.stride(), shared.dtype) == (alone.shape, alone.stride(), alone.dtype)
 
@@ -352,7 +356,7 @@ def skipping(drawn, skip=True, workers=0):
     """What five steps of two images are, where broken images are skipped."""
     steps = make_steps(drawn)
     steps.augmentation = AUGMENTATION.model_copy(update={"skip_broken_images": skip})
-    return list(data.read_in_order(steps, range(5), workers))
+    return list(batches_module.read_in_order(steps, range(5), workers))
 
 
 @pytest.fixture
@@ -419,7 +423,7 @@ def test_batches_for_a_gpu_are_pinned_and_channels_last(drawn):
     steps = make_steps(drawn)
     steps.channels_last = True
     for workers in (0, 1):
-        ((batch,),) = data.read_in_order(steps, range(1), workers, pinned=True)
+        ((batch,),) = batches_module.read_in_order(steps, range(1), workers, pinned=True)
         same_batch(batch, make_steps(drawn)[0][0])
         assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
         assert all(tensor.is_pinned() for tensor in (batch.pixels, batch.targets[0].masks.pixels))
@@ -486,14 +490,14 @@ def test_workers_are_silent_about_a_parent_that_left():
 
 
 def test_other_errors_of_a_worker_are_shown(capsys):
-    data.report_unless_parent_left(ValueError, ValueError("no such key"), None)
+    batches_module.report_unless_parent_left(ValueError, ValueError("no such key"), None)
     assert capsys.readouterr().err == "ValueError: no such key\n"
 
 
 @relaxed
 @given(st.integers(0, 30))
 def test_test_images_come_in_file_order(drawn, image):
-    images = data.TestImages(drawn.val_store, drawn.images, 48, 96)
+    images = batches_module.TestImages(drawn.val_store, drawn.images, 48, 96)
     image %= images.store.num_images
     batch = images[[image]]
     assert batch.image_ids == [int(images.store.image_ids[image])]

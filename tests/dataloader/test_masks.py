@@ -10,9 +10,9 @@ from hypothesis.extra.numpy import arrays as array_of
 from pycocotools import mask as rle
 from torchvision.ops import roi_align
 
-import lvis_rcnn.model.roi_losses as module
 from lvis_rcnn.dataloader.masks import mask_crops
 from lvis_rcnn.dataloader.transforms import nearest_positions
+from lvis_rcnn.model import roi_losses
 from lvis_rcnn.model.roi_losses import mask_targets
 from tests.helpers.bitmaps import pasted
 from tests.reference.golden_figures import arrays
@@ -110,7 +110,7 @@ def test_mask_targets_in_chunks_and_of_large_regions(monkeypatch):
     objects = torch.arange(12) % 4
     expected = aligned(canvas, boxes, objects)
     assert torch.equal(mask_targets(crops, boxes, objects, (1250, 1333)), expected)
-    monkeypatch.setattr(module, "SAMPLES_PER_CHUNK", 1000)
+    monkeypatch.setattr(roi_losses, "SAMPLES_PER_CHUNK", 1000)
     assert torch.equal(mask_targets(crops, boxes, objects, (1250, 1333)), expected)
     nothing = mask_targets(crops, boxes[:0], objects[:0], (1250, 1333))
     assert nothing.shape == (0, 28, 28)
@@ -127,7 +127,7 @@ def test_mask_targets_of_the_figures(case):
     count, height, width = bitmaps.shape
     frames = torch.tensor([[0, 0, width, height]] * count)
     offsets = torch.arange(count + 1) * height * width
-    crops = module.MaskCrops(frames, offsets, torch.from_numpy(bitmaps.astype(np.uint8)).reshape(-1))
+    crops = roi_losses.MaskCrops(frames, offsets, torch.from_numpy(bitmaps.astype(np.uint8)).reshape(-1))
     padded_hw = (-(-height // 32) * 32, -(-width // 32) * 32)
     found = mask_targets(crops, boxes, objects, padded_hw)
     soft = figures[f"case{case}_mt_soft_f16"]

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import lvis_rcnn.dataset.reader as reader
-import lvis_rcnn.system.files as files
+from lvis_rcnn.dataset import reader
 from lvis_rcnn.dataset.records import positions
+from lvis_rcnn.system import files
 from lvis_rcnn.system.cli import InputError
 from tests.dataset.test_store import assert_same
 from tests.helpers.small_dataset import annotation, build, small_dataset

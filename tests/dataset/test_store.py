@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
-import lvis_rcnn.dataset.pieces as pieces
-import lvis_rcnn.dataset.reader as reader
 from lvis_rcnn.dataloader.masks import decoded, rasterised
+from lvis_rcnn.dataset import pieces, reader
 from lvis_rcnn.dataset.records import CROWD, IGNORED
 from lvis_rcnn.dataset.rle import pixels_of_runs, runs_of_text
 from lvis_rcnn.dataset.store import AnnotationStore, build_store, image_candidates, open_store

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-import lvis_rcnn.dataset.pieces as json_pieces
-import lvis_rcnn.evaluation.iou as overlaps
+from lvis_rcnn.dataset import pieces as pieces_module
 from lvis_rcnn.dataset.detections import Detections, pack_rles, shard_path, write_shard
+from lvis_rcnn.evaluation import iou
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score, score_fixed
 from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth
 from lvis_rcnn.evaluation.official import difference, official_package, official_scores
@@ -306,7 +306,7 @@ def test_masks_compared_in_parts_and_processes_score_the_same(monkeypatch, proce
         truth, found = arrays(dataset, records)
         whole = score(truth, found, "segm", cap)
         with monkeypatch.context() as patch:
-            patch.setattr(overlaps, "MASKS_AT_ONCE", 3)
+            patch.setattr(iou, "MASKS_AT_ONCE", 3)
             of_parts = score(truth, found, "segm", cap, processes=processes)
         assert np.array_equal(whole.precision, of_parts.precision)
         assert np.array_equal(whole.recall, of_parts.recall)
@@ -321,7 +321,7 @@ def test_a_damaged_mask_is_named_whatever_the_part(monkeypatch):
     dataset, records = by_hand()
     truth, found = arrays(dataset, [{**records[2], "score": 0.9 - number / 100} for number in range(9)])
     found.masks.sizes_hw[7] = 2, 2
-    monkeypatch.setattr(overlaps, "MASKS_AT_ONCE", 3)
+    monkeypatch.setattr(iou, "MASKS_AT_ONCE", 3)
     with pytest.raises(InputError, match=r"result 7 .*mask is damaged"):
         score(truth, found, "segm")
 
@@ -357,7 +357,7 @@ def test_a_file_read_in_pieces_is_the_file(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     path.write_text(" " + json.dumps(records * 50) + "\n")
     whole = read_detections(path, truth)
-    monkeypatch.setattr(json_pieces, "PIECE", 500)
+    monkeypatch.setattr(pieces_module, "PIECE", 500)
     pieces = read_detections(path, truth)
     assert len(pieces) == 150
     for name in ("image_ids", "category_ids", "scores", "boxes_xywh"):

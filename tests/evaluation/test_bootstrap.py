@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lvis_rcnn.evaluation.bootstrap as bootstrap
+from lvis_rcnn.evaluation import bootstrap
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score
 from lvis_rcnn.evaluation.bootstrap import image_weights, intervals, resampling_of, weighted_metrics, within_0_and_1
 from tests.evaluation.test_average_precision import arrays, by_hand, small_set

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-import lvis_rcnn.compare as step
+from lvis_rcnn import compare as compare_module
 from lvis_rcnn.evaluate import evaluate
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.bootstrap import SEED, image_weights, resampling_of, seed_noise, weighted_metrics
@@ -99,7 +99,7 @@ def test_the_command_prints_metrics_categories_and_settings(tmp_path, monkeypatc
         "argv",
         ["compare", str(first), str(second / "metrics.json"), "--resamples", "20", "--plot", str(tmp_path)],
     )
-    step.main()
+    compare_module.main()
     text = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[:2] == [f"A: {first}", f"B: {second / 'metrics.json'}"]
@@ -223,13 +223,16 @@ def test_of_a_study_only_the_runs_asked_for_are_compared_and_the_text_goes_to_a_
         scored(tmp_path / name, WORSE)
     words = [str(tmp_path / "one"), str(tmp_path / "two"), "--only", "r50/seed0", "--out", str(tmp_path / "said.txt")]
     monkeypatch.setattr(sys, "argv", ["compare", *words, "--resamples", "3"])
-    step.main()
+    compare_module.main()
     assert capsys.readouterr().out == ""
     lines = (tmp_path / "said.txt").read_text().splitlines()
     assert lines[1] == f"B: {tmp_path / 'two' / 'r50' / 'seed0' / 'metrics.json'}"
     assert lines[-1] == "Settings: the same in all records."
     assert "Settings: the same in all records." in (tmp_path / "said.html").read_text()
-    with pytest.raises(InputError, match=r"two/r50/seed2: is not scored; allowed: scored runs of .*two; fix: sco"):
+    with pytest.raises(
+        InputError,
+        match=r"r50/seed2: is no scored run of .*two; allowed: r101/seed0, r50/seed0, ",
+    ):
         row_pairs(tmp_path / "one", tmp_path / "two", ["r50/seed0", "r50/seed2"])
 
 

@@ -15,13 +15,10 @@ from torch import nn
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import lvis_rcnn.train as train
-import lvis_rcnn.training.distributed as ranks
-import lvis_rcnn.training.recorder as run_records
-import lvis_rcnn.training.setup as run_start
-import lvis_rcnn.training.step as gradient_step
+from lvis_rcnn import train
 from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn
+from lvis_rcnn.training import distributed, recorder, setup, step
 
 
 class FewNumbers(MaskRcnn):
@@ -52,8 +49,8 @@ def few_losses(model: MaskRcnn, batch: Batch, choose):
 
 
 if __name__ == "__main__":
-    run_start.MaskRcnn = OfEachImage
-    gradient_step.losses = few_losses
-    run_records.SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("CHECKPOINT_S", "75"))
-    ranks.HANG_S = gradient_step.HANG_S = float(os.environ.get("HANG_S", "60"))
+    setup.MaskRcnn = OfEachImage
+    step.losses = few_losses
+    recorder.SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("CHECKPOINT_S", "75"))
+    distributed.HANG_S = step.HANG_S = float(os.environ.get("HANG_S", "60"))
     train.main()

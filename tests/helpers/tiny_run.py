@@ -40,6 +40,9 @@ SMALL_TEST = Inference(
     detections_per_image=10,
 )
 
+# Keys of a line of log.json that differ when a run is repeated.
+MEASURED_KEYS = frozenset({"data_time", "time", "memory", "images_per_s", "eta_s", "written_at"})
+
 
 @dataclass(frozen=True)
 class TinyData:

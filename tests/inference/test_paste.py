@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
-import lvis_rcnn.inference.paste as paste
+from lvis_rcnn.inference import paste
 from lvis_rcnn.inference.paste import bitmaps, pasted_crops, run_length_texts
 from tests.helpers.bitmaps import paste_mask, plain_paste
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torchvision.models import resnet
 
-import lvis_rcnn.model.backbone as module
 from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.model import backbone
 from lvis_rcnn.model.backbone import build_backbone
 from tests.helpers.tiny_run import SMALLEST
 
@@ -28,7 +28,7 @@ def test_widths_of_the_resnexts(name, widths):
         body = build_backbone(BACKBONES[name], "batch", 0).body
     first, last = body.layer1[0].conv2, body.layer4[2].conv2
     assert (first.weight.shape, last.weight.shape[0]) == ((widths[0], 4, 3, 3), widths[1])
-    assert [len(body[stage]) for stage in module.STAGES] == [3, 4, 23, 3]
+    assert [len(body[stage]) for stage in backbone.STAGES] == [3, 4, 23, 3]
     assert (body.layer2[0].conv1.stride, body.layer2[0].conv2.stride) == ((1, 1), (2, 2))
 
 
@@ -50,7 +50,7 @@ def test_five_levels_of_256_channels():
 def test_frozen_stages(stages, trained):
     with torch.device("meta"):
         body = build_backbone(SMALLEST, "batch", stages).body
-    expected = trained | set(module.STAGES[stages:])
+    expected = trained | set(backbone.STAGES[stages:])
     assert {name.split(".")[0] for name, value in body.named_parameters() if value.requires_grad} == expected
 
 
@@ -76,6 +76,6 @@ def test_the_pyramid_of_inference_is_the_same_to_the_last_bit(size_hw):
     whole = build_backbone(SMALLEST, "batch", 0).eval()
     pixels = torch.rand(2, 3, *size_hw)
     expected = list(whole(pixels).values())
-    found = module.pyramid(whole, pixels)
+    found = backbone.pyramid(whole, pixels)
     assert len(found) == len(expected) == 5
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))

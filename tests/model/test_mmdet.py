@@ -21,8 +21,8 @@ import pytest
 import torch
 import yaml
 
-import lvis_rcnn.fetch as fetch
-import lvis_rcnn.weights as checkpoints
+from lvis_rcnn import fetch
+from lvis_rcnn import weights as weights_module
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.dataset.store import build_store
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
@@ -78,10 +78,10 @@ def run(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["weights", *map(str, words)])
         if code:
             with pytest.raises(SystemExit) as exit_:
-                checkpoints.main()
+                weights_module.main()
             assert exit_.value.code == code
         else:
-            checkpoints.main()
+            weights_module.main()
         return capsys.readouterr().err
 
     return ended
@@ -479,7 +479,6 @@ def test_commands_refuse_in_one_line(tmp_path, state, store, run):
     words = ["import", trained, "--backbone", "r50", "--store", store, "--out", tmp_path / "model.pth"]
     assert run(*words, code=2).count("\n") == 1
     assert "wrote" in run(*words, "--trust-pickle")
-    assert "allowed: a name that ends in .pth" in run("export", trained, "--out", tmp_path / "model", code=2)
     save_model(tmp_path / "bare.pth", {}, {})
     said = run("export", tmp_path / "bare.pth", "--out", tmp_path / "b.pth", code=2)
     assert said.startswith("error: model: does not say its backbone and classes")

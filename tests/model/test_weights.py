@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-import lvis_rcnn.model.weights as initial_weights
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import DEFAULT_ZOO
 from lvis_rcnn.config.zoo import ZooModel, initial_warnings, load_zoo
+from lvis_rcnn.model import weights as weights_module
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_on_meta
 from lvis_rcnn.model.mmdet import to_ours
 from lvis_rcnn.model.weights import CLASS_LAYERS, load_initial_weights, load_model, save_model
@@ -130,7 +130,7 @@ def test_a_body_that_does_not_fit_is_refused_and_nothing_loaded(tmp_path, model,
 
 def test_coco_brings_all_but_the_class_layers(tmp_path, model, untouched, monkeypatch):
     said = []
-    monkeypatch.setattr(initial_weights.log, "info", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(weights_module.log, "info", lambda text, *values: said.append(text % values))
     content = flat_state(SMALLEST, 80)
     zoo = zoo_of(tmp_path, "coco", {"meta": {"CLASSES": ("person",) * 80}, "state_dict": content})
     row = zoo["one"]

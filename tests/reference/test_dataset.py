@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import lvis_rcnn.dataloader.repeat_factors as module
+from lvis_rcnn.dataloader import repeat_factors as repeat_factors_module
 from lvis_rcnn.dataloader.repeat_factors import repeat_factors, usable_annotations
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataloader.transforms import rescaled_size_hw
@@ -45,7 +45,7 @@ def test_images_without_annotation_are_left_out_and_small_ones(golden_store, mon
     kept = kept_images(golden_store)
     assert len(kept) == golden("n_train")
     assert golden_store.image_ids[kept].tolist() == [image["img_id"] for image in golden("train")]
-    monkeypatch.setattr(module, "MIN_EDGE_PX", 400)
+    monkeypatch.setattr(repeat_factors_module, "MIN_EDGE_PX", 400)
     assert golden_store.image_ids[kept_images(golden_store)].tolist() == golden("train_img_ids_min_size_400")
 
 

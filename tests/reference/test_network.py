@@ -11,12 +11,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import lvis_rcnn.model.roi_losses as region_losses
-import lvis_rcnn.model.rpn as rpn
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.dataloader.batches import Target
 from lvis_rcnn.dataloader.masks import MaskCrops
 from lvis_rcnn.inference.detector import boxes_in_original
+from lvis_rcnn.model import roi_losses, rpn
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, detect, losses
 from lvis_rcnn.model.matcher import RPN_THRESHOLDS, assign, sample
 from lvis_rcnn.model.mmdet import to_mmdet, to_ours
@@ -86,7 +85,7 @@ def test_features_and_proposals(image):
 def test_heads_on_the_stored_proposals(image):
     model, batch = network().eval(), golden_batch(image)
     features = list(model.backbone(batch.pixels).values())
-    cells = region_losses.region_features(features, [figure(f"img{image}_proposals")], 7)
+    cells = roi_losses.region_features(features, [figure(f"img{image}_proposals")], 7)
     hidden = model.roi_heads.box_head(cells)
     scores = model.roi_heads.box_predictor.cls_score(hidden).roll(-1, dims=1)
     assert_close(scores, figure(f"img{image}_cls_score"), atol=1e-3, rtol=0)
@@ -242,7 +241,7 @@ def test_sampled_regions_and_their_targets(case):
     labels, deltas, masks = [], [], []
     for image, target in enumerate(training_batch().targets):
         prefix = f"{case}_img{image}_roi"
-        regions = region_losses.sampled_regions(
+        regions = roi_losses.sampled_regions(
             trained(f"{case}_img{image}_proposals"),
             target,
             settings.rois_per_image,
@@ -257,7 +256,7 @@ def test_sampled_regions_and_their_targets(case):
         own = trained(f"{prefix}_pos_is_gt").bool()
         assert torch.equal(boxes[:count][own], target.boxes_xyxy)
         labels += [int(label) - 1 if label else 20 for label in regions.labels]
-        deltas.append(region_losses.encode(boxes[:count], target.boxes_xyxy[regions.objects], region_losses.ROI_STDS))
+        deltas.append(roi_losses.encode(boxes[:count], target.boxes_xyxy[regions.objects], roi_losses.ROI_STDS))
         deltas.append(torch.zeros(len(boxes) - count, 4))
         masks.append(mask_targets(target.masks, boxes[:count], regions.objects, (256, 320)))
     assert labels == trained(f"{case}_roi_labels").tolist()

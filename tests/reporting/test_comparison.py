@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-import lvis_rcnn.reporting.comparison as comparison
 from lvis_rcnn.evaluation.compare import Difference
+from lvis_rcnn.reporting import comparison
 from lvis_rcnn.reporting.comparison import (
     paired_categories,
     row_path,

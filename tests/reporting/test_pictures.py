@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-import lvis_rcnn.reporting.drawing as drawing
 from lvis_rcnn.dataset.detections import Detections, pack_rles, shard_path, write_shard
 from lvis_rcnn.dataset.store import build_store, open_store
-from lvis_rcnn.reporting import PICTURES
+from lvis_rcnn.reporting import PICTURES, drawing
 from lvis_rcnn.reporting.drawing import (
     COLOURS,
     LINE_PX,

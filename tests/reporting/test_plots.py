@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-import lvis_rcnn.reporting.score_plots as score_plots
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, RECALLS, UNDEFINED, ap_of_categories, mean_curves
-from lvis_rcnn.reporting import PLOTS
+from lvis_rcnn.reporting import PLOTS, score_plots
 from lvis_rcnn.reporting.figures import style
 from lvis_rcnn.reporting.plots import (
     History,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lvis_rcnn.runs.attempts as attempts
+from lvis_rcnn.runs import attempts
 from lvis_rcnn.runs.attempts import begin_attempt, end_attempt, read_attempts, read_lines
 from lvis_rcnn.system.cli import InputError
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import lvis_rcnn.runs.lease as holder
-import lvis_rcnn.system.machine as machine
+from lvis_rcnn.runs import lease
 from lvis_rcnn.runs.lease import is_gone, new_holder, other_job, read_holder, signal_job, terminate
+from lvis_rcnn.system import machine
 from lvis_rcnn.system.machine import ENDED, slurm_job, start_ticks
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
@@ -99,8 +99,8 @@ def test_of_a_process_elsewhere_nothing_is_known(sleeper, unknown):
 
 
 def test_without_proc_nothing_is_known(sleeper, monkeypatch):
-    monkeypatch.setattr(holder, "this_machine", lambda: "")
-    for module in (holder, machine):
+    monkeypatch.setattr(lease, "this_machine", lambda: "")
+    for module in (lease, machine):
         monkeypatch.setattr(module, "start_ticks", lambda pid: None)
     other = holder_of(sleeper)
     sleeper.kill()
@@ -112,7 +112,7 @@ def test_a_process_that_proc_hides_is_not_taken_for_gone(sleeper, monkeypatch):
     other = holder_of(sleeper)
     monkeypatch.setattr(machine, "Path", lambda name: Path("/nowhere"))
     assert start_ticks(sleeper.pid) is None
-    monkeypatch.setattr(holder, "this_machine", lambda: other.machine)
+    monkeypatch.setattr(lease, "this_machine", lambda: other.machine)
     assert not is_gone(other)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-import lvis_rcnn.runs.lease as lease
+from lvis_rcnn.runs import lease
 from lvis_rcnn.runs.lease import Contender, Lease, claim, clear, held_lease, new_holder, newest, read_holder
 from lvis_rcnn.system.cli import InputError
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from lvis_rcnn.config.study import DEFAULT_ZOO
-from lvis_rcnn.runs.paths import StudyPaths, load_study_paths
+from lvis_rcnn.config.study import DEFAULT_ZOO, load_study
+from lvis_rcnn.runs.paths import StudyPaths, check_run, load_study_paths, runs_of
 from lvis_rcnn.system.cli import InputError
-from tests.conftest import write_study
+from tests.conftest import REPOSITORY, write_study
 
 PUBLISHED = "published/lvis_v0.5_r101"
 OF_FILES = {k: {"annotations": f"lvis/lvis_v1_{k}.json", "images": f"images of {k}"} for k in ("train", "val")}
@@ -184,3 +184,28 @@ def test_every_process_of_snakemake_loads_it_without_what_only_steps_need() -> N
         [sys.executable, "-c", code], cwd=DEFAULT_ZOO.parents[2], capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("run", "backbone", "message"),
+    [
+        ("../../x", "r50", "run ../../x: is not one of the study; allowed: r50/seed0, r50/seed1; fix: "),
+        ("r50/seed9", "r50", "run r50/seed9: is not one of the study"),
+        ("r101/seed0", "r101", "run r101/seed0: is not one of the study"),
+        ("published/lvis_v1_r50", "r50", "run published/lvis_v1_r50: is not one of the study"),
+        ("r50/seed0", "r101", "--backbone r101: is not that of r50/seed0; allowed: r50; fix: name that one"),
+    ],
+)
+def test_a_run_that_is_not_of_the_study_is_refused(tmp_path, run, backbone, message):
+    file = write_study(tmp_path / "tiny.yaml", study="tiny", backbones=["r50"], seeds=[0, 1])
+    check_run(load_study(file), file, "r50/seed1", "r50")
+    with pytest.raises(InputError) as refused:
+        check_run(load_study(file), file, run, backbone)
+    assert message in str(refused.value)
+
+
+def test_a_run_of_a_published_row_has_its_backbone():
+    file = REPOSITORY / "configs" / "published.yaml"
+    runs = runs_of(load_study(file), file)
+    assert runs["published/lvis_v1_r101"] == "r101"
+    assert len(runs) == 8

@@ -2,7 +2,7 @@
 
 import pytest
 
-import lvis_rcnn.config.schema as schema
+from lvis_rcnn.config import schema
 from lvis_rcnn.dataset.store import open_store
 from tests.helpers.tiny_run import SMALLEST, save_untrained
 

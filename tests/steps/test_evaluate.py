@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import lvis_rcnn.evaluate as step
+from lvis_rcnn import evaluate as evaluate_module
 from lvis_rcnn.dataset.detections import (
     Detections,
     export_results,
@@ -122,7 +122,7 @@ def test_the_lvis_package_beside_says_that_it_agrees(tmp_path, monkeypatch):
     agreed = evaluate(*paths, 300, "auto")
     assert agreed["official"] == {"package": f"lvis {agreed['versions']['lvis']}", "agrees": True}
     assert agreed["protocol"].endswith("agrees in every bit")
-    monkeypatch.setattr(step, "MOST_IMAGES_CHECKED", 1)
+    monkeypatch.setattr(evaluate_module, "MOST_IMAGES_CHECKED", 1)
     unchecked = evaluate(*paths, 300, "auto")
     assert (unchecked["official"]["agrees"], unchecked["official"]["why"]) == (None, "not run (more than 1 images)")
     assert evaluate(*paths, 300, "yes") == agreed
@@ -146,7 +146,7 @@ def test_a_disagreement_with_the_lvis_package_is_an_error(tmp_path, monkeypatch,
             scores.recall[0, 0, 0] = 0
         return scores
 
-    monkeypatch.setattr(step, "official_scores", other)
+    monkeypatch.setattr(evaluate_module, "official_scores", other)
     with pytest.raises(InputError, match=message):
         evaluate(write(tmp_path / "truth.json", TWO_KINDS), write(tmp_path / "results.json", GOOD), 300, "yes")
 
@@ -390,7 +390,7 @@ def test_detections_of_other_annotations_are_refused(tmp_path):
 
 def run_main(monkeypatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
-    step.main()
+    evaluate_module.main()
 
 
 def test_the_command_writes_metrics_and_a_readable_summary(tmp_path, monkeypatch, capsys):
@@ -445,8 +445,8 @@ def test_intervals_and_match_results_on_request(tmp_path):
 
 def test_resamples_are_a_number(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
-        run_main(monkeypatch, "--annotations", "a", "--detections", "b", "--out", "c", "--bootstrap", "-1")
-    assert "'-1' is not an integer of at least 0" in capsys.readouterr().err
+        run_main(monkeypatch, "--annotations", "a", "--detections", "b", "--out", "c.json", "--bootstrap", "-1")
+    assert "--bootstrap: is -1; allowed: an integer 0 or more" in capsys.readouterr().err
 
 
 def test_ap_fixed_stands_beside_under_its_own_label(tmp_path):

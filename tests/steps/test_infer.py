@@ -15,11 +15,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
-import lvis_rcnn.dataloader.batches as data
-import lvis_rcnn.infer as infer
-import lvis_rcnn.inference.detector as detector
-import lvis_rcnn.inference.shards as shards
+from lvis_rcnn import infer
 from lvis_rcnn.config.study import settings_digest
+from lvis_rcnn.dataloader import batches as batches_module
 from lvis_rcnn.dataloader.transforms import padded_size_hw
 from lvis_rcnn.dataset.detections import (
     Detections,
@@ -33,6 +31,7 @@ from lvis_rcnn.dataset.detections import (
 )
 from lvis_rcnn.dataset.store import build_store, open_store
 from lvis_rcnn.evaluate import evaluate
+from lvis_rcnn.inference import detector, shards
 from lvis_rcnn.model.mask_rcnn import ImageDetections
 from lvis_rcnn.model.weights import save_model
 from lvis_rcnn.system.cli import InputError
@@ -302,7 +301,7 @@ def test_batches_share_a_padded_size_and_change_nothing_but_rounding(drawn, mode
 @settings(max_examples=20)
 @given(st.lists(st.integers(0, 6), unique=True), st.integers(1, 4))
 def test_every_image_is_in_one_batch_with_its_like(drawn, positions, most):
-    images = data.TestImages(drawn.val_store, drawn.images, 64, 96)
+    images = batches_module.TestImages(drawn.val_store, drawn.images, 64, 96)
     batches = images.batches(positions, most)
     assert sorted(chain.from_iterable(batches)) == sorted(positions)
     for batch in batches:
@@ -386,6 +385,19 @@ schema.BACKBONES["r50"] = schema.Backbone("R-14-FPN", "r14_fpn", (1, 1, 1, 1), g
 shards.IMAGES_PER_SHARD = 1
 infer.main()
 """
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [("../../x", "run ../../x: is not one of the study"), ("r50/seed9", "run r50/seed9: is not one")],
+)
+def test_a_run_that_is_not_of_the_study_is_refused(drawn, model_path, tmp_path, monkeypatch, capsys, run, message):
+    words = arguments(drawn, model_path, write_tiny_study(tmp_path), tmp_path)
+    monkeypatch.setattr(sys, "argv", ["infer", *words, f"--run={run}"])
+    with pytest.raises(SystemExit, match="2"):
+        infer.main()
+    assert f"run {run}: is not one of the study; allowed: r50/seed0" in capsys.readouterr().err
+    assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.slow

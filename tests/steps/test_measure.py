@@ -2,15 +2,16 @@
 
 import io
 import json
+import re
 import sys
 
 import numpy as np
 import pytest
 
-import lvis_rcnn.dataloader.batches as data
-import lvis_rcnn.measure as measure
+from lvis_rcnn import measure
 from lvis_rcnn.config.schema import Augmentation
 from lvis_rcnn.config.study import load_study_for_step, settings_digest
+from lvis_rcnn.dataloader import batches
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataset.store import open_store
 from lvis_rcnn.system.files import sha256_of_file
@@ -93,7 +94,27 @@ def test_the_largest_padded_groups_come_first(drawn):
         stream, store, Augmentation(short_edges_px=(256,), long_edge_px=512, flip_probability=0.5), 100
     )
     assert sorted(steps) == list(range(100))
-    images = data.TestImages(drawn.train_store, drawn.images, 256, 512)
-    pixels = [np.prod(data.padded_size_hw(images.size_hw(stream.groups_of_step(step)[0][0]))) for step in steps]
+    images = batches.TestImages(drawn.train_store, drawn.images, 256, 512)
+    pixels = [np.prod(batches.padded_size_hw(images.size_hw(stream.groups_of_step(step)[0][0]))) for step in steps]
     assert pixels == sorted(pixels, reverse=True)
     assert pixels[0] > pixels[-1]
+
+
+@pytest.mark.parametrize(
+    ("removed", "changed", "message"),
+    [
+        (["--train-images"], {}, "belong together; fix: name all three, or none"),
+        (["--train-store"], {}, "belong together; fix: name all three, or none"),
+        ([], {"--backbone": "r101"}, "--backbone r101: is of no row of .*; allowed: r50; fix: "),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_measured(
+    drawn, model_path, tmp_path, monkeypatch, capsys, removed, changed, message
+):
+    words = arguments(drawn, model_path, tmp_path)
+    options = {**dict(zip(words[::2], words[1::2], strict=True)), **changed}
+    kept = [word for name, value in options.items() if name not in removed for word in (name, value)]
+    monkeypatch.setattr(sys, "argv", ["measure", *kept])
+    with pytest.raises(SystemExit, match="2"):
+        measure.main()
+    assert re.search(message, capsys.readouterr().err)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-import lvis_rcnn.report as report
+from lvis_rcnn import report
 from lvis_rcnn.reporting import PAGES, PLOTS
 from tests.conftest import REPOSITORY
 from tests.helpers.study_records import MINI
@@ -60,8 +60,8 @@ def test_the_command_shows_the_table_and_where_it_is(tmp_path, monkeypatch, caps
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
-        ("table", {"--out": "table.txt"}, "allowed: a name that ends in .md"),
         *((command, {"--results": "absent"}, "--results absent: no such folder") for command in ("table", "plots")),
+        ("table", {"--results": os.fspath(MINI)}, "mini.yaml: is a file; fix: name the folder"),
         ("pages", {"--results": "absent"}, "fix: name the folder the steps wrote into"),
         ("table", {"--study": "absent.yaml"}, "absent.yaml: no such study file"),
     ],

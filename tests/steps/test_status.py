@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-import lvis_rcnn.runs.states as run_states
-import lvis_rcnn.status as status
+from lvis_rcnn import status
 from lvis_rcnn.config.study import DEFAULT_ZOO, load_study, settings_digest
 from lvis_rcnn.config.zoo import load_zoo
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
+from lvis_rcnn.runs import states as states_module
 from lvis_rcnn.runs.records import run_digest
 from lvis_rcnn.runs.states import states_of, work_left
 from lvis_rcnn.system.cli import duration
@@ -160,7 +160,7 @@ def test_who_may_not_write_takes_the_own_clock(study, results, monkeypatch):
     def refuse(**arguments):
         raise PermissionError
 
-    monkeypatch.setattr(run_states.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(states_module.tempfile, "TemporaryFile", refuse)
     beat(results, age_s=600)
     assert first(study, results)[0] == "stalled"
     beat(results, age_s=0)
@@ -373,7 +373,7 @@ def test_several_studies_follow_each_other_as_wide_as_the_terminal(study_file, r
     ("words", "expected"),
     [
         (["--results", "nowhere"], "error: --results nowhere: no such folder; fix: name the folder the steps"),
-        (["--watch", "0"], "error: --watch: is 0; allowed: seconds, more than 0"),
+        (["--watch", "0"], "error: --watch: is 0; allowed: a number above 0"),
         (["--study", "nowhere.yaml"], "error: nowhere.yaml: no such study file"),
     ],
 )

@@ -17,22 +17,19 @@ import pytest
 import torch
 from torch import nn
 
-import lvis_rcnn.train as train
-import lvis_rcnn.training.recorder as run_records
-import lvis_rcnn.training.setup as run_start
-import lvis_rcnn.training.solver as solver
-import lvis_rcnn.training.step as gradient_step
+from lvis_rcnn import train
 from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES
 from lvis_rcnn.model.weights import load_model
 from lvis_rcnn.runs.attempts import read_attempts
 from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.training import recorder, setup, solver
+from lvis_rcnn.training import step as step_module
 from lvis_rcnn.training.distributed import Ranks
-from lvis_rcnn.training.log import MEASURED_KEYS
 from lvis_rcnn.training.run import Run
 from tests.conftest import REPOSITORY
 from tests.helpers.few_numbers import FewNumbers, few_losses
-from tests.helpers.tiny_run import SMALLEST, TinyData, make_data, tiny_study, write_tiny_study
+from tests.helpers.tiny_run import MEASURED_KEYS, SMALLEST, TinyData, make_data, tiny_study, write_tiny_study
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -52,8 +49,8 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture
 def few_numbers(monkeypatch):
-    monkeypatch.setattr(run_start, "MaskRcnn", FewNumbers)
-    monkeypatch.setattr(gradient_step, "losses", few_losses)
+    monkeypatch.setattr(setup, "MaskRcnn", FewNumbers)
+    monkeypatch.setattr(step_module, "losses", few_losses)
 
 
 def make_run(drawn, folder, **changes):
@@ -129,7 +126,7 @@ def test_stopped_anywhere_it_ends_in_the_same_weights_and_log(drawn, tmp_path, m
 def test_killed_again_and_again_it_ends_in_the_same_weights_and_log(drawn, tmp_path, monkeypatch, saved_each_step):
     whole = outcome(make_run(drawn, tmp_path / "whole"), tmp_path / "whole")
     run = make_run(drawn, tmp_path / "killed")
-    monkeypatch.setattr(run_records, "SECONDS_BETWEEN_CHECKPOINTS", -1.0 if saved_each_step else 1e9)
+    monkeypatch.setattr(recorder, "SECONDS_BETWEEN_CHECKPOINTS", -1.0 if saved_each_step else 1e9)
     for step in (2, 3, 5):
         interrupt(monkeypatch, run, tmp_path / "killed", step, Killed)
     assert_same(outcome(run, tmp_path / "killed"), whole)
@@ -152,7 +149,7 @@ def test_a_finished_run_is_exported_again_and_not_trained(drawn, tmp_path, monke
     first = outcome(run, tmp_path / "run")
     record = (tmp_path / "run" / "out" / "train.json").read_bytes()
     shutil.rmtree(tmp_path / "run" / "out")
-    monkeypatch.setattr(run_start, "MaskRcnn", None)
+    monkeypatch.setattr(setup, "MaskRcnn", None)
     assert_same(outcome(run, tmp_path / "run"), first)
     assert (tmp_path / "run" / "out" / "train.json").read_bytes() == record
 
@@ -165,7 +162,7 @@ def test_other_settings_do_not_meet_these_checkpoints(drawn, tmp_path, monkeypat
     outcome(changed, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "out" / "train.json").read_text())["attempts"] == 1
     training = training_of(run)
-    run_start.restore(training)
+    setup.restore(training)
     assert training.progress.step == 3
 
 
@@ -184,7 +181,7 @@ def test_the_peak_memory_of_a_killed_start_counts(drawn, tmp_path, monkeypatch):
 
 
 def training_of(run):
-    return run_start.new_training(run, ALONE, FewNumbers(None, 0, None))
+    return setup.new_training(run, ALONE, FewNumbers(None, 0, None))
 
 
 @pytest.mark.usefixtures("few_numbers")
@@ -212,7 +209,7 @@ def test_a_loss_that_is_not_finite_is_named_and_touches_no_weight(drawn, tmp_pat
     before = {name: value.clone() for name, value in training.model.named_parameters()}
 
     values = {**dict.fromkeys(LOSS_NAMES, 1.0), "loss_cls": torch.nan, "loss_mask": torch.inf}
-    monkeypatch.setattr(gradient_step, "losses", times(values))
+    monkeypatch.setattr(step_module, "losses", times(values))
     batch = Batch(torch.rand(2, 3, 32, 32), [(32, 32)] * 2, [(32, 32)] * 2, [17, 4], [])
     expected = r"step 3, images 17, 4: .*loss_cls = nan, loss_mask = inf; fix: lower schedule"
     queued = train.take_step(training, [batch], 3)
@@ -224,7 +221,7 @@ def test_a_loss_that_is_not_finite_is_named_and_touches_no_weight(drawn, tmp_pat
 @pytest.mark.usefixtures("few_numbers")
 def test_after_an_error_the_heartbeat_says_why(drawn, tmp_path, monkeypatch):
     run = make_run(drawn, tmp_path / "run")
-    monkeypatch.setattr(gradient_step, "losses", times({**dict.fromkeys(LOSS_NAMES, 1.0), "loss_cls": torch.nan}))
+    monkeypatch.setattr(step_module, "losses", times({**dict.fromkeys(LOSS_NAMES, 1.0), "loss_cls": torch.nan}))
     with pytest.raises(InputError, match="step 0, images "):
         train.train(run, tmp_path / "run" / "out", ALONE)
     heartbeat = json.loads((run.state_dir / "progress.json").read_text())
@@ -317,14 +314,16 @@ def test_processes_that_restored_different_steps_are_refused():
         def largest(self, value):
             return value + 40
 
-    run_start.require_same_step(ALONE, 5)
+    setup.require_same_step(ALONE, 5)
     with pytest.raises(InputError, match=r"rank 1 of 2: goes on from step 5, another from step 45; allowed: the same"):
-        run_start.require_same_step(Behind(1, 2, torch.device("cpu")), 5)
+        setup.require_same_step(Behind(1, 2, torch.device("cpu")), 5)
 
 
-def test_a_negative_seed_is_refused(drawn, tmp_path, monkeypatch, capsys):
-    words = arguments(drawn, write_tiny_study(tmp_path), tmp_path, **{"--seed": -1})
-    assert error_of(monkeypatch, capsys, words) == "error: --seed: is -1; allowed: 0 or more; fix: change the value"
+@pytest.mark.parametrize("change", [{"--backbone": "r101"}, {"--seed": 9}])
+def test_a_run_that_is_not_of_the_study_is_refused(drawn, tmp_path, monkeypatch, capsys, change):
+    line = error_of(monkeypatch, capsys, arguments(drawn, write_tiny_study(tmp_path), tmp_path, **change))
+    assert "is not one of the study; allowed: r50/seed0; fix: name another one, or add" in line
+    assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.parametrize(("cuda", "built"), [(None, "was built without CUDA"), ("13.0", "(CUDA 13.0) sees no GPU")])
@@ -393,7 +392,7 @@ def test_a_signal_while_the_network_is_built_just_ends_the_process(drawn, tmp_pa
         found.extend(signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT))
         raise Killed
 
-    monkeypatch.setattr(run_start, "MaskRcnn", build)
+    monkeypatch.setattr(setup, "MaskRcnn", build)
     run = make_run(drawn, tmp_path / "run")
     with pytest.raises(Killed):
         train.train(run, tmp_path / "run" / "out", ALONE)

@@ -77,7 +77,7 @@ def test_the_module_of_a_step_shows_its_docstring_as_help() -> None:
         text=True,
         check=True,
     )
-    assert "Checks study files" in shown.stdout
+    assert "Check study files" in shown.stdout
     assert "--log FILE" in shown.stdout
 
 

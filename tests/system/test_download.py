@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-import lvis_rcnn.system.download as module
+from lvis_rcnn.system import download as download_module
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.download import Version, download, json_member, unpack_json
 from tests.conftest import REPOSITORY
@@ -121,7 +121,7 @@ def test_busy_answers_are_waited_for_with_growing_waits(
     server: tuple[str, Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(module.time, "sleep", lambda wait_s: waits.append(wait_s))
+    monkeypatch.setattr(download_module.time, "sleep", lambda wait_s: waits.append(wait_s))
     server[1].answers = [503, 429, 500, 408]
     assert is_whole_and_alone(bring(server, tmp_path, waits_s=None))
     assert waits == [1, 4, 15, 60]
@@ -143,7 +143,7 @@ def test_a_server_that_asks_to_wait_is_waited_for(
     server: tuple[str, Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Any, wait_s: float
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(module.time, "sleep", lambda wait_s: waits.append(wait_s))
+    monkeypatch.setattr(download_module.time, "sleep", lambda wait_s: waits.append(wait_s))
     server[1].answers, server[1].retry_after = [429], [asked if isinstance(asked, str) else asked()]
     assert is_whole_and_alone(bring(server, tmp_path, waits_s=(1.0,)))
     assert waits == [pytest.approx(wait_s, abs=2 if wait_s == 30 else 0)]
@@ -246,7 +246,7 @@ def test_a_quota_that_is_used_up_is_no_matter_of_the_servers(
     def full(file: Any, path: Path, chunk: bytes) -> None:
         raise InputError(f"{path}.part", "cannot be written: Disk quota exceeded")
 
-    monkeypatch.setattr(module, "append_to_part", full)
+    monkeypatch.setattr(download_module, "append_to_part", full)
     with pytest.raises(InputError, match=r"a.zip.part: cannot be written: Disk quota exceeded"):
         bring(server, tmp_path, "/a.zip", "/mirror/a.zip")
     assert len(server[1].requests) == 1

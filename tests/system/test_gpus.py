@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-import lvis_rcnn.system.gpus as gpu_lease
+from lvis_rcnn.system import gpus
 from lvis_rcnn.system.cli import InputError
 from tests.conftest import REPOSITORY
 
 SHOW = ["sh", "-c", 'echo "$CUDA_VISIBLE_DEVICES"; while [ ! -e "$0" ]; do sleep 0.05; done']
 
 
-def start(folder: Path, gpus: int, flag: str = "end", **environment: str) -> "subprocess.Popen[str]":
-    words = [sys.executable, "-m", "lvis_rcnn.system.gpus", "--gpus", str(gpus), "--", *SHOW, str(folder / flag)]
+def start(folder: Path, number: int, flag: str = "end", **environment: str) -> "subprocess.Popen[str]":
+    words = [sys.executable, "-m", "lvis_rcnn.system.gpus", "--gpus", str(number), "--", *SHOW, str(folder / flag)]
     clean = {key: value for key, value in os.environ.items() if key != "SLURM_JOB_ID"}
     return subprocess.Popen(
         words,
@@ -58,17 +58,57 @@ def test_a_job_of_slurm_keeps_what_slurm_gave(tmp_path: Path) -> None:
 def test_more_gpus_than_there_are_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(InputError, match=r"^resources.gpus: asks for 3, this machine has 2; allowed: the GPUs of "):
-        gpu_lease.lease(3, tmp_path)
+        gpus.lease(3, tmp_path)
+
+
+NESTED = """
+import os, sys
+from lvis_rcnn.system import gpus
+gpus.hold_one_gpu()
+print(os.environ["CUDA_VISIBLE_DEVICES"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("beneath", "sees"),
+    [
+        (["-c", NESTED], "0"),
+        (["-m", "lvis_rcnn.system.gpus", "--gpus", "2", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"], "0,1"),
+    ],
+    ids=["trainer", "the command itself"],
+)
+def test_a_trainer_beneath_takes_a_gpu_that_is_held_for_it(tmp_path: Path, beneath: list[str], sees: str) -> None:
+    clean = {key: value for key, value in os.environ.items() if key not in ("SLURM_JOB_ID", "WORLD_SIZE")}
+    done = subprocess.run(
+        [sys.executable, "-m", "lvis_rcnn.system.gpus", "--gpus", "2", "--", sys.executable, *beneath],
+        cwd=REPOSITORY,
+        env={**clean, "TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "0,1"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == (f"{sees}\n", "")
+
+
+def test_a_command_that_does_not_exist_is_refused_before_gpus_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpus, "lease", None)
+    monkeypatch.setattr(sys, "argv", ["gpus", "--gpus", "1", "--", "pyton", "train"])
+    with pytest.raises(SystemExit, match="2"):
+        gpus.main()
+    assert capsys.readouterr().err.startswith("error: pyton: no such command; fix: ")
 
 
 def test_gpus_are_counted_by_the_driver_where_none_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpu_lease.gpus_of_this_machine() == []
+    assert gpus.gpus_of_this_machine() == []
     smi = tmp_path / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho 'GPU 0: one (UUID: a)'\necho '  MIG 1g'\necho 'GPU 1: two (UUID: b)'\n")
     smi.chmod(0o755)
-    assert gpu_lease.gpus_of_this_machine() == ["0", "1"]
+    assert gpus.gpus_of_this_machine() == ["0", "1"]
     for named, seen in {"": [], "-1": [], "NoDevFiles": [], "1, GPU-ab,-1,0": ["1", "GPU-ab"]}.items():
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-        assert gpu_lease.gpus_of_this_machine() == seen
+        assert gpus.gpus_of_this_machine() == seen

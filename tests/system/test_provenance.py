@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-import lvis_rcnn.system.provenance as provenance
 from lvis_rcnn import __version__
+from lvis_rcnn.system import provenance
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ import pytest
 import torch
 from torch import nn
 
-import lvis_rcnn.training.checkpoint as run_state
 from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.training import checkpoint
 from lvis_rcnn.training.checkpoint import Saver, TakenOver, drop_checkpoints, load_checkpoint, on_cpu
 
 # Python 3.12 and later warn of a fork beside threads; here the child uses none but its own.
@@ -46,7 +46,7 @@ def tmp_path(tmp_path_factory):
 def said(monkeypatch):
     """The warnings, in the order in which they came."""
     warnings = []
-    monkeypatch.setattr(run_state.log, "warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(checkpoint.log, "warning", lambda text, *values: warnings.append(text % values))
     return warnings
 
 
@@ -437,13 +437,13 @@ def test_on_a_full_disk_training_goes_on_and_saves_again_once_there_is_room(smal
 @pytest.fixture
 def held_up(monkeypatch):
     """Writes that wait until the event is set."""
-    go_on, write = threading.Event(), run_state.write_checkpoint
+    go_on, write = threading.Event(), checkpoint.write_checkpoint
 
     def slow(*arguments):
         assert go_on.wait(timeout=30)
         return write(*arguments)
 
-    monkeypatch.setattr(run_state, "write_checkpoint", slow)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", slow)
     return go_on
 
 
@@ -504,10 +504,10 @@ def test_one_write_at_a_time(tmp_path, held_up):
 @pytest.mark.slow
 def test_a_process_that_ends_in_the_middle_of_a_write_finishes_it(tmp_path):
     code = (
-        "import sys, time, torch; from pathlib import Path; from lvis_rcnn.training import checkpoint as run_state;"
-        "write = run_state.write_state;"
-        "run_state.write_state = lambda *arguments: time.sleep(0.5) or write(*arguments);"
-        "saver = run_state.Saver(Path(sys.argv[1]), 0, background=True);"
+        "import sys, time, torch; from pathlib import Path; from lvis_rcnn.training import checkpoint;"
+        "write = checkpoint.write_state;"
+        "checkpoint.write_state = lambda *arguments: time.sleep(0.5) or write(*arguments);"
+        "saver = checkpoint.Saver(Path(sys.argv[1]), 0, background=True);"
         "saver.save(1, {'step': 1, 'weight': torch.ones(3)}); sys.exit(75)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import lvis_rcnn.training.log as training_log
 from lvis_rcnn.config.study import load_study
 from lvis_rcnn.dataloader.sampler import SampleStream
+from lvis_rcnn.training import log as log_module
 from lvis_rcnn.training.log import (
-    MEASURED_KEYS,
     EventFiles,
     Heartbeat,
     Progress,
@@ -25,6 +24,7 @@ from lvis_rcnn.training.log import (
 )
 from lvis_rcnn.training.solver import make_recipe
 from tests.conftest import REPOSITORY
+from tests.helpers.tiny_run import MEASURED_KEYS
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def lines_of(path):
 
 
 def test_a_line_is_the_mean_since_the_last_one(tmp_path, recipe, monkeypatch):
-    monkeypatch.setattr(training_log.time, "time", lambda: 1e9)
+    monkeypatch.setattr(log_module.time, "time", lambda: 1e9)
     log = TrainingLog(tmp_path / "log.json", recipe, 0)
     progress = Progress(step=4, elapsed_s=100.0, peak_memory_bytes=3 * 2**30)
     progress.count_attempt(2)
@@ -140,7 +140,7 @@ def without_measured(path):
 
 def test_a_spike_is_marked_and_named_once(tmp_path, recipe, monkeypatch):
     warnings = []
-    monkeypatch.setattr(training_log.log, "warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(log_module.log, "warning", lambda text, *values: warnings.append(text % values))
     train_on(tmp_path / "log.json", recipe, spiky_losses())
     assert [line["step"] for line in lines_of(tmp_path / "log.json") if line.get("loss_spike")] == [30]
     assert warnings == ["warning: loss spike at step 30: 6.750, 3.2 times the recent median"]
@@ -169,7 +169,7 @@ def test_a_resumed_run_calls_the_same_steps_spikes(tmp_path, recipe, stopped_at)
 
 def test_a_heartbeat_has_what_onlookers_read(tmp_path, recipe, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    monkeypatch.setattr(training_log.time, "time", lambda: 2e9)
+    monkeypatch.setattr(log_module.time, "time", lambda: 2e9)
     progress = Progress(step=3, elapsed_s=50.0, saved_step=3, started_at=1e9)
     progress.count_attempt(2, ranks=8)
     progress.add_step(values(1.5, time=4.0))
@@ -208,7 +208,7 @@ def test_a_loss_that_json_cannot_say_is_unknown(tmp_path, recipe):
 
 def test_a_heart_beats_every_thirty_seconds_however_rarely_a_line_is_logged(tmp_path, recipe, monkeypatch):
     now_s, progress = [1000.0], Progress()
-    monkeypatch.setattr(training_log.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: now_s[0])
     heartbeat = Heartbeat(tmp_path, recipe)
     heartbeat.write(progress)
     beaten = []

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-import lvis_rcnn.training.setup as run_start
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.training import setup
 from lvis_rcnn.training.run import Run
 from lvis_rcnn.training.setup import kept_bytes, training_bytes
 from tests.helpers.tiny_run import SMALLEST, tiny_study
@@ -49,8 +49,8 @@ def test_a_gpu_that_is_too_small_is_said_before_the_first_step(tmp_path, monkeyp
         total_memory = 2**29
 
     run = Run(tiny_study(tmp_path), "r50", 0, tmp_path, tmp_path, tmp_path, tmp_path, zoo={})
-    monkeypatch.setattr(run_start, "least_bytes", lambda run: 2**30)
+    monkeypatch.setattr(setup, "least_bytes", lambda run: 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Small)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a small GPU")
     with pytest.raises(InputError, match=r"a small GPU: a step needs at least 1.0 GB and there are 0.5; fix: set comp"):
-        run_start.require_memory(run, torch.device("cuda"))
+        setup.require_memory(run, torch.device("cuda"))

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import Ended, copy_study, run_snakemake, snakemake_command, write_study
+from tests.conftest import REPOSITORY, Ended, copy_study, run_snakemake, snakemake_command, write_study
 
 RUN = Path("results", "tiny", "r50", "seed0")
 
@@ -54,6 +55,9 @@ def test_one_command_draws_trains_scores_and_writes_the_table(finished_study: Pa
     assert (finished_study / RUN / record["model_file"]).samefile(finished_study / RUN / "model.pth")
 
     copy_study(finished_study, tmp_path)
+    words = ["--study", tmp_path / "tiny.yaml", "--results", tmp_path / "results", "--remove"]
+    subprocess.run([sys.executable, "-m", "lvis_rcnn.clean", *map(str, words)], cwd=REPOSITORY, check=True)
+    assert not any((tmp_path / "results" / "state").rglob("*.pth"))
     assert "Nothing to be done" in run(tmp_path / "tiny.yaml").text
 
     model = (tmp_path / RUN / "model.pth").stat()

@@ -10,6 +10,7 @@ import pytest
 
 import lvis_rcnn
 from lvis_rcnn import ROOMS, STEPS, WITHOUT_TORCH
+from lvis_rcnn.__main__ import RENAMED, main
 
 PACKAGE = Path(lvis_rcnn.__file__).parent
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem in STEPS)
@@ -79,7 +80,37 @@ def test_all_steps_are_listed_and_run_by_one_name(tmp_path):
     assert [line.split()[0] for line in listed.stdout.splitlines()[-len(STEPS) :]] == [*STEPS]
     assert all(len(line) > 30 for line in listed.stdout.splitlines()[-len(STEPS) :])
     assert "usage: python -m lvis_rcnn export" in run("export", "--help").stdout
-    wrong = run("exprt")
-    assert wrong.returncode == 2
-    assert "exprt: no such step" in wrong.stderr
-    assert "write 'export'" in wrong.stderr
+    assert run("--version").stdout.strip() == lvis_rcnn.__version__
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("exprt", "error: exprt: no such step; allowed: draw, .*; fix: write 'export'"),
+        ("", "error: '': no such step; .*; fix: name one of them"),
+        ("--log x evaluate", "fix: write options after the step: python -m lvis_rcnn evaluate --log …"),
+        ("mini --seed 0", "fix: write draw, its name now"),
+        ("pictures", "fix: write report pictures, its name now"),
+        ("gpu_lease", "fix: write python -m lvis_rcnn.system.gpus"),
+        ("config --check x", "fix: write python -m lvis_rcnn.config"),
+    ],
+)
+def test_a_word_that_is_no_step_is_explained(monkeypatch, capsys, words, message):
+    monkeypatch.setattr(sys, "argv", ["lvis_rcnn", *(words.split() or [""])])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_each_old_name_of_the_documentation_is_known():
+    text = (PACKAGE.parent / "docs" / "commands.md").read_text().partition("## Old names")[2]
+    olds = set(re.findall(r"^\| `lvis_rcnn\.(\w+)|`(\w+)`, `\w+` \| `lvis_rcnn.report", text, re.MULTILINE))
+    named = {name for pair in olds for name in pair if name} | {"pages", "pictures"}
+    assert named - {*STEPS} == {*RENAMED, "gpu_lease"}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_says_in_the_imperative_what_it_does(step):
+    first = ast.get_docstring(ast.parse((PACKAGE / f"{step}.py").read_text())).split()[0]
+    assert re.fullmatch("[A-Z][a-z]+(?<!s)", first)
+    assert first not in ("The", "A", "Memory")

@@ -17,34 +17,32 @@ def make_network_small() -> None:
 
     from torch import nn
 
-    import lvis_rcnn.model.backbone as backbone
-    import lvis_rcnn.model.mask_rcnn as mask_rcnn
-    import lvis_rcnn.model.roi_heads as heads
     from lvis_rcnn.config.schema import BACKBONES
+    from lvis_rcnn.model import backbone, mask_rcnn, roi_heads
 
     for name, row in BACKBONES.items():
         BACKBONES[name] = dataclasses.replace(row, blocks=(1, 1, 1, 1), groups=1, width_per_group=32)
     backbone.FPN_CHANNELS = mask_rcnn.FPN_CHANNELS = 8
-    heads.HIDDEN = 32
-    mask_head = heads.MaskRCNNHeads
-    heads.MaskRCNNHeads = lambda channels, layers, dilation: mask_head(channels, (8, 8), dilation)
+    roi_heads.HIDDEN = 32
+    mask_head = roi_heads.MaskRCNNHeads
+    roi_heads.MaskRCNNHeads = lambda channels, layers, dilation: mask_head(channels, (8, 8), dilation)
 
     def narrow(self, num_labels: int) -> None:
         nn.Module.__init__(self)
         self.conv5_mask = nn.ConvTranspose2d(8, 8, 2, 2)
         self.mask_fcn_logits = nn.Conv2d(8, num_labels - 1, 1)
 
-    heads.MaskPredictor.__init__ = narrow
+    roi_heads.MaskPredictor.__init__ = narrow
 
 
 def make_training_long() -> None:
     import time
     from pathlib import Path
 
-    import lvis_rcnn.training.recorder as run_records
-    import lvis_rcnn.training.step as gradient_step
+    from lvis_rcnn.training import recorder
+    from lvis_rcnn.training import step as step_module
 
-    take_step = gradient_step.take_step
+    take_step = step_module.take_step
 
     def slow_step(training, groups, step, **options):
         time.sleep(float(os.environ["STEP_S"]))
@@ -54,8 +52,8 @@ def make_training_long() -> None:
                 raise RuntimeError("no step can be taken here")
         return take_step(training, groups, step, **options)
 
-    gradient_step.take_step = slow_step
-    run_records.SECONDS_BETWEEN_CHECKPOINTS = float(os.environ["CHECKPOINT_S"])
+    step_module.take_step = slow_step
+    recorder.SECONDS_BETWEEN_CHECKPOINTS = float(os.environ["CHECKPOINT_S"])
 
 
 def ask_evenly() -> None:
