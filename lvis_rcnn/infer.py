@@ -27,7 +27,7 @@ from lvis_rcnn.inference.shards import (
     infer_shards,
     number_of_shards,
 )
-from lvis_rcnn.runs.inference import inference_folder
+from lvis_rcnn.runs.inference import begin_inference, inference_folder
 from lvis_rcnn.runs.paths import check_run
 from lvis_rcnn.system.cli import InputError, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, write_json
@@ -57,6 +57,8 @@ def infer(
     record = inference_record(study, store, sha256_of_file(model_path), ranks)
     shards_dir = state_dir / inference_folder(record)
     shards_dir.mkdir(parents=True, exist_ok=True)
+    if ranks.is_first:
+        begin_inference(shards_dir, record)
     numbers = ranks.share_of(number_of_shards(store))
     infer_shards(detector, shards_dir, study.inference.batch_size, study.resources.loader_workers, backbone, numbers)
     ranks.meet_first()

@@ -1,31 +1,77 @@
-"""Detections of a dataset as shards; a new start writes those that are missing."""
+"""Detections of a dataset as shards; a new start makes only what no earlier one has saved.
+
+A shard that takes long is saved in parts, which hold whole batches, so that its bytes are the same however often it was
+interrupted. runs/inference.py says which files there are.
+"""
 
 import json
+import logging
 import math
+import secrets
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from lvis_rcnn.dataloader.batches import Batch, read_in_order
-from lvis_rcnn.dataset.detections import Detections, concatenate, read_shard, shard_path, shards_of, write_shard
+from lvis_rcnn.dataset.detections import (
+    Detections,
+    concatenate,
+    read_shard,
+    rows_between,
+    shard_path,
+    shards_of,
+    write_shard,
+)
 from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.inference.detector import Detector
-from lvis_rcnn.system.cli import log
+from lvis_rcnn.runs.inference import inferred
+from lvis_rcnn.runs.records import read_json_object
+from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.system.files import atomic_folder, link, write_json
 
-IMAGES_PER_SHARD = 64  # about 7 s at 10 images/s: little is lost by a kill
+IMAGES_PER_SHARD = 64
+
+# With the batch that is being made, at most a minute is made again after a kill, unless an image takes half of one.
+SECONDS_BETWEEN_SAVES = 30.0
+
+# Of the log, and of a console that is no terminal; longer where an inference takes hours: at most some hundred lines.
+SECONDS_BETWEEN_LINES = 60.0
+MOST_LINES = 100
 
 
 @dataclass(frozen=True)
-class Clock:
-    """How long the images of a shard took."""
+class Saved:
+    """What is known of a shard."""
 
+    of_image: Mapping[int, Detections]
+    """By position in the store."""
     whole_s: float
-    images: int
+    """How long these images took."""
+
+
+class Reporter:
+    """Tells how far an inference is: a bar on a terminal, lines now and then in the log and on other consoles."""
+
+    def __init__(self, shards_dir: Path, title: str, bar: "tqdm[Any]") -> None:
+        self.shards_dir = shards_dir
+        self.title = title
+        self.bar = bar
+        self.due_s = time.monotonic() + SECONDS_BETWEEN_LINES
+
+    def update(self, images: int) -> None:
+        """Count more images that were made."""
+        self.bar.update(images)
+        if time.monotonic() >= self.due_s and log.isEnabledFor(logging.INFO):
+            now = inferred(self.shards_dir)
+            log.log(logging.DEBUG if sys.stderr.isatty() else logging.INFO, "inferring %s: %s", self.title, now)
+            whole_s = now.images / now.images_per_s if now.images_per_s else 0.0
+            self.due_s = time.monotonic() + max(SECONDS_BETWEEN_LINES, whole_s / MOST_LINES)
 
 
 def infer_shards(
@@ -34,19 +80,24 @@ def infer_shards(
     """Write those of the shards ``numbers`` that are missing, each with a file that says how long it took."""
     store = detector.images.store
     missing = [number for number in numbers if not shard_path(shards_dir, number).exists()]
-    if len(missing) < len(numbers):
-        log.info("going on: %d of %d shards exist", len(numbers) - len(missing), len(numbers))
-    of_shards = [detector.images.batches(images_of_shard(number, store), batch_size) for number in missing]
+    for number in set(numbers) - set(missing):
+        drop_parts(shards_dir, number)  # a kill after the shard was written may have left them
+    saved = [saved_of_shard(shards_dir, number, store) for number in missing]
+    of_shards = [
+        [batch for batch in detector.images.batches(images_of_shard(number, store), batch_size) if not done(batch, one)]
+        for number, one in zip(missing, saved, strict=True)
+    ]
     # One reader for all shards, so that it also reads ahead from one shard to the next.
     indices = [batch for batches in of_shards for batch in batches]
     batches = read_in_order(detector.images, indices, workers, pinned=detector.device.type == "cuda")
     total = sum(len(images_of_shard(number, store)) for number in numbers)
-    with tqdm(total=total, desc=f"infer {title}", unit="image", disable=None) as bar:
-        bar.update(total - sum(map(len, indices)))
-        for number, positions in zip(missing, of_shards, strict=True):
-            detections, clock = infer_images(detector, positions, batches, bar)
-            write_json(shards_dir / f"shard-{number:05d}.clock.json", vars(clock))
-            write_shard(shard_path(shards_dir, number), detections)
+    left = sum(map(len, indices))
+    if left < total:
+        log.info("going on: %d of %d images are saved", total - left, total)
+    with tqdm(total=total, initial=total - left, desc=f"infer {title}", unit="image", disable=None) as bar:
+        reporter = Reporter(shards_dir, title, bar)
+        for number, positions, known in zip(missing, of_shards, saved, strict=True):
+            infer_shard(detector, shards_dir, number, positions, batches, known, reporter)
 
 
 def number_of_shards(store: AnnotationStore) -> int:
@@ -59,17 +110,68 @@ def images_of_shard(number: int, store: AnnotationStore) -> range:
     return range(number * IMAGES_PER_SHARD, min((number + 1) * IMAGES_PER_SHARD, store.num_images))
 
 
-def infer_images(
-    detector: Detector, positions: list[list[int]], batches: Iterator[Batch], bar: "tqdm[Any]"
-) -> tuple[Detections, Clock]:
-    """Detections of the images at ``positions``, in the order of the store; ``batches`` yields their batches."""
-    of_image: dict[int, Detections] = {}
-    began = time.perf_counter()
-    for batch_positions in positions:
-        of_image |= zip(batch_positions, detector.detections(next(batches), batch_positions), strict=True)
-        bar.update(len(batch_positions))
-    seconds = time.perf_counter() - began
-    return concatenate([of_image[image] for image in sorted(of_image)]), Clock(seconds, len(of_image))
+def done(batch: Sequence[int], saved: Saved) -> bool:
+    """Whether all images of a batch are saved; one without the others would be made in another batch."""
+    return saved.of_image.keys() >= set(batch)
+
+
+def infer_shard(
+    detector: Detector,
+    shards_dir: Path,
+    number: int,
+    positions: list[list[int]],
+    batches: Iterator[Batch],
+    known: Saved,
+    reporter: Reporter,
+) -> None:
+    """Make the images at ``positions``, whose batches come next, and write the shard, in the order of the store."""
+    of_image, unsaved = dict(known.of_image), dict[int, Detections]()
+    whole_s, began = known.whole_s, time.perf_counter()
+    for batch in positions:
+        unsaved |= zip(batch, detector.detections(next(batches), batch), strict=True)
+        reporter.update(len(batch))
+        seconds = time.perf_counter() - began
+        if seconds >= SECONDS_BETWEEN_SAVES and batch != positions[-1]:
+            write_part(shards_dir, number, Saved(unsaved, seconds))
+            of_image, unsaved, whole_s, began = of_image | unsaved, {}, whole_s + seconds, time.perf_counter()
+    of_image |= unsaved
+    clock = {"whole_s": whole_s + time.perf_counter() - began, "images": len(of_image)}
+    write_json(shards_dir / f"shard-{number:05d}.clock.json", clock)
+    write_shard(shard_path(shards_dir, number), concatenate([of_image[image] for image in sorted(of_image)]))
+    drop_parts(shards_dir, number)
+
+
+def write_part(shards_dir: Path, number: int, part: Saved) -> None:
+    """Save some images of a shard; the JSON file comes last and makes the part count."""
+    name = f"part-{number:05d}-{secrets.token_hex(8)}"  # two starts on one folder may save the same images
+    write_shard(shards_dir / f"{name}.npz", concatenate(list(part.of_image.values())))
+    write_json(shards_dir / f"{name}.json", {"whole_s": part.whole_s, "positions": list(part.of_image)})
+
+
+def saved_of_shard(shards_dir: Path, number: int, store: AnnotationStore) -> Saved:
+    """The parts of a shard; one that is damaged, or that another process has just removed, does not count."""
+    of_image, whole_s = dict[int, Detections](), 0.0
+    for path in sorted(shards_dir.glob(f"part-{number:05d}-*.json")):
+        record = read_json_object(path)
+        try:
+            found = read_shard(path.with_suffix(".npz"))
+        except InputError as error:
+            log.debug("%s", error)
+            continue
+        if set(record.get("positions", ())) <= of_image.keys():
+            continue
+        whole_s += record["whole_s"]
+        ids = store.image_ids[record["positions"]]
+        rows = [np.flatnonzero(found.image_ids == image_id) for image_id in ids]
+        spans = [(int(row[0]), int(row[-1]) + 1) if len(row) else (0, 0) for row in rows]
+        of_image |= zip(record["positions"], (rows_between(found, *span) for span in spans), strict=True)
+    return Saved(of_image, whole_s)
+
+
+def drop_parts(shards_dir: Path, number: int) -> None:
+    """Remove the parts of a shard that is complete."""
+    for path in sorted(shards_dir.glob(f"part-{number:05d}-*")):
+        path.unlink(missing_ok=True)
 
 
 def count_detections(detections_dir: Path) -> dict[str, int]:

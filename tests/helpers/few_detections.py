@@ -1,6 +1,6 @@
 """``python -m lvis_rcnn.infer`` with detections that are a function of an image's pixels in place of a network.
 
-A shard is one image; how long a detection takes comes from the environment.
+How many images a shard has and how long a detection takes come from the environment; every batch is saved.
 """
 
 import os
@@ -13,11 +13,10 @@ import torch
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import lvis_rcnn.infer as infer
-import lvis_rcnn.inference.detector as detector
-import lvis_rcnn.inference.shards as shards
+from lvis_rcnn import infer
 from lvis_rcnn.config.schema import Inference
 from lvis_rcnn.dataloader.batches import Batch
+from lvis_rcnn.inference import detector, shards
 from lvis_rcnn.model.postprocess import ImageDetections
 
 FOUND = 6
@@ -40,5 +39,6 @@ def few_detections(model: torch.nn.Module, batch: Batch, test: Inference, mask_l
 if __name__ == "__main__":
     detector.load_trained = lambda *given: torch.nn.Linear(1, 1)
     detector.detect = few_detections
-    shards.IMAGES_PER_SHARD = 1
+    shards.IMAGES_PER_SHARD = int(os.environ.get("IMAGES_PER_SHARD", "1"))
+    shards.SECONDS_BETWEEN_SAVES = 0.0
     infer.main()

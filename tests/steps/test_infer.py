@@ -1,6 +1,7 @@
 """Inference: shards that survive a kill, whoever makes them, and models that do not belong to the study."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -34,7 +35,8 @@ from lvis_rcnn.evaluate import evaluate
 from lvis_rcnn.inference import detector, shards
 from lvis_rcnn.model.mask_rcnn import ImageDetections
 from lvis_rcnn.model.weights import save_model
-from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.runs.inference import inferred
+from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.system.files import sha256_of_file
 from lvis_rcnn.training.distributed import Ranks
 from tests.conftest import REPOSITORY
@@ -186,6 +188,60 @@ def test_killed_between_shards_it_goes_on_to_the_same_bytes(drawn, model_path, t
     assert contents(tmp_path / "killed" / "out" / "detections") == expected
     assert record["detections"] == whole["detections"]
     assert record["end_to_end_fps"] > 0
+
+
+def test_killed_within_a_shard_it_goes_on_after_the_last_save(drawn, model_path, tmp_path, monkeypatch):
+    """Whatever earlier code left: whole shards; and parts, of which one is damaged."""
+    monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 5)
+    batches = {"inference": {"batch_size": 2}}
+    run(drawn, model_path, tmp_path / "whole", **batches)
+    expected = contents(tmp_path / "whole" / "out" / "detections")
+    monkeypatch.setattr(shards, "SECONDS_BETWEEN_SAVES", 0.0)
+    detected, detect = [], detector.detect
+
+    def killed(model, batch, *given):
+        if sum(map(len, detected)) >= 3:
+            raise KeyboardInterrupt
+        detected.append(batch.image_ids)
+        return detect(model, batch, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(detector, "detect", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(drawn, model_path, tmp_path / "killed", **batches)
+    (state_dir,) = (tmp_path / "killed").rglob("infer-*")
+    assert not list(state_dir.glob("shard-*"))
+    assert inferred(state_dir).saved == sum(map(len, detected))
+    damaged, *others = sorted(state_dir.glob("part-*.npz"))
+    assert others
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    before = {image for images in detected for image in images}
+    detected.clear()
+    monkeypatch.setattr(detector, "detect", lambda *given: detected.append(given[1].image_ids) or detect(*given))
+    record = run(drawn, model_path, tmp_path / "killed", **batches)[1]
+    assert 7 - len(before) < sum(map(len, detected)) < 7
+    assert contents(tmp_path / "killed" / "out" / "detections") == expected
+    assert not list(state_dir.glob("part-*"))
+    clocks = [json.loads(path.read_text()) for path in state_dir.glob("*.clock.json")]
+    assert sum(clock["images"] for clock in clocks) == 7
+    assert record["end_to_end_fps"] > 0
+
+
+def test_a_console_that_is_no_terminal_and_the_log_say_now_and_then_how_far_it_is(
+    drawn, model_path, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(shards, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(detector, "detect", few_detections)
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level("INFO", logger=log.name)
+    run(drawn, model_path, tmp_path / "short")
+    assert not [line for line in caplog.messages if line.startswith("inferring")]
+    monkeypatch.setattr(shards, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(shards, "MOST_LINES", 10**9)
+    run(drawn, model_path, tmp_path / "long")
+    lines = [line for line in caplog.messages if line.startswith("inferring")]
+    assert len(lines) == 7
+    assert re.fullmatch(r"inferring r50: 5/7, \d+\.\d images/s, 0s left", lines[5])
 
 
 def test_finished_shards_are_exported_again_and_not_inferred(drawn, model_path, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from lvis_rcnn.dataset.detections import shards_of
+from lvis_rcnn.runs.inference import saved_images
 from tests.conftest import REPOSITORY
 from tests.helpers.tiny_run import make_data, write_tiny_study
 from tests.training.test_distributed import children_of
@@ -60,6 +61,11 @@ def kill(process):
             os.kill(pid, signal.SIGKILL)
 
 
+def saved_in(folder):
+    """Images that need not be made again."""
+    return sum(saved_images(state_dir) for state_dir in folder.rglob("infer-*"))
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in shards_of(folder)}
 
@@ -82,16 +88,18 @@ def test_two_processes_share_the_images_and_end_in_the_same_bytes(drawn, of_one,
     assert (record["ranks"], record["images"], record["detections"]) == (2, IMAGES, 6 * IMAGES)
 
 
+@pytest.mark.parametrize("images_per_shard", [1, 9])
 @pytest.mark.parametrize(
     ("ranks", "kills"), [pytest.param(1, 20, marks=pytest.mark.long), pytest.param(2, 5, marks=pytest.mark.slow)]
 )
-def test_killed_at_random_moments_it_ends_in_the_same_bytes(drawn, of_one, tmp_path, ranks, kills):
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(drawn, tmp_path, ranks, kills, images_per_shard):
     pick = random.Random(ranks)
-    killed = 0
+    killed, sizes = 0, {"IMAGES_PER_SHARD": str(images_per_shard)}
+    run(drawn, tmp_path / "whole", **sizes)
     for _ in range(kills):
-        process = start(drawn, tmp_path / "run", ranks=ranks, DETECTION_S="0.3")
-        shards = len(list((tmp_path / "run").rglob("shard-*.npz")))
-        while process.poll() is None and len(list((tmp_path / "run").rglob("shard-*.npz"))) == shards:
+        process = start(drawn, tmp_path / "run", ranks=ranks, DETECTION_S="0.3", **sizes)
+        saved = saved_in(tmp_path / "run")
+        while process.poll() is None and saved_in(tmp_path / "run") == saved:
             if pick.random() < 0.002:
                 break  # while it is still being built
             time.sleep(0.01)
@@ -100,16 +108,21 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(drawn, of_one, tmp_p
         kill(process)
         process.communicate(timeout=60)
     assert killed > 2
-    run(drawn, tmp_path / "run", ranks=ranks)
-    assert contents(tmp_path / "run" / "out" / "detections") == of_one
+    run(drawn, tmp_path / "run", ranks=ranks, **sizes)
+    expected = contents(tmp_path / "whole" / "out" / "detections")
+    assert len(expected) == -(-IMAGES // images_per_shard)
+    assert contents(tmp_path / "run" / "out" / "detections") == expected
 
 
 @pytest.mark.slow
-def test_two_starts_on_one_state_folder_do_not_harm_each_other(drawn, of_one, tmp_path):
-    first = start(drawn, tmp_path / "run", DETECTION_S="0.02")
-    second = start(drawn, tmp_path / "run", out="other", DETECTION_S="0.03")
+@pytest.mark.parametrize("images_per_shard", [1, 9])
+def test_two_starts_on_one_state_folder_do_not_harm_each_other(drawn, tmp_path, images_per_shard):
+    sizes = {"IMAGES_PER_SHARD": str(images_per_shard)}
+    run(drawn, tmp_path / "whole", **sizes)
+    first = start(drawn, tmp_path / "run", DETECTION_S="0.02", **sizes)
+    second = start(drawn, tmp_path / "run", out="other", DETECTION_S="0.03", **sizes)
     for process in (first, second):
         said = process.communicate(timeout=240)[1]
         assert process.returncode == 0, said
     for out in ("out", "other"):
-        assert contents(tmp_path / "run" / out / "detections") == of_one
+        assert contents(tmp_path / "run" / out / "detections") == contents(tmp_path / "whole" / "out" / "detections")
