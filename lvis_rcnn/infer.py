@@ -13,11 +13,12 @@ speed of a row is measured by lvis_rcnn.measure.
 
 import argparse
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lvis_rcnn.config.schema import BACKBONES
-from lvis_rcnn.config.study import Study, load_study_for_step, settings_digest, settings_of_step
+from lvis_rcnn.config.study import Study, digests_of, load_study_for_step, settings_digest, settings_of_step
 from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.inference.detector import MASKS, conditions, make_detector
 from lvis_rcnn.inference.shards import (
@@ -55,7 +56,7 @@ def infer(
     detector = make_detector(study, backbone, model_path, store_path, images_dir, ranks.device)
     store = detector.images.store
     record = inference_record(study, store, sha256_of_file(model_path), ranks)
-    shards_dir = state_dir / inference_folder(record)
+    shards_dir = shards_folder(state_dir, record, digests_of(study, "infer"))
     shards_dir.mkdir(parents=True, exist_ok=True)
     if ranks.is_first:
         begin_inference(shards_dir, record)
@@ -75,6 +76,18 @@ def require_masks(study: Study, store: AnnotationStore) -> None:
     if study.inference.masks == "scored" and not len(store.annotation_ids):
         what = f"scored, but {store.source_name} has no annotations, so that no mask would be made"
         raise InputError("inference.masks", what, allowed="all", fix="write masks: all into a copy of the study")
+
+
+def shards_folder(state_dir: Path, record: Mapping[str, Any], digests: Iterator[str]) -> Path:
+    """Folder of the shards: where an earlier version began, if it did, else named by what detections depend on now.
+
+    Args:
+        state_dir: of the run.
+        record: as :func:`inference_record`.
+        digests: of the settings, as :func:`digests_of`.
+    """
+    first, *earlier = (state_dir / inference_folder({**record, "settings_digest": digest}) for digest in digests)
+    return next((folder for folder in (first, *earlier) if folder.exists()), first)
 
 
 def inference_record(study: Study, store: AnnotationStore, model_sha256: str, ranks: Ranks) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from lvis_rcnn.runs.paths import runs_of
 from lvis_rcnn.system.cli import InputError, add_output, log, rate, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, write_json
 from lvis_rcnn.system.provenance import code_version, library_versions
-from lvis_rcnn.training.distributed import Ranks, process_device, require_device
+from lvis_rcnn.training.distributed import Ranks, Watch, process_device, require_device
 from lvis_rcnn.training.log import Progress
 from lvis_rcnn.training.run import Run, hardware
 from lvis_rcnn.training.setup import new_training, peak_memory_bytes, set_arithmetic
@@ -124,9 +124,11 @@ def measured_training(
     )
     images = 0
     of_steps = zip(steps, read_in_order(items, steps, study.resources.loader_workers), strict=True)
-    for step, groups in tqdm(of_steps, f"measure memory {backbone}", len(steps), unit="step", disable=None):
-        take_step(training, [group.to(device) for group in groups], step).values()
-        images += sum(len(group.image_ids) for group in groups)
+    with Watch(training.ranks) as watch:
+        for step, groups in tqdm(of_steps, f"measure memory {backbone}", len(steps), unit="step", disable=None):
+            with watch.step(step):
+                take_step(training, [group.to(device) for group in groups], step).values()
+            images += sum(len(group.image_ids) for group in groups)
     log.info("trained %d steps of the largest images", len(steps))
     of_training = hardware(study, Progress(peak_memory_bytes=peak_memory_bytes(device)))
     return {

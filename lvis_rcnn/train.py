@@ -25,17 +25,15 @@ from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import load_study_for_step, zoo_of
 from lvis_rcnn.config.zoo import load_zoo
 from lvis_rcnn.dataloader.batches import Batch, TrainingSteps, read_in_order
-from lvis_rcnn.runs.attempts import begin_attempt
 from lvis_rcnn.runs.lease import Lease, held_lease
 from lvis_rcnn.runs.paths import check_run
 from lvis_rcnn.system.cli import add_number, add_output, log, run_step, step_parser
-from lvis_rcnn.system.machine import allocation
 from lvis_rcnn.training.checkpoint import drop_checkpoints
-from lvis_rcnn.training.distributed import Ranks, require_device, started
+from lvis_rcnn.training.distributed import Ranks, Watch, require_device, started
 from lvis_rcnn.training.log import Progress
-from lvis_rcnn.training.recorder import Recorder
+from lvis_rcnn.training.recorder import Recorder, recorded
 from lvis_rcnn.training.run import Run, export, finish, is_finished
-from lvis_rcnn.training.setup import Training, peak_memory_bytes, prepared
+from lvis_rcnn.training.setup import Training, peak_memory_bytes, prepared, require_same_step
 from lvis_rcnn.training.step import QueuedStep, take_step
 
 EXIT_RESUME_ME = 75  # EX_TEMPFAIL: stopped by a signal, state saved
@@ -49,6 +47,7 @@ def train(run: Run, out_dir: Path, ranks: Ranks) -> None:
             training keeps the state, or going on is pointless.
         SystemExit: with ``EXIT_RESUME_ME`` after a signal or a hand-over, the state being saved.
     """
+    stop = StopRequest()
     run.state_dir.mkdir(parents=True, exist_ok=True)
     with held_state(run, ranks) as lease:
         if is_finished(run.state_dir):
@@ -56,7 +55,7 @@ def train(run: Run, out_dir: Path, ranks: Ranks) -> None:
             if ranks.is_first:
                 drop_checkpoints(run.state_dir)  # a kill after the record was written may have left them
         else:
-            train_to_the_end(run, ranks, lease)
+            train_to_the_end(run, ranks, lease, stop)
         if ranks.is_first:
             export(run.state_dir, out_dir)
     log.info("trained %s seed %d: %s", run.backbone, run.seed, out_dir / "model.pth")
@@ -74,32 +73,28 @@ def held_state(run: Run, ranks: Ranks) -> Iterator[Lease | None]:
         yield lease
 
 
-def train_to_the_end(run: Run, ranks: Ranks, lease: Lease | None) -> None:
+def train_to_the_end(run: Run, ranks: Ranks, lease: Lease | None, stop: "StopRequest") -> None:
     """Build or restore the run, take the steps that are left, and finish it."""
-    recipe, training = run.recipe, prepared(run, ranks)
-    progress = training.progress
-    if lease is None:
-        progress.count_attempt(progress.attempts + 1, ranks.count)
-        take_steps(training, Recorder(training, None))
-        ranks.wait_for_all()
-        return
-    # Of all processes: SLURM counts those of its job, and without it each has its threads and, on a GPU, a GPU.
-    gpus = ranks.count if ranks.device.type == "cuda" else 0
-    resources = allocation(ranks.count * run.study.compute.threads, gpus)
-    progress.count_attempt(begin_attempt(run.state_dir, progress.step, resources), ranks.count)
-    log.info("%s%s", recipe.sentence, f"; {ranks.count} processes" if ranks.count > 1 else "")
-    with Recorder(training, lease) as recorder:
-        take_steps(training, recorder)
-        recorder.saver.wait()
-        finish(run, training.model.state_dict(), progress)
+    with Watch(ranks) as watch:
+        training = prepared(run, ranks)
+        with watch.step(training.progress.step):
+            require_same_step(ranks, training.progress.step)
+        with recorded(training, lease) as recorder:
+            watch.record = recorder.end
+            log.info("%s%s", run.recipe.sentence, f"; {ranks.count} processes" if ranks.count > 1 else "")
+            take_steps(training, recorder, stop, watch)
+            if lease is not None:
+                recorder.saver.wait()
+                finish(run, training.model.state_dict(), training.progress)
     ranks.wait_for_all()
 
 
-def take_steps(training: Training, recorder: Recorder) -> None:
+def take_steps(training: Training, recorder: Recorder, stop: "StopRequest", watch: Watch) -> None:
     """The loop: read, step, log, save. Ends early with ``EXIT_RESUME_ME`` after a signal or when asked to hand over."""
-    stop, run, ranks, progress = StopRequest(), training.run, training.ranks, training.progress
+    run, ranks, progress = training.run, training.ranks, training.progress
     first, last, every = progress.step, run.recipe.steps, run.study.resources.log_every_steps
     batches = batches_of(training)
+    stop.waits_for_step = True
     # None: tqdm shows the bar where there is a terminal.
     hide_bar = None if ranks.is_first else True
     with tqdm(total=last, initial=first, desc=f"train {run.backbone}", unit="step", disable=hide_bar) as bar:
@@ -109,12 +104,15 @@ def take_steps(training: Training, recorder: Recorder) -> None:
             groups = [group.to(ranks.device) for group in next(batches)]
             warn_of_broken(groups, progress)
             data_s = time.monotonic() - began
-            queued = take_step(training, groups, step, stop=stop.arrived or recorder.asked_to_stop())
+            with watch.step(step) as given:
+                queued = take_step(training, groups, step, stop=stop.arrived or recorder.asked_to_stop())
+                given.event = queued.totals.event
             recorder.beat()
             queue.add(queued, {"data_time": data_s, "time": time.monotonic() - began})
             if (step + 1) % every == 0 or step + 1 == last:
                 queue.settle()
-                progress.peak_memory_bytes = ranks.largest(progress.peak_memory_bytes)
+                with watch.step(step + 1):
+                    progress.peak_memory_bytes = ranks.largest(progress.peak_memory_bytes, step + 1)
                 recorder.write_line(bar)
             leaves = step == queue.last_step or (ranks.count == 1 and (stop.arrived or recorder.asked_to_stop()))
             if leaves or recorder.save_is_due():
@@ -168,10 +166,7 @@ class StepQueue:
         if self.pending is None:
             return
         (queued, times), self.pending = self.pending, None
-        try:
-            values, stop, replaced = queued.values()
-        except TimeoutError as error:
-            raise self.training.ranks.lost(queued.step, error) from None
+        values, stop, replaced = queued.values()
         progress, device = self.training.progress, self.training.ranks.device
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, peak_memory_bytes(device))
         progress.skipped_images += replaced
@@ -183,16 +178,21 @@ class StepQueue:
 
 
 class StopRequest:
-    """True once SIGTERM or SIGINT has arrived: the loop then ends after its step and saves."""
+    """SIGTERM and SIGINT: before the first step they end the process, later the loop ends after its step and saves."""
 
     def __init__(self) -> None:
         self.arrived = False
+        self.waits_for_step = False
+        """Whether the loop asks for ``arrived``."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.note)
 
     def note(self, number: int, frame: object) -> None:
-        """Signal handler."""
-        self.arrived = True
+        """Signal handler; a second signal does not disturb what the first has begun."""
+        is_second, self.arrived = self.arrived, True
+        if not self.waits_for_step and not is_second:
+            log.warning("stopped before the first step; the next start goes on")
+            sys.exit(EXIT_RESUME_ME)
 
 
 def leave(training: Training, recorder: Recorder) -> None:

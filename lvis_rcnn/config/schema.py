@@ -263,6 +263,9 @@ class Resources(Ask):
     """Whether preflight decodes every image, which finds damage inside of them; null does up to 5,000 images."""
     log_every_steps: Count = 50
     """Steps between two lines of the training log."""
+    checkpoint_seconds: Positive = 75.0
+    """Seconds between two checkpoints; at most so much, and the time of a save, is done again after a kill, and nothing
+    after SIGTERM, which saves at once."""
     weights_dir: str = "data/weights"
     """Folder of published weights, under their published file names; missing files are fetched into it."""
 

@@ -5,8 +5,10 @@ A step's ``main`` reads the study; rooms take the sections that they need. The J
 """
 
 import difflib
+import itertools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -161,7 +163,7 @@ class Study(Section):
 
 # The sections that each step depends on: Snakemake compares exactly these, and a run's identity is made of them.
 SECTIONS_OF_STEP: dict[str, tuple[str, ...]] = {
-    # A subset of train's on purpose: train waits for preflight, so both rerun together. Data are files.
+    # Train only waits for preflight, which is asked again what a changed setting is wrong with. Data are files.
     "preflight": ("sampling", "augmentation", "model", "schedule"),
     "train": ("sampling", "augmentation", "model", "schedule", "compute"),
     "infer": ("model", "inference", "compute"),
@@ -179,9 +181,38 @@ def settings_of_step(study: Study, step: str, with_defaults: bool = False) -> di
     return {section: everything[section] for section in SECTIONS_OF_STEP[step] if section in everything}
 
 
+# Settings that change nothing in what a step writes, and their values. Its identity has the first, whatever the study
+# says, so that a change of them trains nothing again. Earlier versions put there what the study said.
+SKIPPED = {("augmentation", "skip_broken_images"): (False, True)}
+# On a GPU sums are rounded differently each time; on a CPU both decide about the last bit, which is repeated there. 8
+# threads, since the studies of configs/ said so when their number counted.
+ON_A_GPU = {("compute", "channels_last"): (False, True), ("compute", "threads"): (8, *range(1, 129))}
+WITHOUT_EFFECT = {"train": (SKIPPED, ON_A_GPU), "infer": ({}, ON_A_GPU), "measure": (SKIPPED, {})}
+
+
+def identities_of_step(study: Study, step: str) -> Iterator[dict[str, Any]]:
+    """:func:`settings_of_step` without what has no effect; then all that earlier versions may have had in its place."""
+    everything = settings_of_step(study, step)
+    always, on_a_gpu = WITHOUT_EFFECT.get(step, ({}, {}))
+    free = {**always, **(on_a_gpu if study.compute.device == "cuda" else {})}
+    free = {place: values for place, values in free.items() if place[0] in everything}
+    for values in itertools.product(*free.values()):
+        settings = dict(everything)
+        for (section, key), value in zip(free, values, strict=True):
+            # False is the default, and defaults are dropped.
+            changed = {**settings[section], key: value}
+            settings[section] = {name: own for name, own in changed.items() if name != key or own is not False}
+        yield settings
+
+
+def digests_of(study: Study, step: str) -> Iterator[str]:
+    """Hex SHA-256 of each of :func:`identities_of_step`: the digest of the step, then those of earlier versions."""
+    return map(sha256_of_json, identities_of_step(study, step))
+
+
 def settings_digest(study: Study, step: str) -> str:
-    """Hex SHA-256 of :func:`settings_of_step`."""
-    return sha256_of_json(settings_of_step(study, step))
+    """The digest of the step's settings; it stays where they change nothing."""
+    return next(digests_of(study, step))
 
 
 def load_study(path: Path) -> Study:
@@ -204,7 +235,7 @@ def load_study_for_step(path: Path, step: str, expected_digest: str | None) -> S
     absent = any(getattr(study, section) is None for section in SECTIONS_OF_STEP[step])
     if absent and step not in WITHOUT_TRAINING:
         raise InputError(str(path), f"trains nothing: step {step!r} has no settings", fix="name another study")
-    if expected_digest is not None and settings_digest(study, step) != expected_digest:
+    if expected_digest is not None and expected_digest not in digests_of(study, step):
         raise InputError(
             str(path),
             f"the settings of step {step!r} changed after this run was planned",

@@ -4,7 +4,8 @@ The published runs had 8 GPUs with 2 images each. Here a step has 8 *groups* of 
 j would have had, so the stream is the same on any number of devices. In every epoch:
 
     1. each image is in the list as often as it has copies           ClassBalancedDataset
-    2. the list is permuted by torch.randperm, seeded seed + epoch,
+    2. the list is permuted by torch.randperm, for seed 0 seeded
+       with the epoch as there, for others by seeds.order_seed,
        and padded from its beginning to a multiple of the groups     DefaultSampler (mmengine)
     3. group j of all steps takes every 8th entry from the j-th on,
     4. and sorts them into portrait (width < height) and landscape;  AspectRatioBatchSampler
@@ -26,7 +27,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from lvis_rcnn.config.schema import Schedule
 from lvis_rcnn.dataloader.repeat_factors import ROUNDINGS, Sampling
-from lvis_rcnn.dataloader.seeds import order_seed
+from lvis_rcnn.dataloader.seeds import ORDERS
 from lvis_rcnn.dataset.store import AnnotationStore
 
 
@@ -51,6 +52,8 @@ class SampleStream:
     group_size: int
     """Images of a group."""
     groups_per_step: int
+    order: str = "independent"
+    """A row of ``seeds.ORDERS``."""
     starts: list[Start] = field(default_factory=lambda: [Start(0, 0)], init=False, repr=False)
     """Of the epochs so far; it grows as later ones are needed."""
 
@@ -97,7 +100,9 @@ class SampleStream:
         return int(random.choice(len(weights), p=weights / weights.sum())) if weights.any() else image
 
 
-def stream_of(sampling: Sampling, store: AnnotationStore, schedule: Schedule, seed: int) -> SampleStream:
+def stream_of(
+    sampling: Sampling, store: AnnotationStore, schedule: Schedule, seed: int, order: str = "independent"
+) -> SampleStream:
     """The sample stream of a run; ``sampling`` has a factor for each image of ``store``, the training split."""
     return SampleStream(
         factors=sampling.factors,
@@ -106,6 +111,7 @@ def stream_of(sampling: Sampling, store: AnnotationStore, schedule: Schedule, se
         seed=seed,
         group_size=schedule.normalisation_group,
         groups_per_step=schedule.images_per_step // schedule.normalisation_group,
+        order=order,
     )
 
 
@@ -114,7 +120,7 @@ def stream_of(sampling: Sampling, store: AnnotationStore, schedule: Schedule, se
 def images_of_epoch(stream: SampleStream, epoch: int) -> Int64[np.ndarray, "groups images"]:
     """The images of an epoch, one row for each group of a step."""
     entries = np.repeat(np.arange(len(stream.factors)), stream.copies_of_epoch(epoch))
-    generator = torch.Generator().manual_seed(order_seed(stream.seed, epoch))
+    generator = torch.Generator().manual_seed(ORDERS[stream.order](stream.seed, epoch))
     entries = entries[torch.randperm(len(entries), generator=generator).numpy()]
     groups = stream.groups_per_step
     # np.resize repeats an array from its beginning.

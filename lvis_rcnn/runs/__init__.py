@@ -1,7 +1,8 @@
 """A run on disk: written by training, read by the table and by status.
 
 paths      where the files of a study lie and what its steps read, for the rules
-records    what each run has recorded, or why not; what makes two runs the same
+records    what each run has recorded, or why not
+identity   what makes two runs the same, and under which name one was begun
 attempts   every start of a run and how it ended; whether it is tried again
 lease      one trainer at a time on one state folder
 inference  how far an inference is, by what it has saved

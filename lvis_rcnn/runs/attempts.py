@@ -1,7 +1,8 @@
 """Every start of a run and how it ended, and whether a crashed run is tried again.
 
 The rule: with the same version of the code, a start is refused after two that ended in the same error at the same step,
-or after three that were killed without gaining a step. Two other limits apply on a cluster: slurm/profile.yaml says how
+or after three that were killed at work without gaining a step. A kill before the first step, or by preemption, says
+nothing about the run. Two other limits apply on a cluster: slurm/profile.yaml says how
 often Snakemake submits a failed or preempted job again, and slurm/submission.py ends that for a start refused here.
 
 ``attempts.jsonl`` in the state folder has a line when a start begins and one when it ends. A killed start has no second
@@ -20,9 +21,10 @@ from typing import Literal
 
 import msgspec
 
+from lvis_rcnn.runs.records import read_json_object
 from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.system.files import sync
-from lvis_rcnn.system.machine import Allocation, slurm_job
+from lvis_rcnn.system.machine import Allocation, ended_as, slurm_job
 from lvis_rcnn.system.provenance import code_version
 
 FILE = "attempts.jsonl"
@@ -58,6 +60,8 @@ class Begin(msgspec.Struct, frozen=True, tag_field="event", tag="begin"):
     """As :class:`lvis_rcnn.system.machine.Allocation`."""
     last_seen_at: float | None = None
     """Last sign of life of the start before, in Unix seconds, if that was killed."""
+    last_killed_at_work: bool = False
+    """Whether the start before was killed at work: see :func:`killed_at_work`."""
     version: Literal[1] = 1
 
 
@@ -84,6 +88,8 @@ class Attempt:
     """None where it is running, or was killed."""
     last_seen_at: float | None = None
     """Last sign of life of a killed one, in Unix seconds, as the next start found it."""
+    killed_at_work: bool = False
+    """As the next start found it: see :func:`killed_at_work`."""
 
     @property
     def ended(self) -> Ending | None:
@@ -128,7 +134,9 @@ def read_attempts(state_dir: Path) -> list[Attempt]:
         before = attempts.get(line.attempt - 1 if isinstance(line, Begin) else line.attempt)
         if isinstance(line, Begin):
             if before is not None and before.end is None:
-                attempts[before.begin.attempt] = replace(before, last_seen_at=line.last_seen_at)
+                attempts[before.begin.attempt] = replace(
+                    before, last_seen_at=line.last_seen_at, killed_at_work=line.last_killed_at_work
+                )
             attempts[line.attempt] = Attempt(line)
         elif before is not None:
             attempts[line.attempt] = replace(before, end=line)
@@ -157,6 +165,9 @@ def begin_attempt(state_dir: Path, step: int, has: Allocation | None = None) -> 
     """
     path, version = state_dir / FILE, code_version()
     before = read_attempts(state_dir)
+    if before and before[-1].ended is None:
+        at_work = killed_at_work(state_dir, before[-1])
+        before[-1] = replace(before[-1], last_seen_at=last_sign_of_life(state_dir), killed_at_work=at_work)
     require_no_repeated_error(path, before[-SAME_ERRORS:], version)
     require_no_silent_ends(path, before[-SILENT_ENDS:], version, step)
     number = before[-1].begin.attempt + 1 if before else 1
@@ -165,7 +176,8 @@ def begin_attempt(state_dir: Path, step: int, has: Allocation | None = None) -> 
         counted = {"gpus": has.gpus, "cpus": has.cpus, "allocated_at": has.since, "waited_s": has.waited_s}
         line = msgspec.structs.replace(line, **counted)
     if before and before[-1].ended is None:
-        line = msgspec.structs.replace(line, last_seen_at=last_sign_of_life(state_dir))
+        last = {"last_seen_at": before[-1].last_seen_at, "last_killed_at_work": before[-1].killed_at_work}
+        line = msgspec.structs.replace(line, **last)
     try:
         append_line(path, line)
     except OSError as error:
@@ -179,6 +191,17 @@ def last_sign_of_life(state_dir: Path) -> float | None:
         return (state_dir / "progress.json").stat().st_mtime
     except OSError:
         return None
+
+
+def killed_at_work(state_dir: Path, last: Attempt) -> bool:
+    """Whether the last start, which was killed, had taken a step by its heartbeat, or lacked memory by SLURM's account.
+
+    If so, another start may end alike; a job that is preempted again and again does nothing wrong.
+    """
+    state = ended_as(last.begin.job) if last.begin.job else ""
+    beat = read_json_object(state_dir / "progress.json")
+    took_steps = beat.get("attempt") == last.begin.attempt and beat.get("step", 0) > last.begin.step
+    return state == "OUT_OF_MEMORY" or (took_steps and state != "PREEMPTED")
 
 
 def end_attempt(state_dir: Path, number: int, kind: Ending, step: int, error: BaseException | None = None) -> None:
@@ -251,9 +274,9 @@ def without_numbers(error: str) -> str:
 
 
 def require_no_silent_ends(path: Path, last: list[Attempt], version: str, step: int) -> None:
-    """Refuse a fourth start after three that were killed and gained no step."""
-    kinds = {(one.begin.code_version, one.ended, one.begin.step) for one in last}
-    if len(last) < SILENT_ENDS or kinds != {(version, None, step)}:
+    """Refuse a fourth start after three that were killed at work and gained no step."""
+    kinds = {(one.begin.code_version, one.killed_at_work, one.begin.step) for one in last}
+    if len(last) < SILENT_ENDS or kinds != {(version, True, step)}:
         return
     raise InputError(
         str(path),

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lvis_rcnn.config.schema import Published
-from lvis_rcnn.config.study import SECTIONS_OF_STEP, Study, settings_digest
-from lvis_rcnn.config.zoo import ZooModel, initial_model
+from lvis_rcnn.config.study import SECTIONS_OF_STEP, Study, digests_of, settings_digest
+from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
-from lvis_rcnn.system.files import sha256_of_json
 
 # Step -> the record it writes last, the keys that the table needs of it, and the text before the step has begun.
 RECORDS: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -189,8 +188,7 @@ def settings_changed(study: Study, step: str, found: dict[str, Any]) -> bool:
         return bool(found.get("detections_per_image", wanted) != wanted)
     if step not in SECTIONS_OF_STEP:
         return False
-    wanted_digest = settings_digest(study, step)
-    return bool(found.get("settings_digest", wanted_digest) != wanted_digest)
+    return found.get("settings_digest", settings_digest(study, step)) not in digests_of(study, step)
 
 
 def failure(study: Study, results: Path, run: RunRecord, step: str) -> str:
@@ -223,28 +221,3 @@ def images_seen_by_weights(study: Study, results: Path) -> int:
         return int(page["facts"].get(SEEN_BY_WEIGHTS, 0))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return 0
-
-
-# Increased by every change of the code that changes the weights that a run ends with: older state is then not resumed.
-TRAINER_REVISION = 3
-
-
-def run_digest(study: Study, backbone: str, seed: int, annotations_sha256: str, zoo: Mapping[str, ZooModel]) -> str:
-    """Hex SHA-256 of everything that changes the model that a run ends with."""
-    kind = study.model.weights
-    return sha256_of_json(
-        {
-            "revision": TRAINER_REVISION,
-            "settings": settings_digest(study, "train"),
-            "backbone": backbone,
-            "seed": seed,
-            "annotations": annotations_sha256,
-            # Its name carries the file's digest.
-            "initial_weights": None if kind == "none" else initial_model(zoo, kind, backbone).file_name,
-        }
-    )
-
-
-def state_folder_name(digest: str) -> str:
-    """Name of the state folder of a run; runs of other settings, data or seeds have other folders."""
-    return digest[:12]

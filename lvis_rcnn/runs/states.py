@@ -18,6 +18,7 @@ from typing import Any
 
 from lvis_rcnn.config.study import Study, settings_digest
 from lvis_rcnn.config.zoo import ZooModel
+from lvis_rcnn.runs.identity import identities, own_identity
 from lvis_rcnn.runs.inference import START, inferred
 from lvis_rcnn.runs.paths import state_of_run
 from lvis_rcnn.runs.records import (
@@ -29,8 +30,6 @@ from lvis_rcnn.runs.records import (
     read_measured,
     read_published,
     read_run,
-    run_digest,
-    state_folder_name,
 )
 from lvis_rcnn.system.cli import duration
 from lvis_rcnn.system.files import read_json_lines
@@ -139,8 +138,8 @@ def state_dirs(
     annotations = read_json_object(results / study.study / "data" / "train.store" / "store.json")
     own = next((one for one in reversed(found) if read_heartbeat(one)), found[-1] if found else None)
     if "annotations_sha256" in annotations:
-        digest = run_digest(study, backbone, seed, annotations["annotations_sha256"], zoo)
-        named = folder / state_folder_name(digest)
+        known = identities(study, backbone, seed, annotations["annotations_sha256"], zoo)
+        named = folder / own_identity(folder, known).folder_name
         own = named if named in found else None
     return own, tuple(one for one in found if one != own)
 

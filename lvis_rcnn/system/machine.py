@@ -100,6 +100,15 @@ def job_as_shown() -> dict[str, str]:
     return {}
 
 
+def ended_as(job: str) -> str:
+    """State in which a SLURM job ended, such as OUT_OF_MEMORY; empty if SLURM does not say."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        command = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_S)
+        return done.stdout.partition(" ")[0].strip()  # CANCELLED by 1000
+    return ""
+
+
 def moment(text: str | None) -> float | None:
     """SLURM's local time as Unix seconds; None if unknown."""
     try:

@@ -64,6 +64,11 @@ class Saver:
         self.writing: Future[None] | None = None
         remove(folder, is_temporary)
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a save in the background is not done; the next one would wait for it."""
+        return self.writing is not None and not self.writing.done()
+
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Save a state for :func:`load_checkpoint`; :meth:`wait` returns whether it is on disk.
 

@@ -129,11 +129,12 @@ class TrainingLog:
         window = progress.unlogged
         means = {name: statistics.fmean(values_of(window, name)) for name in window[-1]}
         losses = {name: round(value, 5) for name, value in means.items() if name.startswith("loss_")}
-        epoch, position = divmod(progress.step - 1, self.recipe.steps_in_epoch)
+        stream = self.recipe.stream
+        epoch = stream.epoch_of_step(progress.step - 1)
         return {
             "mode": "train",
             "epoch": epoch + 1,
-            "iter": position + 1,
+            "iter": progress.step - stream.steps_before_epoch(epoch),
             "lr": self.recipe.learning_rate(progress.step - 1),
             "memory": progress.peak_memory_bytes // 2**20,
             "data_time": round(means["data_time"], 5),
@@ -141,7 +142,7 @@ class TrainingLog:
             "loss": round(sum(losses.values()), 5),
             "time": round(means["time"], 5),
             "step": progress.step,
-            "images_seen": self.recipe.stream.images_before_step(progress.step),
+            "images_seen": stream.images_before_step(progress.step),
             **speed(self.recipe, progress, len(window), sum(values_of(window, "time"))),
             "written_at": round(time.time(), 2),
             **gradient_norms(window),

@@ -19,11 +19,11 @@ from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.model.mask_rcnn import PRECISIONS
 from lvis_rcnn.model.weights import save_model
 from lvis_rcnn.runs.attempts import cost_of, read_attempts
-from lvis_rcnn.runs.records import run_digest, state_folder_name
+from lvis_rcnn.runs.identity import ORDERS, Identity, identities, own_identity
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import link, sha256_of_file, write_json
 from lvis_rcnn.system.provenance import code_version, library_versions
-from lvis_rcnn.training.checkpoint import drop_checkpoints
+from lvis_rcnn.training.checkpoint import drop_checkpoints, on_cpu
 from lvis_rcnn.training.log import Progress, write_heartbeat
 from lvis_rcnn.training.solver import Recipe, make_recipe
 
@@ -48,9 +48,15 @@ class Run:
         return open_store(self.store_path)
 
     @cached_property
+    def identity(self) -> Identity:
+        """What it is, as it was begun: by an earlier version perhaps, whose order of images it then keeps."""
+        known = identities(self.study, self.backbone, self.seed, self.store.annotations_sha256, self.zoo)
+        return own_identity(self.states_dir, known)
+
+    @property
     def digest(self) -> str:
-        """Its identity: see :func:`run_digest`."""
-        return run_digest(self.study, self.backbone, self.seed, self.store.annotations_sha256, self.zoo)
+        """Hex digest of its identity."""
+        return self.identity.digest
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -67,13 +73,20 @@ class Run:
                 allowed=f"those of the {self.store.num_images} images of {self.store_path}",
                 fix="write it again with python -m lvis_rcnn repeat_factors --store",
             )
-        return make_recipe(self.study.schedule, stream_of(sampling, self.store, self.study.schedule, self.seed))
+        # All orders of seed 0 are the same, which is all that a measurement needs.
+        order = self.identity.order if self.seed else ORDERS[0]
+        schedule = self.study.schedule
+        return make_recipe(schedule, stream_of(sampling, self.store, schedule, self.seed, order))
+
+    @property
+    def states_dir(self) -> Path:
+        """Folder of the states of this backbone and seed."""
+        return self.state_root / self.study.study / self.backbone / f"seed{self.seed}"
 
     @property
     def state_dir(self) -> Path:
         """Folder of this run, named by its identity."""
-        folder = self.state_root / self.study.study / self.backbone / f"seed{self.seed}"
-        return folder / state_folder_name(self.digest)
+        return self.states_dir / self.identity.folder_name
 
 
 def is_finished(state_dir: Path) -> bool:
@@ -84,7 +97,8 @@ def is_finished(state_dir: Path) -> bool:
 def finish(run: Run, weights: dict[str, torch.Tensor], progress: Progress) -> None:
     """Write model and record into the state folder, then drop the checkpoints."""
     finished_at = datetime.now(UTC)
-    save_model(run.state_dir / "model.pth", weights, model_meta(run, finished_at))
+    # On the CPU, so that the file can be read on a machine without a GPU, as MMDetection's.
+    save_model(run.state_dir / "model.pth", on_cpu(weights), model_meta(run, finished_at))
     write_json(run.state_dir / "train.json", run_record(run, progress, finished_at))
     write_heartbeat(run.state_dir, progress, run.recipe, "done")
     drop_checkpoints(run.state_dir)
@@ -118,6 +132,7 @@ def run_record(run: Run, progress: Progress, finished_at: datetime) -> dict[str,
         "settings_digest": settings_digest(run.study, "train"),
         "settings": settings_of_step(run.study, "train", with_defaults=True),
         "run_digest": run.digest,
+        "image_order": run.recipe.stream.order,
         "annotations_sha256": run.store.annotations_sha256,
         "num_categories": len(run.store.categories),
         "steps": recipe.steps,

@@ -45,8 +45,7 @@ def prepared(run: Run, ranks: Ranks) -> Training:
     """The run as its newest checkpoint has it, or as it begins.
 
     Raises:
-        InputError: its initial weights or checkpoints cannot be used, the GPU is too small, or another
-            process has another checkpoint.
+        InputError: its initial weights or checkpoints cannot be used, or the GPU is too small.
     """
     set_arithmetic(run)
     torch.manual_seed(run.seed)
@@ -57,7 +56,6 @@ def prepared(run: Run, ranks: Ranks) -> Training:
     # A killed start may have needed more after its last checkpoint.
     peaks = (training.progress.peak_memory_bytes, read_heartbeat(run.state_dir).get("peak_memory_bytes", 0))
     training.progress.peak_memory_bytes = max(peaks)
-    require_same_step(ranks, training.progress.step)
     return training
 
 
@@ -98,7 +96,7 @@ def require_same_step(ranks: Ranks, step: int) -> None:
     Raises:
         InputError: in the processes that are behind.
     """
-    if (furthest := ranks.largest(step)) != step:
+    if (furthest := ranks.largest(step, step)) != step:
         raise InputError(
             f"rank {ranks.rank} of {ranks.count}",
             f"goes on from step {step}, another from step {furthest}",

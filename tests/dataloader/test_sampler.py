@@ -3,6 +3,7 @@
 import math
 import pickle
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,6 +81,7 @@ def groups_of_epoch(stream, epoch):
 @relaxed
 @given(streams(), st.integers(0, 4))
 def test_ranks_see_the_batches_of_the_published_samplers(stream, epoch):
+    stream = replace(stream, order="mmengine")
     copies = stream.copies_of_epoch(epoch).tolist()
     expected = batches_as_published(
         copies, stream.portrait, stream.seed, epoch, stream.groups_per_step, stream.group_size
@@ -177,6 +179,8 @@ def test_fewer_images_than_ranks_are_seen_by_all_of_them():
 def test_epochs_and_seeds_have_orders_of_their_own():
     assert groups_of_epoch(even(64), 0) != groups_of_epoch(even(64), 1)
     assert groups_of_epoch(even(64), 0) != groups_of_epoch(even(64, seed=5), 0)
+    orders = [str(groups_of_epoch(even(64, seed=seed), epoch)) for seed in range(5) for epoch in range(5)]
+    assert len(set(orders)) == len(orders)
 
 
 def test_stochastic_epochs_vary_in_length_about_the_sum_of_the_factors():

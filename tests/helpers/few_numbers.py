@@ -1,7 +1,7 @@
 """A network of a few numbers that has all that matters for resuming: random numbers, and losses of pixels and labels.
 
 Run as a program it is ``python -m lvis_rcnn.train`` with this network in place of the real one, and with the seconds
-between checkpoints, before a process is taken for lost, or asleep in each group of images, from the environment.
+before a process is taken for lost, or asleep in each group of images, from the environment.
 """
 
 import os
@@ -18,7 +18,7 @@ if __name__ == "__main__":
 from lvis_rcnn import train
 from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn
-from lvis_rcnn.training import distributed, recorder, setup, step
+from lvis_rcnn.training import distributed, setup, step
 
 
 class FewNumbers(MaskRcnn):
@@ -51,6 +51,5 @@ def few_losses(model: MaskRcnn, batch: Batch, choose):
 if __name__ == "__main__":
     setup.MaskRcnn = OfEachImage
     step.losses = few_losses
-    recorder.SECONDS_BETWEEN_CHECKPOINTS = float(os.environ.get("CHECKPOINT_S", "75"))
-    distributed.HANG_S = step.HANG_S = float(os.environ.get("HANG_S", "60"))
+    distributed.HANG_S = float(os.environ.get("HANG_S", "60"))
     train.main()

@@ -24,7 +24,8 @@ import os, signal, sys
 from pathlib import Path
 from lvis_rcnn.runs import attempts
 attempts.code_version = lambda: "1"
-attempts.begin_attempt(Path(sys.argv[1]), 40)
+number = attempts.begin_attempt(Path(sys.argv[1]), 40)
+(Path(sys.argv[1]) / "progress.json").write_text('{"attempt": %d, "step": 41}' % number)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -39,6 +40,11 @@ def version(monkeypatch):
 
 def fail(folder, step, error, *, first_step=0):
     end_attempt(folder, begin_attempt(folder, first_step), "error", step, error)
+
+
+def beat(folder, attempt, step):
+    """The heartbeat of a start that has come to ``step``."""
+    (folder / "progress.json").write_text(json.dumps({"attempt": attempt, "step": step}))
 
 
 def test_a_start_and_its_end_by_hand(tmp_path, monkeypatch):
@@ -129,6 +135,7 @@ def test_changed_code_is_another_try(tmp_path, version):
     version[0] = "3"
     for number in (5, 6, 7):
         assert begin_attempt(tmp_path, 0) == number
+        beat(tmp_path, number, 1)
     with pytest.raises(InputError, match=r"starts \(5 on .*, 6 on .*, 7 on"):
         begin_attempt(tmp_path, 0)
     version[0] = "4"
@@ -145,6 +152,44 @@ def test_a_fourth_start_after_three_that_were_killed_is_refused(tmp_path):
     ):
         begin_attempt(tmp_path, 40)
     assert begin_attempt(tmp_path, 41) == 4  # the last of them saved one
+
+
+@pytest.mark.parametrize(
+    ("steps", "slurm_says", "refused"),
+    [
+        (0, "", False),  # killed while it waited for a busy file server, or built the network
+        (0, "PREEMPTED", False),
+        (0, "NODE_FAIL", False),
+        (0, "OUT_OF_MEMORY", True),
+        (0, "CANCELLED by 1000", False),
+        (3, "", True),
+        (3, "OUT_OF_MEMORY", True),
+        (3, "PREEMPTED", False),
+    ],
+)
+def test_only_kills_at_work_count(tmp_path, monkeypatch, steps, slurm_says, refused):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    sacct = tmp_path / "bin" / "sacct"
+    sacct.parent.mkdir()
+    sacct.write_text(f"#!/bin/sh\necho '{slurm_says}'\n")
+    sacct.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sacct.parent}:{os.environ['PATH']}")
+    for number in (1, 2, 3):
+        assert begin_attempt(tmp_path, 40) == number
+        beat(tmp_path, number, 40 + steps)
+    if refused:
+        with pytest.raises(InputError, match=r"3 starts \(1 on .*\) were killed"):
+            begin_attempt(tmp_path, 40)
+    else:
+        assert [begin_attempt(tmp_path, 40) for _ in range(3)] == [4, 5, 6]
+
+
+def test_a_heartbeat_of_an_earlier_start_or_a_damaged_one_is_no_step(tmp_path):
+    for number in (1, 2, 3, 4):
+        assert begin_attempt(tmp_path, 40) == number
+        beat(tmp_path, 1, 47)
+    (tmp_path / "progress.json").write_text("{")
+    assert begin_attempt(tmp_path, 40) == 5
 
 
 def test_kills_between_which_steps_were_gained_are_fine(tmp_path):

@@ -16,7 +16,7 @@ from lvis_rcnn.config.study import DEFAULT_ZOO, load_study, settings_digest
 from lvis_rcnn.config.zoo import load_zoo
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.runs import states as states_module
-from lvis_rcnn.runs.records import run_digest
+from lvis_rcnn.runs.identity import identities
 from lvis_rcnn.runs.states import states_of, work_left
 from lvis_rcnn.system.cli import duration
 from tests.conftest import REPOSITORY, write_study
@@ -239,7 +239,7 @@ def test_without_a_store_the_state_written_last_is_shown(study, results):
 
 def test_with_a_store_the_state_of_this_recipe_is_shown(study, results):
     put(results / "smoke" / "data" / "train.store" / "store.json", STORE)
-    own = run_digest(study, "r50", 0, STORE["annotations_sha256"], {})[:12]
+    own = next(identities(study, "r50", 0, STORE["annotations_sha256"], {})).folder_name
     beat(results, "r50/seed0/aaaaaaaaaaaa", step=250)
     state = look(study, results)[0]
     assert (state.state, len(state.older)) == ("not started", 1)

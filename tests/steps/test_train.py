@@ -11,21 +11,28 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lvis_rcnn import train
 from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES
 from lvis_rcnn.model.weights import load_model
 from lvis_rcnn.runs.attempts import read_attempts
+from lvis_rcnn.runs.identity import ORDERS, identities
 from lvis_rcnn.system.cli import InputError
-from lvis_rcnn.training import recorder, setup, solver
+from lvis_rcnn.training import checkpoint, recorder, setup, solver
+from lvis_rcnn.training import run as run_module
 from lvis_rcnn.training import step as step_module
+from lvis_rcnn.training.checkpoint import TakenOver
 from lvis_rcnn.training.distributed import Ranks
+from lvis_rcnn.training.log import Progress
 from lvis_rcnn.training.run import Run
 from tests.conftest import REPOSITORY
 from tests.helpers.few_numbers import FewNumbers, few_losses
@@ -125,8 +132,8 @@ def test_stopped_anywhere_it_ends_in_the_same_weights_and_log(drawn, tmp_path, m
 @pytest.mark.parametrize("saved_each_step", [True, False])
 def test_killed_again_and_again_it_ends_in_the_same_weights_and_log(drawn, tmp_path, monkeypatch, saved_each_step):
     whole = outcome(make_run(drawn, tmp_path / "whole"), tmp_path / "whole")
-    run = make_run(drawn, tmp_path / "killed")
-    monkeypatch.setattr(recorder, "SECONDS_BETWEEN_CHECKPOINTS", -1.0 if saved_each_step else 1e9)
+    resources = {"checkpoint_seconds": 1e-9 if saved_each_step else 1e9}
+    run = make_run(drawn, tmp_path / "killed", resources=resources)
     for step in (2, 3, 5):
         interrupt(monkeypatch, run, tmp_path / "killed", step, Killed)
     assert_same(outcome(run, tmp_path / "killed"), whole)
@@ -194,6 +201,35 @@ def test_reading_processes_change_nothing(drawn, tmp_path):
         for workers in (0, 2)
     )
     assert_same(alone, helped)
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_following_our_own_advice_never_restarts_a_run(drawn, tmp_path, monkeypatch):
+    whole = outcome(make_run(drawn, tmp_path / "whole"), tmp_path / "whole")
+    run = make_run(drawn, tmp_path / "run")
+    interrupt(monkeypatch, run, tmp_path / "run", 3, signal.SIGTERM)
+    skips = make_run(drawn, tmp_path / "run", augmentation={"skip_broken_images": True})
+    assert_same(outcome(skips, tmp_path / "run"), whole)
+    record = json.loads((tmp_path / "run" / "out" / "train.json").read_text())
+    assert (record["attempts"], record["settings"]["augmentation"]["skip_broken_images"]) == (2, True)
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_a_run_that_was_begun_in_the_old_order_of_images_ends_in_it(drawn, tmp_path, monkeypatch):
+    def begun(name, order):
+        run = make_run(drawn, tmp_path / name)
+        run = Run(**{**vars(run), "seed": 1})
+        known = identities(run.study, "r50", 1, run.store.annotations_sha256, {})
+        vars(run)["identity"] = next(one for one in known if one.order == order)
+        return run
+
+    old, new = (outcome(begun(order, order), tmp_path / order) for order in ORDERS[::-1])
+    assert old[1] != new[1]
+    run = begun("stopped", "mmengine")
+    interrupt(monkeypatch, run, tmp_path / "stopped", 2, signal.SIGTERM)
+    again = Run(**{**vars(make_run(drawn, tmp_path / "stopped")), "seed": 1})
+    assert_same(outcome(again, tmp_path / "stopped"), old)
+    assert json.loads((again.state_dir / "train.json").read_text())["image_order"] == "mmengine"
 
 
 @pytest.mark.usefixtures("few_numbers")
@@ -311,7 +347,7 @@ def error_of(monkeypatch, capsys, words):
 
 def test_processes_that_restored_different_steps_are_refused():
     class Behind(Ranks):
-        def largest(self, value):
+        def largest(self, value, step):
             return value + 40
 
     setup.require_same_step(ALONE, 5)
@@ -385,19 +421,106 @@ def test_the_real_network_learns_and_resumes(drawn, tmp_path, monkeypatch):
         shutil.rmtree(tmp_path / name)  # 100 MB of weights
 
 
-def test_a_signal_while_the_network_is_built_just_ends_the_process(drawn, tmp_path, monkeypatch):
-    found = []
+@pytest.mark.usefixtures("few_numbers")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("module", "name", "starts"),
+    [(train, "held_lease", 0), (setup, "load_checkpoint", 0), (recorder, "TrainingLog", 1)],
+    ids=["waiting for the lease", "loading", "begun"],
+)
+def test_a_signal_before_the_first_step_ends_the_process_at_once(
+    drawn, tmp_path, monkeypatch, module, name, starts, number
+):
+    run, usual = make_run(drawn, tmp_path / "run"), getattr(module, name)
 
-    def build(*arguments):
-        found.extend(signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT))
-        raise Killed
+    def signalled(*arguments, **options):
+        os.kill(os.getpid(), number)
+        pytest.fail("it went on")
 
-    monkeypatch.setattr(setup, "MaskRcnn", build)
-    run = make_run(drawn, tmp_path / "run")
-    with pytest.raises(Killed):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, signalled)
+        with pytest.raises(SystemExit, match="75"):
+            train.train(run, tmp_path / "run" / "out", ALONE)
+    assert [one.ended for one in read_attempts(run.state_dir)] == ["stopped"] * starts
+    assert usual is getattr(module, name)
+    outcome(run, tmp_path / "run")  # nothing holds the folder
+    assert [one.ended for one in read_attempts(run.state_dir)] == ["stopped"] * starts + ["done"]
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_what_ends_a_run_is_recorded_where_another_trainer_has_taken_over(drawn, tmp_path, monkeypatch):
+    run, lease = make_run(drawn, tmp_path / "run"), types.SimpleNamespace(lost=False, asked=False, held=lambda: False)
+    run.state_dir.mkdir(parents=True)
+    training = training_of(run)
+
+    def attempt(step, error):
+        with recorder.recorded(training, lease) as of_run:
+            of_run.saver.background = True
+            training.progress.step = step
+            of_run.save()
+            lease.lost = True
+            if error:
+                raise error
+
+    with pytest.raises(ZeroDivisionError):
+        attempt(3, ZeroDivisionError("what happened"))
+    with pytest.raises(TakenOver, match="another trainer has taken over before step 4"):
+        attempt(4, None)
+    ends = [one.end for one in read_attempts(run.state_dir)]
+    assert [(end.kind, end.step) for end in ends] == [("error", 3), ("error", 4)]
+    assert ends[0].error == "ZeroDivisionError: what happened"
+    # The heartbeat is the other trainer's by now.
+    assert json.loads((run.state_dir / "progress.json").read_text())["state"] == "running"
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_a_slow_save_never_stalls_the_loop_and_is_waited_for_at_the_end(drawn, tmp_path, monkeypatch):
+    run = make_run(drawn, tmp_path / "run", resources={"checkpoint_seconds": 1e-9})
+    stands, written, taken = threading.Event(), [], []
+    write_state = checkpoint.write_state
+
+    def slow(handle, state):
+        written.append(state["progress"]["step"])
+        stands.wait(30)
+        return write_state(handle, state)
+
+    def take_step(training, groups, step, **options):
+        taken.append(step)
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)  # with the first save still being written
+            stands.set()
+        return step_module.take_step(training, groups, step, **options)
+
+    monkeypatch.setattr(checkpoint, "write_state", slow)
+    monkeypatch.setattr(train, "take_step", take_step)
+    monkeypatch.setattr(recorder.Recorder, "open", in_the_background(recorder.Recorder.open))
+    with pytest.raises(SystemExit, match="75"):
         train.train(run, tmp_path / "run" / "out", ALONE)
-    assert found == [signal.SIG_DFL, signal.default_int_handler]
-    assert [path.name for path in run.state_dir.iterdir()] == ["lease-1.json"]
+    assert taken == [0, 1, 2, 3, 4, 5]
+    assert written == [1, 6]
+    assert checkpoint.load_checkpoint(run.state_dir)["progress"]["step"] == 6
+
+
+def in_the_background(usual):
+    """Opens a recorder whose saver works as on a GPU."""
+
+    def opened(self):
+        usual(self)
+        self.saver.background = True
+
+    return opened
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_the_model_lies_on_the_cpu_whatever_it_was_trained_on(drawn, tmp_path, monkeypatch):
+    run, devices = make_run(drawn, tmp_path / "run"), []
+    monkeypatch.setattr(run_module, "save_model", lambda path, weights, meta: devices.extend(weights.items()))
+    monkeypatch.setattr(run_module, "run_record", lambda *arguments: {})
+    run.state_dir.mkdir(parents=True)
+    with FakeTensorMode():
+        weights = {"weight": torch.empty(2, 3, device="cuda"), "steps": torch.empty((), device="cuda")}
+        run_module.finish(run, weights, Progress())
+    assert [(name, value.device.type) for name, value in devices] == [("weight", "cpu"), ("steps", "cpu")]
 
 
 @pytest.mark.slow

@@ -6,8 +6,10 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
+import lvis_rcnn.training.distributed as distributed
 from lvis_rcnn.model.weights import load_model
 from lvis_rcnn.training.distributed import Ranks
 from tests.conftest import REPOSITORY
@@ -37,11 +40,16 @@ def drawn(tmp_path_factory):
 class Program:
     """The trainer in ``folder``, with one process or several."""
 
-    def __init__(self, drawn, folder: Path, ranks: int, steps: int = STEPS, **environment: str) -> None:
+    def __init__(
+        self, drawn, folder: Path, ranks: int, steps: int = STEPS, checkpoint_seconds: float = 75, **environment: str
+    ) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         study = write_tiny_study(
-            folder, schedule=SCHEDULE | {"steps": steps}, augmentation={"skip_broken_images": True}
+            folder,
+            schedule=SCHEDULE | {"steps": steps},
+            augmentation={"skip_broken_images": True},
+            resources={"checkpoint_seconds": checkpoint_seconds},
         )
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
         words = ["--study", study, "--backbone", "r50", "--seed", "0", "--store", drawn.train_store]
@@ -134,7 +142,7 @@ def children_of(process: "subprocess.Popen[str]") -> list[int]:
 )
 @pytest.mark.slow
 def test_a_lost_process_ends_all_and_is_named(drawn, tmp_path, number, lost):
-    program = Program(drawn, tmp_path / "run", 2, steps=3000, CHECKPOINT_S="0.3", HANG_S="5")
+    program = Program(drawn, tmp_path / "run", 2, steps=3000, checkpoint_seconds=0.3, HANG_S="5")
     process = program.start()
     wait_for_step(program, process, 5)
     pid = children_of(process)[lost]
@@ -167,6 +175,147 @@ def test_a_process_that_stands_still_inside_the_exchange_is_named(noticed, named
     for rank in noticed:
         store.set(f"left{rank}", "7")
     assert re.search(f"lost contact with {named} ", str(ranks[0].lost(7, RuntimeError("timed out"))))
+
+
+class Event:
+    """Stands for one of CUDA."""
+
+    def __init__(self, has_come: bool) -> None:
+        self.has_come = has_come
+
+    def query(self) -> bool:
+        return self.has_come
+
+
+def watch_of(store=None, count=1, device="cuda"):
+    return distributed.Watch(Ranks(0, count, torch.device(device), store))
+
+
+def several(count=2):
+    store = HashStore()
+    store.set_timeout(timedelta(seconds=0.05))
+    return store, [Ranks(rank, count, torch.device("cuda"), store) for rank in range(count)]
+
+
+def later(watch, monkeypatch, seconds):
+    """What it sees so many seconds later."""
+    with monkeypatch.context() as patch:
+        now = time.monotonic()
+        patch.setattr(time, "monotonic", lambda: now + seconds)
+        return watch.look()
+
+
+@pytest.fixture
+def started_watch(monkeypatch):
+    """Watches whose thread is not started, so that a test looks itself."""
+    monkeypatch.setattr(threading.Thread, "is_alive", lambda self: True)
+
+
+@pytest.mark.usefixtures("started_watch")
+def test_a_device_that_hangs_is_named_while_the_host_is_held_up(monkeypatch):
+    watch = watch_of()
+    with watch.step(7) as given:
+        assert later(watch, monkeypatch, 299) is None
+        assert "step 7 on cuda: the device has not ended a step in 301 s; fix: start again" in str(
+            later(watch, monkeypatch, 301)
+        )
+        given.event = Event(has_come=False)
+    with watch.step(8) as given:  # held up behind the step before, which is the one to name
+        given.event = Event(has_come=False)
+        assert str(later(watch, monkeypatch, 301)).startswith("step 7 on cuda")
+
+
+@pytest.mark.usefixtures("started_watch")
+def test_a_step_that_has_ended_is_not_watched_and_reading_images_takes_its_time(monkeypatch):
+    watch, event = watch_of(), Event(has_come=False)
+    with watch.step(7) as given:
+        given.event = event
+    assert later(watch, monkeypatch, 301) is not None
+    event.has_come = True
+    assert later(watch, monkeypatch, 301) is None
+    with pytest.raises(ZeroDivisionError), watch.step(8):
+        raise ZeroDivisionError  # as out of memory: it is said by itself
+    assert later(watch, monkeypatch, 301) is None
+
+
+@pytest.mark.usefixtures("started_watch")
+def test_a_process_that_stands_still_is_named_after_its_time_behind_an_exchange_on_gpus(monkeypatch):
+    store, ranks = several(3)
+    for rank, step in zip(ranks, (7, 7, 6), strict=True):
+        rank.announce(step)
+    watch = watch_of(store, 3)
+    with watch.step(7) as given:
+        given.event = Event(has_come=False)
+    assert later(watch, monkeypatch, 299) is None
+    named = rf"rank 0 of 3, step 7: lost contact with rank 2 \(host .*, pid {os.getpid()}\), last seen at step 6 \("
+    assert re.match(named, str(later(watch, monkeypatch, 301)))
+
+
+@pytest.mark.usefixtures("started_watch")
+def test_a_process_that_has_died_is_named_at_once(monkeypatch):
+    store, ranks = several()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    ranks[0].announce(7)
+    store.set("rank1", f"7 {socket.gethostname()} {dead.pid}")
+    watch = watch_of(store, 2)
+    with watch.step(7) as given:
+        given.event = Event(has_come=False)
+    assert later(watch, monkeypatch, 4) is None
+    assert f"lost contact with rank 1 (host {socket.gethostname()}, pid {dead.pid}), which has died" in str(
+        later(watch, monkeypatch, 6)
+    )
+
+
+@pytest.mark.parametrize("record", [lambda error: None, lambda error: 1 / 0], ids=["recorded", "recording fails"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_watch_says_records_and_ends_the_process(monkeypatch, record):
+    ended, recorded, said = threading.Event(), [], []
+    watch = watch_of()
+    monkeypatch.setattr(distributed, "end_process", lambda: (watch.over.set(), ended.set()))
+    monkeypatch.setattr(distributed, "HANG_S", 0.0)
+    monkeypatch.setattr(distributed, "LOOK_S", 0.01)
+    monkeypatch.setattr(distributed.log, "error", lambda text, *words: said.append(text % words))
+    with watch:
+        watch.record = lambda error: (recorded.append(error), record(error))
+        with watch.step(7):
+            assert ended.wait(10)  # a host that never comes back
+        watch.thread.join()
+    assert said == [f"error: {recorded[0]}"]
+    assert "step 7 on cuda" in said[0]
+
+
+def test_on_a_cpu_a_step_may_take_its_time(monkeypatch):
+    monkeypatch.setattr(distributed, "HANG_S", 0.0)
+    with watch_of(device="cpu") as watch, watch.step(7):
+        assert not watch.thread.is_alive()
+        assert watch.look() is None
+
+
+def test_a_single_process_that_hangs_gets_its_message():
+    error = Ranks(0, 1, torch.device("cuda", 0)).lost(7, TimeoutError("the device has not ended a step in 300 s"))
+    assert str(error).startswith("step 7 on cuda:0: the device has not ended a step in 300 s; fix: start again")
+
+
+def test_who_does_not_come_to_the_end_is_named():
+    _, ranks = several()
+    ranks[1].meet_first()  # which does not wait
+    ranks[0].meet_first()
+    with pytest.raises(distributed.RankLost, match=r"rank 0 of 2: waited 0 s for other processes \(ended1\)"):
+        ranks[0].meet("ended", 0.01)
+
+
+def test_an_exchange_of_numbers_names_who_is_lost(monkeypatch):
+    _, ranks = several()
+    ranks[1].announce(49)
+
+    def closed(*arguments, **options):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", closed)
+    on_cpu = Ranks(0, 2, torch.device("cpu"), ranks[0].store)
+    with pytest.raises(distributed.RankLost, match=r"lost contact with rank 1 .*, last seen at step 49 \(Connection"):
+        on_cpu.largest(3, 50)
 
 
 def interrupted(program: Program, number: int, pick: random.Random) -> None:
@@ -211,7 +360,7 @@ def uninterrupted(drawn, tmp_path_factory):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_interrupted_at_random_moments_it_ends_in_the_same_bytes(drawn, uninterrupted, tmp_path, ranks, times, number):
     steps = 60 * times  # more than so many starts take before they are interrupted
-    program = Program(drawn, tmp_path / "run", ranks, steps, CHECKPOINT_S="0.05")
+    program = Program(drawn, tmp_path / "run", ranks, steps, checkpoint_seconds=0.05)
     pick = random.Random(f"{ranks} {number}")
     for _ in range(times):
         interrupted(program, number, pick)
@@ -230,8 +379,8 @@ def test_a_second_training_takes_over_and_ends_in_the_same_bytes(drawn, tmp_path
     whole = Program(drawn, tmp_path / "whole", 1, steps=100)
     whole.run()
     # Four groups a step: the first would last 100 s, and is asked to stop as soon as the second is there.
-    first = Program(drawn, tmp_path / "run", 1, steps=100, CHECKPOINT_S="0.3", ASLEEP_S="0.25").start()
-    program = Program(drawn, tmp_path / "run", 1, steps=100, CHECKPOINT_S="0.3")
+    first = Program(drawn, tmp_path / "run", 1, steps=100, checkpoint_seconds=0.3, ASLEEP_S="0.25").start()
+    program = Program(drawn, tmp_path / "run", 1, steps=100, checkpoint_seconds=0.3)
     wait_for_step(program, first, 5)
     second = program.start()  # as a restarted Snakemake does, which does not know that the first still runs
     said = first.communicate(timeout=120)[1]

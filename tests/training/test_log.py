@@ -118,6 +118,19 @@ def test_the_last_step_of_an_epoch_counts_its_own_images(tmp_path):
     assert (line["images_seen"], line["images_per_s"]) == (40, 12.0)  # 16 and 8 images in 2 s
 
 
+def test_epochs_are_those_of_the_stream_where_their_lengths_vary(tmp_path):
+    stream = SampleStream(np.full(40, 1.5), "stochastic", np.zeros(40, bool), 0, group_size=1, groups_per_step=1)
+    recipe = make_recipe(load_study(REPOSITORY / "configs" / "lvis_v0.5.yaml").schedule, stream)
+    log, expected, found = TrainingLog(tmp_path / "log.json", recipe, 0), [], []
+    for epoch in range(6):
+        steps = range(stream.steps_before_epoch(epoch), stream.steps_before_epoch(epoch + 1))
+        expected += [(epoch + 1, position) for position in range(1, len(steps) + 1)]
+        lines = [log.line(Progress(step=step + 1, unlogged=[values(1.0)])) for step in steps]
+        found += [(line["epoch"], line["iter"]) for line in lines]
+    assert found == expected
+    assert len({stream.start_of_epoch(epoch + 1).step - stream.start_of_epoch(epoch).step for epoch in range(6)}) > 1
+
+
 def spiky_losses():
     """Falling, with a spike at step 30 of three times what was usual, and one at step 6, too early to be called one."""
     return [9.0 if step == 6 else 6.5 if step == 30 else 2.0 - step / 100 for step in range(1, 61)]

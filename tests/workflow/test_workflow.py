@@ -133,6 +133,11 @@ def test_logs_and_benchmarks_are_named_after_steps(finished: Stubbed) -> None:
     ("changes", "jobs"),
     [
         pytest.param({"title": "other {new} one"}, RENEWED, id="title"),
+        pytest.param(
+            {"augmentation": {"skip_broken_images": True}},
+            {"preflight": 1, "training_pictures": 1, "pages": 1},
+            id="broken images",
+        ),
         pytest.param({"evaluation": {"detections_per_image": 9}}, {"evaluate": 2, **RENEWED}, id="evaluation"),
         pytest.param(
             {"inference": {"nms_iou": 0.4}},

@@ -1,6 +1,6 @@
 """How rules ask lvis_rcnn/runs/paths.py for their files, and Snakemake to rerun no more than a change touches."""
 
-from lvis_rcnn.config.study import settings_digest, settings_of_step
+from lvis_rcnn.config.study import identities_of_step, settings_digest
 from lvis_rcnn.config.zoo import DEFAULT_SOURCES
 from lvis_rcnn.reporting import (
     COMPARISON,
@@ -15,8 +15,8 @@ from snakemake_internals import untracked
 
 
 def settings(step):
-    """Parameters that rerun ``step``: the sections of the study that it uses."""
-    return settings_of_step(study, step)
+    """Parameters that rerun ``step``: the sections of the study that it uses, without what has no effect."""
+    return next(identities_of_step(study, step))
 
 
 def digest(step):

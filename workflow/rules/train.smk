@@ -5,7 +5,8 @@ rule train:
     """
     input:
         store="results/{study}/data/train.store",
-        preflight="results/{study}/preflight.json",
+        # A setting that preflight alone asks for, or other images, train nothing again.
+        preflight=ancient("results/{study}/preflight.json"),
         repeat_factors="results/{study}/repeat_factors",
         images=ancient(paths.images("train")),
     output:
