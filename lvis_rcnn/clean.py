@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lvis_rcnn.config.study import DEFAULT_STUDY, Study, load_study, zoo_of
 from lvis_rcnn.config.zoo import load_zoo, scored_models
+from lvis_rcnn.runs.identity import state_folder_name
 from lvis_rcnn.runs.inference import inference_folder
 from lvis_rcnn.runs.lease import is_held
 from lvis_rcnn.runs.paths import state_of_run
@@ -29,7 +30,7 @@ def leftovers(study: Study, results: Path, state: RunState) -> list[Path]:
     records = state.run.records
     names = [inference_folder(records["infer"])]
     if digest := records.get("train", {}).get("run_digest"):
-        names.append(digest[:12])
+        names.append(state_folder_name(digest))
     run = state_of_run(results, study, str(state.run.folder.relative_to(results / study.study)))
     return [run / name for name in names if (run / name).is_dir()]
 

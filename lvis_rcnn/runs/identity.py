@@ -18,6 +18,11 @@ TRAINER_REVISION = 3
 ORDERS = ("independent", "mmengine")
 
 
+def state_folder_name(digest: str) -> str:
+    """Name of the state folder of a run of this identity."""
+    return digest[:12]
+
+
 @dataclass(frozen=True)
 class Identity:
     """Everything that changes the model that a run ends with."""
@@ -30,7 +35,7 @@ class Identity:
     @property
     def folder_name(self) -> str:
         """Name of the state folder of a run; runs of other settings, data or seeds have other folders."""
-        return self.digest[:12]
+        return state_folder_name(self.digest)
 
 
 def identities(
