@@ -162,7 +162,7 @@ HEADER = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (pickle.dumps({"a": 1}, protocol=2), "is a plain pickle"),
         (len(HEADER).to_bytes(8, "little") + HEADER + bytes(4), "is a safetensors file; fix: convert it: torch.save"),
         (b"\xef\xbb\xbf\r\n <!DOCTYPE html>", "is a web page"),
-        (gzip.compress(b"x"), "is compressed with gzip; fix: unpack it"),
+        (gzip.compress(b"x", mtime=0), "is compressed with gzip; fix: unpack it"),
         (zip_with("a.jpg", "b.jpg"), "is a zip of a.jpg, b.jpg; fix: unpack it"),
         (zip_with(), "is a zip of nothing"),
         (zip_with("m/data.pkl", "m/constants.pkl", "m/code/a.py"), "is a TorchScript program; fix: name the file"),
