@@ -22,10 +22,11 @@ from lvis_rcnn.config.zoo import known_models
 from lvis_rcnn.dataset.store import open_store
 from lvis_rcnn.reporting import PAGES, PICTURES, PLOTS
 from lvis_rcnn.reporting.drawing import write_picture
+from lvis_rcnn.reporting.notes import titled
 from lvis_rcnn.reporting.pages import write_pages
 from lvis_rcnn.reporting.pictures import positions_of, read_scenes, write_pictures
 from lvis_rcnn.reporting.plots import write_plots
-from lvis_rcnn.reporting.table import titled, write_tables
+from lvis_rcnn.reporting.table import write_tables
 from lvis_rcnn.system.cli import add_command, add_number, add_output, check_folder, log, run_step, step_parser
 
 

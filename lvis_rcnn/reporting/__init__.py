@@ -1,7 +1,8 @@
 """What a person sees of a study.
 
 rows         the rows of the table, as numbers
-table        table.md, .csv and .json: columns, cells, notes
+notes        the text around the table: how to read it, what failed, how its numbers were made
+table        table.md, .csv and .json: columns and cells
 figures      how every plot looks
 plots        all plots of a study; training curves
 score_plots  plots of rows and of categories

@@ -15,20 +15,19 @@ from lvis_rcnn.evaluation.results import KINDS
 from lvis_rcnn.reporting import PAGES
 from lvis_rcnn.reporting.figures import GROUPS
 from lvis_rcnn.reporting.html import Column, Value, page, text_page
-from lvis_rcnn.reporting.plots import read_category_figures
-from lvis_rcnn.reporting.rows import Row, kept_sentence, rows_of
-from lvis_rcnn.reporting.score_plots import category_aps, metrics_of, row_name
-from lvis_rcnn.reporting.table import (
-    COLUMNS,
+from lvis_rcnn.reporting.notes import (
     devices_line,
     failures_line,
     files_line,
-    printed_cells,
     provenance,
     provenance_line,
     reading_line,
     titled,
 )
+from lvis_rcnn.reporting.plots import read_category_figures
+from lvis_rcnn.reporting.rows import Row, kept_sentence, rows_of
+from lvis_rcnn.reporting.score_plots import category_aps, metrics_of, row_name
+from lvis_rcnn.reporting.table import COLUMNS, printed_cells
 from lvis_rcnn.runs.records import QUANTITIES, RunRecord
 from lvis_rcnn.system.cli import duration
 from lvis_rcnn.system.files import write_text

@@ -1,7 +1,6 @@
-"""The results table: table.md for people, table.csv and table.json for programs, and the text around it."""
+"""The results table: table.md for people, table.csv and table.json for programs."""
 
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -13,18 +12,28 @@ from tabulate import tabulate
 
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel
-from lvis_rcnn.evaluation.bootstrap import resamples_text
+from lvis_rcnn.reporting.notes import (
+    MARKS,
+    OF_DEVICE,
+    SEEN_BEFORE,
+    devices_line,
+    failures_line,
+    files_line,
+    places,
+    provenance,
+    provenance_line,
+    reading_line,
+    titled,
+)
 from lvis_rcnn.reporting.rows import (
     COMPARED,
     PUBLISHED,
     RESCORED,
-    TRAINED,
     Link,
     Row,
     difference,
     is_best,
     is_outside_noise,
-    kept_sentence,
     missing_of,
     published_value,
     rows_of,
@@ -55,11 +64,6 @@ COLUMNS = {
 }
 MEASURES_IN_ORDER = tuple(dict.fromkeys([*(name for name in COLUMNS if name in QUANTITIES), *QUANTITIES]))
 
-# Behind the title of a row whose initial weights were trained on validation images.
-SEEN_BEFORE = "¹"
-# Behind numbers that were measured on another device than the first of their column.
-MARKS = ("", "†", "‡", "§")
-OF_DEVICE = ("memory_gb", "fps")
 OF_TRAINING = ("memory_gb", "images_seen", "gpu_hours", "cpu_hours")
 
 CELL_CHARACTERS = 17  # "23.1 [21.0, 25.2]"; twelve columns would not fit otherwise
@@ -284,11 +288,6 @@ def download(row: Row, link: Link) -> str:
     return " &#124; ".join(f"[{kind}]({url})" for kind, url in links.items())
 
 
-def places(rows: Sequence[Row]) -> list[str]:
-    """Every place where memory or speed was measured; the first needs no mark."""
-    return list(dict.fromkeys(place for row in rows for name in OF_DEVICE if (place := row.place(name))))
-
-
 def device_mark(rows: Sequence[Row], row: Row, name: str) -> str:
     """What distinguishes a number of another device from the others of its column."""
     place = row.place(name) if name in OF_DEVICE else None
@@ -320,179 +319,3 @@ def markdown(study: Study, rows: Sequence[Row], link: Link) -> str:
 def in_markdown(text: str) -> str:
     """A text that neither ends a cell of a Markdown table nor becomes HTML."""
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-
-
-def titled(study: Study) -> str:
-    """The study's title, with its name in it."""
-    named = re.search(rf"(?<![\w.]){re.escape(study.study)}(?![\w.])", study.title)
-    return study.title if named else f"{study.title} ({study.study})"
-
-
-def devices_line(rows: Sequence[Row]) -> str:
-    """What the marks mean; empty where all was measured on one device."""
-    first, *others = places(rows) or [""]
-    if not others:
-        return ""
-    marked = [f"{MARKS[min(at, len(MARKS) - 1)]} {place}" for at, place in enumerate(others, start=1)]
-    return f"Compare Mem and Inf time only on the same device: unmarked {first}; {'; '.join(marked)}."
-
-
-def reading_line(rows: Sequence[Row]) -> str:
-    """How to read the numbers, and which seeds are missing from a mean."""
-    parts = ["APr, APc, APf: mask AP of rare, common and frequent categories. All AP in percent."]
-    seeds = max(len(row.runs) for row in rows)
-    if seeds > 1:
-        parts.append(f"Mean ± sample standard deviation over {seeds} seeds.")
-    parts += [interval_sentence(rows), seen_before_sentence(rows)]
-    parts += [f"{row.title}: no interval, since {row.why_no_intervals}." for row in rows if row.why_no_intervals]
-    if any(difference(row, name) is not None for row in rows for name in COMPARED):
-        parts.append("In parentheses: published value and, for AP, difference (ours - published).")
-        parts.append(f"! = difference larger than expected from noise: {noise_of(rows, seeds)}.")
-    for row in rows:
-        if any(not run.missing for run in row.runs):
-            late = {run.seed: next(iter(run.missing.values())) for run in row.runs if run.missing}
-            waits = {seed: why for seed, why in late.items() if not why.startswith(FAILED)}
-            parts += [f"{row.title}, seed {seed}: {why}." for seed, why in waits.items()]
-    return " ".join(filter(None, parts))
-
-
-def failures_line(rows: Sequence[Row]) -> str:
-    """What failed, each error once, with the rows or seeds that it ended; empty where nothing failed."""
-    ended: dict[str, list[str]] = {}
-    for row in rows:
-        for run in row.runs:
-            name = row.title if len(row.runs) == 1 else f"{row.title} seed {run.seed}"
-            # An error is that of the first step that lacks its record; the name of a shared step is in its text.
-            of_steps = {why: step for step, why in reversed(missing_of(row, run).items()) if why.startswith(FAILED)}
-            for why, step in of_steps.items():
-                error = f"{step}: " * (step != run.steps[0]) + why.removeprefix(FAILED)
-                ended.setdefault(error, []).append(name)
-    return " ".join(f"Failed: {', '.join(names)}: {error.rstrip('.')}." for error, names in ended.items())
-
-
-def seen_before_sentence(rows: Sequence[Row]) -> str:
-    """What the mark behind a title means; empty where there is none."""
-    number = max(row.images_seen_before for row in rows)
-    return (
-        f"{SEEN_BEFORE} AP is not of unseen images: training began with the weights of a COCO detector (model.weights: "
-        f"coco), which was trained on {number:,} of the validation images."
-        if number
-        else ""
-    )
-
-
-def interval_sentence(rows: Sequence[Row]) -> str:
-    """What square brackets are; empty where there are none."""
-    shown = [row for row in rows if any(row.interval(name) for name in QUANTITIES)]
-    if not shown:
-        return ""
-    scored = [[run.records["evaluate"] for run in row.runs if "evaluate" in run.records] for row in shown]
-    numbers = {found["intervals"]["resamples"] for of_row in scored for found in of_row if found.get("intervals")}
-    resamples = "; ".join(map(resamples_text, sorted(numbers)))
-    sentence = f"In square brackets: 95 % bootstrap interval over the validation images ({resamples})."
-    of_means = " Intervals of means also include between-seed variance."
-    return sentence + (of_means if any(len(of_row) > 1 for of_row in scored) else "")
-
-
-def noise_of(rows: Sequence[Row], seeds: int) -> str:
-    """Beyond which noise a difference to a published value is marked."""
-    trained = (
-        "more than two standard deviations over the seeds"
-        if seeds > 1
-        else "the published value is outside the interval over images, which leaves out the variation between seeds"
-    )
-    of = {RESCORED: "for the same weights, more than the rounding of the published value"}
-    of |= {TRAINED: f"for rows trained here, {trained}"}
-    return "; ".join(text for source, text in of.items() if any(row.source == source for row in rows))
-
-
-def files_line(rows: Sequence[Row]) -> str:
-    """The published files that were read, with the digest of their bytes; empty where there are none."""
-    files = [f"{file['file']} (sha256 {file['sha256']})" for file in published_files(rows)]
-    return f"Published files scored here: {'; '.join(files)}." if files else ""
-
-
-def published_files(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Name and digest of each published file that was read."""
-    records = [run.records["import"] for row in rows for run in row.runs if "import" in run.records]
-    return [{key: record[key] for key in ("file", "sha256")} for record in records]
-
-
-def provenance(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
-    """What all numbers of the table were made with; lists hold every value that occurs."""
-    # A published model was trained elsewhere: what its numbers were made with here is what detected with it.
-    found_by_run = [run.records for row in rows for run in (*row.runs, *filter(None, [row.measured]))]
-    records = [{**found, "made": found.get("train", found.get("infer", {}))} for found in found_by_run]
-
-    def all_of(step: str, *keys: str) -> list[Any]:
-        found: list[Any] = []
-        for record in records:
-            value: Any = record.get(step, {})
-            for key in keys:
-                value = (value or {}).get(key, {})
-            if value != {} and value not in found:
-                found.append(value)
-        return found
-
-    scored = [(row, run.records["evaluate"]) for row in rows for run in row.runs if "evaluate" in run.records]
-    named = (f"{found['images']:,} validation images of {row.scored_on}" for row, found in scored if "images" in found)
-    return {
-        "study": study.study,
-        "seeds": list(study.seeds),
-        "code_version": all_of("made", "code_version"),
-        "train_annotations_sha256": all_of("train", "annotations_sha256"),
-        "val_annotations_sha256": all_of("evaluate", "annotations_sha256"),
-        "versions": {name: all_of("made", "versions", name) for name in ("python", "torch", "torchvision")},
-        "device": all_of("train", "device"),
-        "threads": all_of("made", "threads"),
-        "precision": all_of("made", "precision"),
-        "images_seen": all_of("train", "images_seen"),
-        "finished": max((str(at)[:10] for at in all_of("train", "finished_at")), default=None),
-        "protocol": all_of("evaluate", "protocol"),
-        "detections_kept": kept_sentence(rows),
-        "scored_on": list(dict.fromkeys(named)),
-        "measured_on": all_of("measure", "device"),
-        "memory": list(filter(None, all_of("measure", "training"))),
-        "fps": all_of("measure", "inference"),
-        "published_files": published_files(rows),
-    }
-
-
-def provenance_line(study: Study, rows: Sequence[Row]) -> str:
-    """:func:`provenance` in one line; what no run has recorded yet is left out."""
-    facts = provenance(study, rows)
-    seeds = f"seed{'s' if len(facts['seeds']) > 1 else ''} {', '.join(map(str, facts['seeds']))}"
-    digests = {"train": facts["train_annotations_sha256"], "val": facts["val_annotations_sha256"]}
-    parts = [
-        f"Study {facts['study']}" + (f", {seeds}" if facts["seeds"] else ""),
-        listed("code", facts["code_version"]),
-        listed("data", [f"{sha256[:8]} ({split})" for split, found in digests.items() for sha256 in found]),
-        *(listed(name.replace("python", "Python"), found) for name, found in facts["versions"].items()),
-        listed("trained on", facts["device"]),
-        listed("threads", facts["threads"]),
-        listed("", facts["precision"]),
-        listed("images seen by a run:", facts["images_seen"]),
-        listed("scored on", facts["scored_on"]),
-        facts["finished"] or "",
-    ]
-    timed = "{images} images after {warmup_images}, {masks} masks"
-    definitions = [
-        listed("AP:", facts["protocol"]),
-        facts["detections_kept"],
-        measurement_line("Mem", facts["measured_on"], facts["memory"], "{images} images in {steps} steps"),
-        measurement_line("Inf time", facts["measured_on"], facts["fps"], timed),
-    ]
-    return ". ".join(["; ".join(filter(None, parts)), *filter(None, definitions)]) + "."
-
-
-def measurement_line(label: str, devices: list[str], found: list[dict[str, Any]], extent: str) -> str:
-    """What was measured, on what, how precisely and over how much; ``extent`` names keys of a measurement."""
-    conditions = dict.fromkeys(f"{one['resolution']}, {one['precision']}, {extent.format_map(one)}" for one in found)
-    definitions = ", ".join(dict.fromkeys(one["definition"] for one in found))
-    return f"{label}: {definitions} ({'; '.join([', '.join(devices), *conditions])})" if found else ""
-
-
-def listed(label: str, values: Iterable[Any]) -> str:
-    """``label value, value``; empty if there is no value."""
-    text = ", ".join(map(str, values))
-    return f"{label} {text}".strip() if text else ""

@@ -15,8 +15,8 @@ import pytest
 from lvis_rcnn.config.study import read_yaml
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.matches import FORMAT, VERSION
+from lvis_rcnn.reporting.notes import titled
 from lvis_rcnn.reporting.rows import schedule_name
-from lvis_rcnn.reporting.table import titled
 from lvis_rcnn.runs.records import read_run
 from tests.helpers.study_records import (
     MINI,

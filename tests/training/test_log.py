@@ -182,13 +182,8 @@ def test_a_resumed_run_calls_the_same_steps_spikes(tmp_path, recipe, stopped_at)
 
 def test_a_heartbeat_has_what_onlookers_read(tmp_path, recipe, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-<<<<<<< ours
     monkeypatch.setattr(log_module.time, "time", lambda: 2e9)
-    progress = Progress(step=3, elapsed_s=50.0, saved_step=3, started_at=1e9)
-=======
-    monkeypatch.setattr(training_log.time, "time", lambda: 2e9)
     progress = Progress(step=3, elapsed_s=50.0, saved_step=3, started_at=1e9, peak_memory_bytes=7)
->>>>>>> theirs
     progress.count_attempt(2, ranks=8)
     progress.add_step(values(1.5, time=4.0))
     write_heartbeat(tmp_path, progress, recipe, "running")
