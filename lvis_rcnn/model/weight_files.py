@@ -15,19 +15,18 @@ from typing import Any
 import torch
 
 from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.system.encodings import BYTE_ORDER_MARK, other_kind
 
 Weights = Mapping[str, torch.Tensor]
 
 AGAIN = "download it again"
 MMDETECTION = "name a file of MMDetection 2.x or 3.x"
-# Place and first bytes of files of other programs, what they are, and what to do.
+# Place and first bytes of files of other programs, what they are, and what to do; others are in system.encodings.
 FOREIGN = (
-    (0, b"\x1f\x8b", "is compressed with gzip", "unpack it with gunzip, a .tar.gz with tar"),
     (257, b"ustar", "is a tar archive", "unpack it and name the file of weights in it"),
     (0, b"\x89HDF", "is an HDF5 file, as Keras writes", MMDETECTION),
-    (0, b"version https://git-lfs", "is a pointer of Git LFS in place of the file", "fetch it with git lfs pull"),
 )
-BLANKS = b"\xef\xbb\xbf \t\r\n"  # and a byte order mark
+ZIP = b"PK\x03\x04"  # which torch.save writes
 # Near the start of files of torch before 1.6, which are several pickles.
 TORCH_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
 
@@ -97,8 +96,8 @@ def refuse_foreign(path: Path) -> None:
     header_bytes = int.from_bytes(start[:8], "little")
     if not start:
         raise InputError(str(path), "is empty (0 bytes)", fix=AGAIN)
-    if start.lstrip(BLANKS).startswith(b"<"):
-        raise InputError(str(path), "is a web page, as servers send in place of a file", fix=AGAIN)
+    if not start.startswith(ZIP) and (kind := other_kind(start.removeprefix(BYTE_ORDER_MARK))):
+        raise InputError(str(path), kind[0], allowed="a file of torch.save", fix=kind[1])
     if start[8:9] == b"{" and 8 + header_bytes <= path.stat().st_size:
         fix = "convert it: torch.save(safetensors.torch.load_file(FILE), 'weights.pth')"
         raise InputError(str(path), "is a safetensors file", fix=fix)

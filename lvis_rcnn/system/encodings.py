@@ -16,9 +16,16 @@ OTHER_FILES = {
     b"\xff\xfe": UTF_16,
     b"\xfe\xff": UTF_16,
     b"<!doctype": ("is an HTML page", "download the file again; a browser shows what the page says"),
+    b"<?xml": ("is XML, as a server's error is", "download the file again; a browser shows what the page says"),
     b"<html": ("is an HTML page", "download the file again; a browser shows what the page says"),
     b"version https://git-lfs": ("is a pointer of Git LFS", "get the file with git lfs pull"),
 }
+
+
+def other_kind(head: bytes) -> tuple[str, str] | None:
+    """What a file with these first bytes is, and how to fix it; None where they are none of ``OTHER_FILES``."""
+    start = head.lstrip().lower()
+    return next((kind for magic, kind in OTHER_FILES.items() if start.startswith(magic)), None)
 
 
 def text_start(head: bytes, where: str) -> int:
@@ -31,8 +38,7 @@ def text_start(head: bytes, where: str) -> int:
     Raises:
         InputError: it is compressed, an archive, in another encoding or a web page.
     """
-    kinds = [kind for magic, kind in OTHER_FILES.items() if head.lstrip().lower().startswith(magic)]
-    if head[:4].count(0) >= 2 or kinds:  # UTF-16 writes every second byte of ASCII as 0
-        what, fix = (*kinds, UTF_16)[0]
-        raise InputError(where, what, allowed="text in UTF-8", fix=fix)
+    # UTF-16 writes every second byte of ASCII as 0.
+    if kind := other_kind(head) or (UTF_16 if head[:4].count(0) >= 2 else None):
+        raise InputError(where, kind[0], allowed="text in UTF-8", fix=kind[1])
     return len(BYTE_ORDER_MARK) if head.startswith(BYTE_ORDER_MARK) else 0
