@@ -55,7 +55,7 @@ def assert_same_outline(found, segmentation):
     else:
         size = segmentation["size"]
         packed = rle.frPyObjects(segmentation, *size) if isinstance(segmentation["counts"], list) else segmentation
-        assert np.array_equal(pixels_of_runs(found, size), rle.decode(packed))
+        assert np.array_equal(pixels_of_runs(found, tuple(size)), rle.decode(packed))
 
 
 def test_by_hand(tmp_path):

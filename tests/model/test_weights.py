@@ -82,7 +82,7 @@ def zoo_of(folder, kind, content):
     """A zoo of one file, which is in the folder."""
     path = write_published(folder, kind, content)
     schedule = {} if kind == "imagenet" else {"schedule": "2x"}
-    row = ZooModel(name="one", kind=kind, backbone="r50", urls=[f"https://example.org/{path.name}"], **schedule)
+    row = ZooModel(name="one", kind=kind, backbone="r50", urls=(f"https://example.org/{path.name}",), **schedule)
     return {"one": row}
 
 
