@@ -75,13 +75,14 @@ def held_state(run: Run, ranks: Ranks) -> Iterator[Lease | None]:
 
 def train_to_the_end(run: Run, ranks: Ranks, lease: Lease | None, stop: "StopRequest") -> None:
     """Build or restore the run, take the steps that are left, and finish it."""
+    recipe = run.recipe  # before the network: what is wrong with its input is said at once
     with Watch(ranks) as watch:
         training = prepared(run, ranks)
         with watch.step(training.progress.step):
             require_same_step(ranks, training.progress.step)
         with recorded(training, lease) as recorder:
             watch.record = recorder.end
-            log.info("%s%s", run.recipe.sentence, f"; {ranks.count} processes" if ranks.count > 1 else "")
+            log.info("%s%s", recipe.sentence, f"; {ranks.count} processes" if ranks.count > 1 else "")
             take_steps(training, recorder, stop, watch)
             if lease is not None:
                 recorder.saver.wait()

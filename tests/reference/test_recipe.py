@@ -71,6 +71,7 @@ NOT_THE_RECIPES = {
     *("augmentation.skip_broken_images", "compute.device", "compute.threads", "compute.channels_last"),
     *("resources.loader_workers", "resources.memory_mb", "resources.runtime_minutes", "resources.weights_dir"),
     "resources.checkpoint_seconds",
+    "resources.decode_images",
     *("resources.gpus", "resources.nodes", "resources.gpu_model", "resources.cpus_per_gpu", "resources.of_backbone"),
     *("measure.training_steps", "measure.images", "evaluation.bootstrap_resamples"),
     *("dataset.draw", "dataset.splits", "schedule.steps", "zoo", "published", "report.base_url"),
