@@ -14,7 +14,7 @@ from lvis_rcnn.config.study import DEFAULT_ZOO, load_study, settings_digest
 from lvis_rcnn.config.zoo import load_zoo
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.model.weights import load_model
-from lvis_rcnn.runs import records
+from lvis_rcnn.runs import identity
 from lvis_rcnn.training.checkpoint import Saver, load_checkpoint
 from lvis_rcnn.training.log import Progress
 from lvis_rcnn.training.run import Run, export, finish, published_stem, scientific
@@ -148,7 +148,7 @@ def test_whatever_changes_the_model_changes_the_state_folder(drawn, tmp_path, ru
     ]
     assert len({one.digest for one in (run, *others)}) == 8
     with monkeypatch.context() as patch:
-        patch.setattr(records, "TRAINER_REVISION", records.TRAINER_REVISION + 1)
+        patch.setattr(identity, "TRAINER_REVISION", identity.TRAINER_REVISION + 1)
         assert make_run(drawn, tmp_path).digest != run.digest
     same = make_run(drawn, tmp_path, title="another", resources={"loader_workers": 2}, inference={"nms_iou": 0.6})
     assert same.state_dir == run.state_dir

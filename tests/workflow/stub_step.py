@@ -74,6 +74,7 @@ def meet() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.set_defaults(outputs={})
     for name in ("log", "out", "zoo", "report", "matches", "plot"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--weights")
