@@ -163,7 +163,7 @@ class Study(Section):
 
 # The sections that each step depends on: Snakemake compares exactly these, and a run's identity is made of them.
 SECTIONS_OF_STEP: dict[str, tuple[str, ...]] = {
-    # Train only waits for preflight, which is asked again what a changed setting is wrong with. Data are files.
+    # A subset of train's on purpose: train waits for preflight, so both rerun together. Data are files.
     "preflight": ("sampling", "augmentation", "model", "schedule"),
     "train": ("sampling", "augmentation", "model", "schedule", "compute"),
     "infer": ("model", "inference", "compute"),
@@ -187,7 +187,12 @@ SKIPPED = {("augmentation", "skip_broken_images"): (False, True)}
 # On a GPU sums are rounded differently each time; on a CPU both decide about the last bit, which is repeated there. 8
 # threads, since the studies of configs/ said so when their number counted.
 ON_A_GPU = {("compute", "channels_last"): (False, True), ("compute", "threads"): (8, *range(1, 129))}
-WITHOUT_EFFECT = {"train": (SKIPPED, ON_A_GPU), "infer": ({}, ON_A_GPU), "measure": (SKIPPED, {})}
+WITHOUT_EFFECT = {
+    "preflight": (SKIPPED, {}),
+    "train": (SKIPPED, ON_A_GPU),
+    "infer": ({}, ON_A_GPU),
+    "measure": (SKIPPED, {}),
+}
 
 
 def identities_of_step(study: Study, step: str) -> Iterator[dict[str, Any]]:

@@ -5,8 +5,7 @@ rule train:
     """
     input:
         store="results/{study}/data/train.store",
-        # A setting that preflight alone asks for, or other images, train nothing again.
-        preflight=ancient("results/{study}/preflight.json"),
+        preflight="results/{study}/preflight.json",
         repeat_factors="results/{study}/repeat_factors",
         images=ancient(paths.images("train")),
     output:
