@@ -150,8 +150,9 @@ FAULTS = {
         environment={"STEP_S": "5"},
     ),
     # Where the first job clears up late, it takes away what the second has written, which is then run once more.
+    # Steps of 8 s: on slow cores the second job takes a minute to begin, and the first must not have ended by then.
     "head_killed_and_its_notes_lost": Fault(
-        head_killed_and_forgotten, submitted=2, starts=2, environment={"STEP_S": "5"}, or_more=True
+        head_killed_and_forgotten, submitted=2, starts=2, environment={"STEP_S": "8"}, or_more=True
     ),
     "time_limit": Fault(
         hit_by_the_time_limit,
