@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from lvis_rcnn.config.study import DEFAULT_STUDY, Study, load_study, zoo_of
+from lvis_rcnn.config.study import Study, add_studies, load_study, zoo_of
 from lvis_rcnn.config.zoo import load_zoo, scored_models
 from lvis_rcnn.runs.identity import state_folder_name
 from lvis_rcnn.runs.inference import inference_folder
@@ -85,12 +85,7 @@ def step(args: argparse.Namespace) -> None:
 def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
-    parser.add_argument(
-        "--study", type=Path, nargs="+", default=[DEFAULT_STUDY], metavar="FILE", help="study files (configs/mini.yaml)"
-    )
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), metavar="DIR", help="folder the steps write into (results)"
-    )
+    add_studies(parser)
     parser.add_argument("--remove", action="store_true", help="remove it, not only list it")
     run_step(parser, step)
 

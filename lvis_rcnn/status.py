@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from lvis_rcnn.config.study import DEFAULT_STUDY, Study, load_study, zoo_of
+from lvis_rcnn.config.study import Study, add_studies, load_study, zoo_of
 from lvis_rcnn.config.zoo import load_zoo, scored_models
 from lvis_rcnn.runs.states import STATES, RunState, Work, processor_hours, states_of, work_left
 from lvis_rcnn.system.cli import add_number, check_folder, duration, rate, run_step, step_parser
@@ -197,12 +197,7 @@ def step(args: argparse.Namespace) -> None:
 def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
-    parser.add_argument(
-        "--study", type=Path, nargs="+", default=[DEFAULT_STUDY], metavar="FILE", help="study files (configs/mini.yaml)"
-    )
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), metavar="DIR", help="folder the steps write into (results)"
-    )
+    add_studies(parser)
     watch = "show it every SECONDS until Ctrl-C"
     add_number(parser, "--watch", watch, 0, 86400, kind=float, above=True, metavar="SECONDS")
     parser.add_argument(

@@ -4,6 +4,7 @@ A step's ``main`` reads the study; rooms take the sections that they need. The J
 (workflow/schemas/study.schema.json) is generated from these models: ``python -m lvis_rcnn.config --schema FILE``.
 """
 
+import argparse
 import difflib
 import itertools
 import json
@@ -218,6 +219,16 @@ def digests_of(study: Study, step: str) -> Iterator[str]:
 def settings_digest(study: Study, step: str) -> str:
     """The digest of the step's settings; it stays where they change nothing."""
     return next(digests_of(study, step))
+
+
+def add_studies(parser: argparse.ArgumentParser) -> None:
+    """The options of steps that look at finished and unfinished studies: their files, and where their results lie."""
+    parser.add_argument(
+        "--study", type=Path, nargs="+", default=[DEFAULT_STUDY], metavar="FILE", help="study files (configs/mini.yaml)"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), metavar="DIR", help="folder the steps write into (results)"
+    )
 
 
 def load_study(path: Path) -> Study:

@@ -163,6 +163,19 @@ def test_a_small_run_records_what_the_table_and_a_reader_need(drawn, model_path,
         assert (ends <= np.array([width, height]) + 0.01).all()
 
 
+def killed_after(images, detected):
+    """``detector.detect`` that notes the images of each batch, and is interrupted when so many are detected."""
+    detect = detector.detect
+
+    def killed(model, batch, *given):
+        if sum(map(len, detected)) >= images:
+            raise KeyboardInterrupt
+        detected.append(batch.image_ids)
+        return detect(model, batch, *given)
+
+    return killed
+
+
 def test_killed_between_shards_it_goes_on_to_the_same_bytes(drawn, model_path, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 3)
     whole = run(drawn, model_path, tmp_path / "whole")[1]
@@ -170,14 +183,8 @@ def test_killed_between_shards_it_goes_on_to_the_same_bytes(drawn, model_path, t
     assert list(expected) == ["shard-00000.npz", "shard-00001.npz", "shard-00002.npz"]
     detected, detect = [], detector.detect
 
-    def killed(model, batch, *given):
-        if len(detected) == 5:
-            raise KeyboardInterrupt
-        detected.append(batch.image_ids)
-        return detect(model, batch, *given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(detector, "detect", killed)
+        patch.setattr(detector, "detect", killed_after(5, detected))
         with pytest.raises(KeyboardInterrupt):
             run(drawn, model_path, tmp_path / "killed")
     assert not (tmp_path / "killed" / "out").exists()
@@ -199,14 +206,8 @@ def test_killed_within_a_shard_it_goes_on_after_the_last_save(drawn, model_path,
     monkeypatch.setattr(shards, "SECONDS_BETWEEN_SAVES", 0.0)
     detected, detect = [], detector.detect
 
-    def killed(model, batch, *given):
-        if sum(map(len, detected)) >= 3:
-            raise KeyboardInterrupt
-        detected.append(batch.image_ids)
-        return detect(model, batch, *given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(detector, "detect", killed)
+        patch.setattr(detector, "detect", killed_after(3, detected))
         with pytest.raises(KeyboardInterrupt):
             run(drawn, model_path, tmp_path / "killed", **batches)
     (state_dir,) = (tmp_path / "killed").rglob("infer-*")
