@@ -6,8 +6,9 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,13 @@ import yaml
 from hypothesis import HealthCheck, settings
 
 from lvis_rcnn.config.study import read_yaml
+from tests.helpers.forks import run_module
 from tests.helpers.lvis_like import write_lvis_like
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+# A process of a test that has not ended after so many seconds hangs, on busy and slow cores as well.
+HANGS_S = 600.0
 # 100 images of LVIS v0.5, which are not redistributed: where they lie beside the checkout, tests run with them as well.
 LVIS_VAL_100 = SHARED_DATA / "lvis_val_100.json"
 AND_REAL = ["real"] if LVIS_VAL_100.exists() else []
@@ -29,6 +33,24 @@ AND_REAL = ["real"] if LVIS_VAL_100.exists() else []
 # No test depends on time: cores that others use make examples slow, and nothing wrong.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """A limit for .ci/run, whose time is bounded on any cores."""
+    parser.addoption("--begin-before", type=float, metavar="TIME", help="skip tests not begun by this Unix time")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before its fixtures are made: they may take longer than the test."""
+    skip_if_late(item.config)
+
+
+def skip_if_late(config: pytest.Config) -> None:
+    """Skip a test for which the time that was given is over; the summary names it."""
+    before = config.getoption("--begin-before")
+    if before is not None and time.time() > before:
+        pytest.skip("no time left on these slow cores")
 
 
 # On busy cores the stand-in dies of a signal in 6 of 45 calls, its work done: threads of py-rattler outlive Python.
@@ -68,16 +90,10 @@ def run_snakemake(
     *arguments: str | Path, cwd: Path, workflow: Path = REPOSITORY, env: dict[str, str] | None = None
 ) -> Ended:
     """Run Snakemake as a user does, from ``cwd``."""
-    done = subprocess.run(
-        snakemake_command(*arguments, workflow=workflow),
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    return Ended(done.returncode, done.stdout)
+    words = snakemake_command(*arguments, workflow=workflow)[2:]
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as output:
+        code = run_module(words, cwd, {**os.environ, **(env or {})}, Path(output.name))
+        return Ended(code, output.read())
 
 
 def write_study(path: Path, **changes: Any) -> Path:

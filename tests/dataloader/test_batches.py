@@ -24,7 +24,7 @@ from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataset.images import ImageFile, ImageFiles, read_image_bgr
 from lvis_rcnn.dataset.store import build_store, open_store
 from lvis_rcnn.system.cli import InputError
-from tests.conftest import REPOSITORY
+from tests.conftest import HANGS_S, REPOSITORY
 from tests.helpers.bitmaps import pasted
 from tests.helpers.tiny_run import TinyData, make_data
 
@@ -456,7 +456,7 @@ def test_workers_outlive_a_signal_to_the_whole_job():
         capture_output=True,
         text=True,
         start_new_session=True,
-        timeout=60,
+        timeout=HANGS_S,
         check=False,
     )
     assert (ended.returncode, ended.stdout.split()) == (0, ["0", "1", "2", "3", "4", "5"]), ended.stderr
@@ -484,7 +484,7 @@ next(data.read_in_order(Tensors(), range(4), 1))
 @pytest.mark.slow
 def test_workers_are_silent_about_a_parent_that_left():
     ended = subprocess.run(
-        [sys.executable, "-c", LEFT], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", LEFT], cwd=REPOSITORY, capture_output=True, text=True, timeout=HANGS_S, check=False
     )
     assert (ended.returncode, ended.stderr) == (130, "")
 

@@ -18,6 +18,7 @@ import pytest
 from lvis_rcnn.runs import lease
 from lvis_rcnn.runs.lease import Contender, Lease, claim, clear, held_lease, new_holder, newest, read_holder
 from lvis_rcnn.system.cli import InputError
+from tests.conftest import HANGS_S
 
 ROOT = Path(__file__).parents[2]
 LONG_S = 120.0  # never reached
@@ -145,7 +146,7 @@ def test_the_folder_is_made_and_released_after_an_error_too(tmp_path):
 def test_six_racing_trainers_never_hold_together(folder, start):
     racers = [start(RACER) for _ in range(6)]
     for racer in racers:
-        _, errors = racer.communicate(timeout=100)
+        _, errors = racer.communicate(timeout=HANGS_S)
         assert (racer.returncode, errors) == (-signal.SIGKILL, b"")
     lines = [line.split() for line in events(folder)]
     assert len(lines) == 2 * 6 * 20
@@ -193,7 +194,7 @@ def test_a_suspended_holder_learns_that_it_lost(folder, start, machine):
     with held_lease(folder, **{**SHORT, "stale_s": 0.7}) as mine:
         assert names(folder) == ["lease-2.json"]
         holder.send_signal(signal.SIGCONT)
-        holder.wait(timeout=30)
+        holder.wait(timeout=HANGS_S)
         stopped = next(line for line in events(folder) if line.startswith("stopped"))
         assert stopped.endswith("False")  # no save
         assert machine == "" or stopped.startswith("stopped by request")
@@ -217,7 +218,7 @@ def test_a_holder_elsewhere_finds_the_request(folder, start):
     with held_lease(folder, **SHORT) as mine:
         assert (mine.mine.generation, events(folder)[2]) == (2, "stopped by request True")
         assert names(folder) == ["lease-2.json"]
-    assert holder.communicate(timeout=30)[1] == b""
+    assert holder.communicate(timeout=HANGS_S)[1] == b""
 
 
 def test_a_holder_in_another_job_is_signalled_through_slurm(folder, start, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ from lvis_rcnn.runs.inference import inferred
 from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.system.files import sha256_of_file
 from lvis_rcnn.training.distributed import Ranks
-from tests.conftest import REPOSITORY
+from tests.conftest import HANGS_S, REPOSITORY
 from tests.helpers.few_detections import few_detections
 from tests.helpers.tiny_run import make_data, model_meta, tiny_study, write_tiny_study
 
@@ -467,5 +467,5 @@ def test_ctrl_c_is_one_line(drawn, model_path, tmp_path):
     while process.poll() is None and not list((tmp_path / "state").rglob("shard-00000.npz")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=HANGS_S)[1]
     assert (process.returncode, error) == (130, "error: interrupted\n")

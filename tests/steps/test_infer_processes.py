@@ -13,7 +13,7 @@ import pytest
 
 from lvis_rcnn.dataset.detections import shards_of
 from lvis_rcnn.runs.inference import saved_images
-from tests.conftest import REPOSITORY
+from tests.conftest import HANGS_S, REPOSITORY
 from tests.helpers.tiny_run import make_data, write_tiny_study
 from tests.training.test_distributed import children_of
 
@@ -46,7 +46,7 @@ def start(drawn, folder, out="out", ranks=1, **environment):
 def run(*given, **more):
     """To the end; what it said."""
     process = start(*given, **more)
-    said = process.communicate(timeout=240)[1]
+    said = process.communicate(timeout=HANGS_S)[1]
     assert process.returncode == 0, said
     return said
 
@@ -88,9 +88,14 @@ def test_two_processes_share_the_images_and_end_in_the_same_bytes(drawn, of_one,
     assert (record["ranks"], record["images"], record["detections"]) == (2, IMAGES, 6 * IMAGES)
 
 
-@pytest.mark.parametrize("images_per_shard", [1, 9])
 @pytest.mark.parametrize(
-    ("ranks", "kills"), [pytest.param(1, 20, marks=pytest.mark.long), pytest.param(2, 5, marks=pytest.mark.slow)]
+    ("ranks", "kills", "images_per_shard"),
+    [
+        pytest.param(2, 5, 1, marks=pytest.mark.slow),
+        pytest.param(2, 5, 9, marks=pytest.mark.long),
+        pytest.param(1, 20, 1, marks=pytest.mark.long),
+        pytest.param(1, 20, 9, marks=pytest.mark.long),
+    ],
 )
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(drawn, tmp_path, ranks, kills, images_per_shard):
     pick = random.Random(ranks)
@@ -106,7 +111,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(drawn, tmp_path, ran
         time.sleep(pick.uniform(0, 0.3))
         killed += process.poll() is None
         kill(process)
-        process.communicate(timeout=60)
+        process.communicate(timeout=HANGS_S)
     assert killed > 2
     run(drawn, tmp_path / "run", ranks=ranks, **sizes)
     expected = contents(tmp_path / "whole" / "out" / "detections")
@@ -115,14 +120,14 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(drawn, tmp_path, ran
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("images_per_shard", [1, 9])
+@pytest.mark.parametrize("images_per_shard", [pytest.param(1, marks=pytest.mark.long), 9])
 def test_two_starts_on_one_state_folder_do_not_harm_each_other(drawn, tmp_path, images_per_shard):
     sizes = {"IMAGES_PER_SHARD": str(images_per_shard)}
     run(drawn, tmp_path / "whole", **sizes)
     first = start(drawn, tmp_path / "run", DETECTION_S="0.02", **sizes)
     second = start(drawn, tmp_path / "run", out="other", DETECTION_S="0.03", **sizes)
     for process in (first, second):
-        said = process.communicate(timeout=240)[1]
+        said = process.communicate(timeout=HANGS_S)[1]
         assert process.returncode == 0, said
     for out in ("out", "other"):
         assert contents(tmp_path / "run" / out / "detections") == contents(tmp_path / "whole" / "out" / "detections")

@@ -34,7 +34,7 @@ from lvis_rcnn.training.checkpoint import TakenOver
 from lvis_rcnn.training.distributed import Ranks
 from lvis_rcnn.training.log import Progress
 from lvis_rcnn.training.run import Run
-from tests.conftest import REPOSITORY
+from tests.conftest import HANGS_S, REPOSITORY
 from tests.helpers.few_numbers import FewNumbers, few_losses
 from tests.helpers.tiny_run import MEASURED_KEYS, SMALLEST, TinyData, make_data, tiny_study, write_tiny_study
 
@@ -532,10 +532,13 @@ def test_a_terminated_process_exits_with_the_code_that_says_start_me_again(drawn
     process = subprocess.Popen(
         [sys.executable, "-m", "lvis_rcnn.train", *words], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
     )
-    while process.poll() is None and not list((tmp_path / "state").rglob("progress.json")):
+    # It is first written before the loop, where a signal ends the process at once.
+    while process.poll() is None and not any(
+        json.loads(path.read_text())["step"] for path in (tmp_path / "state").rglob("progress.json")
+    ):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=HANGS_S)[1]
     assert process.returncode == 75
     assert error.splitlines()[:2] == [
         "initial weights: none, trained from scratch",

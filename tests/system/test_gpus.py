@@ -10,7 +10,7 @@ import pytest
 
 from lvis_rcnn.system import gpus
 from lvis_rcnn.system.cli import InputError
-from tests.conftest import REPOSITORY
+from tests.conftest import HANGS_S, REPOSITORY
 
 SHOW = ["sh", "-c", 'echo "$CUDA_VISIBLE_DEVICES"; while [ ! -e "$0" ]; do sleep 0.05; done']
 
@@ -52,7 +52,7 @@ def test_each_job_sees_gpus_of_its_own_and_the_next_waits_for_one(tmp_path: Path
 def test_a_job_of_slurm_keeps_what_slurm_gave(tmp_path: Path) -> None:
     (tmp_path / "end").touch()
     process = start(tmp_path, 1, SLURM_JOB_ID="7", CUDA_VISIBLE_DEVICES="1")
-    assert process.communicate(timeout=20)[0] == "1\n"
+    assert process.communicate(timeout=HANGS_S)[0] == "1\n"
 
 
 def test_more_gpus_than_there_are_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_a_trainer_beneath_takes_a_gpu_that_is_held_for_it(tmp_path: Path, benea
         env={**clean, "TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "0,1"},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=HANGS_S,
         check=True,
     )
     assert (done.stdout, done.stderr) == (f"{sees}\n", "")

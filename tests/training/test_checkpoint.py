@@ -25,6 +25,7 @@ from torch import nn
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.training import checkpoint
 from lvis_rcnn.training.checkpoint import Saver, TakenOver, drop_checkpoints, load_checkpoint, on_cpu
+from tests.conftest import HANGS_S
 
 # Python 3.12 and later warn of a fork beside threads; here the child uses none but its own.
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
@@ -440,7 +441,7 @@ def held_up(monkeypatch):
     go_on, write = threading.Event(), checkpoint.write_checkpoint
 
     def slow(*arguments):
-        assert go_on.wait(timeout=30)
+        assert go_on.wait(timeout=HANGS_S)
         return write(*arguments)
 
     monkeypatch.setattr(checkpoint, "write_checkpoint", slow)

@@ -21,7 +21,7 @@ from torch.distributed import HashStore
 import lvis_rcnn.training.distributed as distributed
 from lvis_rcnn.model.weights import load_model
 from lvis_rcnn.training.distributed import Ranks
-from tests.conftest import REPOSITORY
+from tests.conftest import HANGS_S, REPOSITORY
 from tests.helpers.tiny_run import make_data, write_tiny_study
 
 PROGRAM = REPOSITORY / "tests" / "helpers" / "few_numbers.py"
@@ -73,7 +73,7 @@ class Program:
     def run(self) -> str:
         """To the end; what it said."""
         process = self.start()
-        error = process.communicate(timeout=120)[1]
+        error = process.communicate(timeout=HANGS_S)[1]
         assert process.returncode == 0, error
         return error
 
@@ -95,7 +95,7 @@ def of_one(drawn, tmp_path_factory):
     return program.outcome()
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_several_processes_train_what_one_does(drawn, tmp_path, of_one, ranks):
     program = Program(drawn, tmp_path / "run", ranks)
     said = program.run()
@@ -135,12 +135,11 @@ def children_of(process: "subprocess.Popen[str]") -> list[int]:
 @pytest.mark.parametrize(
     ("number", "lost"),
     [
-        (signal.SIGKILL, 1),
-        (signal.SIGKILL, 0),
-        (signal.SIGSTOP, 1),
+        pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, 0, marks=pytest.mark.long),
+        pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.slow
 def test_a_lost_process_ends_all_and_is_named(drawn, tmp_path, number, lost):
     program = Program(drawn, tmp_path / "run", 2, steps=3000, checkpoint_seconds=0.3, HANG_S="5")
     process = program.start()
@@ -148,7 +147,7 @@ def test_a_lost_process_ends_all_and_is_named(drawn, tmp_path, number, lost):
     pid = children_of(process)[lost]
     began = time.monotonic()
     os.kill(pid, number)
-    error = process.communicate(timeout=120)[1]
+    error = process.communicate(timeout=HANGS_S)[1]
     assert process.returncode != 0
     # torchrun gives one that hangs half a minute to end.
     assert time.monotonic() - began < (60 if number == signal.SIGKILL else 120)
@@ -159,7 +158,7 @@ def test_a_lost_process_ends_all_and_is_named(drawn, tmp_path, number, lost):
     again = program.start()
     wait_for_step(program, again, 5, attempt=2)
     again.terminate()
-    assert "going on from step" in again.communicate(timeout=60)[1]
+    assert "going on from step" in again.communicate(timeout=HANGS_S)[1]
 
 
 @pytest.mark.parametrize(
@@ -333,7 +332,7 @@ def interrupted(program: Program, number: int, pick: random.Random) -> None:
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-    process.communicate(timeout=90)
+    process.communicate(timeout=HANGS_S)
 
 
 @pytest.fixture(scope="module")
@@ -350,15 +349,18 @@ def uninterrupted(drawn, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "times"),
+    ("number", "ranks", "times"),
     [
-        pytest.param(2, 3, marks=pytest.mark.slow),
-        pytest.param(1, 8, marks=pytest.mark.long),
-        pytest.param(2, 7, marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, 2, 3, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 2, 3, marks=pytest.mark.long),
+        *(
+            pytest.param(number, ranks, times, marks=pytest.mark.long)
+            for number in (signal.SIGKILL, signal.SIGTERM)
+            for ranks, times in ((1, 8), (2, 7))
+        ),
     ],
 )
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_interrupted_at_random_moments_it_ends_in_the_same_bytes(drawn, uninterrupted, tmp_path, ranks, times, number):
+def test_interrupted_at_random_moments_it_ends_in_the_same_bytes(drawn, uninterrupted, tmp_path, number, ranks, times):
     steps = 60 * times  # more than so many starts take before they are interrupted
     program = Program(drawn, tmp_path / "run", ranks, steps, checkpoint_seconds=0.05)
     pick = random.Random(f"{ranks} {number}")
@@ -383,10 +385,10 @@ def test_a_second_training_takes_over_and_ends_in_the_same_bytes(drawn, tmp_path
     program = Program(drawn, tmp_path / "run", 1, steps=100, checkpoint_seconds=0.3)
     wait_for_step(program, first, 5)
     second = program.start()  # as a restarted Snakemake does, which does not know that the first still runs
-    said = first.communicate(timeout=120)[1]
+    said = first.communicate(timeout=HANGS_S)[1]
     assert first.returncode == 75, said
     assert "stopped at step" in said
-    said = second.communicate(timeout=120)[1]
+    said = second.communicate(timeout=HANGS_S)[1]
     assert second.returncode == 0, said
     assert "asked it to save and hand over" in said
     assert "going on from step" in said

@@ -85,7 +85,7 @@ def of_one_process():
     return dict(zip(LOSS_NAMES, parts.tolist(), strict=True)), gradients_of(model)
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.long)])
 def test_ranks_add_up_to_one_process(ranks, of_one_process, tmp_path):
     context = multiprocessing.get_context("spawn")
     arguments = (ranks, tmp_path / "rendezvous", tmp_path / "sum.pth")

@@ -15,6 +15,7 @@ import pytest
 import lvis_rcnn
 from lvis_rcnn import ROOMS, STEPS
 from tests.conftest import REPOSITORY
+from tests.helpers.forks import run_module
 from tests.workflow.test_end_to_end import tiny_study
 
 PACKAGE = Path(lvis_rcnn.__file__).parent
@@ -188,10 +189,13 @@ def test_the_commands_of_the_pages_work_as_typed(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
     def type_in(command: str) -> None:
-        done = subprocess.run(
-            command, shell=True, cwd=checkout, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        for words in map(shlex.split, command.split(" && ")):
+            if words[0] == "rm":
+                subprocess.run(words, cwd=checkout, check=True)
+                continue
+            words = words[2:] if words[:2] == ["python", "-m"] else words
+            code = run_module(words, checkout, environment, tmp_path / "printed")
+            assert code == 0, f"{command}\n{(tmp_path / 'printed').read_text()}"
 
     for command in TYPED:
         type_in(with_gaps_filled(command))

@@ -17,7 +17,7 @@ import yte
 from lvis_rcnn.config.study import load_study
 from lvis_rcnn.runs.attempts import begin_attempt, end_attempt
 from lvis_rcnn.system.cli import InputError
-from tests.conftest import REPOSITORY, write_study
+from tests.conftest import HANGS_S, REPOSITORY, write_study
 
 sys.path += [str(REPOSITORY / "slurm"), str(REPOSITORY / "workflow")]
 
@@ -174,7 +174,7 @@ class Commands:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=HANGS_S,
         )
 
 
