@@ -16,10 +16,10 @@ package was run as well and agrees, bit for bit, in these metrics and in all of 
 kinds are scored, "only" is {"kind", "why"}.
 
 With --bootstrap N there is "intervals": {"resamples": N, "seed", "level": 0.95, "method", "bbox": {"AP": [low, high],
-...}, "segm": {...}}, null where the metric is; --matches FILE keeps the match results (see evaluation.matches), from
-which `compare` tells whether two runs differ. With --fixed there is "fixed": {"bbox": {...}, "segm": {...},
-"protocol"}, the same metrics by the protocol of Dave et al. 2021: the best 10,000 detections of a category over all
-images count, however many of an image.
+...}, "segm": {...}}, null where the metric is or no interval can be given; --matches FILE keeps the match results (see
+evaluation.matches), from which `compare` tells whether two runs differ. With --fixed there is "fixed": {"bbox": {...},
+"segm": {...}, "protocol"}, the same metrics by the protocol of Dave et al. 2021: the best 10,000 detections of a
+category over all images count, however many of an image.
 """
 
 import argparse
@@ -48,20 +48,12 @@ from lvis_rcnn.evaluation.average_precision import (
     score,
     score_fixed,
 )
-from lvis_rcnn.evaluation.bootstrap import (
-    LEVEL,
-    METHOD,
-    SEED,
-    intervals,
-    resampled_metrics,
-    resamples_text,
-    resampling_of,
-    within_0_and_1,
-)
+from lvis_rcnn.evaluation.bootstrap import SEED, resampled_metrics, resampling_of
 from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth
 from lvis_rcnn.evaluation.matches import MatchesFile, write_matches
 from lvis_rcnn.evaluation.official import difference, official_scores
 from lvis_rcnn.evaluation.results import ALL_KINDS, KINDS, DetectionSet, Kind, read_detections
+from lvis_rcnn.evaluation.uncertainty import LEVEL, METHOD, Sampled, intervals, metrics_of_runs, resamples_text
 from lvis_rcnn.system.cli import InputError, add_number, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, write_json
 
@@ -200,8 +192,8 @@ def all_intervals(kept: MatchesFile, scores: dict[Kind, Scores]) -> dict[str, An
     resamples = len(next(iter(kept.resampled.values())))
     record: dict[str, Any] = {"resamples": resamples, "seed": SEED, "level": LEVEL, "method": METHOD}
     for kind, samples in kept.resampled.items():
-        detection_set = intervals(scores[kind].metrics, samples)
-        record[kind] = {name: within_0_and_1(bounds) for name, bounds in detection_set.items()}
+        metrics = metrics_of_runs([{kind: scores[kind].metrics}], kind)
+        record[kind] = intervals(Sampled(metrics, samples[None]))
     return record
 
 
@@ -350,7 +342,7 @@ def main() -> None:
         default="auto",
         help="run the lvis package, too, and fail unless it agrees exactly; auto: up to 5,000 images (default: auto)",
     )
-    resamples = "resamples of the images for 95 %% intervals of all metrics; 0: none (default: 0)"
+    resamples = "resamples of the images for 95 %% intervals of all metrics, 200 or more; 0: none (default: 0)"
     add_number(parser, "--bootstrap", resamples, 0, default=0, metavar="N")
     add_output(parser, "--matches", "match results to write (matches.npz)", suffix=".npz", required=False)
     parser.add_argument("--fixed", action="store_true", help="score AP-fixed, too: 10,000 detections per category")

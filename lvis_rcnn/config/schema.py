@@ -305,7 +305,7 @@ class Evaluation(Section):
     detections_per_image: int = Field(default=300, ge=1, le=300)
     """Detections per image that are scored."""
     bootstrap_resamples: int = Field(default=1000, ge=0)
-    """Bootstrap resamples of the images for the confidence intervals of all metrics; 0 for no intervals."""
+    """Bootstrap resamples of the images for the 95 % intervals of all metrics, 200 or more; 0 for no intervals."""
 
 
 class Measure(Section):

@@ -7,7 +7,8 @@ federated          which (image, category) pairs have verified annotations, so t
 iou                overlaps of boxes and masks
 average_precision  who matches what; precision, recall, AP
 matches            match results of a scored run on disk
-bootstrap          confidence intervals over images and seeds
+bootstrap          the metrics of resamples of the images
+uncertainty        standard errors, intervals and p values, from resamples and seeds
 compare            paired tests of runs and rows
 official           the lvis package as reference
 """

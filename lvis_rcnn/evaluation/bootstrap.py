@@ -1,4 +1,4 @@
-"""Bootstrap confidence intervals over images and seeds, without matching again.
+"""Metrics of resamples of the images, without matching again.
 
 A resample draws as many images as there are, with replacement. An image that is drawn w times counts as w different
 images with the same detections and objects and consecutive ids. So every number of a resample is a weighted count. A
@@ -13,8 +13,6 @@ score: then the copies of all of them alternate, and each is computed.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int32, Int64
@@ -22,21 +20,11 @@ from tqdm import tqdm
 
 from lvis_rcnn.evaluation.average_precision import FREQUENCIES, METRIC_NAMES, NUM_SIZES, RECALLS, THRESHOLDS, Outcomes
 from lvis_rcnn.evaluation.federated import place_in_run, run_starts
-from lvis_rcnn.evaluation.matches import read_resampled
-from lvis_rcnn.evaluation.results import KINDS, Kind
-from lvis_rcnn.system.cli import InputError
 
 # Hundredths that np.linspace, and so lvis, rounds up: a recall of exactly so many hundredths does not reach them.
 ROUNDED_UP = np.arange(len(RECALLS)) / 100 < RECALLS
 
 SEED = 0
-LEVEL = 0.95
-TAILS_PERCENT = (2.5, 97.5)
-METHOD = "basic bootstrap over images"
-FEWEST_RESAMPLES = 200
-"""Percentiles and p values of fewer are themselves random; below 40 no p can be less than 0.05."""
-
-Interval = tuple[float, float]
 
 # True positives at a time: what fits the processor's cache.
 TRUE_POSITIVES_AT_ONCE = 1 << 16
@@ -345,104 +333,3 @@ def resampled_metrics(resampling: Resampling, resamples: int, seed: int) -> Floa
     numbers = tqdm(range(resamples), desc="resamples", disable=None, leave=False)
     rows = [weighted_metrics(resampling, image_weights(resampling.num_images, seed, number)) for number in numbers]
     return np.array(rows).reshape(-1, len(METRIC_NAMES))
-
-
-def resamples_text(number: int) -> str:
-    """So many resamples, for a caption, and whether they are too few."""
-    counted = f"{number:,} resample{'s' * (number != 1)}"
-    few = f": too few to rely on, use {FEWEST_RESAMPLES} or more"
-    return counted if number >= FEWEST_RESAMPLES else counted + few
-
-
-def intervals(estimates: dict[str, float | None], samples: Float64[np.ndarray, "s m"]) -> dict[str, Interval | None]:
-    """The 95 % interval of each metric or difference; None where it is undefined, also if only in every resample.
-
-    Args:
-        estimates: the metrics of the images themselves.
-        samples: metrics of resamples; NaN where undefined, which is left out.
-    """
-    found: dict[str, Interval | None] = {}
-    for place, name in enumerate(METRIC_NAMES):
-        estimate, values = estimates[name], samples[:, place]
-        values = values[~np.isnan(values)]
-        found[name] = None if estimate is None or not len(values) else interval(estimate, values)
-    return found
-
-
-def interval(estimate: float, values: Float64[np.ndarray, " s"]) -> Interval:
-    """Basic bootstrap interval (reflected percentiles; Davison and Hinkley 1997, section 5.2); it can be asymmetric.
-
-    Percentiles that are not reflected cover the truth far less often than 95 %: precision is the best at a recall or
-    above, so that AP is biased upward with few images, and that of a resample once more. Reflecting them removes part
-    of the bias. tests/benchmarks/bootstrap_coverage.py measures the coverage.
-    """
-    low, high = np.percentile(values, TAILS_PERCENT).tolist()
-    return 2 * estimate - high, 2 * estimate - low
-
-
-def within_0_and_1(bounds: Interval | None) -> Interval | None:
-    """An interval, limited to what a fraction can be."""
-    return None if bounds is None else (min(max(bounds[0], 0.0), 1.0), min(max(bounds[1], 0.0), 1.0))
-
-
-def metrics_of_runs(scored: Sequence[dict[str, Any]], kind: Kind) -> Float64[np.ndarray, "n m"]:
-    """The metrics of each run, from its metrics.json; NaN where undefined."""
-    return np.array([[metrics[kind][name] for name in METRIC_NAMES] for metrics in scored], dtype=np.float64)
-
-
-def seed_noise(
-    metrics: Float64[np.ndarray, "n m"], resamples: int, generator: np.random.Generator
-) -> Float64[np.ndarray, "s m"]:
-    """Random error of a mean over ``n`` seeds, for each resample; 0 for a single seed, which says nothing about it.
-
-    Student's t with n - 1 degrees of freedom times the standard error, since the standard deviation is itself an
-    estimate. The difference of two such means is the Behrens-Fisher problem. Images and seeds are assumed to vary
-    independently, which is conservative: part of the variance between seeds comes from the images.
-    """
-    n, shape = len(metrics), (resamples, metrics.shape[1])
-    if n == 1:
-        return np.zeros(shape)
-    noise: np.ndarray = generator.standard_t(n - 1, shape) * metrics.std(axis=0, ddof=1) / np.sqrt(n)
-    return noise
-
-
-def mean_intervals(
-    metrics: Float64[np.ndarray, "n m"], samples: Float64[np.ndarray, "n s m"]
-) -> dict[str, Interval | None]:
-    """Interval of each metric's mean over ``n`` runs; None where it is undefined.
-
-    Args:
-        metrics: metrics of each run.
-        samples: metrics of each run on the same resamples of the images.
-    """
-    noise = seed_noise(metrics, samples.shape[1], np.random.default_rng([SEED, samples.shape[1]]))
-    means = [None if np.isnan(value) else float(value) for value in metrics.mean(axis=0)]
-    found = intervals(dict(zip(METRIC_NAMES, means, strict=True)), samples.mean(axis=0) + noise)
-    return {name: within_0_and_1(bounds) for name, bounds in found.items()}
-
-
-def row_intervals(folders: Sequence[Path], scored: Sequence[dict[str, Any]]) -> dict[str, dict[str, Interval | None]]:
-    """:func:`mean_intervals` of boxes and masks of a row with several seeds; empty for one, or without resamples.
-
-    Args:
-        folders: folder of each scored run, with its match results.
-        scored: metrics.json of each.
-
-    Raises:
-        InputError: match results are missing or damaged, or the runs are scored on different annotations.
-    """
-    if len(scored) < 2 or not any(metrics.get("intervals") for metrics in scored):
-        return {}
-    if len({metrics.get("annotations_sha256") for metrics in scored}) > 1:
-        allowed = "the same annotations, whose resamples they share"
-        raise InputError(str(folders[0].parent), "seeds are scored on different annotations", allowed=allowed)
-    kept = [
-        read_resampled(folder / "matches.npz", metrics.get("detections_sha256", ""))
-        for folder, metrics in zip(folders, scored, strict=True)
-    ]
-    resamples = min((len(samples) for of_run in kept for samples in of_run.values()), default=0)
-    return {
-        kind: mean_intervals(metrics_of_runs(scored, kind), np.array([of_run[kind][:resamples] for of_run in kept]))
-        for kind in KINDS
-        if all(kind in of_run for of_run in kept)
-    }

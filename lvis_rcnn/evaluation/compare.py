@@ -1,10 +1,10 @@
 """Whether two rows on the same annotations differ, and where: a paired bootstrap over images, and variance of seeds.
 
 Every resample draws the same images for both, so that the difficulty of images cancels out. The metrics of a row with
-several seeds are means over them, and the interval includes the variance between seeds.
+several seeds are means over them, and the interval includes the variance between seeds (:mod:`uncertainty`).
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
-from lvis_rcnn.evaluation.bootstrap import (
-    SEED,
-    Interval,
-    intervals,
-    metrics_of_runs,
-    resampled_metrics,
-    resampling_of,
-    seed_noise,
-)
+from lvis_rcnn.evaluation.bootstrap import SEED, resampled_metrics, resampling_of
 from lvis_rcnn.evaluation.matches import FIX, MatchesFile, read_matches
 from lvis_rcnn.evaluation.results import KINDS, Kind
+from lvis_rcnn.evaluation.uncertainty import Interval, Sampled, estimates, holm, metrics_of_runs
 from lvis_rcnn.system.cli import InputError
 
 
@@ -195,6 +188,10 @@ def row_pairs(first: Path, second: Path, only: Collection[str] = ()) -> dict[str
     }
 
 
+PRIMARY: tuple[tuple[Kind, str], ...] = (("bbox", "AP"), ("segm", "AP"), ("segm", "APr"))
+"""The metrics that are tested. Of 26 tests at 5 % one would be expected to find a difference where there is none."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """A metric of two rows as fractions, means over their seeds; None where it is undefined in a run."""
@@ -204,9 +201,9 @@ class Difference:
     difference: float | None
     """The second minus the first."""
     interval: Interval | None
-    """95 % interval of the difference."""
+    """95 % interval of the difference; None also where :func:`uncertainty.estimates` has none."""
     p: float | None
-    """Two-sided p value of the hypothesis that there is no difference."""
+    """Two-sided p value of the hypothesis that there is no difference, not corrected for the number of tests."""
     first_sd: float | None
     second_sd: float | None
     """Sample standard deviation over seeds; None for a single seed."""
@@ -238,18 +235,14 @@ def compare(first: ScoredRow, second: ScoredRow, resamples: int, seed: int) -> d
 
 def differences(first: ScoredRow, second: ScoredRow, kind: Kind, resamples: int, seed: int) -> dict[str, Difference]:
     """The difference in every metric of one kind."""
-    samples = mean_samples(second, kind, resamples, seed) - mean_samples(first, kind, resamples, seed)
-    for place, row in enumerate((first, second)):
-        # The images are drawn from (seed, number of the resample).
-        generator = np.random.default_rng([seed, resamples, place])
-        samples = samples + seed_noise(of_runs(row, kind), resamples, generator)
-    return paired(of_runs(first, kind), of_runs(second, kind), samples)
-
-
-def mean_samples(row: ScoredRow, kind: Kind, resamples: int, seed: int) -> Float64[np.ndarray, "s m"]:
-    """The metrics of every resample, means over the seeds; NaN where one is undefined."""
-    means: np.ndarray = np.mean([samples_of(run, kind, resamples, seed) for run in row], axis=0)
-    return means
+    rows = [
+        Sampled(
+            metrics_of_runs([run.metrics for run in row], kind),
+            np.array([samples_of(run, kind, resamples, seed) for run in row]),
+        )
+        for row in (first, second)
+    ]
+    return paired(*rows)
 
 
 def samples_of(run: Scored, kind: Kind, resamples: int, seed: int) -> Float64[np.ndarray, "s m"]:
@@ -260,49 +253,31 @@ def samples_of(run: Scored, kind: Kind, resamples: int, seed: int) -> Float64[np
     return resampled_metrics(resampling_of(run.matches.outcomes[kind], run.matches.frequencies), resamples, seed)
 
 
-def of_runs(row: ScoredRow, kind: Kind) -> Float64[np.ndarray, "n m"]:
-    """The metrics of each run of a row; NaN where undefined."""
-    return metrics_of_runs([run.metrics for run in row], kind)
+def paired(first: Sampled, second: Sampled) -> dict[str, Difference]:
+    """The difference in every metric, the second minus the first."""
+    metrics = [row.metrics for row in (first, second)]
+    means = [row.mean(axis=0).tolist() for row in metrics]
+    spreads = [row.std(axis=0, ddof=1).tolist() if len(row) > 1 else [None] * row.shape[1] for row in metrics]
+    found = estimates(second, first)
+    return {
+        name: Difference(
+            *map(defined, (one, other, other - one)),
+            *((estimate.interval, estimate.p) if (estimate := found[name]) else (None, None)),
+            *map(defined, of_seeds),
+        )
+        for name, one, other, *of_seeds in zip(METRIC_NAMES, *means, *spreads, strict=True)
+    }
 
 
-def paired(
-    first: Float64[np.ndarray, "n m"], second: Float64[np.ndarray, "k m"], samples: Float64[np.ndarray, "s m"]
-) -> dict[str, Difference]:
-    """The difference in every metric.
-
-    Args:
-        first: metrics of the runs of a row.
-        second: metrics of the runs of the other row.
-        samples: the second minus the first in each resample; NaN where undefined.
-    """
-    means = [row.mean(axis=0).tolist() for row in (first, second)]
-    spreads = [row.std(axis=0, ddof=1).tolist() if len(row) > 1 else [None] * row.shape[1] for row in (first, second)]
-    estimates = {name: defined(two - one) for name, one, two in zip(METRIC_NAMES, *means, strict=True)}
-    bounds = intervals(estimates, samples)
-    found: dict[str, Any] = {}
-    for place, name in enumerate(METRIC_NAMES):
-        estimate = estimates[name]
-        p = None if estimate is None or bounds[name] is None else p_value(estimate, samples[:, place])
-        one, other, *both = (defined(values[place]) for values in (*means, *spreads))
-        found[name] = Difference(one, other, estimate, bounds[name], p, *both)
-    return found
+def corrected(found: Mapping[Kind, Mapping[str, Difference]]) -> dict[tuple[Kind, str], float]:
+    """The p values of the primary metrics, corrected for their number (:func:`uncertainty.holm`)."""
+    of_primary = {(kind, name): found[kind][name].p for kind, name in PRIMARY if kind in found}
+    return holm({name: p for name, p in of_primary.items() if p is not None})
 
 
 def defined(value: float | None) -> float | None:
     """The value; None where it is NaN."""
     return None if value is None or np.isnan(value) else value
-
-
-def p_value(difference: float, values: Float64[np.ndarray, " s"]) -> float:
-    """Two-sided bootstrap p value of the hypothesis of no difference: twice the smaller tail probability, at most 1.
-
-    Resamples vary around the difference as the difference would vary around 0 under the hypothesis, so that those at
-    twice the difference or beyond are as extreme as the observed one. p is below 0.05 where the basic 95 % interval
-    excludes 0. Counting one more resample keeps p above 0 (Davison and Hinkley 1997, section 4.2).
-    """
-    values = values[~np.isnan(values)]
-    smaller_tail = min(int((values <= 2 * difference).sum()), int((values >= 2 * difference).sum()))
-    return min(1.0, 2 * (smaller_tail + 1) / (len(values) + 1))
 
 
 def mean_categories(row: ScoredRow, kind: Kind) -> list[dict[str, Any]]:

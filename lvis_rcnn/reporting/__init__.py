@@ -1,6 +1,7 @@
 """What a person sees of a study.
 
 rows         the rows of the table, as numbers
+differences  which rows differ: paired tests of every two
 notes        the text around the table: how to read it, what failed, how its numbers were made
 table        table.md, .csv and .json: columns and cells
 figures      how every plot looks

@@ -8,9 +8,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from tabulate import tabulate
 
-from lvis_rcnn.evaluation.bootstrap import resamples_text
-from lvis_rcnn.evaluation.compare import Difference, ScoredRow, mean_categories
+from lvis_rcnn.evaluation.compare import Difference, ScoredRow, corrected, mean_categories
 from lvis_rcnn.evaluation.results import KINDS, Kind
+from lvis_rcnn.evaluation.uncertainty import FEWEST_SEEDS, resamples_text
 from lvis_rcnn.reporting.figures import GROUPS, figure_file, whole_words, write_reason
 from lvis_rcnn.reporting.score_plots import GROUP_METRICS
 
@@ -34,35 +34,45 @@ def comparison_text(
 ) -> str:
     """The whole comparison as text: metrics, categories, settings."""
     parts = ["\n".join(f"{name}: {', '.join(run.name for run in row)}" for name, row in (("A", first), ("B", second)))]
+    p_values = corrected(found)
     for kind, metrics in found.items():
-        parts += [f"{TITLES[kind]}\n{metrics_text(metrics)}", categories_text(first, second, kind)]
+        of_kind = {name: p for (of, name), p in p_values.items() if of == kind}
+        parts += [f"{TITLES[kind]}\n{metrics_text(metrics, of_kind)}", categories_text(first, second, kind)]
     note = (
-        f"In percent; B - A with 95 % bootstrap interval over images and two-sided p, seed {seed}, "
-        f"{resamples_text(resamples)}; {seeds_note(first, second)}."
+        "In percent; B - A with 95 % interval of its mean over sets of as many images, from "
+        f"{resamples_text(resamples)} (seed {seed}). p: two-sided, only of box AP, mask AP and mask APr, after Holm's "
+        f"correction for {len(p_values)} tests; {seeds_note(first, second)}."
     )
     return "\n\n".join([*parts, note, settings_text(first, second)])
 
 
 def seeds_note(first: ScoredRow, second: ScoredRow) -> str:
-    """How far the intervals include the variation between seeds."""
+    """How far the intervals include the variation between seeds, or why there are none."""
+    if two := [name for name, row in zip("AB", (first, second), strict=True) if 1 < len(row) < FEWEST_SEEDS]:
+        return f"no interval and no p: two seeds of {' and of '.join(two)} cannot show how much seeds vary"
     of_several = [f"{len(row)} of {name}" for name, row in zip("AB", (first, second), strict=True) if len(row) > 1]
     if not of_several:
-        return "single runs: variation between seeds is not included"
+        return "single runs: this is about these trained models, variation between seeds is not included"
     note = f"between-seed variance is included ({', '.join(of_several)}; ± is the standard deviation over seeds)"
     alone = [name for name, row in zip("AB", (first, second), strict=True) if len(row) == 1]
     return note + (f", but not of {alone[0]}, a single run" if alone else "")
 
 
-def metrics_text(found: dict[str, Difference]) -> str:
-    """A table of metrics with their differences."""
+def metrics_text(found: Mapping[str, Difference], p_values: Mapping[str, float]) -> str:
+    """A table of metrics with their differences, and the p values of some."""
     rows = []
     for name, row in found.items():
         bounds = "-" if row.interval is None else f"{percent(row.interval[0], '+')} to {percent(row.interval[1], '+')}"
-        p = "-" if row.p is None else f"{row.p:.3f}"
+        p = p_text(p_values[name]) if name in p_values else ""
         values = [with_spread(row.first, row.first_sd), with_spread(row.second, row.second_sd)]
         rows.append([name, *values, percent(row.difference, "+"), bounds, p])
     headers = ["", "A", "B", "B - A", "95 % interval", "p"]
     return tabulate(rows, headers=headers, colalign=["left", *["right"] * 5], disable_numparse=True)
+
+
+def p_text(p: float) -> str:
+    """Two digits: more would change with the seed of the resamples."""
+    return "< 0.01" if p < 0.005 else f"{p:.2f}"
 
 
 def with_spread(value: float | None, spread: float | None) -> str:

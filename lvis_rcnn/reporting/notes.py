@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lvis_rcnn.config.study import Study
-from lvis_rcnn.evaluation.bootstrap import resamples_text
+from lvis_rcnn.evaluation.uncertainty import FEWEST_SEEDS, resamples_text
 from lvis_rcnn.reporting.rows import COMPARED, RESCORED, TRAINED, Row, difference, kept_sentence, missing_of
 from lvis_rcnn.runs.records import FAILED, QUANTITIES
 
@@ -43,7 +43,12 @@ def reading_line(rows: Sequence[Row]) -> str:
     if seeds > 1:
         parts.append(f"Mean ± sample standard deviation over {seeds} seeds.")
     parts += [interval_sentence(rows), seen_before_sentence(rows)]
-    parts += [f"{row.title}: no interval, since {row.why_no_intervals}." for row in rows if row.why_no_intervals]
+    lacks = {True: "no interval", False: "not compared with other rows"}
+    parts += [
+        f"{row.title}: {lacks[len(row.runs) > 1]}, since {row.why_no_intervals}."
+        for row in rows
+        if row.why_no_intervals
+    ]
     if any(difference(row, name) is not None for row in rows for name in COMPARED):
         parts.append("In parentheses: published value and, for AP, difference (ours - published).")
         parts.append(f"! = difference larger than expected from noise: {noise_of(rows, seeds)}.")
@@ -81,24 +86,28 @@ def seen_before_sentence(rows: Sequence[Row]) -> str:
 
 
 def interval_sentence(rows: Sequence[Row]) -> str:
-    """What square brackets are; empty where there are none."""
-    shown = [row for row in rows if any(row.interval(name) for name in QUANTITIES)]
-    if not shown:
-        return ""
-    scored = [[run.records["evaluate"] for run in row.runs if "evaluate" in run.records] for row in shown]
+    """What square brackets are, and why there are none; empty where nobody asked for any."""
+    scored = [[run.records["evaluate"] for run in row.runs if "evaluate" in run.records] for row in rows]
     numbers = {found["intervals"]["resamples"] for of_row in scored for found in of_row if found.get("intervals")}
+    if not numbers:
+        return ""
     resamples = "; ".join(map(resamples_text, sorted(numbers)))
-    sentence = f"In square brackets: 95 % bootstrap interval over the validation images ({resamples})."
-    of_means = " Intervals of means also include between-seed variance."
-    return sentence + (of_means if any(len(of_row) > 1 for of_row in scored) else "")
+    if not any(row.interval(name) for row in rows for name in QUANTITIES):
+        parts = [f"No intervals ({resamples})."]
+    else:
+        what = "95 % interval of the mean AP over sets of as many images, categories held fixed"
+        parts = [f"In square brackets: {what} ({resamples})."]
+    if any(len(of_row) >= FEWEST_SEEDS for of_row in scored):
+        parts.append("Intervals of means include the variance between seeds.")
+    if any(1 < len(of_row) < FEWEST_SEEDS for of_row in scored):
+        parts.append("Two seeds have no interval: they cannot show how much seeds vary.")
+    return " ".join(parts)
 
 
 def noise_of(rows: Sequence[Row], seeds: int) -> str:
     """Beyond which noise a difference to a published value is marked."""
     trained = (
-        "more than two standard deviations over the seeds"
-        if seeds > 1
-        else "the published value is outside the interval over images, which leaves out the variation between seeds"
+        "outside the 95 % prediction interval of one more seed (Student's t)" if seeds > 1 else "not told from one seed"
     )
     of = {RESCORED: "for the same weights, more than the rounding of the published value"}
     of |= {TRAINED: f"for rows trained here, {trained}"}

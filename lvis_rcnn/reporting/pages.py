@@ -13,6 +13,7 @@ from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import known_models
 from lvis_rcnn.evaluation.results import KINDS
 from lvis_rcnn.reporting import PAGES
+from lvis_rcnn.reporting.differences import differences_line
 from lvis_rcnn.reporting.figures import GROUPS
 from lvis_rcnn.reporting.html import Column, Value, page, text_page
 from lvis_rcnn.reporting.notes import (
@@ -76,7 +77,7 @@ def table_page(study: Study, rows: Sequence[Row]) -> str:
         titled(study),
         columns=[Column(title, by_number=title in numbers) for title in lines[0]],
         rows=[list(line.values()) for line in lines],
-        notes=[failures_line(rows), devices_line(rows), reading_line(rows)],
+        notes=[failures_line(rows), differences_line(rows), devices_line(rows), reading_line(rows)],
         provenance=[provenance_line(study, rows), files_line(rows)],
     )
 

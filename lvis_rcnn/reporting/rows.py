@@ -9,7 +9,8 @@ from typing import Any
 from lvis_rcnn.config.schema import BACKBONES, Schedule
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel
-from lvis_rcnn.evaluation.bootstrap import Interval, row_intervals
+from lvis_rcnn.evaluation.results import Kind
+from lvis_rcnn.evaluation.uncertainty import Interval, Sampled, differs_from_seeds, intervals, sampled_row
 from lvis_rcnn.runs.records import QUANTITIES, RunRecord, images_seen_by_weights, read_measured, read_published
 from lvis_rcnn.runs.states import state_of
 from lvis_rcnn.system.cli import InputError
@@ -43,10 +44,10 @@ class Row:
     model: ZooModel | None = None
     reference: ZooModel | None = None
     """Whose published numbers the row is compared with: the same backbone, data and schedule."""
-    intervals_of_means: Mapping[str, Interval] = field(default_factory=dict)
-    """95 % intervals of the means over several seeds, by the measure; empty where there are none."""
+    sampled: Mapping[Kind, Sampled] = field(default_factory=dict)
+    """Metrics of all scored runs and of their resamples; empty where there are none."""
     why_no_intervals: str = ""
-    """What is wrong with the files that these intervals are computed from."""
+    """What is wrong with the files that these come from."""
     detections_kept: int = 300
     """The most detections of an image that inference keeps."""
     images_seen_before: int = 0
@@ -88,7 +89,13 @@ class Row:
         measure = QUANTITIES[name]
         if len(scored := [run for run in self.runs if measure.step in run.records]) == 1:
             return scored[0].interval(measure)
-        return self.intervals_of_means.get(name)
+        kind, metric = measure.keys if measure.step == "evaluate" else ("", "")
+        return intervals(self.sampled[kind])[metric] if kind in self.sampled else None
+
+    def scored_annotations(self) -> str | None:
+        """Digest of the annotations that all scored runs were scored on; None where none is scored."""
+        found = {run.records["evaluate"].get("annotations_sha256") for run in self.runs if "evaluate" in run.records}
+        return found.pop() if len(found) == 1 else None
 
     def measure(self, name: str) -> dict[str, Any]:
         """Mean, sample standard deviation, intervals and each run's value of a measure, as table.json holds them.
@@ -132,9 +139,9 @@ def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel]) -> list
         measured = read_measured(study, results, runs[0])
         same = (one for one in models.values() if (one.kind, one.backbone, one.schedule) == (data, backbone, schedule))
         reference = next(same, None)
-        of_means = intervals_over_seeds(runs)
+        sampled = sampled_runs(runs)
         seen = images_seen_by_weights(study, results)
-        rows.append(Row(TRAINED, backbone, schedule, data, runs, measured, None, reference, *of_means, kept, seen))
+        rows.append(Row(TRAINED, backbone, schedule, data, runs, measured, None, reference, *sampled, kept, seen))
     for published in study.published:
         model = models[published.model]
         scored_on = data if published.split == "val" else published.split
@@ -142,20 +149,17 @@ def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel]) -> list
         rows.append(Row(PUBLISHED, model.backbone, model.schedule, scored_on, (), None, model, model))
         measured = read_measured(study, results, run)
         of_data = (model.backbone, model.schedule, scored_on)
-        rows.append(Row(RESCORED, *of_data, (run,), measured, model, model, detections_kept=kept))
+        rows.append(Row(RESCORED, *of_data, (run,), measured, model, model, *sampled_runs([run]), kept))
     return rows
 
 
-def intervals_over_seeds(runs: Sequence[RunRecord]) -> tuple[Mapping[str, Interval], str]:
-    """The intervals of the means over the seeds that are scored, by the measure, and what is wrong with their files."""
+def sampled_runs(runs: Sequence[RunRecord]) -> tuple[Mapping[Kind, Sampled], str]:
+    """Metrics of the runs that are scored and of their resamples, and what is wrong with their files."""
     scored = [run for run in runs if "evaluate" in run.records]
     try:
-        found = row_intervals([run.folder for run in scored], [run.records["evaluate"] for run in scored])
+        return sampled_row([run.folder for run in scored], [run.records["evaluate"] for run in scored]), ""
     except InputError as error:
         return {}, str(error)
-    keys = {name: measure.keys for name, measure in QUANTITIES.items() if measure.step == "evaluate"}
-    every = {name: found.get(kind, {}).get(metric) for name, (kind, metric) in keys.items()}
-    return {name: bounds for name, bounds in every.items() if bounds}, ""
 
 
 def kept_sentence(rows: Sequence[Row]) -> str:
@@ -203,29 +207,18 @@ def difference(row: Row, name: str) -> float | None:
 def is_outside_noise(row: Row, name: str) -> bool | None:
     """Whether a difference is more than noise; None where there is none, or nothing to tell it by.
 
-    The noise of the same weights is the rounding of the published number; that of a training is two standard deviations
-    over its seeds, or, with one seed, the 95 % interval over the validation images.
+    The noise of the same weights is the rounding of the published number. That of trainings is told by the variance
+    between seeds (:func:`uncertainty.differs_from_seeds`); one seed tells nothing.
     """
-    change, published = difference(row, name), published_value(row, name)
-    deviation: float | None = row.measure(name)["sd"]
-    interval = row.interval(name)
+    change, published, found = difference(row, name), published_value(row, name), row.measure(name)
     if change is None or published is None:
         return None
     if row.source == RESCORED:
         return abs(change) > ROUNDING
-    if deviation is not None:
-        return abs(change) > 2 * deviation
-    return None if interval is None else not interval[0] <= published <= interval[1]
-
-
-def is_best(row: Row, rows: Sequence[Row], name: str) -> bool:
-    """Whether a row has the highest AP of those scored here on its data, of which at least one other has one."""
-    if "AP" not in name or row.source == PUBLISHED:
-        return False
-    others = [other for other in rows if other is not row and other.scored_on == row.scored_on]
-    values = [value for other in others if other.source != PUBLISHED and (value := other.mean(name)) is not None]
-    own = row.mean(name)
-    return own is not None and bool(values) and own >= max(values)
+    if found["sd"] is None:
+        return None
+    number = sum(value is not None for value in found["seeds"].values())
+    return differs_from_seeds(published, found["mean"], found["sd"], number)
 
 
 def missing_of(row: Row, run: RunRecord) -> dict[str, str]:

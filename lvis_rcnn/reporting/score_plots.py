@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from lvis_rcnn.evaluation.bootstrap import FEWEST_RESAMPLES, resamples_text
 from lvis_rcnn.evaluation.results import KINDS, Kind
 from lvis_rcnn.reporting.figures import GROUPS, figure_file, legend_below, show_reason, style, write_reason
 from lvis_rcnn.reporting.rows import TRAINED, Row, kept_sentence
@@ -48,9 +47,7 @@ def estimate(row: Row, kind: Kind, name: str) -> Estimate | None:
     mean, seeds = 100 * found["mean"], sum(value is not None for value in found["seeds"].values())
     if bounds := found.get("interval"):
         of_seeds = f" and {seeds} seeds" if seeds > 1 else ""
-        resamples = min(metrics.get("intervals", {}).get("resamples", FEWEST_RESAMPLES) for metrics in metrics_of(row))
-        few = f": {resamples_text(resamples)}" if resamples < FEWEST_RESAMPLES else ""
-        return Estimate(mean, 100 * bounds[0], 100 * bounds[1], f"95 % CI (bootstrap over images{of_seeds}{few})")
+        return Estimate(mean, 100 * bounds[0], 100 * bounds[1], f"95 % interval (over images{of_seeds})")
     if found["sd"] is None:
         return Estimate(mean, mean, mean, "")
     spread = 100 * found["sd"]

@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel
+from lvis_rcnn.reporting.differences import differences_line, is_shown_best, paired_tests
 from lvis_rcnn.reporting.notes import (
     MARKS,
     OF_DEVICE,
@@ -32,7 +33,6 @@ from lvis_rcnn.reporting.rows import (
     Link,
     Row,
     difference,
-    is_best,
     is_outside_noise,
     missing_of,
     published_value,
@@ -87,7 +87,7 @@ def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, ou
     write_text(out.with_suffix(".csv"), spreadsheet(study, rows, records))
     table = {"format": "lvis_rcnn.table", "version": 1, "study": study.study, "title": titled(study), "rows": records}
     write_json(out.with_suffix(".json"), table | {"provenance": provenance(study, rows)})
-    texts = (failures_line(rows), reading_line(rows), devices_line(rows))
+    texts = (failures_line(rows), differences_line(rows), reading_line(rows), devices_line(rows))
     notes = [fill(text, TERMINAL_CHARACTERS) for text in texts if text]
     return "\n\n".join([terminal_table(printed_cells(rows)), *notes])
 
@@ -181,13 +181,13 @@ def printed_cells(
     Args:
         rows: of the table.
         link: for the column Download; None leaves it out.
-        write: how a cell is written, given whether it is the best AP among rows of the same data.
+        write: how a cell is written, given whether it is shown to be the best AP among rows of the same data.
     """
     took = {name: any(row.mean(name) for row in rows) for name in ("gpu_hours", "cpu_hours")}
     left_out = {"gpu_hours" if took["cpu_hours"] and not took["gpu_hours"] else "cpu_hours"}
     left_out |= set() if any(row.model for row in rows) else {"scored_on", "source"}
     left_out |= set() if link else {"download"}
-    names = [name for name in COLUMNS if name not in left_out]
+    names, tests = [name for name in COLUMNS if name not in left_out], paired_tests(rows)
 
     def text_of(row: Row, name: str) -> str:
         if name == "download" and link:
@@ -201,7 +201,7 @@ def printed_cells(
         return {name: empty[name] if name in empty else text_of(row, name) for name in names}
 
     return [
-        {COLUMNS[name]: write(text, name in QUANTITIES and is_best(row, rows, name)) for name, text in line.items()}
+        {COLUMNS[name]: write(text, is_shown_best(row, rows, name, tests)) for name, text in line.items()}
         for row, line in zip(rows, map(line_of, rows), strict=True)
     ]
 
@@ -311,8 +311,8 @@ def markdown(study: Study, rows: Sequence[Row], link: Link) -> str:
     table = tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=aligned)
     several = "Download: the first seed that is done." if any(len(row.runs) > 1 for row in rows) else ""
     notes = [" ".join(filter(None, [several, in_markdown(reading_line(rows))])), files_line(rows)]
-    failures = in_markdown(failures_line(rows))
-    parts = [f"# {titled(study)}", table, failures, provenance_line(study, rows), devices_line(rows), *notes]
+    below = [in_markdown(failures_line(rows)), in_markdown(differences_line(rows))]
+    parts = [f"# {titled(study)}", table, *below, provenance_line(study, rows), devices_line(rows), *notes]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

@@ -13,6 +13,9 @@ from lvis_rcnn.system.files import sha256_of_json
 # Increased by every change of the code that changes the weights that a run ends with: older state is then not resumed.
 TRAINER_REVISION = 3
 
+# Increased by every change of what metrics.json or matches.npz hold for the same detections: they are scored again.
+SCORING_REVISION = 2
+
 # Rows of dataloader.seeds.ORDERS, the newest first: how the order of the images of an epoch follows from the seed. That
 # of seed 0 is the same in all.
 ORDERS = ("independent", "mmengine")

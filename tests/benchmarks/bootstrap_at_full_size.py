@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from lvis_rcnn.evaluation.average_precision import score
-from lvis_rcnn.evaluation.bootstrap import intervals, resampled_metrics, resampling_of, weighted_metrics
+from lvis_rcnn.evaluation.bootstrap import resampled_metrics, resampling_of, weighted_metrics
 from lvis_rcnn.evaluation.ground_truth import parse_truth, read_annotations
 from lvis_rcnn.evaluation.matches import MatchesFile, read_matches, write_matches
 from lvis_rcnn.evaluation.results import read_detections
+from lvis_rcnn.evaluation.uncertainty import Sampled, intervals, metrics_of_runs
 from tests.benchmarks.score_and_lvis import IMAGES, draw  # puts the package on the path
 
 
@@ -62,7 +63,7 @@ def main() -> None:
     )
     print(f"prepared in {spent[1]:.1f} CPU s, {args.resamples} resamples in {spent[2]:.1f} CPU s, peak {peak:.2f} GB")
     print(f"with weights of 1 the metrics differ from the scorer's by {off:.1e} at most")
-    bounds = intervals(metrics, samples)
+    bounds = intervals(Sampled(metrics_of_runs([{args.kind: metrics}], args.kind), samples[None]))
     print({name: bounds[name] for name in ("AP", "APr")})
 
 

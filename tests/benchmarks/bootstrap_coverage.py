@@ -1,15 +1,17 @@
-"""How often the 95 % intervals of the bootstrap hold what a much larger draw of the same distribution scores.
+"""How often 95 % intervals hold the mean metric over sets of as many images, and how often equal detectors "differ".
 
-    python tests/benchmarks/bootstrap_coverage.py [--sets 200] [--resamples 1000] [--images 200]
+    python tests/benchmarks/bootstrap_coverage.py [--designs six mini long_tail] [--sets 400] [--resamples 200]
 
-Each set has 200 images and six categories, two of each frequency, the rarest in about 36 images, none in fewer than 20.
-Images differ in how hard they are, so that their objects and detections are not independent. The value to be held is
-that of one draw of 50 times as many images.
+Each set of images has six runs of one detector, that is with its chance drawn anew. The value to be held is the mean
+over all sets and runs. Intervals are of single runs, of means over three and over five of them, and of differences of
+one run each and of three each, whose true value is 0. "Seeds" stands for runs that differ as a whole, too: each has an
+effect of its own on each metric, as large as the standard deviation that images cause.
 """
 
 import argparse
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,35 +20,69 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score
-from lvis_rcnn.evaluation.bootstrap import Resampling, intervals, resampled_metrics, resampling_of
+from lvis_rcnn.evaluation.bootstrap import resampled_metrics, resampling_of
 from lvis_rcnn.evaluation.ground_truth import GroundTruth
 from lvis_rcnn.evaluation.results import DetectionSet
+from lvis_rcnn.evaluation.uncertainty import Sampled, differs_from_seeds, estimates, holm, metrics_of_runs
 
-# Of each category: how many images show it, and how well it is found.
-SHOWN_IN = np.array([0.18, 0.2, 0.3, 0.35, 0.5, 0.6])
-FOUND = np.array([0.5, 0.6, 0.6, 0.7, 0.7, 0.8])
-FREQUENCIES = tuple("rrccff")
-FEWEST_IMAGES = 20
-LARGER = 50
+RUNS = 6
 SIDE_PX = 640
+SHOWN = ("AP", "APr", "APc", "APf", "APs", "APl")
+PRIMARY = ("AP", "APr")
 
 
-def drawn(random: np.random.Generator, images: int) -> tuple[GroundTruth, DetectionSet]:
-    """Images of one distribution, and what a detector of one distribution finds in them."""
-    ease = random.normal(0, 1, images)
-    shown = random.random((images, len(SHOWN_IN))) < SHOWN_IN
+@dataclass(frozen=True)
+class Design:
+    """Images of one source, and how well a detector finds what they show."""
+
+    images: int
+    frequencies: str
+    """r, c or f of each category."""
+    shown_in: np.ndarray
+    """Share of images that show each category."""
+    found: np.ndarray
+    """Share of its objects that are found."""
+    fewest_images: int = 0
+    """A set in which a category is shown in fewer images is drawn again."""
+
+    @classmethod
+    def of_groups(cls, images: int, *groups: np.ndarray) -> "Design":
+        """Rare, common and frequent categories, shown in these shares of the images."""
+        found = [np.full(len(group), share) for group, share in zip(groups, (0.45, 0.6, 0.75), strict=True)]
+        names = "".join(letter * len(group) for letter, group in zip("rcf", groups, strict=True))
+        return cls(images, names, np.concatenate(groups), np.concatenate(found))
+
+
+DESIGNS = {
+    "six": Design(
+        200, "rrccff", np.array([0.18, 0.2, 0.3, 0.35, 0.5, 0.6]), np.array([0.5, 0.6, 0.6, 0.7, 0.7, 0.8]), 20
+    ),
+    "mini": Design.of_groups(100, np.full(7, 0.085), np.full(9, 0.14), np.full(10, 0.18)),
+    "long_tail": Design.of_groups(
+        600, np.linspace(0.0025, 0.007, 60), np.linspace(0.01, 0.03, 50), np.linspace(0.04, 0.15, 40)
+    ),
+}
+
+
+def drawn_truth(design: Design, random: np.random.Generator) -> tuple[GroundTruth, np.ndarray]:
+    """A set of images, and how easy each is: its objects and detections are not independent."""
+    while True:
+        shown = random.random((design.images, len(design.shown_in))) < design.shown_in
+        if shown.sum(axis=0).min() >= design.fewest_images:
+            break
+    ease = random.normal(0, 1, design.images)
     counts = np.where(shown, random.geometric(0.5, shown.shape), 0)
     image, category = (np.repeat(at, counts[shown]) for at in np.nonzero(shown))
-    sides = np.exp(random.normal(np.log(50), 0.8, (len(image), 2))).clip(6, 500)
-    boxes = np.concatenate([random.uniform(0, SIDE_PX, (len(image), 2)), sides], axis=1)
+    boxes = drawn_boxes(random, len(image))
+    ids = np.arange(1, len(design.shown_in) + 1)
     truth = GroundTruth(
         where="drawn",
-        image_ids=np.arange(1, images + 1),
-        sizes_hw=np.full((images, 2), 2 * SIDE_PX),
-        category_ids=np.arange(1, len(SHOWN_IN) + 1),
-        labels=np.arange(1, len(SHOWN_IN) + 1),
-        names=FREQUENCIES,
-        frequencies=FREQUENCIES,
+        image_ids=np.arange(1, design.images + 1),
+        sizes_hw=np.full((design.images, 2), 2 * SIDE_PX),
+        category_ids=ids,
+        labels=ids,
+        names=tuple(map(str, ids)),
+        frequencies=tuple(design.frequencies),
         negatives=np.argwhere(~shown),
         not_exhaustive=np.zeros((0, 2), np.int64),
         annotation_ids=np.arange(1, len(image) + 1),
@@ -57,64 +93,119 @@ def drawn(random: np.random.Generator, images: int) -> tuple[GroundTruth, Detect
         ignored=np.zeros(len(image), bool),
         outlines=(),
     )
-    skill = FOUND[category] + 0.15 * ease[image]
-    right = np.flatnonzero(random.random(len(image)) < skill)
+    return truth, ease
+
+
+def drawn_boxes(random: np.random.Generator, number: int) -> np.ndarray:
+    """Boxes of all sizes anywhere, as x, y, width, height."""
+    sides = np.exp(random.normal(np.log(50), 0.8, (number, 2))).clip(6, 500)
+    return np.concatenate([random.uniform(0, SIDE_PX, (number, 2)), sides], axis=1)
+
+
+def drawn_detections(design: Design, truth: GroundTruth, ease: np.ndarray, random: np.random.Generator) -> DetectionSet:
+    """What a run of the detector finds."""
+    image, category, boxes = truth.images, truth.categories, truth.boxes_xywh
+    right = np.flatnonzero(random.random(len(image)) < design.found[category] + 0.15 * ease[image])
     shift = random.normal(0, 0.08, (len(right), 4)) * np.exp(-0.3 * ease[image[right], None])
     near = boxes[right] + shift * boxes[right][:, [2, 3, 2, 3]]
-    wrong = random.poisson(1.2 * np.exp(-0.3 * ease)[:, None] * SHOWN_IN * 2)
-    wrong_image, wrong_category = (np.repeat(at, wrong.reshape(-1)) for at in np.divmod(np.arange(wrong.size), 6))
-    far_sides = np.exp(random.normal(np.log(50), 0.8, (len(wrong_image), 2))).clip(6, 500)
-    far = np.concatenate([random.uniform(0, SIDE_PX, (len(wrong_image), 2)), far_sides], axis=1)
-    scores = np.concatenate([random.normal(1, 1, len(right)), random.normal(0, 1, len(wrong_image))])
-    found = DetectionSet(
+    wrong = random.poisson(1.2 * np.exp(-0.3 * ease)[:, None] * design.shown_in * 2)
+    at = np.repeat(np.arange(wrong.size), wrong.reshape(-1))
+    wrong_image, wrong_category = np.divmod(at, len(design.shown_in))
+    scores = np.concatenate([random.normal(1, 1, len(right)), random.normal(0, 1, len(at))])
+    return DetectionSet(
         where="drawn",
         image_ids=np.concatenate([image[right], wrong_image]) + 1,
         category_ids=np.concatenate([category[right], wrong_category]) + 1,
         scores=scores,
-        boxes_xywh=np.concatenate([near, far]),
+        boxes_xywh=np.concatenate([near, drawn_boxes(random, len(at))]),
         masks=None,
     )
-    return truth, found
 
 
-def prepared(random: np.random.Generator, images: int, fewest: int = 0) -> tuple[dict[str, float | None], Resampling]:
-    """Metrics of a set and the resampling of its resamples; no category is in fewer images than ``fewest``."""
-    while True:
-        truth, found = drawn(random, images)
-        pairs = np.unique(truth.categories * images + truth.images)
-        if np.bincount(pairs // images, minlength=len(SHOWN_IN)).min() >= fewest:
-            scores = score(truth, found, "bbox")
-            return scores.metrics, resampling_of(scores.outcomes, truth.frequencies)
+def drawn_set(design: Design, number: int, resamples: int) -> Sampled:
+    """The metrics of six runs on one set of images, and of their resamples."""
+    random = np.random.default_rng(number)
+    truth, ease = drawn_truth(design, random)
+    scored = [score(truth, drawn_detections(design, truth, ease, random), "bbox") for _ in range(RUNS)]
+    samples = [resampled_metrics(resampling_of(one.outcomes, truth.frequencies), resamples, number) for one in scored]
+    return Sampled(metrics_of_runs([{"bbox": one.metrics} for one in scored], "bbox"), np.array(samples))
+
+
+def part(drawn: Sampled, runs: slice, effects: np.ndarray) -> Sampled:
+    """Some of the runs, each with an effect of its own."""
+    return Sampled(drawn.metrics[runs] + effects[runs], drawn.samples[runs] + effects[runs][:, None])
+
+
+# What an interval is of: the runs, and those that are subtracted.
+CASES: dict[str, tuple[slice, slice | None]] = {
+    "one run": (slice(0, 1), None),
+    "mean of 3": (slice(0, 3), None),
+    "mean of 5": (slice(0, 5), None),
+    "one minus one": (slice(0, 1), slice(1, 2)),
+    "3 minus 3": (slice(0, 3), slice(3, 6)),
+}
+
+
+def report(drawn: list[Sampled]) -> None:
+    """Print coverage and mean half width, in 1.96 true standard deviations, of each case and metric."""
+    metrics = np.array([one.metrics for one in drawn])
+    means = np.nanmean(metrics, axis=(0, 1))
+    deviations = np.nanstd(metrics.mean(axis=1), axis=0, ddof=1)
+    print(f"{'':24}" + "".join(f"{name:>14}" for name in SHOWN) + "   any primary p < 0.05 (Holm)")
+    for with_effects in (False, True):
+        random = np.random.default_rng(1)
+        effects = [random.normal(0, 1, (RUNS, 1)) * deviations * with_effects for _ in drawn]
+        for title, (runs, minus) in CASES.items():
+            if with_effects and title.startswith("one"):
+                continue
+            found = [
+                estimates(part(one, runs, effect), part(one, minus, effect) if minus else None)
+                for one, effect in zip(drawn, effects, strict=True)
+            ]
+            aims = dict(zip(METRIC_NAMES, 0 * means if minus else means, strict=True))
+            print_case(title + (", seeds" if with_effects else ""), found, aims, is_difference=minus is not None)
+        for number in (2, 3, 5) if with_effects else ():
+            of_sets = [(one.metrics + effect)[:, 0] for one, effect in zip(drawn, effects, strict=True)]
+            alarms = [is_alarm(values, number) for values in of_sets]
+            print(f"another run is marked '!' beside {number} seeds: {np.mean(alarms):.3f}")
+
+
+def is_alarm(values: np.ndarray, number: int) -> bool:
+    """Whether the last run is called different from the first ones."""
+    first = values[:number]
+    return differs_from_seeds(float(values[-1]), float(first.mean()), float(first.std(ddof=1)), number)
+
+
+def print_case(title: str, found: list[dict], aims: dict[str, float], is_difference: bool) -> None:
+    """One line of the table: of each metric the share of intervals that hold the aim, and their mean half width."""
+    cells = []
+    for name in SHOWN:
+        given = [one[name] for one in found if one[name]]
+        held = [one.interval[0] <= aims[name] <= one.interval[1] for one in given]
+        half = np.mean([one.interval[1] - one.value for one in given])
+        true = 1.96 * np.std([one.value for one in given], ddof=1)
+        cells.append(f"{np.mean(held):6.3f} ({half / true:.2f})")
+    corrected = [holm({name: one[name].p for name in PRIMARY if one[name]}) for one in found]
+    any_shown = np.mean([any(p < 0.05 for p in one.values()) for one in corrected])
+    print(f"{title:24}" + "".join(f"{text:>14}" for text in cells) + (f"   {any_shown:.3f}" if is_difference else ""))
 
 
 def main() -> None:
-    """Draw, resample, count."""
+    """Draw, score, resample, count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", type=int, default=200)
-    parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--designs", nargs="+", choices=DESIGNS, default=list(DESIGNS))
+    parser.add_argument("--sets", type=int, default=400)
+    parser.add_argument("--resamples", type=int, default=200)
     args = parser.parse_args()
-    clock = time.process_time()
-    of_large, _ = prepared(np.random.default_rng(2**32), LARGER * args.images)
-    truths = np.array([of_large[name] for name in METRIC_NAMES])
-    rows = []
-    for number in tqdm(range(args.sets), desc="sets", disable=None):
-        estimates, resampling = prepared(np.random.default_rng(number), args.images, FEWEST_IMAGES)
-        samples = resampled_metrics(resampling, args.resamples, number)
-        mirrored = np.array([bounds or (np.nan, np.nan) for bounds in intervals(estimates, samples).values()])
-        plain = np.nanpercentile(samples, [2.5, 97.5], axis=0).T
-        rows.append([np.array(list(estimates.values()), float)[:, None], mirrored, plain])
-    estimates, mirrored, plain = (np.array(columns) for columns in zip(*rows, strict=True))
-    inside = [(bounds[..., 0] <= truths) & (truths <= bounds[..., 1]) for bounds in (mirrored, plain)]
-    off = (estimates[..., 0] - truths).mean(axis=0) / estimates[..., 0].std(axis=0)
-    error = (0.95 * 0.05 / args.sets) ** 0.5
-    spent = time.process_time() - clock
-    print(f"{args.sets} sets of {args.images} images, {args.resamples} resamples each: {spent:.0f} CPU s.")
-    print(f"Share of intervals that hold the value of {LARGER} times as many images, give or take {error:.3f}:")
-    print(f"{'':8}  value  basic  percentiles  estimates too high by, in their standard deviations")
-    for place, name in enumerate(METRIC_NAMES):
-        held = [each[:, place].mean() for each in inside]
-        print(f"{name:8} {truths[place]:6.3f}  {held[0]:5.3f}  {held[1]:11.3f}  {off[place]:5.2f}")
+    for name in args.designs:
+        clock = time.process_time()
+        numbers = tqdm(range(args.sets), desc=name, unit="set", disable=None)
+        drawn = [drawn_set(DESIGNS[name], number, args.resamples) for number in numbers]
+        spent, error = time.process_time() - clock, (0.95 * 0.05 / args.sets) ** 0.5
+        sizes = f"{args.sets} sets of {DESIGNS[name].images} images, {args.resamples} resamples"
+        print(f"\n{name}: {sizes}; give or take {error:.3f}; {spent:.0f} CPU s")
+        print("Share of intervals that hold the true value (half width / 1.96 true standard deviations):")
+        report(drawn)
 
 
 if __name__ == "__main__":

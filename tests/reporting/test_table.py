@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lvis_rcnn.config.study import read_yaml
+from lvis_rcnn.config.study import Study, read_yaml
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.matches import FORMAT, VERSION
 from lvis_rcnn.reporting.notes import titled
@@ -277,7 +277,7 @@ def test_the_interval_of_a_metric_stands_behind_it(tmp_path):
     put_metrics(put_run(tmp_path, study), intervals=INTERVALS)
     (row,) = table_of(written(tmp_path, study))
     assert [row[name] for name in ("box AP", "mask AP", "APr")] == ["12.3 [10.0, 15.1]", "6.2 [5.0, 7.0]", "1.0"]
-    assert re.search(r"95 % bootstrap interval .*1,000 resamples", (tmp_path / "table.md").read_text())
+    assert re.search(r"95 % interval of the mean AP .*\(1,000 resamples\)", (tmp_path / "table.md").read_text())
     measures = json.loads((tmp_path / "table.json").read_text())["rows"][0]["measures"]
     assert measures["box_AP"]["intervals"] == {"0": [0.10, 0.1512]}
     assert "intervals" not in measures["mask_APr"]
@@ -293,8 +293,15 @@ def put_resampled(folder: Path, samples: np.ndarray) -> None:
     np.savez(folder / "matches.npz", **of_file, **arrays)
 
 
+def resampled(mean: float, deviation: float) -> np.ndarray:
+    """A thousand resamples of every metric with exactly this mean and standard deviation."""
+    values = np.random.default_rng(1).standard_normal(1000)
+    values = (values - values.mean()) / values.std(ddof=1)
+    return np.tile((mean + deviation * values)[:, None], (1, len(METRIC_NAMES)))
+
+
 def test_a_mean_over_seeds_has_an_interval_over_images_and_seeds(tmp_path):
-    samples = 0.2 + 0.01 * np.random.default_rng(1).standard_normal((1000, len(METRIC_NAMES)))
+    samples = resampled(0.2, 0.01)
     intervals = {"resamples": 1000, "bbox": {}, "segm": {}}
 
     def box_ap(folder: Path, *aps: float) -> tuple[str, list[float]]:
@@ -306,14 +313,14 @@ def test_a_mean_over_seeds_has_an_interval_over_images_and_seeds(tmp_path):
         mean, _, interval = table_of(written(folder, study))[0]["box AP"].partition(" [")
         return mean, [float(bound) for bound in interval.strip("]").split(", ")]
 
-    # The seeds agree: what is left is the interval over the images, 1.96 standard deviations of the resamples.
+    # The seeds agree: what is left is the interval over the images, 2.09 standard deviations of the resamples.
     mean, interval = box_ap(tmp_path / "agree", 0.2, 0.2, 0.2)
-    assert (mean, interval) == ("20.0 ± 0.0", pytest.approx([18.04, 21.96], abs=0.2))
+    assert (mean, interval) == ("20.0 ± 0.0", [17.9, 22.1])
     page = (tmp_path / "agree" / "table.md").read_text()
-    assert re.search("1,000 resamples.*between-seed variance", page)
-    # They differ by more: t with 2 degrees of freedom, 4.3 standard errors of 1.0 point, each way.
-    mean, interval = box_ap(tmp_path / "differ", 0.18265, 0.2, 0.21735)
-    assert (mean, interval) == ("20.0 ± 1.7", pytest.approx([15.3, 24.7], abs=0.8))
+    assert re.search("1,000 resamples.*variance between seeds", page)
+    # They differ as well: a standard error of 1.0 point more, 1.41 in all, with 7.3 degrees of freedom, t = 2.35.
+    mean, interval = box_ap(tmp_path / "differ", 0.18268, 0.2, 0.21732)
+    assert (mean, interval) == ("20.0 ± 1.7", [16.7, 23.3])
     record = json.loads((tmp_path / "differ" / "table.json").read_text())["rows"][0]["measures"]["box_AP"]
     assert [round(100 * bound, 1) for bound in record["interval"]] == interval
     # Without the resamples of a seed there is no interval, and the reason stands below the table.
@@ -335,8 +342,8 @@ def test_a_mean_over_seeds_has_an_interval_over_images_and_seeds(tmp_path):
     ],
 )
 def test_why_a_mean_has_no_interval_stands_below_the_table(tmp_path, damage, reason):
-    study = study_with(seeds=(0, 1))
-    for seed in (0, 1):
+    study = study_with(seeds=(0, 1, 2))
+    for seed in study.seeds:
         run = put_run(tmp_path, study, seed=seed)
         put_metrics(run, intervals={"resamples": 1000, "bbox": {}, "segm": {}}, detections_sha256="d")
         put_resampled(run, np.zeros((1000, len(METRIC_NAMES))))
@@ -359,8 +366,9 @@ def test_the_caption_says_how_many_detections_the_detector_kept(tmp_path, kept, 
 def test_too_few_resamples_are_said(tmp_path):
     study = study_with()
     folder = put_run(tmp_path, study)
-    for resamples, says in ((20, "20 resamples: too few to rely on, use 200 or more"), (1000, "(1,000 resamples)")):
-        put_metrics(folder, intervals={"resamples": resamples, "bbox": {"AP": [0.1, 0.2]}, "segm": {}})
+    for resamples, says in ((20, "No intervals (20 resamples: too few"), (1000, "(1,000 resamples)")):
+        bounds = [0.1, 0.2] if resamples >= 200 else None
+        put_metrics(folder, intervals={"resamples": resamples, "bbox": {"AP": bounds}, "segm": {}})
         assert says in written(tmp_path, study).read_text()
 
 
@@ -405,37 +413,71 @@ def test_the_csv_says_why_a_measurement_is_missing(tmp_path):
     assert (line["memory_gb"], line["missing"]) == ("", "seed 0: measure: failed: no device")
 
 
-def test_the_best_ap_of_rows_of_the_same_data_is_bold_where_there_is_a_choice(tmp_path):
-    study = study_with(("r50", "r101", "x101_32x4d"))
-    put_run(tmp_path, study, "r50", ap=0.2)
-    assert [row["box AP"] for row in table_of(written(tmp_path, study))] == ["20.0", "-", "-"]
-    put_run(tmp_path, study, "r101", ap=0.1)
-    assert [row["box AP"] for row in table_of(written(tmp_path, study))] == ["**20.0**", "10.0", "-"]
+def put_rows(results: Path, aps: dict[str, list[float]], apart: float = 0.002) -> Study:
+    """Scored rows with these AP of their seeds, whose resamples move together but for this standard deviation."""
+    study = study_with(tuple(aps), seeds=tuple(range(max(map(len, aps.values())))))
+    together = resampled(0, 0.03)
+    for place, (backbone, of_seeds) in enumerate(aps.items()):
+        for seed, ap in enumerate(of_seeds):
+            run = put_run(results, study, backbone, seed=seed)
+            same = dict.fromkeys(METRIC_NAMES, ap)
+            intervals = {"resamples": 1000, "bbox": {}, "segm": {}}
+            put_metrics(run, bbox=same, segm=same, intervals=intervals, detections_sha256="d")
+            put_resampled(run, together + np.roll(resampled(ap, apart), 100 * place + 10 * seed, axis=0))
+    return study
+
+
+def test_bold_is_what_is_shown_to_be_better_than_every_other_row(tmp_path):
+    # Images cancel out: 1 point is 3.5 standard errors of a difference, 0.1 points are a third of one.
+    study = put_rows(tmp_path, {"r50": [0.2], "r101": [0.21], "x101_32x4d": [0.199]})
+    rows = table_of(written(tmp_path, study))
+    assert [row["box AP"].split()[0] for row in rows] == ["20.0", "**21.0**", "19.9"]
+    # All metrics are equal here: AP of common categories is not tested, so nothing is shown of it.
+    assert [("**" in row["APr"], "**" in row["APc"]) for row in rows] == [(False, False), (True, False), (False, False)]
+    page = (tmp_path / "table.md").read_text()
+    assert (
+        "Rows that differ (paired test over the same images, p &lt; 0.05 after Holm's correction for 9 tests)" in page
+    )
+    assert "box AP: R-101-FPN over X-101-32x4d-FPN by 1.1; box AP: R-101-FPN over R-50-FPN by 1.0;" in page
+    assert "R-50-FPN over" not in page
+    assert "other seeds may differ" in page
     assert "*" not in (tmp_path / "table.csv").read_text()
 
 
+def test_no_row_is_called_better_by_chance_or_without_a_test(tmp_path):
+    page = written(tmp_path / "near", put_rows(tmp_path / "near", {"r50": [0.2], "r101": [0.201]})).read_text()
+    assert "No two rows are shown to differ (paired" in page
+    assert "**" not in page
+    two = written(tmp_path / "two", put_rows(tmp_path / "two", {"r50": [0.2, 0.21], "r101": [0.4, 0.41]})).read_text()
+    assert "not tested: two seeds cannot show how much seeds vary" in two
+    assert "Two seeds have no interval" in two
+    assert "**" not in two
+    three = {"r50": [0.2, 0.205, 0.21], "r101": [0.4, 0.405, 0.41]}
+    page = written(tmp_path / "three", put_rows(tmp_path / "three", three)).read_text()
+    assert "mask APr: R-101-FPN over R-50-FPN by 20.0" in page
+    assert "other seeds" not in page
+    one = study_with(("r50", "r101"))
+    put_run(tmp_path / "one", one, "r50", ap=0.2)
+    assert "differ" not in written(tmp_path / "one", one).read_text()
+
+
 @pytest.mark.parametrize(
-    ("seeds", "aps", "interval", "expected"),
+    ("seeds", "aps", "expected"),
     [
-        ((0,), [0.27], [0.25, 0.29], "27.0 [25.0, 29.0] (published 26.1, +0.9)"),
-        ((0,), [0.27], [0.262, 0.29], "27.0 [26.2, 29.0] (published 26.1, +0.9 !)"),
-        ((0,), [0.27], None, "27.0 (published 26.1, +0.9)"),
-        ((0, 1), [0.26, 0.28], [0.262, 0.29], "27.0 ± 1.4 (published 26.1, +0.9)"),
-        ((0, 1), [0.269, 0.271], [0.25, 0.29], "27.0 ± 0.1 (published 26.1, +0.9 !)"),
+        ((0,), [0.27], "27.0 (published 26.1, +0.9)"),
+        # t of 97.5 % with n - 1 degrees of freedom, times the deviation, times sqrt(1 + 1/n): 2.2 and 0.7 points.
+        ((0, 1), [0.269, 0.271], "27.0 ± 0.1 (published 26.1, +0.9)"),
+        ((0, 1, 2), [0.2686, 0.27, 0.2714], "27.0 ± 0.1 (published 26.1, +0.9 !)"),
     ],
 )
-def test_a_training_of_the_published_recipe_is_compared_with_what_was_published(
-    tmp_path, seeds, aps, interval, expected
-):
+def test_a_training_of_the_published_recipe_is_compared_with_what_was_published(tmp_path, seeds, aps, expected):
     schedule = {key: value for key, value in read_yaml(MINI)["schedule"].items() if key not in ("steps", "policy")}
     dataset = {**read_yaml(MINI)["dataset"], "name": "lvis_v0.5"}
     study = study_with(seeds=seeds, dataset=dataset, schedule={**schedule, "policy": "step", "epochs": 24})
     for seed, ap in zip(seeds, aps, strict=True):
-        folder = put_run(tmp_path, study, seed=seed, ap=ap)
-        if interval:
-            put_metrics(folder, ap=ap, intervals={"resamples": 1000, "bbox": {"AP": interval}})
+        put_run(tmp_path, study, seed=seed, ap=ap)
     assert reason_of(tmp_path, study, "box AP") == expected
-    noise = "two standard deviations over the seeds" if len(seeds) > 1 else "the interval over images"
+    noise = "prediction interval of one more seed" if len(seeds) > 1 else "not told from one seed"
     assert noise in (tmp_path / "table.md").read_text()
 
 

@@ -169,13 +169,17 @@ def test_the_command_and_a_row_that_is_not_there(server: tuple[str, Served], tmp
     assert "it/s" not in done.stderr  # no bar where nobody watches
 
 
-# Forks, since Python itself takes a second to begin on a busy machine: prints what lies there after each kill.
+# Forks, since Python itself takes a second to begin on a busy machine: prints what lies there after each kill, which
+# comes within the time that a whole fetch takes here.
 PROGRAM = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 from lvis_rcnn.fetch import fetch, main
 from lvis_rcnn.config.zoo import load_sources
 source, out, moments = load_sources(Path(sys.argv[1]))["a"], Path(sys.argv[2]), random.Random(3)
+began = time.monotonic()
+fetch(source, out.parent.parent / "whole" / "a.json")
+whole_s = time.monotonic() - began
 for _ in range(20):
     for file in out.parent.glob("a.json*"):
         if moments.random() < 0.3 and not file.name.endswith(".part"):
@@ -184,7 +188,7 @@ for _ in range(20):
     if child == 0:
         fetch(source, out)
         os._exit(0)
-    time.sleep(moments.uniform(0, 0.3))
+    time.sleep(moments.uniform(0, 1.2 * whole_s))
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert status in (0, signal.SIGKILL), status

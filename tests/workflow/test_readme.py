@@ -179,7 +179,7 @@ def test_the_commands_of_the_pages_work_as_typed(tmp_path: Path) -> None:
     for name in filter(None, tracked.split("\0")):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPOSITORY / name, checkout / name)
-    small = tiny_study(tmp_path, study="mini", backbones=["r50", "r101"], evaluation={"bootstrap_resamples": 20})
+    small = tiny_study(tmp_path, study="mini", backbones=["r50", "r101"], evaluation={"bootstrap_resamples": 200})
     shutil.copy2(small, checkout / "configs" / "mini.yaml")
     photos = {"train": {"annotations": "t.json", "images": "."}, "val": {"annotations": "v.json", "images": "."}}
     own = tiny_study(tmp_path, study="photos", dataset={"name": "photos", "draw": None, **photos})

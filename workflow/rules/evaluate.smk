@@ -1,3 +1,6 @@
+from lvis_rcnn.runs.identity import SCORING_REVISION
+
+
 rule evaluate:
     """Score the detections by the LVIS protocol."""
     input:
@@ -20,6 +23,7 @@ rule evaluate:
     params:
         detections_per_image=study.evaluation.detections_per_image,
         resamples=study.evaluation.bootstrap_resamples,
+        revision=SCORING_REVISION,
         annotations=untracked(of_split(paths.annotation_file)),
     message:
         "Scoring {wildcards.group}/{wildcards.member} of {wildcards.study}"

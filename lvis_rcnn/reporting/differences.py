@@ -1,0 +1,81 @@
+"""Which rows of a table differ: paired tests of every two rows that are scored on the same images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from lvis_rcnn.evaluation.compare import PRIMARY
+from lvis_rcnn.evaluation.results import KINDS
+from lvis_rcnn.evaluation.uncertainty import FEWEST_SEEDS, LEVEL, Estimate, estimates, holm
+from lvis_rcnn.reporting.rows import PUBLISHED, RESCORED, Row
+
+# The measure of each primary metric.
+TESTED = {f"{KINDS[kind]}_{metric}": (kind, metric) for kind, metric in PRIMARY}
+
+
+@dataclass(frozen=True)
+class PairTest:
+    """Whether two rows differ in a measure."""
+
+    name: str
+    better: Row
+    worse: Row
+    points: float
+    """How much the better one exceeds the other, in percent."""
+    p: float
+    """Corrected for the number of tests of the table (Holm)."""
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the difference is more than chance."""
+        return self.p < 1 - LEVEL
+
+
+def paired_tests(rows: Sequence[Row]) -> list[PairTest]:
+    """The tests of every two rows in every measure of ``TESTED``; none where resamples are lacking."""
+    found: dict[tuple[int, int, str], Estimate] = {}
+    for one, other in combinations([at for at, row in enumerate(rows) if row.source != PUBLISHED], 2):
+        ours, theirs = rows[one].sampled, rows[other].sampled
+        if rows[one].scored_annotations() != rows[other].scored_annotations():
+            continue
+        of_kinds = {kind: estimates(ours[kind], theirs[kind]) for kind in ours if kind in theirs}
+        for name, (kind, metric) in TESTED.items():
+            if estimate := of_kinds.get(kind, {}).get(metric):
+                found[one, other, name] = estimate
+    corrected = holm({key: estimate.p for key, estimate in found.items()})
+    tests = []
+    for (one, other, name), estimate in found.items():
+        pair = (rows[one], rows[other]) if estimate.value > 0 else (rows[other], rows[one])
+        tests.append(PairTest(name, *pair, 100 * abs(estimate.value), corrected[one, other, name]))
+    return tests
+
+
+def is_shown_best(row: Row, rows: Sequence[Row], name: str, tests: Sequence[PairTest]) -> bool:
+    """Whether a row is shown to be better than every other one that is scored here on the same data."""
+    others = [one for one in rows if one is not row and one.source != PUBLISHED and one.scored_on == row.scored_on]
+    beaten = [test.worse for test in tests if test.is_shown and test.name == name and test.better is row]
+    return bool(others) and all(any(one is other for one in beaten) for other in others)
+
+
+def differences_line(rows: Sequence[Row]) -> str:
+    """Which rows differ, in words; empty where fewer than two rows are scored, or no resamples were made."""
+    scored = [row for row in rows if row.sampled and row.source != PUBLISHED]
+    if len(scored) < 2:
+        return ""
+    if not (tests := paired_tests(rows)):
+        few = any(1 < len(one.metrics) < FEWEST_SEEDS for row in scored for one in row.sampled.values())
+        return "Whether rows differ is not tested: two seeds cannot show how much seeds vary." if few else ""
+    how = f"paired test over the same images, p < 0.05 after Holm's correction for {len(tests)} tests"
+    shown = sorted((test for test in tests if test.is_shown), key=lambda test: (test.name, -test.points))
+    texts = [
+        f"{test.name.replace('_', ' ')}: {row_title(test.better)} over {row_title(test.worse)} by {test.points:.1f}"
+        for test in shown
+    ]
+    text = f"Rows that differ ({how}): {'; '.join(texts)}." if texts else f"No two rows are shown to differ ({how})."
+    single = any(len(row.runs) == 1 and row.source != RESCORED for row in scored)
+    return text + (" One run a row: this is about these trained models, other seeds may differ." if single else "")
+
+
+def row_title(row: Row) -> str:
+    """A row's title, with what tells a published model from a row trained here."""
+    return f"{row.title} (published)" if row.source == RESCORED else row.title
