@@ -24,6 +24,7 @@ category over all images count, however many of an image.
 
 import argparse
 import hashlib
+import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -55,7 +56,7 @@ from lvis_rcnn.evaluation.official import difference, official_scores
 from lvis_rcnn.evaluation.results import ALL_KINDS, KINDS, DetectionSet, Kind, read_detections
 from lvis_rcnn.evaluation.uncertainty import LEVEL, METHOD, Sampled, intervals, metrics_of_runs, resamples_text
 from lvis_rcnn.system.cli import InputError, add_number, add_output, log, run_step, step_parser
-from lvis_rcnn.system.files import sha256_of_file, write_json
+from lvis_rcnn.system.files import parsed, write_json
 
 Official = Literal["auto", "yes", "no"]
 
@@ -109,7 +110,7 @@ def evaluate(
     outcomes = {kind: scores[kind].outcomes for kind in scores}
     kept = MatchesFile(
         annotations_sha256=annotations_sha256,
-        detections_sha256=sha256_of_shards(detections) if detections.is_dir() else sha256_of_file(detections),
+        detections_sha256=detection_set.sha256 or sha256_of_shards(detections),
         detections_per_image=detections_per_image,
         category_ids=truth.category_ids,
         frequencies=truth.frequencies,
@@ -271,10 +272,10 @@ def check_belonging(detections: Path, annotations_sha256: str, count: int) -> No
         InputError: inference read other annotations, or wrote another number of detections.
     """
     record = detections.parent / "inference.json"
-    if not detections.is_dir() or not record.is_file():
+    if not os.path.isdir(detections) or not record.is_file():
         return
     try:
-        inference = msgspec.json.decode(record.read_bytes(), type=dict[str, Any])
+        inference = parsed(msgspec.json.decode, record.read_bytes(), type=dict[str, Any])
     except (OSError, ValueError) as error:
         raise InputError(str(record), f"not readable as JSON: {error}", fix="run inference again") from None
     if inference.get("annotations_sha256") != annotations_sha256:

@@ -18,7 +18,7 @@ from lvis_rcnn.config.study import DEFAULT_ZOO
 from lvis_rcnn.config.zoo import DEFAULT_SOURCES, Source, load_sources, load_zoo, published_file
 from lvis_rcnn.system.cli import InputError, check_kind, check_writable, log, run_step, step_parser
 from lvis_rcnn.system.download import download, json_member, unpack_json
-from lvis_rcnn.system.files import append_to_part, keep_part, locked_part, sha256_of_file
+from lvis_rcnn.system.files import append_to_part, keep_part, locked_part, parsed, sha256_of_file
 
 
 class Lists(msgspec.Struct):
@@ -91,8 +91,8 @@ def record_seen(source: Source, archive: Path, part: Path, out: Path) -> None:
 def counts_of(part: Path, out: Path) -> dict[str, int]:
     """Number of records of each list; InputError, which names ``out``, if they cannot be read."""
     try:
-        lists = msgspec.json.decode(part.read_bytes(), type=Lists)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        lists = parsed(msgspec.json.decode, part.read_bytes(), type=Lists)
+    except ValueError as error:
         what = f"the file in the zip is no annotation file: {error}"
         raise InputError(str(out), what, fix="delete the zip beside it and fetch it again") from None
     return {"images": len(lists.images), "categories": len(lists.categories)}

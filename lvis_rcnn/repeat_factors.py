@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from lvis_rcnn.config.schema import MOST_EXPONENT
 from lvis_rcnn.dataloader.repeat_factors import ROUNDINGS, RepeatFactors, repeat_factors, summary
 from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.system.cli import add_number, add_output, log, run_step, step_parser
@@ -105,8 +106,8 @@ def main() -> None:
     parser.add_argument(
         "--rounding", choices=ROUNDINGS, default="ceil", help="of factors to copies (default: ceil, MMDetection's)"
     )
-    exponent = "of threshold over frequency (default: 0.5)"
-    add_number(parser, "--exponent", exponent, 0, kind=float, above=True, default=0.5, metavar="E")
+    exponent = "of threshold over frequency, at most 2 (default: 0.5)"
+    add_number(parser, "--exponent", exponent, 0, MOST_EXPONENT, kind=float, above=True, default=0.5, metavar="E")
     add_output(parser, "--out", "folder of the tables", is_folder=True)
     run_step(parser, step)
 

@@ -92,7 +92,7 @@ def page_of(path: Path, trust_pickle: bool) -> Iterator[str]:
     yield f"file       {path}, {path.stat().st_size / 2**20:.1f} MiB"
     yield f"sha256     {digest}, {fits if named else 'none in its name'}"
     meta = content["meta"] if isinstance(content.get("meta"), dict) else {}
-    state, notes = freed(state_in(content) or {})
+    state, notes = freed(state_in(str(path), content) or {})
     file, kind = MmdetFile(path, digest, state, meta, tuple(notes)), kind_of(state, meta)
     yield f"kind       {kind}{version_of(file) if kind == MMDET else ''}"
     backbone = meta.get("backbone") or backbone_of(state, PREFIXES.get(kind, "backbone."))

@@ -40,6 +40,9 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
+# With larger ones the copies of an image may exceed 64 bits, of a million images those of an epoch.
+MOST_EXPONENT = 2
+
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are never coerced, nothing changes after loading."""
@@ -115,7 +118,7 @@ class Sampling(Section):
     """Categories in fewer than this fraction of the images are oversampled; null turns oversampling off."""
     rounding: Literal["ceil", "stochastic"] = "ceil"
     """Copies of an image from its real-valued factor: ceil (MMDetection) or stochastic (paper, detectron2)."""
-    exponent: Positive = 0.5
+    exponent: Annotated[float, Field(gt=0, le=MOST_EXPONENT)] = 0.5
     """Exponent of threshold / frequency; 0.5 is the paper's square root."""
 
 

@@ -14,7 +14,9 @@ from jaxtyping import Float64, Int64, UInt8, UInt32
 
 from lvis_rcnn import SizeHW
 from lvis_rcnn.dataloader.transforms import nearest_positions
+from lvis_rcnn.dataset.polygons import ALLOWED, too_large
 from lvis_rcnn.dataset.rle import pixels_of_runs
+from lvis_rcnn.system.cli import InputError
 
 # pycocotools walks along polygons in steps of a fifth of a pixel.
 STEPS_PER_PX = 5
@@ -111,7 +113,12 @@ def column_crossings(
     A pixel belongs to the polygon if an odd number of crossings of its column are at or above its row. The outline is
     followed as in pycocotools, in steps of a fifth of a pixel with the same roundings (cocoapi, ``rleFrPoly`` of
     maskApi.c).
+
+    Raises:
+        InputError: it is larger than a store that is built now would hold.
     """
+    if why := too_large(polygon.tolist()):
+        raise InputError("the outline of an annotation", why, allowed=ALLOWED, fix="build the annotation store again")
     u, v = outline_points(polygon)
     height, width = original_hw
     crossed = np.flatnonzero(u[1:] != u[:-1])

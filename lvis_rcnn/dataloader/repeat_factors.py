@@ -32,6 +32,7 @@ from lvis_rcnn.dataset.checks import MAKE_PIXELS, NORMALISED, has_normalised_box
 from lvis_rcnn.dataset.records import CROWD
 from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.system.files import parsed
 
 # Epochs of the oversampled list in the schedule that MMDetection calls 2x.
 EPOCHS_OF_2X = 24
@@ -259,7 +260,7 @@ def read_sampling(folder: Path) -> Sampling:
             raise ValueError("copies are not those of the factors")
         if not any(copies for _, copies in rows) or any(factor < 1 and factor != 0 for factor, _ in rows):
             raise ValueError("no image is drawn, or one less than once")
-        rounding = json.loads((folder / "summary.json").read_bytes())["rounding"]
+        rounding = parsed(json.loads, (folder / "summary.json").read_bytes())["rounding"]
         if rounding not in ROUNDINGS:
             raise ValueError(f"unknown rounding {rounding!r}")
         return Sampling(np.array([factor for factor, _ in rows]), rounding)

@@ -19,7 +19,7 @@ Order: images as in the annotation file, scores descending inside an image. An i
 """
 
 import hashlib
-import zipfile
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,10 +28,10 @@ from typing import Any
 import msgspec
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8
-from numpy.lib.npyio import NpzFile
 
+from lvis_rcnn.dataset.rle import damaged_texts, pixels_of_texts
 from lvis_rcnn.system.cli import InputError
-from lvis_rcnn.system.files import atomic_file, sha256_of_file
+from lvis_rcnn.system.files import atomic_file, opened_arrays, sha256_of_file
 
 FORMAT = "lvis_rcnn.detections"
 VERSION = 2
@@ -126,21 +126,16 @@ def read_shard(path: Path, with_masks: bool = True) -> Detections:
     Raises:
         InputError: missing, damaged, of another format or version, or arrays that do not belong together.
     """
-    try:
-        with path.open("rb") as file, NpzFile(file) as archive:
-            skipped = () if with_masks else ("rle_offsets", "rle_counts")
-            arrays = {name: archive[name] for name in archive.files if name not in skipped}
-    except FileNotFoundError:
-        raise InputError(str(path), "no such shard", fix="run inference again") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(str(path), f"damaged shard of detections ({error})", fix="run inference again") from None
-    found = (str(arrays.pop("format", "another format")), int(arrays.pop("version", -1)))
+    with opened_arrays(path, "shard of detections", "run inference again") as archive:
+        skipped = () if with_masks else ("rle_offsets", "rle_counts")
+        arrays = {name: archive[name] for name in archive.files if name not in skipped}
+    found = tuple(np.asarray(arrays.pop(*one)).tolist() for one in (("format", "another format"), ("version", -1)))
     if found != (FORMAT, VERSION):
         raise InputError(
             str(path), f"is {found[0]} version {found[1]}", allowed=f"{FORMAT} version {VERSION}", fix="infer again"
         )
     if not with_masks:
-        arrays["rle_offsets"] = np.zeros(len(arrays.get("image_ids", ())) + 1, np.int64)
+        arrays["rle_offsets"] = np.zeros(np.size(arrays.get("image_ids", ())) + 1, np.int64)
         arrays["rle_counts"] = np.zeros(0, np.uint8)
     return checked(path, arrays, with_masks)
 
@@ -186,7 +181,7 @@ def shards_of(folder: Path) -> list[Path]:
     found = sorted(folder.glob("shard-*.npz"))
     if not found:
         inner = folder / "detections"
-        fix = f"name {inner}" if inner.is_dir() else "infer first"
+        fix = f"name {inner}" if os.path.isdir(inner) else "infer first"
         raise InputError(str(folder), "no shards of detections here", allowed="shard-00000.npz, ...", fix=fix)
     wanted = [shard_path(folder, number) for number in range(len(found))]
     if found != wanted:
@@ -218,7 +213,8 @@ def export_results(folder: Path, out: Path) -> int:
     Scores and boxes are written with all their digits.
 
     Raises:
-        InputError: as :func:`read_shards`, or inference omitted masks, which a results file cannot express.
+        InputError: as :func:`read_shards`, or inference omitted masks, which a results file cannot express; a score or
+            box that is not finite, or a mask that is damaged or not of its size.
     """
     count = 0
     with atomic_file(out) as temporary, temporary.open("wb") as file:
@@ -228,12 +224,38 @@ def export_results(folder: Path, out: Path) -> int:
             if not shard.has_mask.all():
                 what = f"{(~shard.has_mask).sum()} detections have no mask, since no score reads it"
                 raise InputError(str(path), what, fix="infer with inference.masks: all")
+            check_values(str(path), shard)
             for record in results_of(shard):
                 file.write(b",\n" if count else b"\n")
                 file.write(msgspec.json.encode(record))
                 count += 1
         file.write(b"\n]\n")
     return count
+
+
+# Rows whose masks are unpacked at a time.
+ROWS_AT_ONCE = 1 << 12
+
+
+def check_values(where: str, detections: Detections) -> None:
+    """Raise InputError for the first detection that no scorer could read."""
+    for start in range(0, len(detections), ROWS_AT_ONCE):
+        some = rows_between(detections, start, min(start + ROWS_AT_ONCE, len(detections)))
+        for wrong, what in problems(some):
+            if wrong.any():
+                row = int(np.argmax(wrong))
+                record = f"{where}: result {start + row} (image {some.image_ids[row]})"
+                raise InputError(record, what, fix="run inference again")
+
+
+def problems(detections: Detections) -> Iterator[tuple[Bool[np.ndarray, " d"], str]]:
+    """What detections may have that no scorer reads, and which of them do."""
+    yield ~np.isfinite(detections.scores), "its score is not a finite number"
+    yield ~np.isfinite(detections.boxes_xywh).all(axis=1), "its bbox is not four finite numbers"
+    texts = detections.rle_offsets, detections.rle_counts
+    yield damaged_texts(*texts), "its mask is damaged"
+    filled = detections.mask_sizes.astype(np.int64).prod(axis=1)
+    yield pixels_of_texts(*texts) != filled, "its mask is not of its size"
 
 
 def results_of(detections: Detections) -> Iterator[dict[str, Any]]:

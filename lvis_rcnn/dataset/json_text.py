@@ -5,6 +5,7 @@ reader takes is mended and read again, so that the usual file costs nothing.
 """
 
 import mmap
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def read_text(path: Path, option: str, content: str) -> bytes | mmap.mmap:
         InputError: there is no such readable file.
     """
     where, fix = f"{option} {path}", "name a file that exists"
-    if path.is_dir():
+    if os.path.isdir(path):
         is_store = (path / "store.json").is_file()
         what = "is an annotation store" if is_store else "is a folder"
         raise InputError(where, what, allowed=content, fix="name the JSON file" + " that it was made of" * is_store)

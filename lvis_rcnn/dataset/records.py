@@ -15,6 +15,7 @@ from jaxtyping import Float64, Int64, UInt8
 from msgspec import Meta
 
 from lvis_rcnn.dataset.json_text import Text, decoded_list, decoded_record, value_at
+from lvis_rcnn.dataset.polygons import ALLOWED, too_large
 from lvis_rcnn.dataset.rle import check_runs, runs_of_text
 from lvis_rcnn.system.cli import InputError
 
@@ -102,7 +103,7 @@ HELP = {
     "area": ("mask area in pixels, a finite number from 0", "write the polygons' area"),
     "segmentation": (
         "one or more polygons [x0, y0, x1, y1, ...], each of an even count of at least 6 numbers, or a mask"
-        " {size: [height, width], counts: runs}",
+        f" {{size: [height, width], counts: runs}}; {ALLOWED}",
         "write polygons or a run-length mask of the image's size, or remove the annotation",
     ),
     "coco_url": ("a text", "write the image's address, or leave it out and write file_name"),
@@ -352,8 +353,8 @@ def outlines_of(records: Sequence[AnnotationRecord], where: str) -> Outlines:
     """Polygons and masks of these annotations.
 
     Raises:
-        InputError: no polygon, fewer than 6 or an odd count of numbers, a value that is no finite number; a mask whose
-            runs do not fill it.
+        InputError: no polygon, fewer than 6 or an odd count of numbers, a value that is no finite number or too large
+            to draw; a mask whose runs do not fill it.
     """
     is_mask = [bytes(record.segmentation).lstrip().startswith(b"{") for record in records]
     polygons = polygons_of([r for r, masked in zip(records, is_mask, strict=True) if not masked], where)
@@ -383,7 +384,9 @@ def polygons_of(records: Sequence[AnnotationRecord], where: str) -> list[list[li
         polygons = LISTS_OF_POLYGONS.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         polygons = []
-    wrong = not all(polygons) or any(len(polygon) < 6 or len(polygon) % 2 for one in polygons for polygon in one)
+    wrong = not all(polygons) or any(
+        len(polygon) < 6 or len(polygon) % 2 or too_large(polygon) for one in polygons for polygon in one
+    )
     if wrong or len(polygons) != len(records):
         first, *others = [record for record in records if polygon_problem(record)]
         more = f" (also annotations {', '.join(str(record.id) for record in others[:NAMED])}" * bool(others)
@@ -403,7 +406,9 @@ def polygon_problem(record: AnnotationRecord) -> str:
     bad = [(n, length) for n, length in enumerate(lengths) if length < 6 or length % 2]
     if not polygons:
         return "segmentation has no polygon"
-    return f"segmentation[{bad[0][0]}] has {bad[0][1]} numbers" if bad else ""
+    if bad:
+        return f"segmentation[{bad[0][0]}] has {bad[0][1]} numbers"
+    return next((f"segmentation[{n}] {why}" for n, polygon in enumerate(polygons) if (why := too_large(polygon))), "")
 
 
 def mask_of(record: AnnotationRecord, where: str) -> tuple[tuple[int, int], Int64[np.ndarray, " runs"]]:

@@ -5,7 +5,7 @@ pycocotools reads it without checking bounds, so that a damaged text may crash i
 """
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 
 # Characters 48 to 111: five bits of a number and one bit that is set if more follow.
 BASE, BITS, VALUE, SIGN, MORE = 48, 5, 31, 16, 32
@@ -28,17 +28,50 @@ def runs_of_text(counts: bytes) -> Int64[np.ndarray, " runs"]:
     last = np.flatnonzero(characters & MORE == 0)
     if not len(last) or last[-1] != len(characters) - 1:
         raise ValueError("ends within a number")
-    lengths = np.diff(last, prepend=-1)
-    if lengths.max() > MOST_CHARACTERS:
+    if np.diff(last, prepend=-1).max() > MOST_CHARACTERS:
         raise ValueError("has a number of more than 32 bits")
-    starts = last + 1 - lengths
-    place = np.arange(len(characters)) - np.repeat(starts, lengths)
-    runs = np.add.reduceat((characters & VALUE) << BITS * place, starts)
-    runs -= np.where(characters[last] & SIGN, 1, 0) << BITS * lengths
+    runs = numbers_of(characters, last)
     # From the fourth on, each number is the difference to the last but one.
     runs[1::2] = runs[1::2].cumsum()
     runs[2::2] = runs[2::2].cumsum()
     return runs
+
+
+def numbers_of(characters: Int64[np.ndarray, " bytes"], last: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
+    """The numbers that characters, less ``BASE``, hold; ``last`` is the place of the last character of each."""
+    lengths = np.diff(last, prepend=-1)
+    starts = last + 1 - lengths
+    place = np.arange(len(characters)) - np.repeat(starts, lengths)
+    numbers: np.ndarray = np.add.reduceat((characters & VALUE) << BITS * place, starts)
+    numbers -= np.where(characters[last] & SIGN, 1, 0) << BITS * lengths
+    return numbers
+
+
+def damaged_texts(offsets: Int64[np.ndarray, " o"], counts: UInt8[np.ndarray, " bytes"]) -> Bool[np.ndarray, " o-1"]:
+    """Whether pycocotools would read beyond the end of each text, or it holds characters of no number."""
+    starts, ends = offsets[:-1], offsets[1:]
+    open_end = np.zeros(len(starts), bool)
+    filled = ends > starts
+    open_end[filled] = (counts[ends[filled] - 1] - BASE) & MORE != 0
+    if len(counts) and (counts.min() < BASE or counts.max() > BASE + 2 * MORE - 1):
+        strange = np.flatnonzero((counts < BASE) | (counts > BASE + 2 * MORE - 1))
+        open_end[np.searchsorted(ends, strange, side="right")] = True
+    return open_end
+
+
+def pixels_of_texts(offsets: Int64[np.ndarray, " o"], counts: UInt8[np.ndarray, " bytes"]) -> Int64[np.ndarray, " o-1"]:
+    """How many pixels the runs of each text fill; no text may be damaged."""
+    if not len(counts):
+        return np.zeros(len(offsets) - 1, np.int64)
+    characters = counts.astype(np.int64) - BASE
+    last = np.flatnonzero(characters & MORE == 0)
+    text = np.searchsorted(offsets, last, side="right") - 1
+    each = np.bincount(text, minlength=len(offsets) - 1)
+    place = np.arange(len(last)) - (each.cumsum() - each)[text]
+    # A difference counts in its own run and in every second one behind it; the first number is no difference.
+    runs = np.where(place > 0, (each[text] - 1 - place) // 2 + 1, 1)
+    filled: np.ndarray = np.bincount(text, numbers_of(characters, last) * runs, len(each))
+    return filled.astype(np.int64)
 
 
 def texts_of_runs(

@@ -20,7 +20,7 @@ from lvis_rcnn.dataset.pieces import sha256_of
 from lvis_rcnn.dataset.reader import OutlineFiles, read_file
 from lvis_rcnn.dataset.records import CROWD, IGNORED, Category
 from lvis_rcnn.system.cli import InputError
-from lvis_rcnn.system.files import ArrayFile, atomic_folder, write_json
+from lvis_rcnn.system.files import ArrayFile, atomic_folder, parsed, write_json
 
 FORMAT = "lvis_rcnn.annotations"
 VERSION = 3
@@ -201,7 +201,7 @@ def open_store(path: Path) -> AnnotationStore:
     """
     fix = "build it again with python -m lvis_rcnn store --annotations FILE.json --out STORE"
     try:
-        info = msgspec.json.decode((path / "store.json").read_bytes(), type=StoreInfo)
+        info = parsed(msgspec.json.decode, (path / "store.json").read_bytes(), type=StoreInfo)
     except OSError:
         raise InputError(str(path), "no annotation store here", fix=fix) from None
     except ValueError as error:

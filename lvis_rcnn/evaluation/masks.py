@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 from pycocotools import mask as coco_mask
 
-from lvis_rcnn.dataset.rle import BASE, MORE, texts_of_runs
+from lvis_rcnn.dataset.polygons import ALLOWED, too_large
+from lvis_rcnn.dataset.rle import damaged_texts, texts_of_runs
 from lvis_rcnn.evaluation.ground_truth import GroundTruth
 from lvis_rcnn.system.cli import InputError
 
@@ -18,6 +19,9 @@ Packed = dict[str, Any]
 
 # Under NumPy 2 pycocotools fails on the areas of 256 or more masks in one call.
 AREAS_AT_ONCE = 255
+
+# Run lengths have 32 bits.
+MOST_PIXELS = 2**32 - 1
 
 
 class Rle(msgspec.Struct, frozen=True):
@@ -50,15 +54,7 @@ class Masks:
 
     def damaged(self) -> Bool[np.ndarray, " d"]:
         """Whether pycocotools would read beyond the end of each text, or it holds characters of no number."""
-        starts, ends = self.offsets[:-1], self.offsets[1:]
-        characters = self.counts
-        open_end = np.zeros(len(starts), bool)
-        filled = ends > starts
-        open_end[filled] = (characters[ends[filled] - 1] - BASE) & MORE != 0
-        if len(characters) and (characters.min() < BASE or characters.max() > BASE + 2 * MORE - 1):
-            strange = np.flatnonzero((characters < BASE) | (characters > BASE + 2 * MORE - 1))
-            open_end[np.searchsorted(ends, strange, side="right")] = True
-        return open_end
+        return damaged_texts(self.offsets, self.counts)
 
 
 def no_masks() -> Masks:
@@ -70,9 +66,13 @@ def packed_mask(segmentation: Read, size: tuple[int, int], record: str) -> Packe
     """A mask of an image of ``size`` (height, width): polygons are drawn, run lengths compressed.
 
     Raises:
-        InputError: a polygon has fewer than three points, or the mask does not fit the image; ``record`` names it.
+        InputError: a polygon has fewer than three points or is too large, the mask does not fit the image, or no mask
+            fits it; ``record`` names it.
     """
     height, width = size
+    if min(size) < 1 or height * width > MOST_PIXELS:
+        what, fix = f"the mask of an image of {height} x {width} pixels", "score boxes only: --kinds bbox"
+        raise InputError(record, what, allowed=f"1 to {MOST_PIXELS:,} pixels", fix=fix)
     if isinstance(segmentation, Rle):
         if segmentation.size != size:
             raise wrong_size(record, segmentation.size, size)
@@ -85,6 +85,9 @@ def packed_mask(segmentation: Read, size: tuple[int, int], record: str) -> Packe
             what = f"polygon of {len(polygon)} numbers"
             fix = "remove or complete the polygon, or score boxes only: --kinds bbox"
             raise InputError(record, what, allowed="an even number, at least 6", fix=fix)
+        if why := too_large(polygon):
+            fix = "correct the polygon, or score boxes only: --kinds bbox"
+            raise InputError(record, f"polygon {why}", allowed=ALLOWED, fix=fix)
     if isinstance(segmentation, list) and segmentation:
         packed: Packed = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
         return packed

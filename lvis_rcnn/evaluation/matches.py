@@ -30,26 +30,23 @@ That is 5 bytes per evaluated detection, 14 per match and 5 per object: about 20
 on the same images have the same resamples, so that those of several runs can be paired.
 """
 
-import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
-from numpy.lib.npyio import NpzFile
 
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, NUM_SIZES, THRESHOLDS, Matches, Outcomes
 from lvis_rcnn.evaluation.results import KINDS, Kind
 from lvis_rcnn.system.cli import InputError
-from lvis_rcnn.system.files import atomic_file
+from lvis_rcnn.system.files import atomic_file, opened_arrays
 
 FORMAT = "lvis_rcnn.matches"
 VERSION = 2
 RESAMPLED = "resampled"
-FIX = "score the detections again with --matches"
+KIND, FIX = "file of match results", "score the detections again with --matches"
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,18 +110,6 @@ def values_of(bits: UInt8[np.ndarray, "k bytes"], count: int) -> Bool[np.ndarray
     return np.unpackbits(bits, axis=1, count=count, bitorder="little").astype(bool)
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[NpzFile]:
-    """The archive; InputError where it is missing, or the part of it that is read is damaged."""
-    try:
-        with path.open("rb") as file, NpzFile(file) as archive:
-            yield archive
-    except FileNotFoundError:
-        raise InputError(str(path), "no such file of match results", fix=FIX) from None
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(str(path), f"damaged file of match results ({error})", fix=FIX) from None
-
-
 def require_version(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """InputError where the arrays are of another format or version."""
     found = (str(arrays.get("format", "another format")), str(arrays.get("version", "unknown")))
@@ -139,7 +124,7 @@ def read_matches(path: Path) -> MatchesFile:
     Raises:
         InputError: missing, damaged, of another format or version, or arrays that do not belong together.
     """
-    with opened(path) as archive:
+    with opened_arrays(path, KIND, FIX) as archive:
         arrays = {name: archive[name] for name in archive.files}
     require_version(path, arrays)
     wrong = next(misfits(arrays), "")
@@ -163,7 +148,7 @@ def read_resampled(path: Path, detections_sha256: str) -> dict[Kind, Float64[np.
     Raises:
         InputError: missing, damaged, of another version, or of other detections.
     """
-    with opened(path) as archive:
+    with opened_arrays(path, KIND, FIX) as archive:
         require_version(path, archive)
         if str(archive["detections_sha256"]) != detections_sha256:
             raise InputError(str(path), "belongs to other detections than metrics.json", fix=FIX)

@@ -21,6 +21,9 @@ from lvis_rcnn.system.cli import log
 # Rows that are turned into Python objects at a time.
 ROWS_AT_ONCE = 1 << 14
 
+# Of a whole number that Python reads: ``sys.get_int_max_str_digits()`` by default.
+MOST_DIGITS = 4300
+
 
 @dataclass(frozen=True, eq=False)
 class OfficialScores:
@@ -44,7 +47,7 @@ def official_scores(
         kind: bbox or segm.
         detections_per_image: at most so many of an image count, the best ones.
     """
-    dataset = json.loads(annotations)
+    dataset = dataset_of(annotations)
     if kind == "segm":
         fill_empty_outlines(dataset)
     size = len(detections), len(dataset["images"]), len(dataset["categories"])
@@ -71,6 +74,19 @@ def official_scores(
         recall=evaluation.eval["recall"],
         metrics={name: None if value == -1 else value for name, value in values.items()},
     )
+
+
+def dataset_of(annotations: bytes) -> dict[str, Any]:
+    """The file as Python objects; what Python refuses in keys that no score reads, our reader skips, so it is replaced.
+
+    Such are bytes that are not UTF-8, and whole numbers of thousands of digits.
+    """
+    try:
+        dataset: dict[str, Any] = json.loads(annotations)
+    except ValueError:
+        text = annotations.decode("utf-8-sig", errors="replace")
+        dataset = json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < MOST_DIGITS else 0)
+    return dataset
 
 
 def fill_empty_outlines(dataset: dict[str, Any]) -> None:

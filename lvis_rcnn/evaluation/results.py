@@ -4,9 +4,11 @@ A results file is a list of {"image_id", "category_id", "score", "bbox": [x, y, 
 polygons}. It is read a few megabytes at a time, so that never all of its records are Python objects at once.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +68,8 @@ class DetectionSet:
     masks: Masks | None
     has_mask: Bool[np.ndarray, " d"] | None = None
     """Which detections have a mask; None where all do. See dataset.detections."""
+    sha256: str = ""
+    """Of the results file, as it was read; empty for shards."""
 
     def __len__(self) -> int:
         """Number of detections."""
@@ -97,7 +101,7 @@ def read_detections(path: Path, truth: GroundTruth, kinds: Sequence[Kind] = ALL_
     Raises:
         InputError: the file or a shard is damaged, a record is not a detection, or as :func:`check_detections`.
     """
-    detections = detections_of_shards(path, kinds) if path.is_dir() else detections_of_file(path, truth, kinds)
+    detections = detections_of_shards(path, kinds) if os.path.isdir(path) else detections_of_file(path, truth, kinds)
     check_detections(detections, truth)
     return detections
 
@@ -120,19 +124,25 @@ def detections_of_file(path: Path, truth: GroundTruth, kinds: Sequence[Kind]) ->
     """
     if path.suffix == ".npz":
         raise InputError(f"--detections {path}", "is one shard", allowed=CONTENT, fix=f"name its folder, {path.parent}")
-    text = json_of(read_text(path, "--detections", CONTENT), str(path))
+    read = read_text(path, "--detections", CONTENT)
+    columns = columns_of(json_of(read, str(path)), str(path), truth, kinds)
+    return replace(columns.detections(), sha256=hashlib.sha256(read).hexdigest())
+
+
+def columns_of(text: Text, where: str, truth: GroundTruth, kinds: Sequence[Kind]) -> "Columns":
+    """The records of a results file as arrays; InputError as :func:`detections_of_file`."""
     readings: list[Callable[[], Iterator[list[Result]]]] = [lambda: pieces_of(text), lambda: pieces_of(mended(text))]
     for read in readings:
-        columns = Columns(str(path), truth, kinds)
+        columns = Columns(where, truth, kinds)
         try:
             for records in read():
                 columns.add(records)
-            return columns.detections()
+            return columns
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
-    columns = Columns(str(path), truth, kinds)
-    columns.add(all_records(text, str(path)))
-    return columns.detections()
+    columns = Columns(where, truth, kinds)
+    columns.add(all_records(text, where))
+    return columns
 
 
 def pieces_of(text: Text) -> Iterator[list[Result]]:
@@ -216,7 +226,7 @@ class Columns:
     def add_masks(self, records: Sequence[Result]) -> None:
         """Append the masks of ``records``."""
         packed = [
-            (record.segmentation.size, record.segmentation.counts.encode())
+            (record.segmentation.size, record.segmentation.counts.encode(errors="surrogatepass"))
             if isinstance(record.segmentation, Rle) and isinstance(record.segmentation.counts, str)
             else self.drawn(record, self.count + place)
             for place, record in enumerate(records)

@@ -181,13 +181,15 @@ class MmdetFile:
 
     @property
     def config(self) -> str:
-        """Text of the config, of 2.x or 3.x; empty where there is none."""
-        return text_of(self.meta, "config") or text_of(self.meta, "cfg") or ""
+        """Text of the config, of 2.x or 3.x, which is a text or a dictionary; empty where there is none."""
+        config = self.meta.get("config") or self.meta.get("cfg") or ""
+        return config.decode(errors="replace") if isinstance(config, bytes) else str(config)
 
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the classes, of 2.x (CLASSES) or 3.x (dataset_meta); None where there are none."""
-        data = self.meta.get("dataset_meta") or {}
+        found = self.meta.get("dataset_meta")
+        data = found if isinstance(found, dict) else {}
         names = self.meta.get("CLASSES") or data.get("classes") or data.get("CLASSES")
         return tuple(str(name) for name in names) if isinstance(names, (list, tuple)) else None
 
@@ -213,7 +215,7 @@ def read_mmdet(path: Path, *, trust_pickle: bool = False) -> MmdetFile:
     """
     content = read_content(path, trust_pickle=trust_pickle)
     sha256 = checked_sha256(path, digest_in_name(path.name))
-    found, meta = state_in(content), content.get("meta")
+    found, meta = state_in(str(path), content), content.get("meta")
     if found is None:
         what = f"has no state_dict, but {first_names([str(key) for key in content]) or 'nothing'}"
         raise InputError(str(path), what, allowed="a checkpoint of MMDetection: meta and state_dict")
@@ -307,7 +309,7 @@ def name_notes(file: MmdetFile, names: Sequence[str]) -> list[str]:
         if theirs != ours
     }
     moved = [difference for difference, theirs in differing.items() if theirs in names]
-    most = max(int(MOST_RENAMED * len(names)), len(names) > 2)
+    most = max(int(MOST_RENAMED * len(names)), int(len(names) > 2))
     if moved or len(differing) > most:
         kind = (
             f"{len(moved)} of {len(names)} classes stand at other places"
@@ -336,7 +338,7 @@ def write_mmdet(path: Path, state: Weights, meta: dict[str, Any], *, publish: bo
         InputError: the meta lacks one of the two, or keys or shapes are not those of MMDetection.
     """
     name, classes = meta.get("backbone"), meta.get("CLASSES")
-    if name not in BACKBONES or not isinstance(classes, (list, tuple)):
+    if name not in list(BACKBONES) or not isinstance(classes, (list, tuple)):
         what = "does not say its backbone and classes"
         raise InputError("model", what, allowed="a model.pth of lvis_rcnn.train or lvis_rcnn.weights import")
     backbone = BACKBONES[name]

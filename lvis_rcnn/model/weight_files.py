@@ -43,6 +43,9 @@ KINDS = (
 
 NAMED_KEYS = 3
 
+# What reading raises for damaged files, beside errors of Python and its files.
+NOT_WEIGHTS = (struct.error, zipfile.BadZipFile, pickle.UnpicklingError)
+
 
 def first_names(names: Sequence[str]) -> str:
     """The first ``NAMED_KEYS`` names."""
@@ -61,6 +64,8 @@ def read_content(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
         InputError: the file cannot be read, is of another program, or holds objects that need ``trust_pickle``.
     """
     try:
+        if path.is_fifo():
+            raise InputError(str(path), "is a pipe, and weights are read twice", fix="write it to a file first")
         refuse_foreign(path)
         with warnings.catch_warnings(action="ignore"):  # of the unpickler, about what others pickled
             content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
@@ -68,7 +73,7 @@ def read_content(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
         raise InputError(str(path), "no such file", fix="name a file of weights (.pth)") from None
     except IsADirectoryError:
         raise InputError(str(path), "is a folder", fix="name the file of weights (.pth) in it") from None
-    except (RuntimeError, EOFError, OSError, LookupError, struct.error, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, OSError, LookupError, ValueError, *NOT_WEIGHTS) as error:
         needed = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if needed:
             raise InputError(
@@ -79,6 +84,9 @@ def read_content(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
         what = f"cannot be read as a file of weights ({type(error).__name__})"
         raise InputError(str(path), what, fix=AGAIN) from None
     except (ImportError, AttributeError) as error:
+        if "torch.storage" in str(error):
+            what = "holds tensors of a type that files of torch before 1.6 cannot hold, as of 8 bits"
+            raise InputError(str(path), what, fix="save its weights as float32") from None
         what = f"holds an object of a package that is not installed: {error}"
         raise InputError(str(path), what, fix="install its package") from None
     if not isinstance(content, dict):
@@ -120,11 +128,33 @@ def refuse_other_zip(path: Path) -> None:
         raise InputError(str(path), "is a TorchScript program", fix="name the file of weights that it was made from")
 
 
-def state_in(content: dict[str, Any]) -> dict[str, torch.Tensor] | None:
-    """The weights of a file, of the model rather than of the optimizer, under the keys of others or bare; else None."""
+def state_in(where: str, content: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+    """The weights of a file, of the model rather than of the optimizer, under the keys of others or bare; else None.
+
+    Raises:
+        InputError: a tensor is none that a network here can take; it is named.
+    """
     state = content.get("state_dict", content.get("model", content))
     whole = isinstance(state, dict) and bool(state or "state_dict" in content)
-    return dict(state) if whole and all(isinstance(value, torch.Tensor) for value in state.values()) else None
+    if not whole or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        return None
+    for key, value in state.items():
+        if why := oddity(key, value):
+            allowed = "dense tensors of real numbers, and texts as their keys"
+            raise InputError(where, f"tensor {key!r} {why}", allowed=allowed, fix="save its weights as float32")
+    return dict(state)
+
+
+def oddity(key: Any, value: torch.Tensor) -> str:
+    """Why no network here can take this tensor; empty where one can."""
+    signs = {
+        "has a key that is not a text": not isinstance(key, str),
+        "has a shape, but no numbers (device meta)": value.is_meta,
+        "is quantised": value.is_quantized,
+        "is sparse or nested": value.layout != torch.strided or value.is_nested,
+        "holds complex numbers": value.is_complex(),
+    }
+    return next((why for why, is_seen in signs.items() if is_seen), "")
 
 
 def freed(state: Weights) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -150,12 +180,16 @@ def kind_of(state: Weights, meta: Mapping[str, Any]) -> str:
 
 
 def require_finite(where: str, state: Weights) -> None:
-    """Refuse weights that are not all numbers.
+    """Refuse weights that are not all numbers of float32, which networks have here.
 
     Raises:
         InputError: says how many tensors hold NaN or infinity, and names the first.
     """
-    bad = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    bad = [
+        key for key, value in state.items() if value.is_floating_point() and not bool(value.float().isfinite().all())
+    ]
     if bad:
-        what = f"{len(bad)} of {len(state)} tensors hold NaN or infinity ({first_names(bad)})"
+        too_large = all(bool(state[key].double().isfinite().all()) for key in bad)
+        held = "numbers that are infinite as float32" if too_large else "NaN or infinity"
+        what = f"{len(bad)} of {len(state)} tensors hold {held} ({first_names(bad)})"
         raise InputError(where, what, fix="name another file: the training that wrote this one diverged")

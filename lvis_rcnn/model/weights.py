@@ -34,11 +34,13 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights and meta of a model.pth.
 
     Raises:
-        InputError: the file is missing, damaged or no model.pth.
+        InputError: the file is missing, damaged or no model.pth, or its weights are not all numbers.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        return content["state_dict"], content["meta"]
+        state, meta = state_in(str(path), {"state_dict": content["state_dict"]}), content["meta"]
+        if state is None or not isinstance(meta, dict):
+            raise TypeError
     except FileNotFoundError:
         raise InputError(str(path), "no such model", fix="train it first") from None
     except IsADirectoryError:
@@ -50,6 +52,8 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             allowed=MODEL,
             fix="train again, or name another file",
         ) from None
+    require_finite(str(path), state)
+    return state, meta
 
 
 # Their rows are the categories of the dataset: those of another dataset do not fit.
@@ -99,7 +103,7 @@ def load_initial_weights(
 def load_body(model: nn.Module, path: Path) -> None:
     """Load an ImageNet classifier but for its last layer, ``fc``."""
     content = read_content(path, trust_pickle=False)
-    state, _ = freed(state_in(content) or {})
+    state, _ = freed(state_in(str(path), content) or {})
     require_finite(str(path), state)
     bare = {key: value for key, value in state.items() if not key.startswith("fc.")}
     load_strictly(model.get_submodule("backbone.body"), bare, {}, str(path), "a ResNet or ResNeXt of ImageNet")
@@ -158,7 +162,7 @@ def require_fit(where: str, backbone: str, meta: dict[str, Any], names: list[str
         InputError: says what it was trained for.
     """
     fix = "name the model that was trained for this study"
-    if not {"backbone", "CLASSES"} <= set(meta):
+    if "backbone" not in meta or not isinstance(meta.get("CLASSES"), (list, tuple)):
         raise InputError(where, "does not say what it was trained for", allowed=MODEL, fix=fix)
     if meta["backbone"] != backbone:
         raise InputError(where, f"is a model of {meta['backbone']}", allowed=backbone, fix=fix)

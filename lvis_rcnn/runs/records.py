@@ -15,6 +15,7 @@ from lvis_rcnn.config.schema import Published
 from lvis_rcnn.config.study import SECTIONS_OF_STEP, Study, digests_of, settings_digest
 from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
+from lvis_rcnn.system.files import parsed
 
 # Step -> the record it writes last, the keys that the table needs of it, and the text before the step has begun.
 RECORDS: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -164,7 +165,7 @@ def read_record(
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty where there is none, or it cannot be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parsed(json.loads, path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -217,7 +218,7 @@ def last_error(log_file: Path) -> str:
 def images_seen_by_weights(study: Study, results: Path) -> int:
     """Validation images that the initial weights of a study's trainings were trained on, as preflight counted them."""
     try:
-        page = json.loads((results / study.study / "preflight.json").read_bytes())
+        page = parsed(json.loads, (results / study.study / "preflight.json").read_bytes())
         return int(page["facts"].get(SEEN_BY_WEIGHTS, 0))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return 0

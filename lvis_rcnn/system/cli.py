@@ -24,6 +24,7 @@ EXIT_UNEXPECTED = 1
 EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141  # the exit code that a shell reports of a program ended by SIGPIPE
 
+TEMPORARY_BYTES = 10  # that the name of a temporary file has more than the name of its file
 LARGEST = 2**31 - 1  # of an option that has no limit of its own
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -147,12 +148,12 @@ def check_outputs(args: argparse.Namespace) -> None:
     """
     found = {name: value if isinstance(value, list) else [value] for name, value in vars(args).items()}
     paths = {name: [path for path in values if isinstance(path, Path)] for name, values in found.items()}
-    taken = {path.resolve(): name for name in paths if name not in args.outputs for path in paths[name]}
+    taken = {os.path.realpath(path): name for name in paths if name not in args.outputs for path in paths[name]}
     for name, output in args.outputs.items():
         for path in paths.get(name, []):
             output.check(path)
             for written in output.written(path):
-                other = taken.setdefault(written.resolve(), name)
+                other = taken.setdefault(os.path.realpath(written), name)
                 if other != name:
                     what = f"{written} is also the argument {other.replace('_', '-')}"
                     raise InputError(f"{output.option} {path}", what, fix="name another place")
@@ -160,8 +161,8 @@ def check_outputs(args: argparse.Namespace) -> None:
 
 def check_folder(option: str, path: Path, fix: str) -> None:
     """InputError unless ``path``, which the step reads, is a folder."""
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "no such folder"
+    if not os.path.isdir(path):
+        what = "is a file" if os.path.exists(path) else "no such folder"
         raise InputError(f"{option} {path}", what, fix=fix)
 
 
@@ -175,10 +176,14 @@ def check_kind(option: str, path: Path, *, is_folder: bool) -> None:
 def check_writable(option: str, path: Path, *, is_folder: bool) -> None:
     """InputError unless a file, or a folder, can be written at ``path``: tells before hours of work, not after them."""
     check_kind(option, path, is_folder=is_folder)
-    above = next(folder for folder in path.absolute().parents if os.path.exists(folder))
-    if not above.is_dir():
-        raise InputError(f"{option} {path}", f"lies under {above}, which is a file", fix="name a place in a folder")
-    folder = path if path.is_dir() else above
+    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not os.path.isdir(above):
+        what = "which is a file" if os.path.exists(above) else "a link that leads nowhere"
+        raise InputError(f"{option} {path}", f"lies under {above}, {what}", fix="name a place in a folder")
+    most = os.pathconf(above, "PC_NAME_MAX") - TEMPORARY_BYTES
+    if any(len(os.fsencode(part)) > most for part in path.parts):
+        raise InputError(f"{option} {path}", "is too long a name", allowed=f"{most} bytes", fix="name it shorter")
+    folder = path if os.path.isdir(path) else above
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{option} {path}", f"{folder} cannot be written", fix="name a place in another folder")
 
@@ -272,7 +277,7 @@ def start_logging(log_file: Path | None) -> None:
     log.addHandler(terminal)
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(log_file, encoding="utf-8")
+        file = logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
         log.addHandler(file)
 

@@ -9,15 +9,18 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from lvis_rcnn.system.cli import InputError, log
+
+T = TypeVar("T")
 
 YOUNG_S = 1.0  # a younger temporary folder may not be locked yet
 
@@ -185,7 +188,7 @@ def sync(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # of file names that are not UTF-8
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -193,12 +196,34 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+@contextlib.contextmanager
+def opened_arrays(path: Path, kind: str, fix: str) -> Iterator[NpzFile]:
+    """A NumPy archive; InputError, which says what ``kind`` of file it is, where it is missing or damaged."""
+    try:
+        with path.open("rb") as file, NpzFile(file) as archive:
+            yield archive
+    except FileNotFoundError:
+        raise InputError(str(path), f"no such {kind}", fix=fix) from None
+    except InputError:
+        raise
+    except Exception as error:  # one wrong byte makes zipfile, zlib and NumPy raise errors of ten kinds
+        raise InputError(str(path), f"damaged {kind} ({error})", fix=fix) from None
+
+
+def parsed(decode: Callable[..., T], text: bytes | str, **more: Any) -> T:
+    """What a decoder of JSON makes of a text; ValueError, not RecursionError, where it is nested too deeply."""
+    try:
+        return decode(text, **more)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one JSON object per line, except incomplete lines; empty if there is no file."""
     objects = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
-            objects.append(json.loads(line))
+            objects.append(parsed(json.loads, line))
     return objects
 
 

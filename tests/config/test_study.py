@@ -73,6 +73,7 @@ def test_the_studies_of_the_sampler_differ_in_nothing_else() -> None:
         ("schedule.epochs", 3, r"f: schedule: does not fit together; allowed: exactly one of 'epochs' and 'steps'"),
         ("schedule.policy", "step", r"policy 'step' needs the budget in 'epochs'"),
         ("schedule.learning_rate", float("nan"), r"f: schedule\.learning_rate: is NaN; allowed: a finite number"),
+        ("sampling.exponent", 60, r"sampling\.exponent: is 60; allowed: less than or equal to 2"),
         ("sampling.oversample_threshold", 0, r"oversample_threshold: is 0; allowed: greater than 0"),
         ("sampling.oversample_threshold", -1e-3, r"oversample_threshold: is -0\.001; allowed: greater than 0"),
         ("sampling.oversample_threshold", 2, r"oversample_threshold: is 2; allowed: less than or equal to 1"),

@@ -14,6 +14,7 @@ from lvis_rcnn.dataloader.masks import mask_crops
 from lvis_rcnn.dataloader.transforms import nearest_positions
 from lvis_rcnn.model import roi_losses
 from lvis_rcnn.model.roi_losses import mask_targets
+from lvis_rcnn.system.cli import InputError
 from tests.helpers.bitmaps import pasted
 from tests.reference.golden_figures import arrays
 
@@ -52,6 +53,11 @@ def test_a_square_by_hand():
     assert crops.pixels.tolist() == [1] * 6
     flipped = mask_crops([[np.array([1.0, 1, 4, 1, 4, 3, 1, 3])]], (5, 6), (10, 12), True)
     assert flipped.frames_xyxy.tolist() == [[4, 2, 10, 6]]
+
+
+def test_an_outline_of_an_older_store_that_is_too_large_is_refused():
+    with pytest.raises(InputError, match=r"has a coordinate of 1e\+08 pixels; .*fix: build the annotation store again"):
+        mask_crops([[np.array([0, 0, 1e8, 0, 1e8, 1e8])]], (10, 12), (10, 12), False)
 
 
 def test_an_object_without_a_pixel_and_no_object():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from lvis_rcnn.dataset.rle import check_runs, pixels_of_runs, runs_of_text, texts_of_runs
+from lvis_rcnn.dataset.rle import check_runs, pixels_of_runs, pixels_of_texts, runs_of_text, texts_of_runs
 
 bitmaps = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 1))
 
@@ -47,6 +47,7 @@ def test_large_runs_come_back(runs):
 def test_runs_become_the_text_of_pycocotools(masks):
     each = np.array([len(runs) for runs in masks], np.int64)
     offsets, text = texts_of_runs(np.array(list(chain.from_iterable(masks)), np.int64), each)
+    assert pixels_of_texts(offsets, text).tolist() == [sum(runs) for runs in masks]
     found = [text[start:stop].tobytes() for start, stop in pairwise(offsets)]
     assert found == [text_of_pycocotools(runs) if runs else b"" for runs in masks]
 

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import random
 import re
@@ -175,6 +176,12 @@ MASK = {"counts": [500, 20, 1880], "size": [40, 60]}
         ("annotations.1.segmentation", [], r"annotation 1: segmentation has no polygon"),
         ("annotations.1.segmentation", [[]], r"annotation 1: segmentation\[0\] has 0 numbers"),
         ("annotations.2.segmentation.1", [1, 2, 3, 4], r"annotation 4: segmentation\[1\] has 4 numbers; allowed: .*6"),
+        (
+            "annotations.2.segmentation.1",
+            [1, 2, 3, 4, 5, 3e7],
+            r"annotation 4: segmentation\[1\] has a coordinate of 3e\+07",
+        ),
+        ("annotations.2.segmentation.0", [0, 0, 1e6, 9] * 6, r"segmentation\[0\] has an outline of 12,000,000 pixels"),
         ("annotations.2.segmentation.1", [1] * 7, r"annotation 4: segmentation\[1\] has 7 numbers"),
         ("annotations.2.segmentation.0.3", None, r"annotation 4: segmentation\[0\]\[3\]: expected float, got null"),
         ("annotations.2.segmentation.0.3", float("inf"), r"annotation 4: segmentation\[0\]\[3\]: expected .* got NaN"),
@@ -284,6 +291,13 @@ def test_all_missing_keys_are_named_at_once(tmp_path):
         assert re.search(part, str(error.value))
 
 
+def test_a_large_polygon_that_can_be_drawn_is_stored(tmp_path):
+    dataset = change("annotations.2.segmentation", [[0, 0, 1e6, 0, 1e6, 1e6], [0, 0, 1e6, 9] * 5])
+    store = build(tmp_path, dataset)
+    row = store.annotation_ids.tolist().index(4)
+    assert [polygon.tolist() for polygon in store.outline_of(row)] == dataset["annotations"][2]["segmentation"]
+
+
 def test_all_annotations_with_a_wrong_polygon_are_named(tmp_path):
     dataset = small_dataset()
     dataset["annotations"] = [annotation(n, 7, 20, [1, 2, 3, 4], [[0] * 5]) for n in range(1, 10)]
@@ -311,6 +325,20 @@ def test_harmless_marks_and_nulls_are_accepted(tmp_path):
     dataset["annotations"][1]["ignore"] = False
     dataset["images"][1]["coco_url"] = None
     assert_same(build(tmp_path, dataset), dataset)
+
+
+def test_a_name_that_is_not_utf8_is_stored(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.json"))
+    path.write_text(json.dumps(small_dataset()))
+    build_store(path, tmp_path / "a.store")
+    assert open_store(tmp_path / "a.store").source_name == "?.json"
+
+
+@pytest.mark.parametrize(("name", "why"), [("loop", "Too many levels"), ("x" * 300, "File name too long")])
+def test_a_name_that_cannot_be_opened_is_one_line(tmp_path, name, why):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match=f"--annotations .*: not readable: {why}"):
+        build_store(tmp_path / name, tmp_path / "a.store")
 
 
 def test_a_missing_file_and_a_foreign_folder_are_refused(tmp_path):

@@ -22,6 +22,7 @@ from lvis_rcnn.dataset.detections import Detections, pack_rles, shard_path, writ
 from lvis_rcnn.evaluation import iou
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score, score_fixed
 from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth
+from lvis_rcnn.evaluation.masks import packed_mask
 from lvis_rcnn.evaluation.official import difference, official_package, official_scores
 from lvis_rcnn.evaluation.results import DetectionSet, Result, detections_of, read_detections
 from lvis_rcnn.system.cli import InputError
@@ -406,6 +407,12 @@ def test_packing_large_runs_leaves_the_memory_of_others_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_image_that_is_too_large_for_a_mask_is_refused():
+    message = r"annotation 1: the mask of an image of 65536 x 65536 pixels; allowed: 1 to 4,294,967,295 .*--kinds bbox"
+    with pytest.raises(InputError, match=message):
+        packed_mask([[1, 1, 5, 1, 5, 5]], (2**16, 2**16), "annotation 1")
 
 
 def test_boxes_of_shards_are_read_without_their_masks(tmp_path):

@@ -6,6 +6,7 @@ import gzip
 import http.server
 import io
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -217,6 +218,49 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, state, run, number):
     assert "1 of 1 tensors hold NaN or infinity (backbone.body.a); fix" in run("show", tmp_path / "model.pth", code=2)
 
 
+BIAS = "neck.fpn_convs.0.conv.bias"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            5,
+            torch.ones(1),
+            "tensor 5 has a key that is not a text; allowed: dense .*; fix: save its weights as float32",
+        ),
+        (b"a", torch.ones(1), "tensor b'a' has a key that is not a text"),
+        (BIAS, torch.ones(256).to_sparse(), f"tensor '{BIAS}' is sparse or nested"),
+        (BIAS, torch.ones(256, device="meta"), "has a shape, but no numbers"),
+        (BIAS, torch.complex(torch.ones(256), torch.ones(256)), "holds complex numbers"),
+        (
+            BIAS,
+            torch.full((256,), 1e300, dtype=torch.float64),
+            r"1 of 3\d\d tensors hold numbers that are infinite as f",
+        ),
+    ],
+    ids=["number", "bytes", "sparse", "meta", "complex", "float64"],
+)
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_tensors_that_no_network_takes_are_refused(tmp_path, state, run, key, value, message):
+    path = tmp_path / "a.pth"
+    torch.save(content_of({**state, key: value}), path)
+    refused(path, message)
+    assert re.search(message, run("show", path, code=0 if "infinite" in message else 2))
+    torch.save(content_of({"backbone.body.a": torch.ones(1), key: value}), tmp_path / "model.pth")
+    with pytest.raises(InputError, match=message.replace(r"3\d\d", "2")):
+        load_model(tmp_path / "model.pth")
+
+
+def test_numbers_of_8_bits_in_an_old_file_and_pipes_are_named(tmp_path):
+    old = write_old(tmp_path / "a.pth", {"a": torch.ones(3).to(torch.float8_e4m3fn)})
+    refused(
+        old, "tensors of a type that files of torch before 1.6 cannot hold, as of 8 bits; fix: save its weights as f"
+    )
+    os.mkfifo(tmp_path / "pipe")
+    refused(tmp_path / "pipe", "is a pipe, and weights are read twice; fix: write it to a file first")
+
+
 def averaged(state):
     """With the copies of mmcv's EMAHook, all 0 here."""
     copies = {f"ema_{key.replace('.', '_')}": torch.zeros(()).expand(value.shape) for key, value in state.items()}
@@ -235,8 +279,10 @@ def prefixed(state):
         (lambda state: content_of(prefixed(averaged(state))), ["its keys began with module.", "360 averages"]),
         (lambda state: dict(state), ["the file does not name its classes", "the file has no config"]),
         (lambda state: {**content_of(state), "ema_state_dict": {"steps": torch.ones(())}}, []),
+        (lambda state: content_of(state, {"dataset_meta": "x"}), ["the file does not name its c", "the file has no c"]),
+        (lambda state: content_of(state, {**META_2X, "config": {"style": "pytorch"}}), []),
     ],
-    ids=["DataParallel", "EMA", "both", "bare", "EMA of 3.x"],
+    ids=["DataParallel", "EMA", "both", "bare", "EMA of 3.x", "dataset_meta", "config as a dictionary"],
 )
 def test_weights_are_imported_from_what_surrounds_them(tmp_path, state, store, run, content, notes):
     path = write_old(tmp_path / "a.pth", content(state))
@@ -282,6 +328,9 @@ def test_the_digest_in_the_name_is_held_to(tmp_path, state):
         ("a.pth", "dict(mean=[103.5], to_rgb=False)", "its config says to_rgb=False"),
         ("a.pth", "dict(bgr_to_rgb=False)", "its config says to_rgb=False"),
         ("mask_rcnn_r50_caffe_fpn.pth", "", "its name says so"),
+        ("a.pth", {"model": {"backbone": {"style": "caffe"}}}, "its config says 'style': 'caffe'"),
+        ("a.pth", {"model": {"data_preprocessor": {"bgr_to_rgb": False}}}, "its config says to_rgb': False"),
+        ("a.pth", b"backbone=dict(style='caffe')", "its config says style='caffe'"),
     ],
 )
 @pytest.mark.parametrize("key", ["config", "cfg"])
@@ -374,7 +423,8 @@ def test_few_names_may_be_spelt_otherwise_relative_to_all(number, most):
 
     assert len(name_notes(spelt(most), names)) == most
     with pytest.raises(
-        InputError, match=f"a.pth: {most + 1} of {number} class names differ, the first: class 0 is 'Thing"
+        InputError,
+        match=rf"a.pth: {most + 1} of {number} class names differ, .* 'Thing.*; {most} may be spelt otherwise",
     ):
         name_notes(spelt(most + 1), names)
 

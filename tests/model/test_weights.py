@@ -54,11 +54,15 @@ def write_damaged(path, kind):
         path.write_bytes(b"")
     elif kind == "weights alone":
         torch.save({"weight": torch.arange(3.0)}, path)
+    elif kind == "list":
+        torch.save({"state_dict": [1], "meta": {}}, path)
+    elif kind == "no meta":
+        torch.save({"state_dict": {"weight": torch.arange(3.0)}, "meta": None}, path)
     elif kind == "tensor":
         torch.save(torch.arange(3.0), path)
 
 
-@pytest.mark.parametrize("kind", ["cut", "text", "empty", "weights alone", "tensor", "folder"])
+@pytest.mark.parametrize("kind", ["cut", "text", "empty", "weights alone", "list", "no meta", "tensor", "folder"])
 def test_a_damaged_model_is_one_line(tmp_path, kind):
     path = tmp_path / "model.pth"
     if kind == "folder":

@@ -2,7 +2,9 @@
 
 import copy
 import gzip
+import hashlib
 import json
+import os
 import random
 import re
 import subprocess
@@ -87,6 +89,27 @@ def test_masks_that_were_left_out_cannot_be_exported(tmp_path):
     write_shard(shard_path(shards, 0), some)
     with pytest.raises(InputError, match=r"shard-00000.npz: 1 detections have no mask, .*inference.masks: all"):
         export_results(shards, tmp_path / "results.json")
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": np.float32([0.5, np.nan])}, r"result 1 \(image 2\): its score is not a finite number"),
+        ({"boxes_xywh": np.float32([[1, 2, np.inf, 4]] * 2)}, r"result 0 \(image 1\): its bbox is not four finite"),
+        ({"mask_sizes": np.int32([[100, 100], [9, 9]])}, r"result 1 \(image 2\): its mask is not of its size"),
+        ({"rle_counts": 200}, r"result 0 \(image 1\): its mask is damaged"),
+    ],
+)
+def test_what_no_scorer_reads_is_not_exported(tmp_path, change, message):
+    results = [found(1, 1, 0.1, *CUP), found(2, 3, 0.2, *BOAT), found(2, 1, 0.3, *FAR)]
+    path = shard_path(as_shards(tmp_path / "shards", results), 0)
+    whole = read_shard(path)
+    if "rle_counts" in change:
+        change = {"rle_counts": np.full_like(whole.rle_counts, change["rle_counts"])}
+    write_shard(path, replace(whole, **change))
+    with pytest.raises(InputError, match=rf"shard-00000.npz: {message}.*; fix: run inference again"):
+        export_results(path.parent, tmp_path / "results.json")
     assert not (tmp_path / "results.json").exists()
 
 
@@ -188,7 +211,13 @@ def test_only_the_kind_that_is_there_is_scored(tmp_path, kind):
         ({"segmentation": {"size": [100, 100], "counts": "0Pooo2"}}, r"result 1 .*: mask is damaged"),
         ({"segmentation": {"size": [100, 100], "counts": "é"}}, r"result 1 .*: mask is damaged"),
         ({"segmentation": {"size": [100, 100], "counts": [1, 2]}}, r"result 1 .*: mask is damaged"),
+        ({"segmentation": {"size": [100, 100], "counts": "\ud800"}}, r"result 1 .*: mask is damaged"),
         ({"segmentation": [[1, 2, 3, 4]]}, r"result 1 .*: polygon of 4 numbers; allowed: an even number, at least 6"),
+        ({"segmentation": [[0, 0, 1e8, 0, 1e8, 1e8]]}, r"result 1 .*: polygon has a coordinate of 1e\+08 pixels"),
+        (
+            {"segmentation": [[0, 0, 1e6, 1e6] * 11]},
+            r"result 1 .*: polygon has an outline of 22,000,000 pixels",
+        ),
     ],
 )
 def test_a_wrong_result_is_named(tmp_path, change, message):
@@ -206,6 +235,12 @@ def test_a_wrong_result_is_named(tmp_path, change, message):
         ("annotations", {"image_id": 9}, "truth.json: annotation 1: unknown image 9"),
         ("annotations", {"category_id": 9}, "annotation 1: unknown category 9"),
         ("annotations", {"segmentation": [[1, 2, 3, 4, 5]]}, "annotation 1: polygon of 5 numbers"),
+        (
+            "annotations",
+            {"segmentation": [[1, 2, 3e7, 4, 5, 6]]},
+            r"polygon has a coordinate of 3e\+07 pixels",
+        ),
+        ("images", {"height": -5}, "annotation 1: the mask of an image of -5 x 100 pixels; .*--kinds bbox"),
         ("annotations", {"area": None}, r"annotations\[0\] \(id 1\): area: expected float, got null"),
         ("annotations", {"area": float("nan")}, r"annotations\[0\] \(id 1\): area: expected float, got NaN"),
         ("annotations", {"id": 1.5}, r"annotations\[0\] \(id 1.5\): id: expected int, got float"),
@@ -219,6 +254,26 @@ def test_wrong_annotations_are_named(tmp_path, section, change, message):
     dataset[section][0].update(change)
     with pytest.raises(InputError, match=message):
         evaluate(write(tmp_path / "truth.json", dataset), write(tmp_path / "results.json", GOOD), 300)
+
+
+def test_what_the_lvis_package_cannot_read_in_unread_keys_is_scored_all_the_same(tmp_path):
+    text = json.dumps({**TWO_KINDS, "note": "caf\xe9", "number": 0}, ensure_ascii=False)
+    strange = text.replace('"number": 0', f'"number": {"9" * 5000}').encode("latin-1")
+    (tmp_path / "truth.json").write_bytes(strange)
+    results = write(tmp_path / "results.json", GOOD)
+    metrics = evaluate(tmp_path / "truth.json", results, 300, "yes")
+    assert metrics["official"]["agrees"]
+    assert metrics["segm"] == evaluate(write(tmp_path / "plain.json", TWO_KINDS), results, 300)["segm"]
+
+
+def test_detections_of_a_pipe_are_read_once(tmp_path):
+    annotations, text = write(tmp_path / "truth.json", TWO_KINDS), json.dumps(GOOD).encode()
+    reader, writer = os.pipe()
+    os.write(writer, text)
+    os.close(writer)
+    metrics = evaluate(annotations, Path(f"/dev/fd/{reader}"), 300)
+    os.close(reader)
+    assert (metrics["detections"], metrics["detections_sha256"]) == (len(GOOD), hashlib.sha256(text).hexdigest())
 
 
 def test_all_missing_keys_are_named_at_once(tmp_path):
@@ -382,6 +437,9 @@ def test_detections_of_other_annotations_are_refused(tmp_path):
     assert evaluate(annotations, folder, 300)["detections"] == 3
     write(record, {"annotations_sha256": digest, "detections": 4})
     with pytest.raises(InputError, match="shards hold 3 detections, inference wrote 4"):
+        evaluate(annotations, folder, 300)
+    record.write_text('{"annotations_sha256": ' + "[" * 5000 + "]" * 5000 + "}")
+    with pytest.raises(InputError, match=r"inference.json: not readable as JSON: nested too deeply"):
         evaluate(annotations, folder, 300)
     write(record, {"annotations_sha256": "0" * 64})
     with pytest.raises(InputError, match="were made for other annotations"):

@@ -20,6 +20,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gt.json").write_text("the truth")
     (tmp_path / "link.json").symlink_to("gt.json")
+    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "data").mkdir()
     return tmp_path
 
@@ -56,6 +57,9 @@ def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         (["--log", "data"], "--log data: is a folder; allowed: a file; fix: name a file"),
         (["--plot", "gt.json"], "--plot gt.json: is a file; allowed: a folder; fix: name a folder"),
         (["--out", "gt.json/m.json"], "gt.json, which is a file; fix: name a place in a folder"),
+        (["--out", "loop/m.json"], "loop, a link that leads nowhere; fix: name a place in a folder"),
+        (["--out", "x" * 241 + ".json"], "is too long a name; allowed: 245 bytes; fix: name it shorter"),
+        (["--plot", "y" * 300 + "/a"], "is too long a name"),
         (["--plot", "gt.json/a/b"], "gt.json, which is a file; fix: name a place in a folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -138,6 +142,7 @@ def test_a_number_outside_of_its_limits_is_one_line(
         "evaluate --bootstrap -1",
         "repeat_factors --threshold nan",
         "repeat_factors --exponent inf",
+        "repeat_factors --exponent 2.1",
         "report pictures --score nan",
         "report pictures --number 51",
         "report pictures --show -1",
