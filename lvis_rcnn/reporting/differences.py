@@ -66,11 +66,11 @@ def differences_line(rows: Sequence[Row]) -> str:
         few = any(1 < len(one.metrics) < FEWEST_SEEDS for row in scored for one in row.sampled.values())
         return "Whether rows differ is not tested: two seeds cannot show how much seeds vary." if few else ""
     how = f"paired test over the same images, p < 0.05 after Holm's correction for {len(tests)} tests"
-    shown = sorted((test for test in tests if test.is_shown), key=lambda test: (test.name, -test.points))
-    texts = [
-        f"{test.name.replace('_', ' ')}: {row_title(test.better)} over {row_title(test.worse)} by {test.points:.1f}"
-        for test in shown
-    ]
+    shown: dict[str, list[str]] = {}
+    for test in sorted((test for test in tests if test.is_shown), key=lambda test: (test.name, -test.points)):
+        of_better = shown.setdefault(f"{test.name.replace('_', ' ')}: {row_title(test.better)} over ", [])
+        of_better.append(f"{row_title(test.worse)} (+{test.points:.1f})")
+    texts = [better + ", ".join(worse) for better, worse in shown.items()]
     text = f"Rows that differ ({how}): {'; '.join(texts)}." if texts else f"No two rows are shown to differ ({how})."
     single = any(len(row.runs) == 1 and row.source != RESCORED for row in scored)
     return text + (" One run a row: this is about these trained models, other seeds may differ." if single else "")

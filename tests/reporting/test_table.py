@@ -438,7 +438,7 @@ def test_bold_is_what_is_shown_to_be_better_than_every_other_row(tmp_path):
     assert (
         "Rows that differ (paired test over the same images, p &lt; 0.05 after Holm's correction for 9 tests)" in page
     )
-    assert "box AP: R-101-FPN over X-101-32x4d-FPN by 1.1; box AP: R-101-FPN over R-50-FPN by 1.0;" in page
+    assert "box AP: R-101-FPN over X-101-32x4d-FPN (+1.1), R-50-FPN (+1.0);" in page
     assert "R-50-FPN over" not in page
     assert "other seeds may differ" in page
     assert "*" not in (tmp_path / "table.csv").read_text()
@@ -454,7 +454,7 @@ def test_no_row_is_called_better_by_chance_or_without_a_test(tmp_path):
     assert "**" not in two
     three = {"r50": [0.2, 0.205, 0.21], "r101": [0.4, 0.405, 0.41]}
     page = written(tmp_path / "three", put_rows(tmp_path / "three", three)).read_text()
-    assert "mask APr: R-101-FPN over R-50-FPN by 20.0" in page
+    assert "mask APr: R-101-FPN over R-50-FPN (+20.0)" in page
     assert "other seeds" not in page
     one = study_with(("r50", "r101"))
     put_run(tmp_path / "one", one, "r50", ap=0.2)
