@@ -98,18 +98,34 @@ def test_the_help_of_every_command_has_an_example_of_it(path: Path) -> None:
 )
 def test_the_help_of_every_subcommand_says_what_it_does_and_has_an_example_of_it(path: Path) -> None:
     typed = f"python -m lvis_rcnn {path.stem}"
-    names = re.findall(r"^ {4}(\w+) {2,}\S", help_of(path.stem), re.MULTILINE)
+    (whole,) = helps_of(path.stem, [""])
+    names = re.findall(r"^ {4}(\w+) {2,}\S", whole, re.MULTILINE)
     assert len(names) > 1
-    for name in names:
-        usage, _, text = help_of(path.stem, name).partition("\n\n")
+    for name, shown in zip(names, helps_of(path.stem, names), strict=True):
+        usage, _, text = shown.partition("\n\n")
         assert usage.startswith(f"usage: {typed} {name} [-h]")
         assert re.match(rf"[A-Z].*\.\n\n {{4}}{typed} {name} \S", text)
         assert re.search(r"^  --log FILE +also write", text, re.MULTILINE)
 
 
-def help_of(*words: str) -> str:
-    command = [sys.executable, "-m", f"lvis_rcnn.{words[0]}", *words[1:], "--help"]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+# In one process, which imports torch once.
+HELPS = """
+import runpy, sys
+module, *names = sys.argv[1:]
+for name in names:
+    sys.argv = [module, *name.split(), "--help"]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit:
+        print(end=chr(0))
+"""
+
+
+def helps_of(step: str, names: list[str]) -> list[str]:
+    """What --help prints of each subcommand of a step; of the step itself for an empty name."""
+    command = [sys.executable, "-c", HELPS, f"lvis_rcnn.{step}", *names]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return done.stdout.split(chr(0))[:-1]
 
 
 def seen_on_a_terminal(*command: str | Path, cwd: Path, **environment: str) -> str:

@@ -130,6 +130,10 @@ def test_milestones_are_at_starts_of_epochs_also_where_their_lengths_vary():
 
 
 def one_cycle(step, steps=100, warmup_steps=0):
+    return one_cycle_recipe(steps, warmup_steps).learning_rate(step)
+
+
+def one_cycle_recipe(steps, warmup_steps):
     schedule = Schedule(
         images_per_step=2,
         steps=steps,
@@ -140,7 +144,7 @@ def one_cycle(step, steps=100, warmup_steps=0):
         warmup_steps=warmup_steps,
         warmup_start_factor=0.01,
     )
-    return make_recipe(schedule, SampleStream(np.ones(2), "ceil", np.zeros(2, bool), 0, 2, 1)).learning_rate(step)
+    return make_recipe(schedule, SampleStream(np.ones(2), "ceil", np.zeros(2, bool), 0, 2, 1))
 
 
 def test_one_cycle_begins_at_the_peak_and_ends_near_zero():
@@ -153,7 +157,8 @@ def test_one_cycle_begins_at_the_peak_and_ends_near_zero():
 @settings(max_examples=40)
 @given(st.integers(1, 150), st.integers(0, 180))
 def test_one_cycle_is_positive_and_falls_after_the_warm_up(steps, warmup_steps):
-    rates = [one_cycle(step, steps, warmup_steps) for step in range(steps)]
+    recipe = one_cycle_recipe(steps, warmup_steps)
+    rates = [recipe.learning_rate(step) for step in range(steps)]
     assert all(0 < rate <= 0.001 for rate in rates)
     falling = rates[warmup_steps:]
     assert falling == sorted(falling, reverse=True)
