@@ -12,6 +12,7 @@ widens the intervals) or studies, of which rows of the same name are compared, o
 import argparse
 from pathlib import Path
 
+from lvis_rcnn.config.schema import MOST_RESAMPLES
 from lvis_rcnn.evaluation.bootstrap import SEED
 from lvis_rcnn.evaluation.compare import compare, row_pairs
 from lvis_rcnn.reporting.comparison import comparison_text, write_difference_plots
@@ -44,8 +45,8 @@ def main() -> None:
     parser = step_parser(__doc__)
     for name in ("first", "second"):
         parser.add_argument(name, type=Path, metavar=name.upper(), help="folder of a run, a row or a study")
-    resamples = "resamples of the images, 1 or more (default: 1000)"
-    add_number(parser, "--resamples", resamples, 1, default=1000, metavar="N")
+    resamples = f"resamples of the images, 1 to {MOST_RESAMPLES:,} (default: 1000)"
+    add_number(parser, "--resamples", resamples, 1, MOST_RESAMPLES, default=1000, metavar="N")
     seed = f"seed of the resamples, 0 or more (default: {SEED})"
     add_number(parser, "--seed", seed, 0, default=SEED, metavar="N")
     plots = "folder for differences.png, category_differences.png and .svg"

@@ -302,13 +302,17 @@ class Inference(Section):
     """Of inference: fp32 (without TF32), as published; bf16 is torch.autocast."""
 
 
+MOST_RESAMPLES = 100_000
+"""More say nothing new of an interval, and take hours."""
+
+
 class Evaluation(Section):
     """Scoring by the LVIS protocol."""
 
     detections_per_image: int = Field(default=300, ge=1, le=300)
     """Detections per image that are scored."""
-    bootstrap_resamples: int = Field(default=1000, ge=0)
-    """Bootstrap resamples of the images for the 95 % intervals of all metrics, 200 or more; 0 for no intervals."""
+    bootstrap_resamples: int = Field(default=1000, ge=0, le=MOST_RESAMPLES)
+    """Bootstrap resamples of the images for the 95 % intervals of all metrics, 200 to 100,000; 0 for no intervals."""
 
 
 class Measure(Section):

@@ -275,7 +275,23 @@ def check_study(values: Any, where: str) -> Study:
 
 
 class StudyLoader(yaml.SafeLoader):
-    """YAML with ``1e-3`` as a number (YAML 1.2; PyYAML reads a string) and repeated keys as errors."""
+    """YAML with ``1e-3`` as a number (YAML 1.2; PyYAML reads a string), every error in it with its line."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Build a value; refuse what is not of its type, as a date without such a day, and half a character."""
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, str):
+                value.encode()
+        except (ValueError, LookupError, AttributeError):
+            kind = node.tag.rpartition(":")[2]
+            raise refused(f"{str(node.value)[:40]!r} cannot be read as {kind}", node) from None
+        return value
+
+
+def refused(what: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    """An error that names the line."""
+    return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
 
 
 FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
@@ -283,14 +299,40 @@ StudyLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123
 
 
 def unique_mapping(loader: StudyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """Build a mapping; refuse a repeated key."""
+    """Build a mapping; refuse a repeated key, one that JSON does not have, and ``<<``, which YAML 1.2 does not have."""
+    if merged := [key for key, _ in node.value if key.tag == "tag:yaml.org,2002:merge"]:
+        raise refused("keys of another section (<<) are not copied: write them out", merged[0])
     keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
+    for key, (key_node, _) in zip(keys, node.value, strict=True):
+        if not isinstance(key, str | int | float | None):
+            raise refused("a key that is no text: write it in quotes", key_node)
         if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is repeated", node.start_mark)
+            raise refused(f"key {key!r} is repeated", node)
     return loader.construct_mapping(node, deep=True)
 
 
+def decimal_number(loader: StudyLoader, node: yaml.ScalarNode) -> int | float:
+    """Build a number; refuse one that YAML 1.1 takes for octal or base 60, and YAML 1.2 for decimal or a text.
+
+    Neither reading would do: Snakemake reads the study, too, by YAML 1.1.
+    """
+    text = loader.construct_scalar(node)
+    as_text = "or in quotes if it is a text"
+    if ":" in text:
+        raise refused(f"{text[:40]} would be a number in base 60: write it in decimal, {as_text}", node)
+    if leading := re.fullmatch(r"([-+]?)0[0_]*([\d_]+)", text):
+        what = f"{text[:40]} has leading zeros, which may mean octal"
+        raise refused(f"{what}: write {''.join(leading.groups())[:40]}, {as_text}", node)
+    number: int | float = NUMBERS[node.tag](loader, node)
+    return number
+
+
+NUMBERS = {
+    f"tag:yaml.org,2002:{kind}": yaml.SafeLoader.yaml_constructors[f"tag:yaml.org,2002:{kind}"]
+    for kind in ("int", "float")
+}
+for number_tag in NUMBERS:
+    StudyLoader.add_constructor(number_tag, decimal_number)
 StudyLoader.add_constructor("tag:yaml.org,2002:map", unique_mapping)
 
 
@@ -309,6 +351,8 @@ def read_yaml(path: Path) -> Any:
         raise InputError(str(path), f"not readable: {error.strerror}", fix="name a file of configs/") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(str(path), f"not readable as YAML: {error}", fix="correct the file") from None
+    except RecursionError:
+        raise InputError(str(path), "not readable as YAML: nested too deeply", fix="correct the file") from None
 
 
 def explained(error: ValidationError, where: str) -> InputError:

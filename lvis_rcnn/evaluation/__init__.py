@@ -6,6 +6,7 @@ masks              masks of ground truth and detections
 federated          which (image, category) pairs have verified annotations, so that detections are evaluated
 iou                overlaps of boxes and masks
 average_precision  who matches what; precision, recall, AP
+metrics            what metrics.json must hold
 matches            match results of a scored run on disk
 bootstrap          the metrics of resamples of the images
 uncertainty        standard errors, intervals and p values, from resamples and seeds

@@ -16,6 +16,7 @@ from jaxtyping import Float64
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.bootstrap import SEED, resampled_metrics, resampling_of
 from lvis_rcnn.evaluation.matches import FIX, MatchesFile, read_matches
+from lvis_rcnn.evaluation.metrics import ComparedMetrics
 from lvis_rcnn.evaluation.results import KINDS, Kind
 from lvis_rcnn.evaluation.uncertainty import Interval, Sampled, estimates, holm, metrics_of_runs
 from lvis_rcnn.system.cli import InputError
@@ -127,8 +128,13 @@ def read_scored(path: Path) -> Scored:
     metrics = read_metrics(file)
     matches = read_matches(file.with_name("matches.npz"))
     for digest in ("annotations_sha256", "detections_sha256"):
-        if getattr(matches, digest) != metrics.get(digest):
+        if getattr(matches, digest) != metrics[digest]:
             raise InputError(str(file.with_name("matches.npz")), f"{digest} is not that of {file.name}", fix=FIX)
+    lacking = [f"no {kind}" for kind in matches.outcomes if kind not in metrics]
+    if [category["id"] for category in metrics["per_category"]] != matches.category_ids.tolist():
+        lacking.append("other categories")
+    if lacking:
+        raise InputError(str(file), f"has {lacking[0]}, unlike matches.npz", fix=FIX)
     return Scored(str(path), metrics, matches, settings_beside(file))
 
 
@@ -139,12 +145,16 @@ def read_metrics(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         fix = "name the folder of a scored run, or a metrics.json"
         raise InputError(str(file), "no such file", fix=fix) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(str(file), f"not readable as JSON: {error}", fix="score the run again") from None
     found = (metrics.get("format"), metrics.get("version"))
     if found != ("lvis_rcnn.metrics", 1):
         what = f"is {found[0]} version {found[1]}"
         raise InputError(str(file), what, allowed="lvis_rcnn.metrics version 1", fix="score the run again")
+    try:
+        msgspec.convert(metrics, ComparedMetrics)
+    except msgspec.ValidationError as error:
+        raise InputError(str(file), f"damaged: {error}", fix="score the run again") from None
     return metrics
 
 
@@ -154,7 +164,7 @@ def settings_beside(file: Path) -> dict[str, Any]:
     for name, keys in SETTINGS.items():
         try:
             record = msgspec.json.decode(file.with_name(name).read_bytes(), type=dict[str, Any])
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         for key in keys:
             found |= {f"{Path(name).stem}: {part}": value for part, value in flat(key, record.get(key))}

@@ -125,7 +125,7 @@ def read_matches(path: Path) -> MatchesFile:
         InputError: missing, damaged, of another format or version, or arrays that do not belong together.
     """
     with opened_arrays(path, KIND, FIX) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+        arrays = {name: np.asarray(archive[name]) for name in archive.files}
     require_version(path, arrays)
     wrong = next(misfits(arrays), "")
     if wrong:
@@ -155,7 +155,9 @@ def read_resampled(path: Path, detections_sha256: str) -> dict[Kind, Float64[np.
         return {kind: archive[f"{kind}_{RESAMPLED}"] for kind in KINDS if f"{kind}_{RESAMPLED}" in archive}
 
 
-SINGLE = ("annotations_sha256", "detections_sha256", "detections_per_image", "num_images", "frequencies")
+# Each value that is one text or one integer, and its kind of type.
+SINGLE = {"annotations_sha256": "U", "detections_sha256": "U", "frequencies": "U"}
+SINGLE |= {"detections_per_image": "i", "num_images": "i"}
 
 # Type of each array of a kind, and what its length is: starts (of categories), detections, matches or objects.
 LAYOUT: dict[str, tuple[type[np.generic], str, tuple[int, ...]]] = {
@@ -180,7 +182,8 @@ def misfits(arrays: dict[str, np.ndarray]) -> Iterator[str]:
     if set(arrays) != wanted or not kinds:
         yield f"arrays {', '.join(sorted(set(arrays) ^ wanted)) or 'of no kind'}"
         return
-    if any(arrays[name].ndim for name in SINGLE) or arrays["category_ids"].ndim != 1:
+    shapes = {name: (arrays[name].dtype.kind, arrays[name].ndim) for name in (*SINGLE, "category_ids")}
+    if shapes != {name: (kind, 0) for name, kind in SINGLE.items()} | {"category_ids": ("i", 1)}:
         yield "arrays of other shapes"
         return
     num_categories, num_images = len(arrays["category_ids"]), int(arrays["num_images"])

@@ -32,6 +32,7 @@ from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.inference.detector import Detector
 from lvis_rcnn.runs.inference import inferred
 from lvis_rcnn.runs.records import read_json_object
+from lvis_rcnn.runs.shapes import Part
 from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.system.files import atomic_folder, link, write_json
 
@@ -152,7 +153,7 @@ def saved_of_shard(shards_dir: Path, number: int, store: AnnotationStore) -> Sav
     """The parts of a shard; one that is damaged, or that another process has just removed, does not count."""
     of_image, whole_s = dict[int, Detections](), 0.0
     for path in sorted(shards_dir.glob(f"part-{number:05d}-*.json")):
-        record = read_json_object(path)
+        record = read_json_object(path, Part)
         try:
             found = read_shard(path.with_suffix(".npz"))
         except InputError as error:

@@ -25,10 +25,10 @@ from lvis_rcnn.reporting.score_plots import (
     write_sampling_figure,
 )
 from lvis_rcnn.runs.attempts import read_attempts
-from lvis_rcnn.runs.records import read_json_object
+from lvis_rcnn.runs.records import read_json_object, read_log
+from lvis_rcnn.runs.shapes import RepeatFactors
 from lvis_rcnn.runs.states import state_dirs
 from lvis_rcnn.system.cli import InputError
-from lvis_rcnn.system.files import read_json_lines
 
 # A smoothed value is the mean over this share of the log, but over at least so many lines, since the embedded studies
 # log few; and over a quarter at most, or a short log would lose its shape.
@@ -86,7 +86,7 @@ class History:
 
     def values(self, key: str) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
         """Steps and values of the lines that hold a number under ``key``."""
-        found = [(line["step"], line[key]) for line in self.lines if line.get(key) is not None]
+        found = [(line["step"], line[key]) for line in self.lines if isinstance(line.get(key), int | float)]
         steps, values = np.array(found, np.float64).reshape(-1, 2).T
         return steps, values
 
@@ -98,7 +98,7 @@ def histories_of(study: Study, results: Path, zoo: Mapping[str, ZooModel], rows:
         for run in row.runs:
             assert run.seed is not None
             state_dir, _ = state_dirs(study, results, row.backbone, run.seed, zoo)
-            lines = read_json_lines((state_dir or run.folder) / "log.json")
+            lines = read_log((state_dir or run.folder) / "log.json")
             attempts = read_attempts(state_dir) if state_dir else []
             restarts = [attempt.begin.step for attempt in attempts[1:]]
             histories.append(History(row.title, lines, restarts, place, run.seed))
@@ -129,7 +129,7 @@ def write_repeat_factors(figures: CategoryFigures | None, tables: Path, out: Pat
     """Write repeat_factors.{png,svg} from the tables that the sampler wrote."""
     if figures is None:
         return write_reason(out / "repeat_factors", "no repeat factors have been computed")
-    summary = read_json_object(tables / "summary.json")
+    summary = read_json_object(tables / "summary.json", RepeatFactors)
     threshold = "no threshold" if summary.get("threshold") is None else f"threshold {summary['threshold']:g}"
     length, kept = summary.get("expected_epoch_length", 0), summary.get("images_kept", 0)
     write_sampling_figure(figures, f"{threshold}, an epoch of {length:,.0f} from {kept:,} images", out)

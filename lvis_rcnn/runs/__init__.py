@@ -2,6 +2,7 @@
 
 paths      where the files of a study lie and what its steps read, for the rules
 records    what each run has recorded, or why not
+shapes     what each record must hold
 identity   what makes two runs the same, and under which name one was begun
 attempts   every start of a run and how it ended; whether it is tried again
 lease      one trainer at a time on one state folder

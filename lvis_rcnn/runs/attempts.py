@@ -22,6 +22,7 @@ from typing import Literal
 import msgspec
 
 from lvis_rcnn.runs.records import read_json_object
+from lvis_rcnn.runs.shapes import Heartbeat
 from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.system.files import sync
 from lvis_rcnn.system.machine import Allocation, ended_as, slurm_job
@@ -146,8 +147,8 @@ def read_attempts(state_dir: Path) -> list[Attempt]:
 def read_lines(path: Path) -> list[Begin | End]:
     """The undamaged lines of the file."""
     lines = []
-    for text in path.read_bytes().split(b"\n") if path.exists() else []:
-        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+    for text in path.read_bytes().split(b"\n") if path.is_file() else []:
+        with contextlib.suppress(ValueError, RecursionError):
             lines.append(msgspec.json.decode(text, type=Begin | End))
     return lines
 
@@ -199,7 +200,7 @@ def killed_at_work(state_dir: Path, last: Attempt) -> bool:
     If so, another start may end alike; a job that is preempted again and again does nothing wrong.
     """
     state = ended_as(last.begin.job) if last.begin.job else ""
-    beat = read_json_object(state_dir / "progress.json")
+    beat = read_json_object(state_dir / "progress.json", Heartbeat)
     took_steps = beat.get("attempt") == last.begin.attempt and beat.get("step", 0) > last.begin.step
     return state == "OUT_OF_MEMORY" or (took_steps and state != "PREEMPTED")
 

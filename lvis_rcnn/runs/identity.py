@@ -8,6 +8,7 @@ from pathlib import Path
 from lvis_rcnn.config.study import Study, digests_of
 from lvis_rcnn.config.zoo import ZooModel, initial_model
 from lvis_rcnn.runs.records import read_json_object
+from lvis_rcnn.runs.shapes import Heartbeat
 from lvis_rcnn.system.files import sha256_of_json
 
 # Increased by every change of the code that changes the weights that a run ends with: older state is then not resumed.
@@ -79,5 +80,5 @@ def own_identity(folder: Path, known: Iterator[Identity]) -> Identity:
 
 def steps_done(state_dir: Path) -> int:
     """Steps that a run had taken when it wrote its last heartbeat; 0 where there is none."""
-    steps = read_json_object(state_dir / "progress.json").get("step")
-    return steps if isinstance(steps, int) else 0
+    steps: int = read_json_object(state_dir / "progress.json", Heartbeat).get("step", 0)
+    return steps

@@ -16,6 +16,7 @@ from typing import Any
 
 from lvis_rcnn.dataset.detections import shard_path
 from lvis_rcnn.runs.records import read_json_object
+from lvis_rcnn.runs.shapes import Clock, InferenceStart, Part
 from lvis_rcnn.system.cli import duration
 from lvis_rcnn.system.files import sha256_of_json, write_json
 
@@ -69,18 +70,18 @@ def saved_images(folder: Path) -> int:
     """Images whose detections need not be made again."""
     whole = 0
     for path in folder.glob("shard-*.npz"):
-        whole += read_json_object(path.with_suffix(".clock.json")).get("images", 0)
+        whole += read_json_object(path.with_suffix(".clock.json"), Clock).get("images", 0)
     parts: dict[str, set[int]] = {}
     for path in folder.glob("part-*.json"):
         shard = path.name.split("-")[1]
         if not shard_path(folder, int(shard)).exists():
-            parts.setdefault(shard, set()).update(read_json_object(path).get("positions", ()))
+            parts.setdefault(shard, set()).update(read_json_object(path, Part).get("positions", ()))
     return whole + sum(map(len, parts.values()))
 
 
 def inferred(folder: Path) -> Inferred:
     """How far the inference in ``folder`` is, which has begun; times are those of the folder's file system."""
-    start, saved = read_json_object(folder / START), saved_images(folder)
+    start, saved = read_json_object(folder / START, InferenceStart), saved_images(folder)
     names = [folder / START, *folder.glob("shard-*.npz"), *folder.glob("part-*.npz")]
     written = {path: path.stat().st_mtime for path in names if path.exists()}
     newest = max(written, key=lambda path: written[path])

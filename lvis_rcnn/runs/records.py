@@ -4,26 +4,29 @@ A record counts only if those of the steps before it do, and if it agrees with t
 repeated never shows the AP of the old one.
 """
 
-import json
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lvis_rcnn.config.schema import Published
 from lvis_rcnn.config.study import SECTIONS_OF_STEP, Study, digests_of, settings_digest
 from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
-from lvis_rcnn.system.files import parsed
+from lvis_rcnn.evaluation.metrics import TableMetrics
+from lvis_rcnn.runs.shapes import Imported, Inference, LogLine, Measured, Preflight, Trained
 
-# Step -> the record it writes last, the keys that the table needs of it, and the text before the step has begun.
-RECORDS: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "train": ("train.json", ("memory_gb", "model_file", "log_file"), "not started"),
-    "import": ("import.json", ("file", "sha256", "model_sha256"), "not started"),
-    "infer": ("inference.json", ("detections",), "waiting for inference"),
-    "evaluate": ("metrics.json", ("bbox", "segm"), "waiting for scoring"),
-    "measure": ("measure.json", ("device", "inference"), "waiting for the measurement"),
+# Step -> the record it writes last, the shape of it, and the text before the step has begun.
+RECORDS: dict[str, tuple[str, Any, str]] = {
+    "train": ("train.json", Trained, "not started"),
+    "import": ("import.json", Imported, "not started"),
+    "infer": ("inference.json", Inference, "waiting for inference"),
+    "evaluate": ("metrics.json", TableMetrics, "waiting for scoring"),
+    "measure": ("measure.json", Measured, "waiting for the measurement"),
 }
 STEPS_OF_TRAINED = ("train", "infer", "evaluate")
 STEPS_OF_PUBLISHED = ("import", "infer", "evaluate")
@@ -153,22 +156,46 @@ def read_record(
         earlier: records of the steps before it.
         error: the error in the step's log; empty if there is none.
     """
-    name, needed, not_begun = RECORDS[step]
+    name, shape, not_begun = RECORDS[step]
     if not path.exists():
         return {}, f"{FAILED}{error}" if error else not_begun
-    found = read_json_object(path)
-    if any(key not in found for key in needed):
+    found = read_json_object(path, shape)
+    if not found:
         return {}, f"unreadable: {name}"
     return found, outdated(study, step, found, earlier)
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is none, or it cannot be read."""
+def read_json_object(path: Path, shape: Any) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none, it is damaged, or not of ``shape``, a TypedDict."""
     try:
-        found = parsed(json.loads, path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json_object(path.read_bytes(), shape)
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+
+
+def json_object(text: bytes, shape: Any) -> dict[str, Any]:
+    """The JSON object in a text, with the keys that ``shape`` does not know.
+
+    Raises:
+        ValueError: it is no such object, or holds NaN or infinity.
+        RecursionError: it is nested too deeply.
+    """
+    found = msgspec.json.decode(text, type=dict[str, Any])
+    msgspec.convert(found, shape)
+    return found
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The undamaged lines of a training's log.json; none where there is no file."""
+    lines = []
+    try:
+        texts = path.read_bytes().splitlines()
+    except OSError:
+        return []
+    for text in texts:
+        with contextlib.suppress(ValueError, RecursionError):
+            lines.append(json_object(text, LogLine))
+    return lines
 
 
 def outdated(study: Study, step: str, found: dict[str, Any], earlier: Mapping[str, dict[str, Any]]) -> str:
@@ -217,8 +244,6 @@ def last_error(log_file: Path) -> str:
 
 def images_seen_by_weights(study: Study, results: Path) -> int:
     """Validation images that the initial weights of a study's trainings were trained on, as preflight counted them."""
-    try:
-        page = parsed(json.loads, (results / study.study / "preflight.json").read_bytes())
-        return int(page["facts"].get(SEEN_BY_WEIGHTS, 0))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return 0
+    page = read_json_object(results / study.study / "preflight.json", Preflight)
+    seen: int = page.get("facts", {}).get(SEEN_BY_WEIGHTS, 0)
+    return seen

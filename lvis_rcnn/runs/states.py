@@ -27,12 +27,13 @@ from lvis_rcnn.runs.records import (
     RunRecord,
     failure,
     read_json_object,
+    read_log,
     read_measured,
     read_published,
     read_run,
 )
+from lvis_rcnn.runs.shapes import Heartbeat, InferenceStart, Store
 from lvis_rcnn.system.cli import duration
-from lvis_rcnn.system.files import read_json_lines
 from lvis_rcnn.system.machine import ENDED, start_ticks
 
 # The states of a run, in the order in which a summary counts them.
@@ -135,7 +136,7 @@ def state_dirs(
     folder = state_of_run(results, study, f"{backbone}/seed{seed}")
     heartbeats = sorted(folder.glob("*/progress.json"), key=lambda file: file.stat().st_mtime)
     found = [file.parent for file in heartbeats]
-    annotations = read_json_object(results / study.study / "data" / "train.store" / "store.json")
+    annotations = read_json_object(results / study.study / "data" / "train.store" / "store.json", Store)
     own = next((one for one in reversed(found) if read_heartbeat(one)), found[-1] if found else None)
     if "annotations_sha256" in annotations:
         known = identities(study, backbone, seed, annotations["annotations_sha256"], zoo)
@@ -146,8 +147,8 @@ def state_dirs(
 
 def read_heartbeat(state_dir: Path) -> dict[str, Any]:
     """The heartbeat in a state folder; empty where there is none, or it is damaged."""
-    found = read_json_object(state_dir / "progress.json")
-    return found if all(isinstance(found.get(key), int) for key in ("step", "steps")) else {}
+    found = read_json_object(state_dir / "progress.json", Heartbeat)
+    return found if {"step", "steps"} <= found.keys() else {}
 
 
 def what_it_does(
@@ -172,7 +173,7 @@ def inference_progress(study: Study, results: Path, run: RunRecord) -> str:
     wanted = {"settings_digest": settings_digest(study, "infer")}
     wanted["model_sha256"] = run.records.get(run.steps[0], {}).get("model_sha256", "")
     for state_dir in folder.glob("infer-*"):
-        start = read_json_object(state_dir / START)
+        start = read_json_object(state_dir / START, InferenceStart)
         if wanted.items() <= start.items():
             now = inferred(state_dir)
             silent_s = age_s(now.newest)
@@ -308,11 +309,11 @@ def pace_in(state: RunState, measured_on: str) -> Pace | None:
     folder: Path | None = state.state_dir
     if folder is None and "train" in state.run.records:
         folder = state.run.folder  # the state was deleted, the results were not
-    lines = read_json_lines(folder / "log.json")[-MEASURED_LINES:] if folder else []
-    if not lines:
+    lines = read_log(folder / "log.json")[-MEASURED_LINES:] if folder else []
+    times = [line["time"] for line in lines if "time" in line]
+    if not times:
         return None
-    seconds = statistics.median(line["time"] for line in lines)
-    return Pace(seconds, state.heartbeat.get("ranks", 1), measured_on)
+    return Pace(statistics.median(times), state.heartbeat.get("ranks", 1), measured_on)
 
 
 def processor_hours(study: Study, work: Work) -> float | None:

@@ -74,6 +74,7 @@ def test_the_studies_of_the_sampler_differ_in_nothing_else() -> None:
         ("schedule.policy", "step", r"policy 'step' needs the budget in 'epochs'"),
         ("schedule.learning_rate", float("nan"), r"f: schedule\.learning_rate: is NaN; allowed: a finite number"),
         ("sampling.exponent", 60, r"sampling\.exponent: is 60; allowed: less than or equal to 2"),
+        ("evaluation", {"bootstrap_resamples": 2**31 - 1}, r"resamples: is .*; allowed: less than or equal to 100000"),
         ("sampling.oversample_threshold", 0, r"oversample_threshold: is 0; allowed: greater than 0"),
         ("sampling.oversample_threshold", -1e-3, r"oversample_threshold: is -0\.001; allowed: greater than 0"),
         ("sampling.oversample_threshold", 2, r"oversample_threshold: is 2; allowed: less than or equal to 1"),
@@ -121,6 +122,19 @@ def test_a_misspelt_key_is_named_before_the_missing_one_and_the_rest_is_counted(
         ("study: a\nstudy: b\n", r"not readable as YAML: key 'study' is repeated"),
         ("schedule: {steps: 1, steps: 2}\n", r"key 'steps' is repeated"),
         ("\udcff", r"not readable as YAML: 'utf-8' codec"),
+        ("steps: 0260\n", r"0260 has leading zeros, which may mean octal: write 260, or in quotes.* line 1, column 8"),
+        ("\nseeds: [0, -010]\n", r"-010 has .*: write -10, or in quotes.* line 2, column 12"),
+        ("steps: 00\n", r"00 has leading zeros, .*: write 0, "),
+        ("steps: 1:30\n", r"1:30 would be a number in base 60: write it in decimal, or in quotes"),
+        ("rate: 1:20.5\n", r"1:20.5 would be a number in base 60"),
+        ("steps: 1" + "0" * 5000, r"'10+' cannot be read as int in .* line 1"),
+        ("steps: !!int ''\n", r"'' cannot be read as int in .* line 1"),
+        ("title: 2020-13-45\n", r"'2020-13-45' cannot be read as timestamp in .* line 1"),
+        ("2020-01-01: 3\n", r"a key that is no text: write it in quotes in .* line 1"),
+        ("? [1]\n: 3\n", r"a key that is no text"),
+        ("a: {<<: {images: 3}}\n", r"keys of another section \(<<\) are not copied: write them out in .* line 1"),
+        ('title: "a\\ud83d"\n', r"'a\\ud83d' cannot be read as str in .* line 1"),
+        ("a: " + "[" * 500 + "]" * 500, r"not readable as YAML: nested too deeply"),
         ("", r"study file: is null; allowed: an object"),
         ("title: 2020-01-01\n", r"study: missing"),
     ],
@@ -141,8 +155,21 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
         load_study(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "number"), [("1e-3", 0.001), ("1E3", 1000.0), ("-.5", -0.5), ("3", 3), ("3.", 3.0)])
-def test_numbers_are_read_as_yaml_1_2_reads_them(tmp_path: Path, text: str, number: float) -> None:
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1e-3", 0.001),
+        ("1E3", 1000.0),
+        ("-.5", -0.5),
+        ("3", 3),
+        ("3.", 3.0),
+        ("00.5", 0.5),
+        ("0", 0),
+        ("0x1F", 31),
+        ("'010'", "010"),
+    ],
+)
+def test_numbers_are_read_as_yaml_1_2_reads_them(tmp_path: Path, text: str, number: float | str) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(f"a: {text}\n")
     value = read_yaml(path)["a"]

@@ -1,6 +1,7 @@
 """Runs, rows and studies beside each other: by hand, by a second computation, and the errors."""
 
 import copy
+import json
 import sys
 
 import numpy as np
@@ -128,6 +129,13 @@ def test_the_command_prints_metrics_categories_and_settings(tmp_path, monkeypatc
     assert (tmp_path / "category_differences.png").stat().st_size > 10_000
 
 
+def test_more_resamples_than_say_something_new_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare", "a", "b", "--resamples", "2147483647"])
+    with pytest.raises(SystemExit, match="2"):
+        compare_module.main()
+    assert capsys.readouterr().err.startswith("error: --resamples: is 2147483647; allowed: an integer from 1 to 100000")
+
+
 def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     first = scored(tmp_path / "a", WORSE)
     other = copy.deepcopy(DATASET)
@@ -151,6 +159,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
             "version 2; allowed: .* version 1",
         ),
         ("metrics.json", b"{", "metrics.json: not readable as JSON"),
+        ("metrics.json", b"[" * 5000, "metrics.json: not readable as JSON"),
         ("metrics.json", None, "metrics.json: no such file; fix: name the folder of a scored run"),
     ],
 )
@@ -161,6 +170,29 @@ def test_damaged_records_of_a_run_are_named(tmp_path, file, content, message):
         (run / file).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_scored(run / "metrics.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda metrics: metrics["bbox"].pop("AP"), r"damaged: Object missing required field `AP` - at `\$.bbox`"),
+        (lambda metrics: metrics["segm"].update(AP="x"), r"damaged: Expected `float | null`, got `str`"),
+        (lambda metrics: metrics.pop("segm"), "has no segm"),
+        (lambda metrics: metrics.pop("per_category"), "damaged: Object missing required field `per_category`"),
+        (lambda metrics: metrics["per_category"].pop(), "has other categories"),
+        (
+            lambda metrics: metrics.pop("detections_sha256"),
+            "damaged: Object missing required field `detections_sha256`",
+        ),
+    ],
+)
+def test_metrics_of_another_shape_are_not_compared(tmp_path, change, message):
+    file = scored(tmp_path / "a", WORSE) / "metrics.json"
+    metrics = json.loads(file.read_text())
+    change(metrics)
+    write_json(file, metrics)
+    with pytest.raises(InputError, match=rf"metrics.json: {message}.*; fix: score"):
+        read_scored(file)
 
 
 def test_match_results_of_other_annotations_are_refused(tmp_path):

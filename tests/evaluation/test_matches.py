@@ -1,6 +1,8 @@
 """Match results on disk: the same after reading, the same bytes, and an error for each kind of damage."""
 
+import contextlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,8 @@ def written(folder: Path) -> Path:
         ({"segm_resampled": None}, r"damaged file of match results \(arrays segm_resampled\)"),
         ({"segm_resampled": np.zeros((3, 12))}, r"resampled is float64\[3, 12\]"),
         ({"bbox_found_by": np.array([2, 0], np.int32)}, "found_by does not fit the detections"),
+        ({"num_images": np.array("x")}, "arrays of other shapes"),
+        ({"category_ids": np.array([1.0, 2.0])}, "arrays of other shapes"),
     ],
 )
 def test_a_file_of_another_kind_or_whose_arrays_do_not_fit_is_refused(tmp_path, change, message):
@@ -85,6 +89,20 @@ def test_a_damaged_file_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(InputError, match="no such file of match results; fix: score the detections again"):
         read_matches(path)
+
+
+def test_one_changed_bit_is_harmless_or_an_input_error(tmp_path):
+    path = written(tmp_path)
+    whole = path.read_bytes()
+    directory = whole.index(b"PK\x01\x02")
+    # Of the directory every bit, since there zipfile finds compression, encryption and versions that it cannot read.
+    for bit in (*range(8 * directory, 8 * (directory + 60)), *range(0, 8 * len(whole), 997)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        for read in (read_matches, partial(read_resampled, detections_sha256="d" * 64)):
+            with contextlib.suppress(InputError):
+                read(path)
 
 
 def test_resamples_alone_are_read_of_their_own_detections_only(tmp_path):

@@ -81,7 +81,8 @@ def put_records(results: Path, study, run: str = "r50/seed0", until: str = "eval
 def put_measurement(results: Path, study, backbone: str) -> None:
     """Memory and speed of a row, measured on the model of :func:`put_records`."""
     record = {"settings_digest": settings_digest(study, "measure"), "model_sha256": "feed", "device": "a CPU"}
-    put(results / "smoke" / backbone / "measure.json", {**record, "inference": {}})
+    speed = {"fps": 1.0, "definition": "", "images": 1, "warmup_images": 0, "resolution": "", "precision": ""}
+    put(results / "smoke" / backbone / "measure.json", {**record, "inference": speed})
 
 
 def look(study, results: Path, zoo=None):
