@@ -271,11 +271,15 @@ def paired(first: Sampled, second: Sampled) -> dict[str, Difference]:
     found = estimates(second, first)
     return {
         name: Difference(
-            *map(defined, (one, other, other - one)),
-            *((estimate.interval, estimate.p) if (estimate := found[name]) else (None, None)),
-            *map(defined, of_seeds),
+            first=defined(one),
+            second=defined(other),
+            difference=defined(other - one),
+            interval=estimate.interval if (estimate := found[name]) else None,
+            p=estimate.p if estimate else None,
+            first_sd=defined(one_sd),
+            second_sd=defined(other_sd),
         )
-        for name, one, other, *of_seeds in zip(METRIC_NAMES, *means, *spreads, strict=True)
+        for name, one, other, one_sd, other_sd in zip(METRIC_NAMES, *means, *spreads, strict=True)
     }
 
 

@@ -89,8 +89,8 @@ class Row:
         measure = QUANTITIES[name]
         if len(scored := [run for run in self.runs if measure.step in run.records]) == 1:
             return scored[0].interval(measure)
-        kind, metric = measure.keys if measure.step == "evaluate" else ("", "")
-        return intervals(self.sampled[kind])[metric] if kind in self.sampled else None
+        of_kind = next((sampled for kind, sampled in self.sampled.items() if kind == measure.keys[0]), None)
+        return intervals(of_kind)[measure.keys[1]] if of_kind else None
 
     def scored_annotations(self) -> str | None:
         """Digest of the annotations that all scored runs were scored on; None where none is scored."""
