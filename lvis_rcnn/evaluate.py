@@ -36,6 +36,7 @@ from jaxtyping import Float64
 from tabulate import tabulate
 
 from lvis_rcnn import __version__
+from lvis_rcnn.config.schema import MOST_RESAMPLES
 from lvis_rcnn.dataset.detections import sha256_of_shards
 from lvis_rcnn.dataset.json_text import read_text
 from lvis_rcnn.dataset.records import positions
@@ -343,8 +344,10 @@ def main() -> None:
         default="auto",
         help="run the lvis package, too, and fail unless it agrees exactly; auto: up to 5,000 images (default: auto)",
     )
-    resamples = "resamples of the images for 95 %% intervals of all metrics, 200 or more; 0: none (default: 0)"
-    add_number(parser, "--bootstrap", resamples, 0, default=0, metavar="N")
+    resamples = (
+        f"resamples of the images for 95 %% intervals of all metrics, 200 to {MOST_RESAMPLES:,}; 0: none (default: 0)"
+    )
+    add_number(parser, "--bootstrap", resamples, 0, MOST_RESAMPLES, default=0, metavar="N")
     add_output(parser, "--matches", "match results to write (matches.npz)", suffix=".npz", required=False)
     parser.add_argument("--fixed", action="store_true", help="score AP-fixed, too: 10,000 detections per category")
     processes = "processes that compare masks, from some ten thousand of them on; 1 to 256 (default: 1)"

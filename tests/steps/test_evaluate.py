@@ -508,7 +508,7 @@ def test_intervals_and_match_results_on_request(tmp_path, monkeypatch):
 def test_resamples_are_a_number(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run_main(monkeypatch, "--annotations", "a", "--detections", "b", "--out", "c.json", "--bootstrap", "-1")
-    assert "--bootstrap: is -1; allowed: an integer 0 or more" in capsys.readouterr().err
+    assert "--bootstrap: is -1; allowed: an integer from 0 to 100000" in capsys.readouterr().err
 
 
 def test_ap_fixed_stands_beside_under_its_own_label(tmp_path):
