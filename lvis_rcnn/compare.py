@@ -12,7 +12,7 @@ widens the intervals) or studies, of which rows of the same name are compared, o
 import argparse
 from pathlib import Path
 
-from lvis_rcnn.config.schema import MOST_RESAMPLES
+from lvis_rcnn.config import MOST_RESAMPLES
 from lvis_rcnn.evaluation.bootstrap import SEED
 from lvis_rcnn.evaluation.compare import compare, row_pairs
 from lvis_rcnn.reporting.comparison import comparison_text, write_difference_plots

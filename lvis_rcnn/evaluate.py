@@ -36,7 +36,7 @@ from jaxtyping import Float64
 from tabulate import tabulate
 
 from lvis_rcnn import __version__
-from lvis_rcnn.config.schema import MOST_RESAMPLES
+from lvis_rcnn.config import MOST_RESAMPLES
 from lvis_rcnn.dataset.detections import sha256_of_shards
 from lvis_rcnn.dataset.json_text import read_text
 from lvis_rcnn.dataset.records import positions

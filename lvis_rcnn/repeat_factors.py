@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lvis_rcnn.config.schema import MOST_EXPONENT
+from lvis_rcnn.config import MOST_EXPONENT
 from lvis_rcnn.dataloader.repeat_factors import ROUNDINGS, RepeatFactors, repeat_factors, summary
 from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.system.cli import add_number, add_output, log, run_step, step_parser

@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from lvis_rcnn.config import MOST_EXPONENT, MOST_RESAMPLES
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -39,9 +41,6 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$", description="lower
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-
-# With larger ones the copies of an image may exceed 64 bits, of a million images those of an epoch.
-MOST_EXPONENT = 2
 
 
 class Section(BaseModel):
@@ -300,10 +299,6 @@ class Inference(Section):
     """Images that pass through the network together, padded to one size; numbers are equal up to rounding."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of inference: fp32 (without TF32), as published; bf16 is torch.autocast."""
-
-
-MOST_RESAMPLES = 100_000
-"""More say nothing new of an interval, and take hours."""
 
 
 class Evaluation(Section):
