@@ -13,4 +13,5 @@ bootstrap          the metrics of resamples of the images
 uncertainty        standard errors, intervals and p values, from resamples and seeds
 compare            paired tests of runs and rows
 official           the lvis package as reference
+scoring            all of that for a set of detections: metrics.json
 """

@@ -12,6 +12,7 @@ from lvis_rcnn.evaluate import evaluate
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.bootstrap import SEED, image_weights, resampling_of, weighted_metrics
 from lvis_rcnn.evaluation.compare import compare, corrected, paired, read_scored, row_pairs, scored_rows
+from lvis_rcnn.evaluation.scoring import Scoring
 from lvis_rcnn.evaluation.uncertainty import Sampled, t_quantile, t_tail
 from lvis_rcnn.reporting.comparison import comparison_text
 from lvis_rcnn.system.cli import InputError
@@ -36,7 +37,7 @@ def scored(folder, results, dataset=DATASET, resamples=0, **records):
     folder.mkdir(parents=True)
     annotations = write(folder / "truth.json", dataset)
     detections, matches = write(folder / "results.json", as_json(results)), folder / "matches.npz"
-    metrics = evaluate(annotations, detections, 300, resamples=resamples, matches=matches)
+    metrics = evaluate(annotations, detections, Scoring(resamples=resamples), matches)
     write_json(folder / "metrics.json", metrics)
     for name, record in records.items():
         write_json(folder / f"{name}.json", record)

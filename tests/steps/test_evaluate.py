@@ -27,10 +27,12 @@ from lvis_rcnn.dataset.detections import (
     write_shard,
 )
 from lvis_rcnn.evaluate import evaluate, summary
+from lvis_rcnn.evaluation import scoring as scoring_module
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.matches import read_matches
 from lvis_rcnn.evaluation.official import official_scores
 from lvis_rcnn.evaluation.results import Result
+from lvis_rcnn.evaluation.scoring import Scoring
 from lvis_rcnn.system.cli import InputError
 from tests.conftest import REPOSITORY
 from tests.helpers.scored_boxes import (
@@ -68,7 +70,9 @@ def test_exported_shards_give_the_same_metrics(tmp_path):
     results += [found(2, 1, 0.75, *CUP), found(2, 99, 1.0, *BOAT)]
     shards = as_shards(tmp_path / "shards", results)
     assert export_results(shards, tmp_path / "results.json") == 5
-    of_shards, of_file = (evaluate(annotations, path, 300, "yes") for path in (shards, tmp_path / "results.json"))
+    of_shards, of_file = (
+        evaluate(annotations, path, Scoring(official="yes")) for path in (shards, tmp_path / "results.json")
+    )
     assert {key for key in of_file if of_file[key] != of_shards[key]} == {"detections_sha256"}
     assert 0 < of_shards["segm"]["AP"] < 1
     assert (of_file["images"], of_file["detections"], of_file["unknown_category_detections"]) == (2, 5, 1)
@@ -117,7 +121,9 @@ def test_every_category_has_its_own_ap(tmp_path):
     dataset = truth((1, 1, CUP), (2, 3, BOAT), negative={2: [1]})
     dataset["categories"].reverse()
     results = [found(1, 1, 0.5, *CUP), found(2, 1, 0.75, *CUP), found(1, 2, 0.5, *FAR)]
-    metrics = evaluate(write(tmp_path / "truth.json", dataset), write(tmp_path / "dt.json", as_json(results)), 300)
+    metrics = evaluate(
+        write(tmp_path / "truth.json", dataset), write(tmp_path / "dt.json", as_json(results)), Scoring()
+    )
     rows = metrics["per_category"]
     assert [(row["id"], row["label"], row["name"], row["frequency"], row["objects"]) for row in rows] == [
         (1, 3, "thing 1", "r", 1),
@@ -134,7 +140,9 @@ def test_crowds_and_objects_outside_their_image_are_scored_as_lvis_does(tmp_path
     dataset = truth((1, 1, CUP), (1, 3, BOAT), (2, 3, (300.0, 300.0, 20.0, 20.0)))
     dataset["annotations"][1]["iscrowd"] = 1
     results = as_json([found(1, 1, 0.9, *CUP), found(1, 3, 0.8, *BOAT)])
-    metrics = evaluate(write(tmp_path / "truth.json", dataset), write(tmp_path / "dt.json", results), 300, "yes")
+    metrics = evaluate(
+        write(tmp_path / "truth.json", dataset), write(tmp_path / "dt.json", results), Scoring(official="yes")
+    )
     assert metrics["official"]["agrees"]
     assert [row["objects"] for row in metrics["per_category"]] == [1, 0, 2]
     assert metrics["per_category"][2]["bbox"] == pytest.approx(51 / 101)
@@ -142,16 +150,16 @@ def test_crowds_and_objects_outside_their_image_are_scored_as_lvis_does(tmp_path
 
 def test_the_lvis_package_beside_says_that_it_agrees(tmp_path, monkeypatch):
     paths = write(tmp_path / "truth.json", TWO_KINDS), write(tmp_path / "results.json", GOOD)
-    agreed = evaluate(*paths, 300, "auto")
+    agreed = evaluate(*paths, Scoring(official="auto"))
     assert agreed["official"] == {"package": f"lvis {agreed['versions']['lvis']}", "agrees": True}
     assert agreed["protocol"].endswith("agrees in every bit")
-    monkeypatch.setattr(evaluate_module, "MOST_IMAGES_CHECKED", 1)
-    unchecked = evaluate(*paths, 300, "auto")
+    monkeypatch.setattr(scoring_module, "MOST_IMAGES_CHECKED", 1)
+    unchecked = evaluate(*paths, Scoring(official="auto"))
     assert (unchecked["official"]["agrees"], unchecked["official"]["why"]) == (None, "not run (more than 1 images)")
-    assert evaluate(*paths, 300, "yes") == agreed
+    assert evaluate(*paths, Scoring(official="yes")) == agreed
     assert not hasattr(np, "float")  # what lvis needs of old NumPy is gone again
     nothing = write(tmp_path / "nothing.json", [])
-    assert evaluate(paths[0], nothing, 300, "yes")["bbox"]["AP"] == 0
+    assert evaluate(paths[0], nothing, Scoring(official="yes"))["bbox"]["AP"] == 0
 
 
 @pytest.mark.parametrize(
@@ -169,9 +177,11 @@ def test_a_disagreement_with_the_lvis_package_is_an_error(tmp_path, monkeypatch,
             scores.recall[0, 0, 0] = 0
         return scores
 
-    monkeypatch.setattr(evaluate_module, "official_scores", other)
+    monkeypatch.setattr(scoring_module, "official_scores", other)
     with pytest.raises(InputError, match=message):
-        evaluate(write(tmp_path / "truth.json", TWO_KINDS), write(tmp_path / "results.json", GOOD), 300, "yes")
+        evaluate(
+            write(tmp_path / "truth.json", TWO_KINDS), write(tmp_path / "results.json", GOOD), Scoring(official="yes")
+        )
 
 
 def test_a_terminal_shows_how_far_the_masks_are_and_how_large_the_official_check_is(tmp_path):
@@ -189,7 +199,7 @@ def test_only_the_kind_that_is_there_is_scored(tmp_path, kind):
     records = as_json([found(1, 1, 0.5, *CUP)])
     for record in records:
         del record[dropped]
-    metrics = evaluate(annotations, write(tmp_path / "results.json", records), 300)
+    metrics = evaluate(annotations, write(tmp_path / "results.json", records), Scoring())
     assert [name for name in ("bbox", "segm") if name in metrics] == [kind]
     assert metrics[kind]["AP"] == pytest.approx(0.5)
     assert len(summary(metrics).splitlines()) == 3
@@ -224,7 +234,7 @@ def test_a_wrong_result_is_named(tmp_path, change, message):
     annotations = write(tmp_path / "truth.json", TWO_KINDS)
     results = write(tmp_path / "results.json", [GOOD[0], {**GOOD[1], **change}])
     with pytest.raises(InputError, match=message):
-        evaluate(annotations, results, 300)
+        evaluate(annotations, results, Scoring())
 
 
 @pytest.mark.parametrize(
@@ -253,7 +263,7 @@ def test_wrong_annotations_are_named(tmp_path, section, change, message):
     dataset = copy.deepcopy(TWO_KINDS)
     dataset[section][0].update(change)
     with pytest.raises(InputError, match=message):
-        evaluate(write(tmp_path / "truth.json", dataset), write(tmp_path / "results.json", GOOD), 300)
+        evaluate(write(tmp_path / "truth.json", dataset), write(tmp_path / "results.json", GOOD), Scoring())
 
 
 def test_what_the_lvis_package_cannot_read_in_unread_keys_is_scored_all_the_same(tmp_path):
@@ -261,9 +271,9 @@ def test_what_the_lvis_package_cannot_read_in_unread_keys_is_scored_all_the_same
     strange = text.replace('"number": 0', f'"number": {"9" * 5000}').encode("latin-1")
     (tmp_path / "truth.json").write_bytes(strange)
     results = write(tmp_path / "results.json", GOOD)
-    metrics = evaluate(tmp_path / "truth.json", results, 300, "yes")
+    metrics = evaluate(tmp_path / "truth.json", results, Scoring(official="yes"))
     assert metrics["official"]["agrees"]
-    assert metrics["segm"] == evaluate(write(tmp_path / "plain.json", TWO_KINDS), results, 300)["segm"]
+    assert metrics["segm"] == evaluate(write(tmp_path / "plain.json", TWO_KINDS), results, Scoring())["segm"]
 
 
 def test_detections_of_a_pipe_are_read_once(tmp_path):
@@ -271,7 +281,7 @@ def test_detections_of_a_pipe_are_read_once(tmp_path):
     reader, writer = os.pipe()
     os.write(writer, text)
     os.close(writer)
-    metrics = evaluate(annotations, Path(f"/dev/fd/{reader}"), 300)
+    metrics = evaluate(annotations, Path(f"/dev/fd/{reader}"), Scoring())
     os.close(reader)
     assert (metrics["detections"], metrics["detections_sha256"]) == (len(GOOD), hashlib.sha256(text).hexdigest())
 
@@ -283,7 +293,7 @@ def test_all_missing_keys_are_named_at_once(tmp_path):
             record.pop(key, None)
     message = r"neg_category_ids \(in 2 of 2 images\), not_exhaustive_.*, frequency \(in 3 of 3 categories\)"
     with pytest.raises(InputError, match=message):
-        evaluate(write(tmp_path / "truth.json", dataset), write(tmp_path / "results.json", GOOD), 300)
+        evaluate(write(tmp_path / "truth.json", dataset), write(tmp_path / "results.json", GOOD), Scoring())
 
 
 FLOATS = re.compile(r'((?:id|height|width)": |_ids": \[|size": \[)(\d+)(?=[,}\]])')
@@ -299,11 +309,11 @@ LAX = {
 def test_what_lvis_reads_is_read_though_it_is_no_strict_json(tmp_path, kind, name):
     dataset = truth((1, 1, CUP), (2, 3, BOAT), negative={2: [1]})
     paths = {"truth": write(tmp_path / "truth.json", dataset), "results": write(tmp_path / "results.json", GOOD)}
-    usual = evaluate(*paths.values(), 300)
+    usual = evaluate(*paths.values(), Scoring())
     changed = LAX[kind](paths[name].read_text())
     assert changed != paths[name].read_text()
     paths[name].write_text(changed)
-    lax = evaluate(*paths.values(), 300, "yes")
+    lax = evaluate(*paths.values(), Scoring(official="yes"))
     digests = {"annotations_sha256", "detections_sha256", "official", "protocol"}
     assert {key for key in usual if usual[key] != lax[key]} <= digests
     assert lax["official"]["agrees"]
@@ -315,7 +325,7 @@ def test_run_lengths_may_be_floats(tmp_path):
     results = write(tmp_path / "results.json", [{**record, "segmentation": runs} for record in GOOD])
     whole = {"size": [100, 100], "counts": [0, 100, 9900]}
     expected = write(tmp_path / "whole.json", [{**record, "segmentation": whole} for record in GOOD])
-    assert evaluate(annotations, results, 300)["segm"] == evaluate(annotations, expected, 300)["segm"]
+    assert evaluate(annotations, results, Scoring())["segm"] == evaluate(annotations, expected, Scoring())["segm"]
 
 
 def with_outlines(value: object) -> dict:
@@ -331,8 +341,8 @@ def with_outlines(value: object) -> dict:
 @pytest.mark.parametrize("value", [..., None, []], ids=str)
 def test_boxes_alone_are_scored_where_the_ground_truth_has_no_mask(tmp_path, value):
     results = write(tmp_path / "results.json", GOOD)
-    metrics = evaluate(write(tmp_path / "truth.json", with_outlines(value)), results, 300, "yes")
-    assert metrics["bbox"] == evaluate(write(tmp_path / "whole.json", TWO_KINDS), results, 300)["bbox"]
+    metrics = evaluate(write(tmp_path / "truth.json", with_outlines(value)), results, Scoring(official="yes"))
+    assert metrics["bbox"] == evaluate(write(tmp_path / "whole.json", TWO_KINDS), results, Scoring())["bbox"]
     assert "segm" not in metrics
     assert metrics["only"] == {"kind": "bbox", "why": "no annotation has a mask (segmentation)"}
 
@@ -342,7 +352,7 @@ def test_boxes_alone_are_scored_on_request_whatever_the_masks_are(tmp_path, caps
     damaged = [{**record, "segmentation": {"size": [9, 9], "counts": "0"}} for record in GOOD]
     results, out = write(tmp_path / "results.json", damaged), tmp_path / "metrics.json"
     with pytest.raises(InputError, match=r"annotation 1: .*--kinds bbox"):
-        evaluate(annotations, write(tmp_path / "good.json", GOOD), 300)
+        evaluate(annotations, write(tmp_path / "good.json", GOOD), Scoring())
     words = ["--annotations", annotations, "--detections", results, "--kinds", "bbox", "--official", "yes"]
     run_main(monkeypatch, *words, "--out", out)
     metrics = json.loads(out.read_text())
@@ -354,18 +364,20 @@ def test_boxes_alone_are_scored_on_request_whatever_the_masks_are(tmp_path, caps
 def test_a_kind_that_the_detections_lack_is_refused(tmp_path):
     annotations = write(tmp_path / "truth.json", TWO_KINDS)
     shards = as_shards(tmp_path / "shards", [found(1, 1, 0.5, *CUP)] * 3)
-    assert evaluate(annotations, shards, 300, kinds=["segm"])["only"]["kind"] == "segm"
+    assert evaluate(annotations, shards, Scoring(kinds=["segm"]))["only"]["kind"] == "segm"
     boxes = write(tmp_path / "boxes.json", [{**record, "segmentation": None} for record in GOOD])
     with pytest.raises(InputError, match=r"result 0 .*: has no segmentation; fix: .*--kinds"):
-        evaluate(annotations, boxes, 300, kinds=["segm"])
+        evaluate(annotations, boxes, Scoring(kinds=["segm"]))
     with pytest.raises(InputError, match=r"the detections have no mask; fix: .*--kinds"):
-        evaluate(annotations, boxes, 300, kinds=["bbox", "segm"])
+        evaluate(annotations, boxes, Scoring(kinds=["bbox", "segm"]))
 
 
 def test_an_empty_outline_beside_others_is_a_mask_without_a_pixel(tmp_path):
     dataset = truth((1, 1, CUP), (2, 3, BOAT), (2, 1, FAR))
     dataset["annotations"][2]["segmentation"] = []
-    metrics = evaluate(write(tmp_path / "truth.json", dataset), write(tmp_path / "results.json", GOOD), 300, "yes")
+    metrics = evaluate(
+        write(tmp_path / "truth.json", dataset), write(tmp_path / "results.json", GOOD), Scoring(official="yes")
+    )
     assert metrics["official"]["agrees"]
     assert "only" not in metrics
     assert metrics["segm"]["AR@300"] < 1
@@ -401,23 +413,23 @@ def test_a_file_of_another_kind_is_named_with_its_option(tmp_path):
     ]
     for truth_path, detections, message in cases:
         with pytest.raises(InputError, match=message):
-            evaluate(truth_path, detections, 300)
+            evaluate(truth_path, detections, Scoring())
 
 
 @pytest.mark.parametrize("text", ["", "[{", '{"image_id": 1}', "\x00"])
 def test_a_damaged_results_file_is_refused(tmp_path, text):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(InputError, match=r"results.json: (not readable as JSON|Expected `array`)"):
-        evaluate(write(tmp_path / "truth.json", TWO_KINDS), tmp_path / "results.json", 300)
+        evaluate(write(tmp_path / "truth.json", TWO_KINDS), tmp_path / "results.json", Scoring())
 
 
 def test_a_missing_file_is_named(tmp_path):
     annotations, results = tmp_path / "truth.json", tmp_path / "results.json"
     with pytest.raises(InputError, match=r"truth.json: no such file"):
-        evaluate(annotations, write(results, GOOD), 300)
+        evaluate(annotations, write(results, GOOD), Scoring())
     results.unlink()
     with pytest.raises(InputError, match=r"results.json: no such file"):
-        evaluate(write(annotations, TWO_KINDS), results, 300)
+        evaluate(write(annotations, TWO_KINDS), results, Scoring())
 
 
 def test_a_damaged_shard_is_refused(tmp_path):
@@ -425,25 +437,25 @@ def test_a_damaged_shard_is_refused(tmp_path):
     shard = shard_path(folder, 1)
     shard.write_bytes(shard.read_bytes()[:300])
     with pytest.raises(InputError, match=r"shard-00001.npz: damaged shard"):
-        evaluate(write(tmp_path / "truth.json", TWO_KINDS), folder, 300)
+        evaluate(write(tmp_path / "truth.json", TWO_KINDS), folder, Scoring())
 
 
 def test_detections_of_other_annotations_are_refused(tmp_path):
     annotations = write(tmp_path / "truth.json", TWO_KINDS)
     folder = as_shards(tmp_path / "detections", [found(1, 1, 0.5, *CUP)] * 3)
-    digest = evaluate(annotations, folder, 300)["annotations_sha256"]
+    digest = evaluate(annotations, folder, Scoring())["annotations_sha256"]
     record = tmp_path / "inference.json"
     write(record, {"annotations_sha256": digest, "detections": 3})
-    assert evaluate(annotations, folder, 300)["detections"] == 3
+    assert evaluate(annotations, folder, Scoring())["detections"] == 3
     write(record, {"annotations_sha256": digest, "detections": 4})
     with pytest.raises(InputError, match="shards hold 3 detections, inference wrote 4"):
-        evaluate(annotations, folder, 300)
+        evaluate(annotations, folder, Scoring())
     record.write_text('{"annotations_sha256": ' + "[" * 5000 + "]" * 5000 + "}")
     with pytest.raises(InputError, match=r"inference.json: not readable as JSON: nested too deeply"):
-        evaluate(annotations, folder, 300)
+        evaluate(annotations, folder, Scoring())
     write(record, {"annotations_sha256": "0" * 64})
     with pytest.raises(InputError, match="were made for other annotations"):
-        evaluate(annotations, folder, 300)
+        evaluate(annotations, folder, Scoring())
 
 
 def run_main(monkeypatch, *arguments: object) -> None:
@@ -487,10 +499,10 @@ def test_intervals_and_match_results_on_request(tmp_path, monkeypatch):
     monkeypatch.setattr("lvis_rcnn.evaluation.uncertainty.FEWEST_RESAMPLES", 5)
     # The cup of one image is found, the boat of the other is not.
     paths = write(tmp_path / "truth.json", TWO_KINDS), write(tmp_path / "results.json", GOOD[:1])
-    plain = evaluate(*paths, 300)
+    plain = evaluate(*paths, Scoring())
     assert "intervals" not in plain
     kept = [tmp_path / "first.npz", tmp_path / "second.npz"]
-    first, second = (evaluate(*paths, 300, resamples=5, matches=path) for path in kept)
+    first, second = (evaluate(*paths, Scoring(resamples=5), path) for path in kept)
     assert first == second
     assert kept[0].read_bytes() == kept[1].read_bytes()
     found = first.pop("intervals")
@@ -515,7 +527,7 @@ def test_ap_fixed_stands_beside_under_its_own_label(tmp_path):
     """301 detections of another category push the cup out of its image; its own category has room for it."""
     results = as_json([found(1, 3, 0.9, *FAR) for _ in range(300)] + [found(1, 1, 0.5, *CUP), found(1, 99, 1.0, *CUP)])
     paths = write(tmp_path / "truth.json", truth((1, 1, CUP))), write(tmp_path / "results.json", results)
-    metrics = evaluate(*paths, 300, fixed=True)
+    metrics = evaluate(*paths, Scoring(fixed=True))
     for kind in ("bbox", "segm"):
         assert metrics[kind]["AP"] == 0
         assert [metrics["fixed"][kind][name] for name in ("AP", "AR")] == pytest.approx([1, 1])
@@ -524,7 +536,7 @@ def test_ap_fixed_stands_beside_under_its_own_label(tmp_path):
         "AP-fixed (Dave et al. 2021): at most 10,000 detections of a category over all images, no cap on an image;"
         " the detections hold 302 of an image at most, and fewer than 10,000 of 3 of 3 categories"
     )
-    assert "fixed" not in evaluate(*paths, 300)
+    assert "fixed" not in evaluate(*paths, Scoring())
 
 
 KILLS = 20

@@ -32,6 +32,7 @@ from lvis_rcnn.dataset.detections import (
 )
 from lvis_rcnn.dataset.store import build_store, open_store
 from lvis_rcnn.evaluate import evaluate
+from lvis_rcnn.evaluation.scoring import Scoring
 from lvis_rcnn.inference import detector, shards
 from lvis_rcnn.model.mask_rcnn import ImageDetections
 from lvis_rcnn.model.weights import save_model
@@ -127,7 +128,7 @@ def test_a_test_set_without_annotations_becomes_a_results_file_for_the_server(dr
     # What inference finds does not depend on annotations.
     run(drawn, model_path, tmp_path / "whole")
     assert contents(tmp_path / "run" / "out" / "detections") == contents(tmp_path / "whole" / "out" / "detections")
-    metrics = evaluate(drawn.folder / "drawn" / "val.json", tmp_path / "results.json", 300)
+    metrics = evaluate(drawn.folder / "drawn" / "val.json", tmp_path / "results.json", Scoring())
     assert metrics["detections"] == count
 
 
@@ -322,7 +323,7 @@ def test_no_score_depends_on_masks_that_are_left_out(drawn, tmp_path_factory, se
     found = []
     for name, detections in zip(("all", "scored"), near_the_truth(open_store(drawn.val_store), seed), strict=True):
         write_shard(shard_path(folder / name, 0), detections)
-        found.append(evaluate(drawn.folder / "drawn" / "val.json", folder / name, cap, "yes"))
+        found.append(evaluate(drawn.folder / "drawn" / "val.json", folder / name, Scoring(cap, official="yes")))
     whole, some = found
     assert whole["segm"]["AP"] > 0
     assert some["detections_without_mask"] > 0 == whole["detections_without_mask"]
@@ -338,7 +339,7 @@ def test_a_mask_that_is_needed_and_was_left_out_is_said(drawn, tmp_path):
         image["neg_category_ids"] = [category["id"] for category in truth["categories"]]
     (tmp_path / "other.json").write_text(json.dumps(truth))
     with pytest.raises(InputError, match=r"result \d+ .*has no mask: .*fix: infer with inference.masks: all"):
-        evaluate(tmp_path / "other.json", tmp_path / "found", 300)
+        evaluate(tmp_path / "other.json", tmp_path / "found", Scoring())
 
 
 # Batches

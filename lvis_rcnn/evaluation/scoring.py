@@ -1,0 +1,259 @@
+"""Score detections by the LVIS protocol: what metrics.json holds, and the match results behind it.
+
+What metrics.json holds is described in the step that writes it, ``lvis_rcnn evaluate``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float64
+
+from lvis_rcnn import __version__
+from lvis_rcnn.dataset.records import positions
+from lvis_rcnn.evaluation.average_precision import (
+    DETECTIONS_PER_CATEGORY,
+    RECALLS,
+    Outcomes,
+    Scores,
+    mean_curves,
+    score,
+    score_fixed,
+)
+from lvis_rcnn.evaluation.bootstrap import SEED, resampled_metrics, resampling_of
+from lvis_rcnn.evaluation.ground_truth import GroundTruth
+from lvis_rcnn.evaluation.matches import MatchesFile
+from lvis_rcnn.evaluation.official import difference, official_scores
+from lvis_rcnn.evaluation.results import KINDS, DetectionSet, Kind
+from lvis_rcnn.evaluation.uncertainty import LEVEL, METHOD, Sampled, intervals, metrics_of_runs, resamples_text
+from lvis_rcnn.system.cli import InputError, log
+
+Official = Literal["auto", "yes", "no"]
+
+# The lvis package takes 10 GB and ten minutes for so many; above that the check is not automatic.
+MOST_IMAGES_CHECKED = 5000
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How detections are scored."""
+
+    detections_per_image: int = 300
+    """At most so many of an image count, the best over all categories together; 1 to 300."""
+    official: Official = "no"
+    """Whether the lvis package is run as well; auto: up to 5,000 images."""
+    resamples: int = 0
+    """Number of resamples of the images, for intervals; 0 for none."""
+    fixed: bool = False
+    """Whether AP-fixed is scored as well."""
+    processes: int = 1
+    """Processes that compare masks, at least 1; the value does not depend on it."""
+    kinds: Sequence[Kind] = ()
+    """What is scored; empty for all that annotations and detections have."""
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """Ground truth and the file that it is from."""
+
+    truth: GroundTruth
+    text: bytes
+    """Of the file, for the lvis package."""
+    sha256: str
+    """Of that text."""
+
+
+def score_detections(
+    annotations: Annotations, detection_set: DetectionSet, scoring: Scoring
+) -> tuple[dict[str, Any], MatchesFile]:
+    """The value of metrics.json, and the match results.
+
+    Raises:
+        InputError: the detections lack a kind that was asked for, or the lvis package gets another result.
+    """
+    truth = annotations.truth
+    only = only_kind(scoring.kinds, truth, detection_set)
+    unknown = int((positions(truth.category_ids, detection_set.category_ids) < 0).sum())
+    if unknown:
+        log.info("%d detections of categories that the annotations do not have are left out", unknown)
+    scores = all_scores(truth, detection_set, scoring)
+    checked = check_officially(annotations, detection_set, scores, scoring)
+    kept = match_results(annotations, detection_set, scores, scoring)
+    record: dict[str, Any] = {
+        "format": "lvis_rcnn.metrics",
+        "version": 1,
+        **{kind: scores[kind].metrics for kind in scores},
+        **({"intervals": all_intervals(kept, scores)} if scoring.resamples else {}),
+        **({"fixed": all_fixed(truth, detection_set)} if scoring.fixed else {}),
+        "protocol": protocol_line(scoring.detections_per_image, checked),
+        "scorer": f"lvis_rcnn {__version__}",
+        "official": checked,
+        "unknown_category_detections": unknown,
+        **({"only": only} if only else {}),
+        **what_was_scored(truth, detection_set, scores, kept),
+        "versions": {name: version(name) for name in ("lvis", "pycocotools", "numpy")},
+        "per_category": per_category(truth, scores),
+        "curves": {
+            kind: {"recall": RECALLS.round(2).tolist(), **mean_curves(scores[kind].precision, truth.frequencies)}
+            for kind in scores
+        },
+    }
+    return record, kept
+
+
+def all_scores(truth: GroundTruth, detection_set: DetectionSet, scoring: Scoring) -> dict[Kind, Scores]:
+    """The scores of each kind by LVIS."""
+    scores: dict[Kind, Scores] = {}
+    for kind in detection_set.kinds:
+        log.info("scoring %s of %d detections in %d images", kind, len(detection_set), len(truth.image_ids))
+        scores[kind] = score(truth, detection_set, kind, scoring.detections_per_image, processes=scoring.processes)
+    return scores
+
+
+def match_results(
+    annotations: Annotations, detection_set: DetectionSet, scores: dict[Kind, Scores], scoring: Scoring
+) -> MatchesFile:
+    """What matches.npz holds."""
+    truth, resamples = annotations.truth, scoring.resamples
+    outcomes = {kind: scores[kind].outcomes for kind in scores}
+    return MatchesFile(
+        annotations_sha256=annotations.sha256,
+        detections_sha256=detection_set.sha256,
+        detections_per_image=scoring.detections_per_image,
+        category_ids=truth.category_ids,
+        frequencies=truth.frequencies,
+        outcomes=outcomes,
+        resampled=all_resampled(outcomes, truth.frequencies, resamples) if resamples else {},
+    )
+
+
+def only_kind(asked: Sequence[Kind], truth: GroundTruth, detection_set: DetectionSet) -> dict[str, str]:
+    """The one kind that is scored, and why not both; empty where both are.
+
+    Raises:
+        InputError: the detections lack a kind that was asked for.
+    """
+    lacking = set(asked) - set(detection_set.kinds)
+    if lacking:
+        what = f"the detections have no {' and no '.join(sorted(KINDS[kind] for kind in lacking))}"
+        raise InputError(detection_set.where, what, fix="ask for another kind: --kinds")
+    if len(detection_set.kinds) == len(KINDS):
+        return {}
+    (kind,) = detection_set.kinds
+    other = "a mask" if kind == "bbox" else "a box"
+    if asked:
+        why = "asked for by --kinds"
+    else:
+        why = f"no detection has {other}" if truth.has_masks else "no annotation has a mask (segmentation)"
+    log.info("scoring %s only: %s", kind, why)
+    return {"kind": kind, "why": why}
+
+
+def what_was_scored(
+    truth: GroundTruth, detection_set: DetectionSet, scores: dict[Kind, Scores], kept: MatchesFile
+) -> dict[str, Any]:
+    """Counts and digests of the annotations and the detections."""
+    return {
+        "images": len(truth.image_ids),
+        "detections": len(detection_set),
+        "detections_without_mask": 0 if detection_set.has_mask is None else int((~detection_set.has_mask).sum()),
+        "judged_detections": {kind: len(scores[kind].outcomes.images) for kind in scores},
+        "detections_per_image": kept.detections_per_image,
+        "annotations_sha256": kept.annotations_sha256,
+        "detections_sha256": kept.detections_sha256,
+    }
+
+
+def all_resampled(
+    outcomes: dict[Kind, Outcomes], frequencies: Sequence[str], resamples: int
+) -> dict[Kind, Float64[np.ndarray, "s m"]]:
+    """The metrics of each kind in resamples of the images."""
+    samples: dict[Kind, np.ndarray] = {}
+    for kind, of_kind in outcomes.items():
+        log.info("resampling the images for %s: %s", kind, resamples_text(resamples))
+        samples[kind] = resampled_metrics(resampling_of(of_kind, frequencies), resamples, SEED)
+    return samples
+
+
+def all_intervals(kept: MatchesFile, scores: dict[Kind, Scores]) -> dict[str, Any]:
+    """The intervals that metrics.json holds."""
+    resamples = len(next(iter(kept.resampled.values())))
+    record: dict[str, Any] = {"resamples": resamples, "seed": SEED, "level": LEVEL, "method": METHOD}
+    for kind, samples in kept.resampled.items():
+        metrics = metrics_of_runs([{kind: scores[kind].metrics}], kind)
+        record[kind] = intervals(Sampled(metrics, samples[None]))
+    return record
+
+
+def all_fixed(truth: GroundTruth, detection_set: DetectionSet) -> dict[str, Any]:
+    """AP-fixed as metrics.json holds it; names have no @300, since detections per image are not limited."""
+    record: dict[str, Any] = {}
+    for kind in detection_set.kinds:
+        log.info("scoring %s by AP-fixed", kind)
+        metrics = score_fixed(truth, detection_set, kind).metrics
+        record[kind] = {name.removesuffix("@300"): value for name, value in metrics.items()}
+    return {**record, "protocol": fixed_line(truth, detection_set)}
+
+
+def fixed_line(truth: GroundTruth, detection_set: DetectionSet) -> str:
+    """The limits of AP-fixed, and how far the detections reach them: a detector that keeps few per image may not."""
+    most = int(np.bincount(positions(truth.image_ids, detection_set.image_ids), minlength=1).max())
+    of_categories = np.bincount(
+        positions(truth.category_ids, detection_set.category_ids) + 1, minlength=len(truth.category_ids) + 1
+    )[1:]
+    fewer = int((of_categories < DETECTIONS_PER_CATEGORY).sum())
+    return (
+        f"AP-fixed (Dave et al. 2021): at most {DETECTIONS_PER_CATEGORY:,} detections of a category over all images, no"
+        f" cap on an image; the detections hold {most} of an image at most, and fewer than"
+        f" {DETECTIONS_PER_CATEGORY:,} of {fewer:,} of {len(of_categories):,} categories"
+    )
+
+
+def per_category(truth: GroundTruth, scores: dict[Kind, Scores]) -> list[dict[str, Any]]:
+    """AP of every category in the order of ids; None where it has no object."""
+    objects = next(iter(scores.values())).num_objects[:, 0].tolist()
+    ids, labels = truth.category_ids.tolist(), truth.labels.tolist()
+    return [
+        {
+            "id": ids[place],
+            "label": labels[place],
+            "name": truth.names[place],
+            "frequency": truth.frequencies[place],
+            "objects": objects[place],
+            **{kind: scores[kind].category_ap[place] for kind in scores},
+        }
+        for place in range(len(ids))
+    ]
+
+
+def check_officially(
+    annotations: Annotations, detection_set: DetectionSet, scores: dict[Kind, Scores], scoring: Scoring
+) -> dict[str, Any]:
+    """Run the lvis package where that is wanted; returns what metrics.json says about it.
+
+    Raises:
+        InputError: it gets another result.
+    """
+    official, num_images = scoring.official, len(annotations.truth.image_ids)
+    package = f"lvis {version('lvis')}"
+    if official == "no" or (official == "auto" and num_images > MOST_IMAGES_CHECKED):
+        reason = "not wanted" if official == "no" else f"more than {MOST_IMAGES_CHECKED:,} images"
+        return {"package": package, "agrees": None, "why": f"not run ({reason})"}
+    for kind, ours in scores.items():
+        log.info("scoring %s by the official package", kind)
+        other = difference(ours, official_scores(annotations.text, detection_set, kind, scoring.detections_per_image))
+        if other:
+            fix = "report it with both files; --official no skips this check"
+            raise InputError(f"{detection_set.where}: {kind}", f"{package} disagrees: {other}", fix=fix)
+    return {"package": package, "agrees": True}
+
+
+def protocol_line(detections_per_image: int, official: dict[str, Any]) -> str:
+    """The protocol and the scorer, for a person and for the table; part of metrics.json, so its wording is fixed."""
+    check = "agrees in every bit" if official["agrees"] else official["why"]
+    return (
+        f"LVIS, {detections_per_image} detections an image, mask sizes from masks;"
+        f" scored by lvis_rcnn {__version__}, {official['package']} {check}"
+    )
