@@ -6,11 +6,12 @@ lvis_challenge_2021 at 04e89fde. Like ``lvis`` these know no crowd regions, whos
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64
 from pycocotools import mask as coco_mask
 
 from lvis_rcnn.evaluation.federated import EvaluatedDetections, Objects, run_starts
@@ -18,6 +19,7 @@ from lvis_rcnn.evaluation.ground_truth import GroundTruth
 from lvis_rcnn.evaluation.iou import LEAST_IOU, Pairs, in_processes
 from lvis_rcnn.evaluation.masks import Packed, masks_of_truth
 from lvis_rcnn.evaluation.results import DetectionSet
+from lvis_rcnn.evaluation.subsets import only_objects
 
 # Of the image's diagonal.
 DILATION = 0.02
@@ -54,7 +56,7 @@ def boundary_of(mask: Packed) -> Boundary:
     return Boundary(left, top, pixels, int(np.count_nonzero(pixels)))
 
 
-def whole_squares(pixels: Bool[np.ndarray, "w h"], side: int) -> Bool[np.ndarray, "w-side+1 h-side+1"]:
+def whole_squares(pixels: Bool[np.ndarray, "w h"], side: int) -> Bool[np.ndarray, "w-{side}+1 h-{side}+1"]:
     """Whether each square of ``side`` pixels that fits into ``pixels`` is set everywhere.
 
     Squares grow by up to their own side at a time: six steps to 33 pixels, which is that of 640 x 480.
@@ -131,7 +133,7 @@ def boundary_parts(
     assert detections.masks is not None
     starts = run_starts(pairs.detections)
     bounds = starts[np.unique(np.searchsorted(starts, np.arange(0, len(pairs.detections), PAIRS_AT_ONCE)))]
-    for start, stop in zip(bounds.tolist(), [*bounds.tolist()[1:], len(pairs.detections)], strict=True):
+    for start, stop in pairwise([*bounds.tolist(), len(pairs.detections)]):
         mine, at = np.unique(pairs.detections[start:stop], return_inverse=True)
         theirs, at_objects = np.unique(pairs.objects[start:stop], return_inverse=True)
         yield BoundaryPart(
@@ -140,10 +142,3 @@ def boundary_parts(
             at=at.tolist(),
             at_objects=at_objects.tolist(),
         )
-
-
-def only_objects(truth: GroundTruth, rows: Int64[np.ndarray, " k"]) -> GroundTruth:
-    """The annotations with the objects of ``rows`` alone."""
-    columns = ("annotation_ids", "images", "categories", "boxes_xywh", "areas", "ignored")
-    outlines: Sequence = [truth.outlines[row] for row in rows.tolist()] if len(truth.outlines) else ()
-    return replace(truth, outlines=outlines, **{name: getattr(truth, name)[rows] for name in columns})
