@@ -12,7 +12,7 @@ MINIVAL = "minival"
 """The subset of images that are of COCO val2017, by their coco_url."""
 
 FEW_PER_IMAGE = 300
-"""AP counts at most so many detections of an image; AP-fixed, which is defined without a cap, is named by such a cap."""
+"""AP counts at most so many detections of an image; AP-fixed is defined without a cap, and named by one as small."""
 
 
 @dataclass(frozen=True)

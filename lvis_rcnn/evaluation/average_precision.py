@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float64, Int64
 from lvis_rcnn.evaluation.federated import (
     EvaluatedDetections,
     Objects,
-    best_of_categories,
     best_of_images,
     evaluated_detections,
     objects_of,
@@ -319,33 +318,6 @@ def score(
         InputError: a mask is damaged.
     """
     best = best_of_images(truth, detections, detections_per_image)
-    return score_best(truth, detections, kind, best, mask_sizes_from, processes)
-
-
-# Of AP-fixed.
-DETECTIONS_PER_CATEGORY = 10_000
-
-
-def score_fixed(
-    truth: GroundTruth, detections: DetectionSet, kind: Kind, detections_per_category: int = DETECTIONS_PER_CATEGORY
-) -> Scores:
-    """AP-fixed (Dave et al. 2021, arXiv 2102.01066, section 4): :func:`score` with another limit.
-
-    The best detections of each category over all images count, however many of one image: detections of one category
-    never push out those of another.
-    """
-    return score_best(truth, detections, kind, best_of_categories(truth, detections, detections_per_category))
-
-
-def score_best(
-    truth: GroundTruth,
-    detections: DetectionSet,
-    kind: Kind,
-    best: Bool[np.ndarray, " d"],
-    mask_sizes_from: Literal["masks", "boxes"] = "masks",
-    processes: int = 1,
-) -> Scores:
-    """Score the detections that are among the ``best``."""
     candidates = candidates_of(truth, detections, kind, best, mask_sizes_from, processes)
     return scores_of(outcomes_of(truth, detections, candidates), truth.frequencies)
 

@@ -1,8 +1,9 @@
 """Boundary IoU of masks (Cheng et al. 2021, arXiv 2103.16562): how well outlines agree, also those of large objects.
 
-The boundary of a mask are its pixels within ``d`` pixels of its outline or of the image's edge, and the overlap of a pair
-is min(IoU of masks, IoU of boundaries), as in boundary-iou-api at 37d25586 and in lvis-api's branch
-lvis_challenge_2021 at 04e89fde. Like ``lvis`` these know no crowd regions, whose overlap would be the IoU of masks.
+The boundary of a mask is made of its pixels within ``d`` pixels of its outline or of the image's edge. The overlap of a
+pair is min(IoU of masks, IoU of boundaries), as in boundary-iou-api at 37d25586 and in lvis-api's branch of 2021
+(lvis_challenge_2021, 04e89fde). LVIS has no crowd regions, for which it would be the IoU of masks: like ``lvis`` and
+that branch, this does not read ``iscrowd``.
 """
 
 import math
@@ -132,7 +133,8 @@ def boundary_parts(
     """The pairs, in parts of about ``PAIRS_AT_ONCE``."""
     assert detections.masks is not None
     starts = run_starts(pairs.detections)
-    bounds = starts[np.unique(np.searchsorted(starts, np.arange(0, len(pairs.detections), PAIRS_AT_ONCE)))]
+    cuts = np.arange(0, len(pairs.detections), PAIRS_AT_ONCE)
+    bounds = starts[np.unique(np.searchsorted(starts, cuts, side="right") - 1)]
     for start, stop in pairwise([*bounds.tolist(), len(pairs.detections)]):
         mine, at = np.unique(pairs.detections[start:stop], return_inverse=True)
         theirs, at_objects = np.unique(pairs.objects[start:stop], return_inverse=True)

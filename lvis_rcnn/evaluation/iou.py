@@ -177,7 +177,7 @@ def compare_masks(
 
 
 def in_processes(compare: Callable[[Part], Found], parts: Iterator[Part], processes: int) -> Iterator[Found]:
-    """What ``compare`` finds in each part, in order; a single one needs no new processes, whose start takes a second."""
+    """What ``compare`` finds in each part, in order; one alone needs no new processes, whose start takes a second."""
     some = list(islice(parts, PARTS_AHEAD * processes))
     if processes == 1 or len(some) < 2:
         yield from map(compare, chain(some, parts))

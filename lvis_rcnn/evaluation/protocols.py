@@ -9,7 +9,6 @@ from jaxtyping import Bool
 from lvis_rcnn.config.protocols import Protocol
 from lvis_rcnn.dataset.records import positions
 from lvis_rcnn.evaluation.average_precision import (
-    DETECTIONS_PER_CATEGORY,
     Candidates,
     Scores,
     candidates_of,
@@ -23,6 +22,9 @@ from lvis_rcnn.evaluation.iou import Pairs
 from lvis_rcnn.evaluation.results import DetectionSet, Kind
 from lvis_rcnn.evaluation.subsets import only_images
 from lvis_rcnn.system.cli import log
+
+DETECTIONS_PER_CATEGORY = 10_000
+"""Of AP-fixed."""
 
 
 def score_protocols(
@@ -78,7 +80,7 @@ def best_of(
     """Whether a detection is in an image that is ``inside``, and among those that count there.
 
     AP-fixed counts the best 10,000 of a category, equal scores in the order of the file, also where the category is not
-    verified: the cut comes before the federated filter, as in large-vocab-devil at 87dcb5e0, scripts/evaluate_ap_fixed.py.
+    verified: the cut comes before the federated filter (large-vocab-devil at 87dcb5e0, scripts/evaluate_ap_fixed.py).
     """
     best = inside[positions(truth.image_ids, detections.image_ids)]
     if not protocol.is_fixed:
