@@ -45,7 +45,8 @@ def test_what_is_read_is_what_was_written(tmp_path_factory, seed):
 
 
 def test_one_protocol_is_read_at_a_time_and_files_without_others_are_as_before(tmp_path):
-    kept, other = kept_of(*small_set(1)[:2]), replace(kept_of(*small_set(2)[:2]), images_sha256="i" * 64)
+    dataset, records, _ = small_set(1)
+    kept, other = kept_of(dataset, records), replace(kept_of(dataset, records[:2]), images_sha256="i" * 64)
     path = tmp_path / "matches.npz"
     write_matches(path, replace(kept, protocols={"minival": other}))
     again = read_matches(path, "minival")
