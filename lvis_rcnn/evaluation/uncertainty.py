@@ -119,9 +119,11 @@ def estimates(row: Sampled, minus: Sampled | None = None) -> dict[str, Estimate 
     for n in {len(one.metrics) for one in rows}:
         alike = [seed_variances(one) for one in rows if len(one.metrics) == n]
         between, from_images = np.mean(alike, axis=0)
+        beyond_images = np.maximum(between - from_images, 0)
         share = len(alike) / n
-        total = total + share * np.maximum(between - from_images, 0)
-        spread = spread + (share * between) ** 2 / (len(alike) * max(n - 1, 1))
+        total = total + share * beyond_images
+        # What is cut off at 0 varies less than the variance between seeds; this lies between the two (see docs).
+        spread = spread + (share * (between + beyond_images) / 2) ** 2 / (len(alike) * max(n - 1, 1))
     allowed = all(len(one.metrics) == 1 or len(one.metrics) >= FEWEST_SEEDS for one in rows)
     return {
         name: Estimate(float(value), math.sqrt(variance), variance**2 / fourth)

@@ -19,6 +19,7 @@ from lvis_rcnn.evaluation.uncertainty import (
     seed_variances,
     t_quantile,
     t_tail,
+    variances,
     within_0_and_1,
 )
 
@@ -133,6 +134,11 @@ def test_what_images_add_to_the_variance_between_seeds_is_counted_once():
     samples = np.tile(random.normal(0.5, 0.1, (3, 20_000, 1)), (1, 1, M))
     between, from_images = seed_variances(Sampled(np.tile([[0.4], [0.5], [0.6]], (1, M)), samples))
     assert (between[0], from_images[0]) == (pytest.approx(0.01), pytest.approx(0.01, abs=3e-4))
+    # Seeds that differ less than images explain add nothing but doubt: half of their variance counts in the df.
+    found = estimates(Sampled(np.tile([[0.45], [0.5], [0.55]], (1, M)), samples))["AP"]
+    of_images = variances(samples.mean(axis=0))[0]
+    assert found.error == pytest.approx(math.sqrt(of_images))
+    assert found.df == pytest.approx(of_images**2 / (of_images**2 / 20 + (0.0025 / 3 / 2) ** 2 / 2))
 
 
 @pytest.mark.parametrize("seed_share", [0.0, 1.0])
