@@ -28,7 +28,7 @@ from lvis_rcnn.reporting.notes import (
 from lvis_rcnn.reporting.plots import read_category_figures
 from lvis_rcnn.reporting.rows import Row, kept_sentence, rows_of
 from lvis_rcnn.reporting.score_plots import category_aps, metrics_of, row_name
-from lvis_rcnn.reporting.table import COLUMNS, printed_cells
+from lvis_rcnn.reporting.table import columns_of, printed_cells
 from lvis_rcnn.runs.records import QUANTITIES, RunRecord
 from lvis_rcnn.system.cli import duration
 from lvis_rcnn.system.files import write_text
@@ -71,7 +71,7 @@ def write_pages(study: Study, study_file: Path, results: Path, out: Path) -> Non
 def table_page(study: Study, rows: Sequence[Row]) -> str:
     """The results table."""
     lines = printed_cells(rows, write=in_html)
-    numbers = {title for name, title in COLUMNS.items() if name in QUANTITIES}
+    numbers = {title for name, title in columns_of(rows).items() if name not in (*rows[0].names, "download")}
     return page(
         "table",
         titled(study),
