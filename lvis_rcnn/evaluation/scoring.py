@@ -5,7 +5,7 @@ What metrics.json holds is described in the step that writes it, ``lvis_rcnn eva
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import numpy as np
@@ -93,7 +93,7 @@ def score_detections(
         "unknown_category_detections": unknown,
         **({"only": only} if only else {}),
         **what_was_scored(truth, detection_set, scores, kept),
-        "versions": {name: version(name) for name in ("lvis", "pycocotools", "numpy")},
+        "versions": {name: version(name) for name in ("lvis", "pycocotools", "numpy") if is_installed(name)},
         "per_category": per_category(truth, scores),
         "curves": {
             kind: {"recall": RECALLS.round(2).tolist(), **mean_curves(scores[kind].precision, truth.frequencies)}
@@ -236,11 +236,14 @@ def check_officially(
     Raises:
         InputError: it gets another result.
     """
-    official, num_images = scoring.official, len(annotations.truth.image_ids)
-    package = f"lvis {version('lvis')}"
-    if official == "no" or (official == "auto" and num_images > MOST_IMAGES_CHECKED):
-        reason = "not wanted" if official == "no" else f"more than {MOST_IMAGES_CHECKED:,} images"
-        return {"package": package, "agrees": None, "why": f"not run ({reason})"}
+    official, num_images, installed = scoring.official, len(annotations.truth.image_ids), is_installed("lvis")
+    if official == "yes" and not installed:
+        fix = "install it, as python -m pip install lvis, or leave this option out"
+        raise InputError("--official yes", "the lvis package is not installed", fix=fix)
+    package = f"lvis {version('lvis')}" if installed else "lvis"
+    if official == "no" or not installed or (official == "auto" and num_images > MOST_IMAGES_CHECKED):
+        reason = "lvis is not installed" if not installed else f"more than {MOST_IMAGES_CHECKED:,} images"
+        return {"package": package, "agrees": None, "why": f"not run ({'not wanted' if official == 'no' else reason})"}
     for kind, ours in scores.items():
         log.info("scoring %s by the official package", kind)
         other = difference(ours, official_scores(annotations.text, detection_set, kind, scoring.detections_per_image))
@@ -248,6 +251,14 @@ def check_officially(
             fix = "report it with both files; --official no skips this check"
             raise InputError(f"{detection_set.where}: {kind}", f"{package} disagrees: {other}", fix=fix)
     return {"package": package, "agrees": True}
+
+
+def is_installed(package: str) -> bool:
+    """Whether there is such a package; lvis is none that the scorer needs."""
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
 
 
 def protocol_line(detections_per_image: int, official: dict[str, Any]) -> str:
