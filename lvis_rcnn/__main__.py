@@ -32,7 +32,9 @@ MODULES = {"config": "config", "gpu_lease": "system.gpus", "gpus": "system.gpus"
 # Steps of the scorer, which need nothing but what pip installs with it; all others need an extra of pyproject.toml.
 SCORER = ("export", "evaluate", "compare")
 # Modules of each extra that the steps import.
-EXTRAS = {"train": ("torch", "torchvision", "mmcv", "cv2", "PIL", "pydantic", "yaml", "simdjson", "matplotlib")}
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "train": ("torch", "torchvision", "mmcv", "cv2", "PIL", "pydantic", "yaml", "simdjson", "matplotlib")
+}
 EXTRAS |= {"workflow": (*EXTRAS["train"], "pandas")}
 
 

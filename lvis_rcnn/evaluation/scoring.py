@@ -62,7 +62,9 @@ class Annotations:
     text: bytes
     """Of the file, for the lvis package."""
     sha256: str
-    """Of that text."""
+    """Of the file."""
+    rules: str = ""
+    """What its reading adds to the name of the protocol."""
 
 
 def score_detections(
@@ -87,7 +89,7 @@ def score_detections(
         **{kind: scores[kind].metrics for kind in scores},
         **({"intervals": all_intervals(kept, scores)} if scoring.resamples else {}),
         **({"fixed": all_fixed(truth, detection_set)} if scoring.fixed else {}),
-        "protocol": protocol_line(scoring.detections_per_image, checked),
+        "protocol": protocol_line(annotations, scoring.detections_per_image, checked),
         "scorer": f"lvis_rcnn {__version__}",
         "official": checked,
         "unknown_category_detections": unknown,
@@ -261,10 +263,10 @@ def is_installed(package: str) -> bool:
         return False
 
 
-def protocol_line(detections_per_image: int, official: dict[str, Any]) -> str:
+def protocol_line(annotations: Annotations, detections_per_image: int, official: dict[str, Any]) -> str:
     """The protocol and the scorer, for a person and for the table; part of metrics.json, so its wording is fixed."""
     check = "agrees in every bit" if official["agrees"] else official["why"]
     return (
-        f"LVIS, {detections_per_image} detections an image, mask sizes from masks;"
+        f"LVIS{annotations.rules}, {detections_per_image} detections an image, mask sizes from masks;"
         f" scored by lvis_rcnn {__version__}, {official['package']} {check}"
     )
