@@ -102,8 +102,8 @@ def test_where_there_is_no_interval():
 def test_seeds_add_what_images_do_not_explain():
     # All resamples move together: what differs between seeds is the seeds' own, variance 0.0001.
     seeds = row(0.19, 0.20, 0.21, deviation=0.03)
-    between, own = seed_variances(seeds)
-    assert between[0] == pytest.approx(own[0]) == pytest.approx(0.0001)
+    between, from_images = seed_variances(seeds)
+    assert (between[0], from_images[0]) == (pytest.approx(0.0001), pytest.approx(0, abs=1e-12))
     found = estimates(seeds)["AP"]
     of_images, of_seeds = 0.03**2, 0.0001 / 3
     assert found.value == pytest.approx(0.2)
@@ -115,13 +115,24 @@ def test_seeds_add_what_images_do_not_explain():
     assert one.error == pytest.approx(math.sqrt(0.02**2 + of_seeds))
 
 
+def test_two_rows_have_one_variance_between_seeds_only_where_they_have_as_many():
+    three, other, five = (
+        row(*values) for values in ((0.19, 0.20, 0.21), (0.28, 0.30, 0.32), (0.3, 0.3, 0.3, 0.3, 0.4))
+    )
+    # The images move both rows alike, so that the seeds are all there is: variances 0.0001, 0.0004 and 0.002.
+    same, unlike = estimates(other, three)["AP"], estimates(five, three)["AP"]
+    assert (same.error, same.df) == (pytest.approx(math.sqrt(0.0005 / 3)), pytest.approx(4))
+    parts = np.array([0.002 / 5, 0.0001 / 3])
+    assert unlike.error == pytest.approx(math.sqrt(parts.sum()))
+    assert unlike.df == pytest.approx(parts.sum() ** 2 / (parts[0] ** 2 / 4 + parts[1] ** 2 / 2))
+
+
 def test_what_images_add_to_the_variance_between_seeds_is_counted_once():
     # Resamples of three seeds that move apart with variance 0.01 each: so would their metrics, with other images.
     random = np.random.default_rng(0)
     samples = np.tile(random.normal(0.5, 0.1, (3, 20_000, 1)), (1, 1, M))
-    between, own = seed_variances(Sampled(np.tile([[0.4], [0.5], [0.6]], (1, M)), samples))
-    assert between[0] == pytest.approx(0.01)
-    assert own[0] == pytest.approx(0, abs=3e-4)
+    between, from_images = seed_variances(Sampled(np.tile([[0.4], [0.5], [0.6]], (1, M)), samples))
+    assert (between[0], from_images[0]) == (pytest.approx(0.01), pytest.approx(0.01, abs=3e-4))
 
 
 @pytest.mark.parametrize("seed_share", [0.0, 1.0])
