@@ -24,7 +24,7 @@ from lvis_rcnn.system.files import write_text
 def step(args: argparse.Namespace) -> None:
     """Compare what the arguments name, and print or write the result."""
     texts = []
-    for name, (first, second) in row_pairs(args.first, args.second, args.only).items():
+    for name, (first, second) in row_pairs(args.first, args.second, args.only, args.protocol).items():
         found = compare(first, second, args.resamples, args.seed)
         text = comparison_text(first, second, found, args.resamples, args.seed)
         texts.append(f"{name}\n\n{text}" if name else text)
@@ -57,6 +57,8 @@ def main() -> None:
     add_output(parser, "--out", text, suffix=".txt", beside=(".html",), required=False)
     only = "runs of SECOND to use, as r50/seed0 (default: all)"
     parser.add_argument("--only", nargs="+", default=(), metavar="RUN", help=only)
+    protocol = "compare by a further protocol that both were scored by, as fixed or minival (default: AP@300)"
+    parser.add_argument("--protocol", default="", metavar="NAME", help=protocol)
     run_step(parser, step)
 
 
