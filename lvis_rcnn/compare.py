@@ -15,7 +15,7 @@ from pathlib import Path
 from lvis_rcnn.config import MOST_RESAMPLES
 from lvis_rcnn.evaluation.bootstrap import SEED
 from lvis_rcnn.evaluation.compare import compare, row_pairs
-from lvis_rcnn.reporting.comparison import comparison_text, write_difference_plots
+from lvis_rcnn.reporting.comparison import comparison_text
 from lvis_rcnn.reporting.html import text_page
 from lvis_rcnn.system.cli import add_number, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import write_text
@@ -29,6 +29,8 @@ def step(args: argparse.Namespace) -> None:
         text = comparison_text(first, second, found, args.resamples, args.seed)
         texts.append(f"{name}\n\n{text}" if name else text)
         if args.plot:
+            from lvis_rcnn.reporting.difference_plots import write_difference_plots  # matplotlib is not the scorer's
+
             write_difference_plots(first, second, found, (str(args.first), str(args.second)), args.plot / name)
             log.info("wrote %s and category_differences.png beside it", args.plot / name / "differences.png")
     text = "\n\n".join(texts)

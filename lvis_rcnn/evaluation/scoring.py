@@ -6,7 +6,7 @@ What metrics.json holds is described in the step that writes it, ``lvis_rcnn eva
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,7 +74,9 @@ class Annotations:
     text: bytes
     """Of the file, for the lvis package."""
     sha256: str
-    """Of that text."""
+    """Of the file."""
+    rules: str = ""
+    """What its reading adds to the name of the protocol."""
 
 
 def score_detections(
@@ -119,13 +121,13 @@ def score_detections(
         **({"intervals": all_intervals(kept, scores)} if scoring.resamples else {}),
         **({"protocols": sections} if sections else {}),
         **({"fixed": fixed_alone(sections["fixed"])} if "fixed" in sections else {}),
-        "protocol": protocol_line(scoring.detections_per_image, checked),
+        "protocol": protocol_line(annotations, scoring.detections_per_image, checked),
         "scorer": f"lvis_rcnn {__version__}",
         "official": checked,
         "unknown_category_detections": unknown,
         **({"only": only} if only else {}),
         **what_was_scored(truth, detection_set, scores, kept),
-        "versions": {name: version(name) for name in ("lvis", "pycocotools", "numpy")},
+        "versions": {name: version(name) for name in ("lvis", "pycocotools", "numpy") if is_installed(name)},
         "per_category": per_category(truth, scores),
         "curves": {
             kind: {"recall": RECALLS.round(2).tolist(), **mean_curves(scores[kind].precision, truth.frequencies)}
@@ -311,11 +313,14 @@ def check_officially(
     Raises:
         InputError: it gets another result.
     """
-    official, num_images = scoring.official, len(annotations.truth.image_ids)
-    package = f"lvis {version('lvis')}"
-    if official == "no" or (official == "auto" and num_images > MOST_IMAGES_CHECKED):
-        reason = "not wanted" if official == "no" else f"more than {MOST_IMAGES_CHECKED:,} images"
-        return {"package": package, "agrees": None, "why": f"not run ({reason})"}
+    official, num_images, installed = scoring.official, len(annotations.truth.image_ids), is_installed("lvis")
+    if official == "yes" and not installed:
+        fix = "install it, as python -m pip install lvis, or leave this option out"
+        raise InputError("--official yes", "the lvis package is not installed", fix=fix)
+    package = f"lvis {version('lvis')}" if installed else "lvis"
+    if official == "no" or not installed or (official == "auto" and num_images > MOST_IMAGES_CHECKED):
+        reason = "lvis is not installed" if not installed else f"more than {MOST_IMAGES_CHECKED:,} images"
+        return {"package": package, "agrees": None, "why": f"not run ({'not wanted' if official == 'no' else reason})"}
     for kind, ours in scores.items():
         log.info("scoring %s by the official package", kind)
         other = difference(ours, official_scores(annotations.text, detection_set, kind, scoring.detections_per_image))
@@ -325,10 +330,18 @@ def check_officially(
     return {"package": package, "agrees": True}
 
 
-def protocol_line(detections_per_image: int, official: dict[str, Any]) -> str:
+def is_installed(package: str) -> bool:
+    """Whether there is such a package; lvis is none that the scorer needs."""
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
+
+
+def protocol_line(annotations: Annotations, detections_per_image: int, official: dict[str, Any]) -> str:
     """The protocol and the scorer, for a person and for the table; part of metrics.json, so its wording is fixed."""
     check = "agrees in every bit" if official["agrees"] else official["why"]
     return (
-        f"LVIS, {detections_per_image} detections an image, mask sizes from masks;"
+        f"LVIS{annotations.rules}, {detections_per_image} detections an image, mask sizes from masks;"
         f" scored by lvis_rcnn {__version__}, {official['package']} {check}"
     )
