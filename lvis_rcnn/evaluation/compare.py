@@ -15,9 +15,11 @@ from jaxtyping import Float64
 
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.bootstrap import SEED, resampled_metrics, resampling_of
+from lvis_rcnn.evaluation.interface import any_detections, kinds_of_truth
 from lvis_rcnn.evaluation.matches import FIX, MatchesFile, read_matches
 from lvis_rcnn.evaluation.metrics import ComparedMetrics
 from lvis_rcnn.evaluation.results import KINDS, Kind
+from lvis_rcnn.evaluation.scoring import Annotations, Scoring, score_detections
 from lvis_rcnn.evaluation.uncertainty import Interval, Sampled, estimates, holm, metrics_of_runs
 from lvis_rcnn.system.cli import InputError
 
@@ -111,7 +113,7 @@ class Scored:
     """The value of metrics.json."""
     matches: MatchesFile
     settings: dict[str, Any]
-    """The settings in its records, by "record: key"."""
+    """The settings in its records, by "record: key"; empty where it has none."""
 
 
 ScoredRow = tuple[Scored, ...]
@@ -119,23 +121,37 @@ ScoredRow = tuple[Scored, ...]
 
 
 def read_scored(path: Path) -> Scored:
-    """Read a run by its folder or its metrics.json, with matches.npz and the other records in the same folder.
+    """Read a run by its folder or its metrics.json, with match results and the other records in the same folder.
 
     Raises:
-        InputError: metrics.json or matches.npz is missing or damaged, or they belong to different detections.
+        InputError: metrics.json or its match results are missing or damaged, or they belong to different detections.
     """
     file = path / "metrics.json" if path.is_dir() else path
     metrics = read_metrics(file)
-    matches = read_matches(file.with_name("matches.npz"))
+    beside = matches_beside(file)
+    beside = beside if beside.exists() else file.with_name("matches.npz")
+    matches = read_matches(beside)
     for digest in ("annotations_sha256", "detections_sha256"):
         if getattr(matches, digest) != metrics[digest]:
-            raise InputError(str(file.with_name("matches.npz")), f"{digest} is not that of {file.name}", fix=FIX)
+            raise InputError(str(beside), f"{digest} is not that of {file.name}", fix=FIX)
     lacking = [f"no {kind}" for kind in matches.outcomes if kind not in metrics]
     if [category["id"] for category in metrics["per_category"]] != matches.category_ids.tolist():
         lacking.append("other categories")
     if lacking:
-        raise InputError(str(file), f"has {lacking[0]}, unlike matches.npz", fix=FIX)
+        raise InputError(str(file), f"has {lacking[0]}, unlike {beside.name}", fix=FIX)
     return Scored(str(path), metrics, matches, settings_beside(file))
+
+
+def matches_beside(metrics: Path) -> Path:
+    """Where scoring writes the match results of a file of metrics: matches.npz, but NAME.npz beside NAME.json."""
+    return metrics.with_name("matches.npz") if metrics.name == "metrics.json" else metrics.with_suffix(".npz")
+
+
+def scored_now(annotations: Annotations, detections: Path) -> Scored:
+    """Detections of any detector, scored; InputError as :func:`interface.any_detections`."""
+    found = any_detections(detections, annotations.truth, kinds_of_truth(annotations.truth))
+    metrics, matches = score_detections(annotations, found, Scoring())
+    return Scored(str(detections), metrics, matches, settings={})
 
 
 def read_metrics(file: Path) -> dict[str, Any]:
