@@ -17,7 +17,7 @@ def as_columns(records: list[dict[str, Any]], *names: str) -> dict[str, Any]:
 
 
 def test_files_dictionaries_and_arrays_score_the_same(tmp_path):
-    dataset, records, _ = small_set(14)
+    dataset, records, _ = small_set(16)
     files = write(tmp_path / "truth.json", dataset), write(tmp_path / "results.json", records)
     expected = evaluate(*files)
     assert 0 < expected["bbox"]["AP"] < expected["bbox"]["AP50"] < 1
