@@ -28,9 +28,10 @@ from lvis_rcnn.system.files import write_text
 def pairs_of(args: argparse.Namespace) -> dict[str, tuple[ScoredRow, ScoredRow]]:
     """Rows to compare, by the name of the pair."""
     if args.third is None:
-        return row_pairs(args.first, args.second, args.only)
+        return row_pairs(args.first, args.second, args.only, args.protocol)
     annotations = annotations_of(args.first, args.coco_exhaustive)
-    return {"": ((scored_now(annotations, args.second),), (scored_now(annotations, args.third),))}
+    first, second = (scored_now(annotations, path, args.protocol) for path in (args.second, args.third))
+    return {"": ((first,), (second,))}
 
 
 def step(args: argparse.Namespace) -> None:
@@ -74,6 +75,8 @@ def main() -> None:
     add_output(parser, "--out", text, suffix=".txt", beside=(".html",), required=False)
     only = "runs of SECOND to use, as r50/seed0 (default: all)"
     parser.add_argument("--only", nargs="+", default=(), metavar="RUN", help=only)
+    protocol = "compare by a further protocol that both were scored by, as fixed or minival (default: AP@300)"
+    parser.add_argument("--protocol", default="", metavar="NAME", help=protocol)
     run_step(parser, step)
 
 

@@ -25,20 +25,32 @@ package was run as well and agrees, bit for bit, in these metrics and in all of 
 kinds are scored, "only" is {"kind", "why"}.
 
 With --bootstrap N there is "intervals": {"resamples": N, "seed", "level": 0.95, "method", "bbox": {"AP": [low, high],
-...}, "segm": {...}}, null where the metric is or no interval can be given. With --fixed there is "fixed":
-{"bbox": {...}, "segm": {...}, "protocol"}, the same metrics by the protocol of Dave et al. 2021: the best 10,000
-detections of a category over all images count, however many of an image.
+...}, "segm": {...}}, null where the metric is or no interval can be given.
+
+The same detections can be scored by further protocols, each compared by `compare --protocol NAME`, and each a key of
+"protocols": {NAME: {"title", "protocol", "images", "bbox": {...}, "segm": {...}, "intervals", "per_category"}}. Their
+metrics are those above, without @300 in names where the detections of an image are not limited:
+
+    --fixed            fixed: AP-fixed (Dave et al. 2021), the best 10,000 of a category over all images count, however
+                       many of an image; also as "fixed", as in earlier versions
+    --boundary         boundary: overlaps are also those of boundaries (Cheng et al. 2021); masks alone
+    --subset minival   minival: the images of COCO val2017 alone, by their coco_url
+    --subset IDS.txt   IDS: the images of a text file with one id a line
+
+Several of these are scored in all combinations (fixed, minival, minival_fixed, ...; boundary_fixed is that of the LVIS
+challenge 2021), or just those that --protocols names.
 """
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from lvis_rcnn.config import MOST_RESAMPLES
+from lvis_rcnn.config.protocols import MINIVAL, Protocol, protocols_by_name
 from lvis_rcnn.evaluation.compare import matches_beside
 from lvis_rcnn.evaluation.interface import annotations_of, any_detections, kinds_of_truth
 from lvis_rcnn.evaluation.lvis_api import lines_of
@@ -100,12 +112,12 @@ def check_belonging(detections: Path, annotations_sha256: str, count: int) -> No
 
 def table_lines(metrics: dict[str, Any]) -> Iterator[str]:
     """The metrics as the lvis package prints them, with 95 % intervals where there are any, and the protocol."""
-    for kind, word in KINDS.items():
-        if kind in metrics:
-            yield f"{word} ({kind}):"
-            values = {name: -1.0 if value is None else value for name, value in metrics[kind].items()}
-            intervals = metrics["intervals"][kind] if "intervals" in metrics else None
-            yield from lines_of(values, metrics["detections_per_image"], intervals)
+    for section in (metrics, *metrics.get("protocols", {}).values()):
+        for kind in (kind for kind in KINDS if kind in section):
+            yield f"{KINDS[kind]} ({kind})" + (f", {section['title']}" if "title" in section else "")
+            values = {name: -1.0 if value is None else value for name, value in section[kind].items()}
+            cap = metrics["detections_per_image"] if "AR@300" in values else None
+            yield from lines_of(values, cap, section["intervals"][kind] if "intervals" in section else None)
     yield f"{metrics['protocol']} ({metrics['images']:,} images, {metrics['detections']:,} detections)"
 
 
@@ -119,10 +131,45 @@ def inputs_of(args: argparse.Namespace) -> tuple[Path, Path]:
     return named[0], named[1]
 
 
+def subset_files(given: Sequence[str]) -> dict[str, Path]:
+    """The file of each subset by its name; minival is a rule and has none."""
+    return {Path(path).stem: Path(path) for path in given if path != MINIVAL}
+
+
+def asked_protocols(args: argparse.Namespace) -> tuple[Protocol, ...]:
+    """The protocols beside AP@300 that the arguments ask for.
+
+    Raises:
+        InputError: --protocols names one that is none, or two subsets would have the same name.
+    """
+    try:
+        known = protocols_by_name(Path(path).stem for path in args.subset if path != MINIVAL)
+    except ValueError as error:
+        raise InputError("--subset", str(error), fix="rename the file") from None
+    if unknown := [name for name in args.protocols if name not in known]:
+        raise InputError(f"--protocols {unknown[0]}", "is no protocol", allowed=", ".join(known))
+    subsets = {"", *(Path(path).stem for path in args.subset)}
+    if args.protocols:
+        return tuple(known[name] for name in args.protocols)
+    return tuple(
+        one
+        for one in known.values()
+        if one.subset in subsets and args.boundary >= one.is_boundary and args.fixed >= one.is_fixed
+    )
+
+
 def step(args: argparse.Namespace) -> None:
     """Score, write, show."""
     annotations, detections = inputs_of(args)
-    scoring = Scoring(args.detections_per_image, args.official, args.bootstrap, args.fixed, args.processes, args.kinds)
+    scoring = Scoring(
+        detections_per_image=args.detections_per_image,
+        official=args.official,
+        resamples=args.bootstrap,
+        protocols=asked_protocols(args),
+        subset_files=subset_files(args.subset),
+        processes=args.processes,
+        kinds=args.kinds,
+    )
     matches = args.matches or (matches_beside(args.out) if args.out else None)
     if matches is not None:
         check_writable("--matches", matches, is_folder=False)
@@ -168,6 +215,11 @@ def main() -> None:
     add_number(parser, "--bootstrap", resamples, 0, MOST_RESAMPLES, default=0, metavar="N")
     add_output(parser, "--matches", "match results to write (default: beside --out)", suffix=".npz", required=False)
     parser.add_argument("--fixed", action="store_true", help="score AP-fixed, too: 10,000 detections per category")
+    parser.add_argument("--boundary", action="store_true", help="score boundary AP of masks, too")
+    subset = "score these images alone, too: minival (COCO val2017), or a text file with one image id a line"
+    parser.add_argument("--subset", nargs="+", default=(), metavar="minival|FILE", help=subset)
+    named = "just these in place of all combinations: fixed, boundary, minival, minival_fixed, boundary_fixed, ..."
+    parser.add_argument("--protocols", nargs="+", default=(), metavar="NAME", help=named)
     processes = "processes that compare masks, from some ten thousand of them on; 1 to 256 (default: 1)"
     add_number(parser, "--processes", processes, 1, 256, default=1, metavar="N")
     written = "metrics.json to write, with match results beside it (default: none)"

@@ -5,20 +5,26 @@
 Memory is the peak of training (MMDetection, ``docs/model_zoo.md``) in a few steps from the trained weights: those of
 the first epoch whose batches are largest, with all images at the largest scale. Inference time is that of MMDetection's
 ``tools/benchmark.py`` of May 2020: one image at a time, without the first few, from the image on the host to the
-bitmaps of all masks at original size on the host, without reading images.
+bitmaps of all masks at original size on the host, without reading images. On a CPU the clock is the CPU time of the
+process, which other work on the machine changes least; how much of that there was is recorded.
 
 measure.json: {"format": "lvis_rcnn.measure", "version": 1, "study", "backbone", "settings_digest", "model_sha256",
 "device", "threads", "versions", "code_version", "training", "inference"}. "training": {"memory_gb",
 "definition", "steps", "images", "device", "threads", "ranks", "precision", "resolution"}, null for a model that
-was not trained here. "inference": {"fps", "definition", "end_to_end_fps", "end_to_end_definition", "images",
-"warmup_images", "batch_size", "masks", "precision", "resolution"}. "masks" is "all"; where it is missing, those of the
-study's inference.masks were timed.
+was not trained here. "inference": {"fps", "definition", "clock", "image_s", "cpu_per_wall", "cores", "other_cores",
+"load_average", "end_to_end_fps", "end_to_end_definition", "images", "warmup_images", "batch_size", "masks",
+"precision", "resolution"}. "clock" is "CPU time" or "wall time", and "image_s" the "first_quartile", "median" and
+"third_quartile" over the images of an image's time by it. "cpu_per_wall" is the CPU time of all timed images over
+their wall time, "other_cores" how many of the machine's "cores" other processes used meanwhile (null without /proc),
+"load_average" that of the last minute before and after. Earlier records lack these keys and are of wall time. "masks"
+is "all"; where it is missing, those of the study's inference.masks were timed.
 """
 
 import argparse
 import itertools
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +43,10 @@ from lvis_rcnn.inference.detector import Detector, boxes_in_original, conditions
 from lvis_rcnn.inference.paste import bitmaps, pasted_crops
 from lvis_rcnn.model.weights import load_trained
 from lvis_rcnn.runs.paths import runs_of
+from lvis_rcnn.runs.records import CPU_TIME, WALL_TIME, other_work
 from lvis_rcnn.system.cli import InputError, add_output, log, rate, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, write_json
+from lvis_rcnn.system.machine import cpu_s_of_others
 from lvis_rcnn.system.provenance import code_version, library_versions
 from lvis_rcnn.training.distributed import Ranks, Watch, process_device, require_device
 from lvis_rcnn.training.log import Progress
@@ -47,6 +55,7 @@ from lvis_rcnn.training.setup import new_training, peak_memory_bytes, set_arithm
 from lvis_rcnn.training.step import take_step
 
 WARMUP_IMAGES = 5
+QUARTILES = {"first_quartile": 0.25, "median": 0.5, "third_quartile": 0.75}
 
 # The largest are searched among so many steps: 8,000 images of LVIS.
 STEPS_SEARCHED = 500
@@ -54,10 +63,14 @@ STEPS_SEARCHED = 500
 # Seconds between two updates of the bar: the measurement must not wait for a terminal.
 BAR_INTERVAL_S = 1
 
-FPS = (
-    "images a second, one at a time: forward, NMS, bitmaps of all masks at original size on the host; without reading, "
-    "resizing and run-length encoding"
+TIMED = (
+    "one at a time: forward, NMS, bitmaps of all masks at original size on the host; without reading, resizing and "
+    "run-length encoding"
 )
+FPS = {
+    WALL_TIME: f"images a second, {TIMED}",
+    CPU_TIME: f"images a second of CPU time of the process, all threads together, {TIMED}",
+}
 END_TO_END = "images a second: reading, resizing, forward, NMS, run-length encoded masks; without bitmaps"
 
 
@@ -166,6 +179,13 @@ class Times:
     network_s: float
     bitmaps_s: float
     run_lengths_s: float
+    cpu_s: float
+    """CPU time of the process for network and bitmaps."""
+
+    @property
+    def wall_s(self) -> float:
+        """What MMDetection's Inf time is of: network and bitmaps."""
+        return self.network_s + self.bitmaps_s
 
 
 def measured_inference(study: Study, backbone: str, detector: Detector) -> dict[str, Any]:
@@ -178,18 +198,32 @@ def measured_inference(study: Study, backbone: str, detector: Detector) -> dict[
     title = f"measure speed {backbone}"
     with tqdm(total=count, desc=title, unit="image", disable=None, mininterval=BAR_INTERVAL_S) as bar:
         times_of_images(detector, batches, range(warmup), bar)
-        began = time.perf_counter()
+        load, others_s, began = os.getloadavg()[0], cpu_s_of_others(), time.perf_counter()
         times = times_of_images(detector, batches, range(warmup, count), bar)
-        whole_s = time.perf_counter() - began
+        whole_s, others_end_s = time.perf_counter() - began, cpu_s_of_others()
     return {
-        "fps": len(times) / sum(one.network_s + one.bitmaps_s for one in times),
-        "definition": FPS,
-        "end_to_end_fps": len(times) / (whole_s - sum(one.bitmaps_s for one in times)),
-        "end_to_end_definition": END_TO_END,
+        **speed(times, WALL_TIME if on_gpu else CPU_TIME, whole_s),
+        "cores": os.cpu_count(),
+        "other_cores": None if others_s is None or others_end_s is None else (others_end_s - others_s) / whole_s,
+        "load_average": [load, os.getloadavg()[0]],
         "images": len(times),
         "warmup_images": warmup,
         "batch_size": 1,
         "masks": detector.test.masks,
+    }
+
+
+def speed(times: Sequence[Times], clock: str, whole_s: float) -> dict[str, Any]:
+    """Speed by one of the clocks of FPS, its spread over the images, and speed with reading, which is of wall time."""
+    image_s = np.array([one.cpu_s if clock == CPU_TIME else one.wall_s for one in times])
+    return {
+        "fps": len(times) / image_s.sum(),
+        "definition": FPS[clock],
+        "clock": clock,
+        "image_s": {name: np.quantile(image_s, share) for name, share in QUARTILES.items()},
+        "cpu_per_wall": sum(one.cpu_s for one in times) / sum(one.wall_s for one in times),
+        "end_to_end_fps": len(times) / (whole_s - sum(one.bitmaps_s for one in times)),
+        "end_to_end_definition": END_TO_END,
     }
 
 
@@ -207,16 +241,18 @@ def times_of(detector: Detector, batch: Batch, image: int) -> Times:
     """Detect in one image, and make its masks as bitmaps, then as run lengths."""
     (size_hw,), (original_hw,) = batch.sizes_hw, batch.original_sizes_hw
     category_ids = np.array([category.id for category in detector.images.store.categories], dtype=np.int64)
-    ends = [finished(detector.device)]
+    ends, cpu_s = [finished(detector.device)], time.process_time()
     (detections,) = detector.detect(batch, [image])
     boxes = boxes_in_original(detections.boxes_xyxy, size_hw, original_hw)
     ends.append(finished(detector.device))
     probabilities = detections.mask_logits.float().sigmoid()
     bitmaps(pasted_crops(probabilities, boxes[detections.mask_rows], original_hw), len(probabilities), original_hw)
     ends.append(finished(detector.device))
+    cpu_s = time.process_time() - cpu_s
     image_detections(batch.image_ids[0], detections, boxes, original_hw, category_ids)
     ends.append(finished(detector.device))
-    return Times(*(end - start for start, end in itertools.pairwise(ends)))
+    network_s, bitmaps_s, run_lengths_s = (end - start for start, end in itertools.pairwise(ends))
+    return Times(network_s, bitmaps_s, run_lengths_s, cpu_s)
 
 
 def finished(device: torch.device) -> float:
@@ -240,6 +276,8 @@ def step(args: argparse.Namespace) -> None:
     record = measure(study, args.backbone, TestData(args.model, args.val_store, args.val_images), data)
     write_json(args.out, record)
     log.info("%s on %s: %s", args.backbone, record["device"], sentence(record))
+    if others := other_work(record["inference"]):
+        log.warning("the table will not show this speed, since other work ran meanwhile: %s", others)
 
 
 def training_data(store: Path | None, images: Path | None, repeat_factors: Path | None) -> TrainingData | None:
@@ -256,7 +294,8 @@ def sentence(record: Mapping[str, Any]) -> str:
     """The result as text."""
     training, inference = record["training"], record["inference"]
     memory = f"Mem {training['memory_gb']:.2f} GB, " if training else ""
-    return f"{memory}{rate(inference['fps'])} images/s ({rate(inference['end_to_end_fps'])} with reading)"
+    with_reading = f"{rate(inference['end_to_end_fps'])} images/s of wall time with reading"
+    return f"{memory}{rate(inference['fps'])} images/s of {inference['clock']}, {with_reading}"
 
 
 def main() -> None:

@@ -36,6 +36,7 @@ class TruthImage(msgspec.Struct, frozen=True, gc=False):
     width: Int64Number
     neg_category_ids: list[Int64Number]
     not_exhaustive_category_ids: list[Int64Number]
+    coco_url: msgspec.Raw = msgspec.Raw(b"")
 
 
 class TruthAnnotation(msgspec.Struct, frozen=True, gc=False):
@@ -99,6 +100,8 @@ class GroundTruth:
     ignored: Bool[np.ndarray, " g"]
     outlines: Sequence[msgspec.Raw]
     """JSON of each object's segmentation; empty where the file has none."""
+    coco_urls: Sequence[msgspec.Raw] = ()
+    """JSON of each image's address; empty where the file has none."""
 
     @property
     def has_masks(self) -> bool:
@@ -182,6 +185,7 @@ def truth_of(file: TruthFile, where: str) -> GroundTruth:
         areas=np.fromiter((a.area for a in annotations), np.float64, len(annotations)),
         ignored=np.fromiter((bool(a.ignore) for a in annotations), bool, len(annotations)),
         outlines=[a.segmentation for a in annotations],
+        coco_urls=[image.coco_url for image in images],
     )
 
 

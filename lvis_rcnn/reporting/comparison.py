@@ -7,7 +7,7 @@ from tabulate import tabulate
 
 from lvis_rcnn.evaluation.compare import Difference, ScoredRow, corrected, mean_categories
 from lvis_rcnn.evaluation.results import Kind
-from lvis_rcnn.evaluation.uncertainty import FEWEST_SEEDS, resamples_text
+from lvis_rcnn.evaluation.uncertainty import FEWEST_SEEDS, resamples_text, uncapped
 
 MOST_CATEGORIES = 5
 TITLES: dict[Kind, str] = {"bbox": "Boxes", "segm": "Masks"}
@@ -26,9 +26,13 @@ def comparison_text(
 ) -> str:
     """The whole comparison as text: metrics, categories, settings."""
     parts = ["\n".join(f"{name}: {', '.join(run.name for run in row)}" for name, row in (("A", first), ("B", second)))]
+    titles = dict.fromkeys(run.metrics["title"] for run in (*first, *second) if "title" in run.metrics)
+    parts += [f"Scored by: {', '.join(titles)}"] if titles else []
     p_values = corrected(found)
     for kind, metrics in found.items():
         of_kind = {name: p for (of, name), p in p_values.items() if of == kind}
+        if "AR" in first[0].metrics[kind]:
+            metrics = {uncapped(name): one for name, one in metrics.items()}
         parts += [f"{TITLES[kind]}\n{metrics_text(metrics, of_kind)}", categories_text(first, second, kind)]
     note = (
         "In percent; B - A with 95 % interval of its mean over sets of as many images, from "

@@ -6,19 +6,30 @@ from typing import Any
 
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.evaluation.uncertainty import FEWEST_SEEDS, resamples_text
-from lvis_rcnn.reporting.rows import COMPARED, RESCORED, TRAINED, Row, difference, kept_sentence, missing_of
+from lvis_rcnn.reporting.rows import (
+    COMPARED,
+    RESCORED,
+    TRAINED,
+    Row,
+    difference,
+    is_unranked,
+    kept_sentence,
+    missing_of,
+)
 from lvis_rcnn.runs.records import FAILED, QUANTITIES
 
 # Behind the title of a row whose initial weights were trained on validation images.
 SEEN_BEFORE = "¹"
 # Behind numbers that were measured on another device than the first of their column.
 MARKS = ("", "†", "‡", "§")
-OF_DEVICE = ("memory_gb", "fps")
+OF_DEVICE = {"memory_gb": "Mem", "fps": "Inf time"}
+# Behind a speed that differs from another row's by no more than their spread, and in place of one beside other work.
+UNRANKED, OTHER_WORK = "≈", "other work ran"
 
 
-def places(rows: Sequence[Row]) -> list[str]:
+def places(rows: Sequence[Row], name: str) -> list[str]:
     """Every place where memory or speed was measured; the first needs no mark."""
-    return list(dict.fromkeys(place for row in rows for name in OF_DEVICE if (place := row.place(name))))
+    return list(dict.fromkeys(place for row in rows if (place := row.place(name))))
 
 
 def titled(study: Study) -> str:
@@ -27,13 +38,23 @@ def titled(study: Study) -> str:
     return study.title if named else f"{study.title} ({study.study})"
 
 
-def devices_line(rows: Sequence[Row]) -> str:
-    """What the marks mean; empty where all was measured on one device."""
-    first, *others = places(rows) or [""]
-    if not others:
-        return ""
-    marked = [f"{MARKS[min(at, len(MARKS) - 1)]} {place}" for at, place in enumerate(others, start=1)]
-    return f"Compare Mem and Inf time only on the same device: unmarked {first}; {'; '.join(marked)}."
+def measured_line(rows: Sequence[Row]) -> str:
+    """How to read memory and speed: what the marks mean, and why a speed is not shown; empty where all is plain."""
+    compared: dict[str, list[str]] = {}
+    for name, label in OF_DEVICE.items():
+        first, *others = places(rows, name) or [""]
+        marked = [f"{MARKS[min(at, len(MARKS) - 1)]} {place}" for at, place in enumerate(others, start=1)]
+        if marked:
+            compared.setdefault(f"unmarked {first}; {'; '.join(marked)}", []).append(label)
+    parts = [f"Compare {' and '.join(labels)} only where marked alike: {text}." for text, labels in compared.items()]
+    if any(row.fps_quartiles for row in rows):
+        parts.append("In parentheses behind Inf time: quartiles over the images.")
+    if any(is_unranked(row, rows) for row in rows):
+        parts.append(f"{UNRANKED} = within the spread of another row: which of them is faster is not known.")
+    if disturbed := [f"{row.title} ({row.other_work})" for row in rows if row.other_work]:
+        parts.append(f"No Inf time where {OTHER_WORK} during the measurement: {', '.join(disturbed)}.")
+        parts.append("To measure again, delete measure.json of the row and start Snakemake with nothing else running.")
+    return " ".join(parts)
 
 
 def reading_line(rows: Sequence[Row]) -> str:

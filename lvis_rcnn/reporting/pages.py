@@ -17,9 +17,9 @@ from lvis_rcnn.reporting.differences import differences_line
 from lvis_rcnn.reporting.figures import GROUPS
 from lvis_rcnn.reporting.html import Column, Value, page, text_page
 from lvis_rcnn.reporting.notes import (
-    devices_line,
     failures_line,
     files_line,
+    measured_line,
     provenance,
     provenance_line,
     reading_line,
@@ -28,7 +28,7 @@ from lvis_rcnn.reporting.notes import (
 from lvis_rcnn.reporting.plots import read_category_figures
 from lvis_rcnn.reporting.rows import Row, kept_sentence, rows_of
 from lvis_rcnn.reporting.score_plots import category_aps, metrics_of, row_name
-from lvis_rcnn.reporting.table import COLUMNS, printed_cells
+from lvis_rcnn.reporting.table import column_titles, printed_cells
 from lvis_rcnn.runs.records import QUANTITIES, RunRecord
 from lvis_rcnn.system.cli import duration
 from lvis_rcnn.system.files import write_text
@@ -71,13 +71,13 @@ def write_pages(study: Study, study_file: Path, results: Path, out: Path) -> Non
 def table_page(study: Study, rows: Sequence[Row]) -> str:
     """The results table."""
     lines = printed_cells(rows, write=in_html)
-    numbers = {title for name, title in COLUMNS.items() if name in QUANTITIES}
+    numbers = {title for name, title in column_titles(rows).items() if name in QUANTITIES}
     return page(
         "table",
         titled(study),
         columns=[Column(title, by_number=title in numbers) for title in lines[0]],
         rows=[list(line.values()) for line in lines],
-        notes=[failures_line(rows), differences_line(rows), devices_line(rows), reading_line(rows)],
+        notes=[failures_line(rows), differences_line(rows), measured_line(rows), reading_line(rows)],
         provenance=[provenance_line(study, rows), files_line(rows)],
     )
 

@@ -11,7 +11,15 @@ from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.evaluation.results import Kind
 from lvis_rcnn.evaluation.uncertainty import Interval, Sampled, differs_from_seeds, intervals, sampled_row
-from lvis_rcnn.runs.records import QUANTITIES, RunRecord, images_seen_by_weights, read_measured, read_published
+from lvis_rcnn.runs.records import (
+    CPU_TIME,
+    QUANTITIES,
+    RunRecord,
+    images_seen_by_weights,
+    other_work,
+    read_measured,
+    read_published,
+)
 from lvis_rcnn.runs.states import state_of
 from lvis_rcnn.system.cli import InputError
 
@@ -21,6 +29,8 @@ RESCORED = "published, re-scored here"
 
 COMPARED = ("box_AP", "mask_AP")
 PUBLISHERS = "the publisher's GPUs"
+RESIDENT = "resident memory"
+"""What is measured of memory on a CPU."""
 ROUNDING = 0.0005 + 1e-9  # published numbers are percent with one decimal
 
 Link = Callable[[Path], str]
@@ -70,15 +80,46 @@ class Row:
         """The device that memory and speed are of; None where nothing is measured."""
         return self.measured.records["measure"]["device"] if self.measured and self.measured.records else None
 
+    @property
+    def speed(self) -> Mapping[str, Any]:
+        """What was recorded of the speed; empty where nothing was."""
+        records = self.measured.records if self.measured else {}
+        speed: Mapping[str, Any] = records["measure"]["inference"] if records else {}
+        return speed
+
+    @property
+    def other_work(self) -> str:
+        """How much other work ran while the speed was measured, which makes it no number to compare; else empty."""
+        return other_work(self.speed)
+
+    @property
+    def fps_quartiles(self) -> tuple[float, float] | None:
+        """First and third quartile of the speed over the images; None where there is none to compare."""
+        image_s = None if self.other_work else self.speed.get("image_s")
+        return (1 / image_s["third_quartile"], 1 / image_s["first_quartile"]) if image_s else None
+
+    @property
+    def fps_spread(self) -> tuple[float, float] | None:
+        """The quartiles, and the speed itself where a few slow images take it out of these."""
+        found = [*self.fps_quartiles, self.speed["fps"]] if self.fps_quartiles else []
+        return (min(found), max(found)) if found else None
+
+    def way(self, name: str) -> str:
+        """What is measured of memory or speed where it is another thing than MMDetection measures; else empty."""
+        if self.measured_on != "cpu":
+            return ""
+        of_speed = CPU_TIME if self.speed.get("clock") == CPU_TIME else ""
+        return RESIDENT if name == "memory_gb" else of_speed
+
     def place(self, name: str) -> str | None:
-        """Where memory or speed was measured, as far as rows can differ in it; None where there is no number."""
+        """Where and how memory or speed was measured; None where there is no number."""
         if self.mean(name) is None:
             return None
         if self.measured is None:
             return PUBLISHERS
-        record = self.measured.records["measure"]
-        of_some = name == "fps" and record["inference"]["masks"] != "all"
-        return f"{record['device']}, only the masks that are scored" if of_some else str(record["device"])
+        of_some = name == "fps" and self.speed["masks"] != "all"
+        parts = (self.measured_on, self.way(name), "only the masks that are scored" if of_some else "")
+        return ", ".join(filter(None, parts))
 
     def runs_of(self, name: str) -> tuple[RunRecord, ...]:
         """The runs that a measure is taken of."""
@@ -100,17 +141,20 @@ class Row:
     def measure(self, name: str) -> dict[str, Any]:
         """Mean, sample standard deviation, intervals and each run's value of a measure, as table.json holds them.
 
-        Published numbers have no runs. ``intervals`` are of runs, ``interval`` of the mean; absent where there is none.
+        Published numbers have no runs. ``intervals`` are of runs, ``interval`` of the mean, ``quartiles`` of a speed
+        over the images; absent where there is none. A speed beside which ``other_work`` ran is None.
         """
         if self.source == PUBLISHED:
             return {"mean": published_value(self, name), "sd": None, "seeds": {}}
-        values = {run_key(run): run.value(QUANTITIES[name]) for run in self.runs_of(name)}
+        hidden = name == "fps" and bool(self.other_work)
+        values = {run_key(run): None if hidden else run.value(QUANTITIES[name]) for run in self.runs_of(name)}
         present = [value for value in values.values() if value is not None]
         mean = statistics.fmean(present) if present else None
         record = {"mean": mean, "sd": statistics.stdev(present) if len(present) > 1 else None, "seeds": values}
         of_runs = {run_key(run): bounds for run in self.runs if (bounds := run.interval(QUANTITIES[name]))}
-        of_mean = self.interval(name)
-        return record | ({"intervals": of_runs} if of_runs else {}) | ({"interval": of_mean} if of_mean else {})
+        more: dict[str, Any] = {"intervals": of_runs, "interval": self.interval(name)}
+        more |= {"quartiles": self.fps_quartiles, "other_work": self.other_work} if name == "fps" else {}
+        return record | {key: value for key, value in more.items() if value}
 
     def mean(self, name: str) -> float | None:
         """Mean of a measure over the runs that have it; None where none has."""
@@ -219,6 +263,16 @@ def is_outside_noise(row: Row, name: str) -> bool | None:
         return None
     number = sum(value is not None for value in found["seeds"].values())
     return differs_from_seeds(published, found["mean"], found["sd"], number)
+
+
+def is_unranked(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether a row's speed differs from that of another by no more than their spread.
+
+    Only rows that were measured alike are compared, and only where both have quartiles.
+    """
+    own = row.fps_spread
+    others = (other.fps_spread for other in rows if other is not row and other.place("fps") == row.place("fps"))
+    return own is not None and any(found and found[0] <= own[1] and own[0] <= found[1] for found in others)
 
 
 def missing_of(row: Row, run: RunRecord) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Plots of scores: AP by frequency group, AP against cost, categories, precision and recall, repeat factors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter
 
 from lvis_rcnn.evaluation.results import KINDS, Kind
 from lvis_rcnn.reporting.figures import GROUPS, figure_file, legend_below, show_reason, style, write_reason
+from lvis_rcnn.reporting.notes import OTHER_WORK, places
 from lvis_rcnn.reporting.rows import TRAINED, Row, kept_sentence
 
 GROUP_METRICS = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
@@ -20,13 +21,18 @@ GROUP_METRICS = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric of a row in percent, and what is known of its uncertainty."""
+    """A metric of a row in percent, or its cost, and what is known of its uncertainty."""
 
     value: float
     low: float
     high: float
     basis: str
     """What the error bar is; empty where there is none."""
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The ends of the error bar; without one the number may be anything."""
+        return (self.low, self.high) if self.basis else (-np.inf, np.inf)
 
 
 def row_name(row: Row) -> str:
@@ -66,12 +72,16 @@ def set_title(figure: Figure, rows: Sequence[Row], *lines: str) -> None:
         figure.suptitle(text)
 
 
+def error_bar(one: Estimate) -> list[list[float]] | None:
+    """Lengths below and above a point, as matplotlib takes them; None without a bar."""
+    return [[max(one.value - one.low, 0)], [max(one.high - one.value, 0)]] if one.basis else None
+
+
 def draw_estimate(axes: Axes, x: float, one: Estimate, place: int, **more: Any) -> None:
     """A point with its error bar."""
     look = style(place)
-    below_above = [[max(one.value - one.low, 0)], [max(one.high - one.value, 0)]]
     axes.errorbar(
-        x, one.value, yerr=below_above if one.basis else None,
+        x, one.value, yerr=error_bar(one),
         color=look["color"], marker=look["marker"], markersize=5, elinewidth=1.2, capsize=3, linestyle="", **more,
     )  # fmt: skip
 
@@ -101,63 +111,93 @@ def write_ap_by_group(rows: Sequence[Row], out: Path) -> None:
         set_title(figure, rows, basis_sentence(estimates))
 
 
-def on_frontier(costs: Float64[np.ndarray, " k"], gains: Float64[np.ndarray, " k"]) -> Bool[np.ndarray, " k"]:
-    """Whether a point is Pareto-optimal: no other costs no more and gains no less, one of both strictly."""
-    no_dearer = costs[:, None] >= costs
-    no_worse = gains[:, None] <= gains
-    better = (costs[:, None] > costs) | (gains[:, None] < gains)
-    return np.logical_not((no_dearer & no_worse & better).any(axis=1))
+def cost_of(row: Row, name: str) -> Estimate | None:
+    """Milliseconds of an image between their quartiles, or memory in GB; None where there is none.
+
+    Memory of a GPU, counted by torch's allocator, is the same in every measurement; resident memory is not.
+    """
+    if (mean := row.mean(name)) is None:
+        return None
+    if name == "memory_gb":
+        return Estimate(mean, mean, mean, "" if row.way(name) else "exact")
+    low, high = row.fps_spread or (mean, mean)
+    basis = "of time, the quartiles over images" if row.fps_spread else ""
+    return Estimate(1000 / mean, 1000 / high, 1000 / low, basis)
+
+
+def on_frontier(
+    costs: Sequence[Estimate], gains: Sequence[Estimate], sorts: Sequence[Hashable]
+) -> tuple[Bool[np.ndarray, " k"], bool]:
+    """Which points are not shown to be beaten, and whether these are a Pareto frontier that may be drawn.
+
+    A point is beaten by one that costs less and gains more, both by more than the error bars. The others are a frontier
+    where every two of them differ in both by more than these.
+
+    Args:
+        costs: of each point.
+        gains: of each point.
+        sorts: what each point is of; only those of the same sort are compared.
+    """
+    (cost_low, cost_high), (gain_low, gain_high) = (
+        np.array([one.spread for one in estimates]).T for estimates in (costs, gains)
+    )
+    is_alike = np.array([[one == other for other in sorts] for one in sorts])
+    is_cheaper = (cost_high[:, None] < cost_low) & is_alike
+    is_better = gain_low[:, None] > gain_high
+    unbeaten = ~(is_cheaper & is_better).any(axis=0)
+    is_apart = (is_cheaper | is_cheaper.T) & (is_better | is_better.T) | np.eye(len(costs), dtype=bool)
+    return unbeaten, bool(is_apart[np.ix_(unbeaten, unbeaten)].all())
+
+
+COSTS = {"fps": "time of an image, milliseconds", "memory_gb": "training memory, GB"}
 
 
 def write_ap_and_cost(rows: Sequence[Row], out: Path) -> None:
-    """Write ap_and_cost.{png,svg}: AP against inference time and training memory; Pareto-optimal rows are filled."""
+    """Write ap_and_cost.{png,svg}: AP against inference time and training memory; rows that are beaten are hollow."""
     if not any(map(metrics_of, rows)):
         return write_reason(out / "ap_and_cost", "no run is scored yet")
     with figure_file(out / "ap_and_cost", height_in=5.6) as figure:
         panels = figure.subplots(2, 2, sharey="row", sharex="col")
-        columns = {
-            ("fps", "inference time, milliseconds per image"): [
-                fps and 1000 / fps for fps in (row.mean("fps") for row in rows)
-            ],
-            ("memory_gb", "training memory, GB"): [row.mean("memory_gb") for row in rows],
-        }
         estimates = []
         for line, (kind, word) in zip(panels, KINDS.items(), strict=True):
             gains = [estimate(row, kind, "AP") for row in rows]
             estimates += gains
-            for axes, ((name, label), costs) in zip(line, columns.items(), strict=True):
-                draw_frontier(axes, rows, costs, gains)
-                devices = devices_sentence([row.place(name) for row in rows])
-                axes.set_xlabel(f"{label}\n({devices})" if axes in panels[-1] else "")
+            for axes, (name, label) in zip(line, COSTS.items(), strict=True):
+                draw_frontier(axes, rows, name, gains)
+                axes.set_xlabel(f"{label}\n({devices_sentence(rows, name)})" if axes in panels[-1] else "")
             line[0].set_ylabel(f"{word} AP, percent")
         legend_below(figure, panels.ravel())
-        set_title(figure, rows, "Filled: Pareto-optimal (accuracy vs. cost)", basis_sentence(estimates))
+        beaten = "Hollow: another row has higher AP at lower cost, both beyond the error bars"
+        set_title(figure, rows, beaten, basis_sentence([*estimates, *(cost_of(row, "fps") for row in rows)]))
 
 
-def devices_sentence(devices: Sequence[str | None]) -> str:
-    """Where costs were measured; costs of different devices cannot be compared."""
-    found = list(dict.fromkeys(device for device in devices if device))
-    return f"{'devices differ: ' if len(found) > 1 else ''}{', '.join(found) or 'not measured'}"
+def devices_sentence(rows: Sequence[Row], name: str) -> str:
+    """Where costs were measured, which can be compared on one device only, and which are not shown."""
+    found = places(rows, name)
+    text = f"{'devices differ: ' if len(found) > 1 else ''}{'; '.join(found) or 'not measured'}"
+    hidden = [row.title for row in rows if row.other_work] if name == "fps" else []
+    return f"{text}; {OTHER_WORK}: {', '.join(hidden)}" if hidden else text
 
 
-def draw_frontier(
-    axes: Axes, rows: Sequence[Row], costs: Sequence[float | None], gains: Sequence[Estimate | None]
-) -> None:
-    """One panel of points with the Pareto frontier."""
+def draw_frontier(axes: Axes, rows: Sequence[Row], name: str, gains: Sequence[Estimate | None]) -> None:
+    """One panel of points, and their Pareto frontier where it is more than noise."""
     known = [
         (place, cost, gain)
-        for place, (cost, gain) in enumerate(zip(costs, gains, strict=True))
+        for place, (cost, gain) in enumerate(zip((cost_of(row, name) for row in rows), gains, strict=True))
         if cost is not None and gain is not None
     ]
     if not known:
         return show_reason(axes, "not measured for any row that is scored")
-    x, y = (np.array(values) for values in zip(*((cost, gain.value) for _, cost, gain in known), strict=True))
-    frontier = on_frontier(x, y)
-    order = np.flatnonzero(frontier)[np.argsort(x[frontier], kind="stable")]
-    axes.plot(x[order], y[order], color="0.5", linewidth=1, linestyle="--", zorder=1, drawstyle="steps-post")
-    for (place, cost, gain), on in zip(known, frontier, strict=True):
-        colour = style(place)["color"]
-        draw_estimate(axes, cost, gain, place, label=row_name(rows[place]), mfc=colour if on else "white", mec=colour)
+    at, costs, shown = zip(*known, strict=True)
+    unbeaten, is_frontier = on_frontier(costs, shown, [(rows[k].place(name), rows[k].scored_on) for k in at])
+    for (place, cost, gain), on in zip(known, unbeaten, strict=True):
+        look = style(place) | {"linestyle": ""}
+        draw_estimate(axes, cost.value, gain, place, xerr=error_bar(cost), mfc=look["color"] if on else "white")
+        # Filled in the legend, which is one for all panels.
+        axes.plot([], [], **look, markersize=5, label=row_name(rows[place]))
+    if is_frontier:
+        points = sorted((cost.value, gain.value) for (_, cost, gain), on in zip(known, unbeaten, strict=True) if on)
+        axes.plot(*np.transpose(points), color="0.5", linewidth=1, linestyle="--", zorder=1, drawstyle="steps-post")
     axes.margins(0.12)
 
 

@@ -16,10 +16,12 @@ from lvis_rcnn.reporting.differences import differences_line, is_shown_best, pai
 from lvis_rcnn.reporting.notes import (
     MARKS,
     OF_DEVICE,
+    OTHER_WORK,
     SEEN_BEFORE,
-    devices_line,
+    UNRANKED,
     failures_line,
     files_line,
+    measured_line,
     places,
     provenance,
     provenance_line,
@@ -34,6 +36,7 @@ from lvis_rcnn.reporting.rows import (
     Row,
     difference,
     is_outside_noise,
+    is_unranked,
     missing_of,
     published_value,
     rows_of,
@@ -51,7 +54,7 @@ COLUMNS = {
     "scored_on": "Scored on",
     "source": "Source",
     "memory_gb": "Mem (GB)",
-    "fps": "Inf time (fps)",
+    "fps": "Inf time (fps), images/s",
     "box_AP": "box AP",
     "mask_AP": "mask AP",
     "download": "Download",
@@ -65,6 +68,9 @@ COLUMNS = {
 MEASURES_IN_ORDER = tuple(dict.fromkeys([*(name for name in COLUMNS if name in QUANTITIES), *QUANTITIES]))
 
 OF_TRAINING = ("memory_gb", "images_seen", "gpu_hours", "cpu_hours")
+
+# Behind the title of a column whose numbers are all measured in another way than MMDetection's (Row.way).
+TITLE_ENDS = {"memory_gb": ", resident", "fps": " of CPU time"}
 
 CELL_CHARACTERS = 17  # "23.1 [21.0, 25.2]"; twelve columns would not fit otherwise
 TERMINAL_CHARACTERS, TITLE_CHARACTERS = 100, 16
@@ -87,7 +93,7 @@ def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, ou
     write_text(out.with_suffix(".csv"), spreadsheet(study, rows, records))
     table = {"format": "lvis_rcnn.table", "version": 1, "study": study.study, "title": titled(study), "rows": records}
     write_json(out.with_suffix(".json"), table | {"provenance": provenance(study, rows)})
-    texts = (failures_line(rows), differences_line(rows), reading_line(rows), devices_line(rows))
+    texts = (failures_line(rows), differences_line(rows), reading_line(rows), measured_line(rows))
     notes = [fill(text, TERMINAL_CHARACTERS) for text in texts if text]
     return "\n\n".join([terminal_table(printed_cells(rows)), *notes])
 
@@ -147,6 +153,8 @@ def spreadsheet_line(row: Row, record: Mapping[str, Any]) -> dict[str, Any]:
     line |= {key: record[key] for key in ("images_seen_before",) if key in record}
     for name, measure in record["measures"].items():
         line[name] = measure["mean"]
+        if "quartiles" in measure:
+            line[f"{name}_q1"], line[f"{name}_q3"] = measure["quartiles"]
         bounds = {"": measure["interval"]} if "interval" in measure else {}
         if len(row.runs) > 1:
             line[f"{name}_sd"] = measure["sd"]
@@ -156,7 +164,8 @@ def spreadsheet_line(row: Row, record: Mapping[str, Any]) -> dict[str, Any]:
             line |= {f"{name}_low{of}": low, f"{name}_high{of}": high}
     for kind in ("published", "difference", "outside_noise"):
         line |= {f"{name}_{kind}": value for name, value in record.get(kind, {}).items()}
-    line["missing"] = "; ".join(filter(None, (first_missing(row, run) for run in row.runs)))
+    disturbed = f"{OTHER_WORK} while fps was measured: {row.other_work}" if row.other_work else ""
+    line["missing"] = "; ".join(filter(None, [*(first_missing(row, run) for run in row.runs), disturbed]))
     return line | {kind: next(filter(None, record[kind].values()), None) for kind in ("model", "log")}
 
 
@@ -188,22 +197,33 @@ def printed_cells(
     left_out |= set() if any(row.model for row in rows) else {"scored_on", "source"}
     left_out |= set() if link else {"download"}
     names, tests = [name for name in COLUMNS if name not in left_out], paired_tests(rows)
+    titles = column_titles(rows)
 
     def text_of(row: Row, name: str) -> str:
         if name == "download" and link:
             return download(row, link)
         if name == "title" and row.images_seen_before:
             return f"{row.title} {SEEN_BEFORE}"
-        return row.names[name] if name in row.names else cell(row, name) + device_mark(rows, row, name)
+        return row.names[name] if name in row.names else cell(row, name) + measured_marks(rows, row, name)
 
     def line_of(row: Row) -> dict[str, str]:
         empty = empty_cells(row, names)
         return {name: empty[name] if name in empty else text_of(row, name) for name in names}
 
     return [
-        {COLUMNS[name]: write(text, is_shown_best(row, rows, name, tests)) for name, text in line.items()}
+        {titles[name]: write(text, is_shown_best(row, rows, name, tests)) for name, text in line.items()}
         for row, line in zip(rows, map(line_of, rows), strict=True)
     ]
+
+
+def column_titles(rows: Sequence[Row]) -> dict[str, str]:
+    """Title of each column; those of memory and speed say it where all rows measure another thing than MMDetection."""
+    ways = {
+        name: {row.way(name) for row in rows if row.mean(name) is not None or (name == "fps" and row.other_work)}
+        for name in OF_DEVICE
+    }
+    ends = {name: TITLE_ENDS[name] for name, found in ways.items() if found and all(found)}
+    return {name: title + ends.get(name, "") for name, title in COLUMNS.items()}
 
 
 def empty_cells(row: Row, names: Iterable[str]) -> dict[str, str]:
@@ -254,12 +274,16 @@ def measured_cell(row: Row, name: str) -> str:
     """Mean, sample standard deviation over the seeds and interval, where at least one run has a record."""
     runs, measure, found = row.runs_of(name), QUANTITIES[name], row.measure(name)
     mean, spread, scale = found["mean"], found["sd"], measure.scale
+    if "other_work" in found:
+        return OTHER_WORK
     if mean is None:
         return "undefined: nothing annotated" if measure.step == "evaluate" else "not recorded"
     if name == "images_seen":
         return count_text(mean)
     written = "{:.1f}".format if measure.step == "evaluate" else rate
     text = written(scale * mean) + ("" if spread is None else f" ± {written(scale * spread)}")
+    if quartiles := found.get("quartiles"):
+        text += f" ({'-'.join(map(rate, quartiles))})"
     if bounds := found.get("interval"):
         text += f" [{scale * bounds[0]:.1f}, {scale * bounds[1]:.1f}]"
     present = sum(value is not None for value in found["seeds"].values())
@@ -288,10 +312,11 @@ def download(row: Row, link: Link) -> str:
     return " &#124; ".join(f"[{kind}]({url})" for kind, url in links.items())
 
 
-def device_mark(rows: Sequence[Row], row: Row, name: str) -> str:
-    """What distinguishes a number of another device from the others of its column."""
+def measured_marks(rows: Sequence[Row], row: Row, name: str) -> str:
+    """What marks a speed within the spread of another, and memory or speed of another device than the first's."""
     place = row.place(name) if name in OF_DEVICE else None
-    return MARKS[min(places(rows).index(place), len(MARKS) - 1)] if place else ""
+    unranked = UNRANKED if name == "fps" and is_unranked(row, rows) else ""
+    return unranked + MARKS[min(places(rows, name).index(place), len(MARKS) - 1)] if place else ""
 
 
 def terminal_table(cells: Sequence[Mapping[str, str]]) -> str:
@@ -312,7 +337,7 @@ def markdown(study: Study, rows: Sequence[Row], link: Link) -> str:
     several = "Download: the first seed that is done." if any(len(row.runs) > 1 for row in rows) else ""
     notes = [" ".join(filter(None, [several, in_markdown(reading_line(rows))])), files_line(rows)]
     below = [in_markdown(failures_line(rows)), in_markdown(differences_line(rows))]
-    parts = [f"# {titled(study)}", table, *below, provenance_line(study, rows), devices_line(rows), *notes]
+    parts = [f"# {titled(study)}", table, *below, provenance_line(study, rows), measured_line(rows), *notes]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

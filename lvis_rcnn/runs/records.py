@@ -33,6 +33,11 @@ STEPS_OF_PUBLISHED = ("import", "infer", "evaluate")
 SHARED_STEPS = ("draw", "store_train", "store_val", "preflight", "repeat_factors")
 FAILED = "failed: "
 """What a reason begins with that is an error."""
+CPU_TIME, WALL_TIME = "CPU time", "wall time"
+"""Clocks of a measured speed."""
+# Beyond these a speed is not that of a machine that does nothing else: a twentieth of the cores is more than an idle
+# system uses; a process that computes on one core or more has less than nine tenths of a core only where others had it.
+MOST_OTHER_CORES, LEAST_CPU_PER_WALL = 0.05, 0.9
 # Among the facts of preflight.json, where there are any: validation images that the initial weights were trained on.
 SEEN_BY_WEIGHTS = "val_images_seen_by_initial_weights"
 
@@ -127,6 +132,22 @@ def read_measured(study: Study, results: Path, run: RunRecord) -> RunRecord:
         # Measurements that do not say so are older; they timed the masks of the study's setting.
         record["inference"].setdefault("masks", study.inference.masks)
     return RunRecord(folder, run.seed, (step,), {}, {} if reason else {step: record}, {step: reason} if reason else {})
+
+
+def other_work(speed: Mapping[str, Any]) -> str:
+    """How much other work ran while a speed was measured; empty where too little to matter, or where nothing says so.
+
+    Args:
+        speed: the part of measure.json about inference.
+    """
+    cores, others, per_wall = speed.get("cores"), speed.get("other_cores"), speed.get("cpu_per_wall")
+    found = []
+    if cores and others is not None and others > MOST_OTHER_CORES * cores:
+        found.append(f"other processes used {others:.1f} of {cores} cores")
+    # A process that waits for a GPU need not compute.
+    if speed.get("clock") == CPU_TIME and per_wall is not None and per_wall < LEAST_CPU_PER_WALL:
+        found.append(f"the process had a core for {100 * per_wall:.0f} % of the time")
+    return ", ".join(found)
 
 
 def with_records(study: Study, results: Path, run: RunRecord) -> RunRecord:

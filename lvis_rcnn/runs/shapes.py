@@ -10,6 +10,7 @@ from msgspec import Meta
 
 Positive = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
+AboveZero = Annotated[float, Meta(gt=0)]
 
 
 class Made(TypedDict, total=False):
@@ -68,16 +69,29 @@ class Inference(Made, total=False):
     device: str
 
 
+class Seconds(TypedDict):
+    """How long an image took, over the images."""
+
+    first_quartile: AboveZero
+    median: AboveZero
+    third_quartile: AboveZero
+
+
 class Speed(TypedDict):
     """The part of measure.json about inference."""
 
-    fps: float
+    fps: AboveZero
     definition: str
     images: int
     warmup_images: int
     resolution: str
     precision: str
     masks: NotRequired[str]
+    clock: NotRequired[Literal["CPU time", "wall time"]]
+    image_s: NotRequired[Seconds]
+    cpu_per_wall: NotRequired[float]
+    cores: NotRequired[Positive]
+    other_cores: NotRequired[float | None]
 
 
 class Memory(TypedDict):

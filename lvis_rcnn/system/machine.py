@@ -1,6 +1,7 @@
-"""The CPU cores and GPUs that this process has, of a machine or of its SLURM job; and whether a process still runs."""
+"""What this process has of a machine or of its SLURM job, how busy others keep it, and whether a process still runs."""
 
 import contextlib
+import multiprocessing
 import os
 import re
 import subprocess
@@ -36,6 +37,28 @@ def start_ticks(pid: int) -> int | None:
         return None if is_there(pid) else ENDED
     except (OSError, ValueError, IndexError):
         return None
+
+
+def cpu_s_of_others(proc: Path = Path("/proc")) -> float | None:
+    """CPU seconds since boot that all cores spent on anything but this process and its children; None without /proc.
+
+    A difference of two such numbers, divided by the seconds between them, is the number of cores that others used.
+    Time that a hypervisor gave to other machines counts as theirs.
+    """
+    try:
+        # proc_stat(5): user nice system idle iowait irq softirq steal; guests are part of user and nice.
+        user, nice, system, _, _, *interrupts = map(int, (proc / "stat").read_text(encoding="ascii").split()[1:9])
+        own = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+        ticks = user + nice + system + sum(interrupts) - sum(cpu_ticks(proc / str(pid) / "stat") for pid in own)
+    except (OSError, ValueError):
+        return None
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_ticks(stat: Path) -> int:
+    """CPU time of a process and of its children that have ended, in ticks; ``stat`` is its file in /proc."""
+    # proc_pid_stat(5), as in start_ticks: utime, stime, cutime and cstime are fields 14 to 17.
+    return sum(map(int, stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[11:15]))
 
 
 def is_there(pid: int) -> bool:

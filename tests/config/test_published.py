@@ -104,7 +104,7 @@ def test_a_published_model_has_a_row_as_published_and_one_as_scored_here(tmp_pat
         *("R-50-FPN", "pytorch", "1x", "far", "published, re-scored here"),
         *(
             "- (not trained here)",
-            "12.3†",
+            "12.3",
             "22.6 (published 22.5, +0.1 !)",
             "11.3 (published 21.7, -10.4 !)",
             links,
@@ -180,7 +180,7 @@ def test_what_comes_before_the_import_fails_for_its_row(tmp_path: Path, log: str
     study = scoring()
     put_log(tmp_path, study, log, "2026-11-23 12:00:01 error: no network; fix: wait")
     row = table_of(written(tmp_path, study))[1]
-    cells = [row[name] for name in ("Mem (GB)", "Inf time (fps)", "box AP", "mask AP")]
+    cells = [row[name] for name in ("Mem (GB)", "Inf time (fps), images/s", "box AP", "mask AP")]
     assert cells == ["- (not trained here)", "failed" if error else "not started", "-", "-"]
     assert failures_of(tmp_path, study) == (f"Failed: R-50-FPN: {error}." if error else "")
 
@@ -193,7 +193,7 @@ def test_a_row_waits_fails_and_grows_old_step_by_step(tmp_path: Path) -> None:
         return reason_of(tmp_path, study, column, row=1)
 
     assert reason() == "waiting for inference"
-    assert reason("Inf time (fps)") == "waiting for the measurement"
+    assert reason("Inf time (fps), images/s") == "waiting for the measurement"
     put_log(tmp_path, study, "infer_published_lvis_v1_r50", "2026-11-23 12:00:01 error: no memory\n")
     assert reason() == "failed"
     assert failures_of(tmp_path, study) == "Failed: R-50-FPN: infer: no memory."
@@ -218,7 +218,7 @@ def test_published_rows_stand_below_the_trained_ones(tmp_path: Path) -> None:
         "mini",
         "10.8†",
     )
-    assert (here["Inf time (fps)"], here["box AP"]) == ("not started", "-")
+    assert (here["Inf time (fps), images/s"], here["box AP"]) == ("not started", "-")
     assert "Published files" not in (tmp_path / "table.md").read_text()
 
 

@@ -54,7 +54,7 @@ def test_a_program_that_changes_its_import_gets_the_same(tmp_path, capsys, seed,
         assert_same(scored(lvis_api, path, records, kind[:4], cap), theirs, capsys)
 
 
-@pytest.mark.parametrize("seed", [9, 16, 42, 59])
+@pytest.mark.parametrize("seed", [9, 11, 16, 63, 92])
 def test_some_images_and_some_categories(tmp_path, capsys, seed):
     dataset, records, _ = small_set(seed)
     path = write(tmp_path / "truth.json", dataset)

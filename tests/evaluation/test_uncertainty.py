@@ -1,7 +1,6 @@
 """Standard errors, intervals and p values: by hand, beside a plain statistic, on simulated images and seeds."""
 
 import math
-import statistics
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from lvis_rcnn.evaluation.uncertainty import (
     seed_variances,
     t_quantile,
     t_tail,
+    variances,
     within_0_and_1,
 )
 
@@ -133,6 +133,11 @@ def test_what_images_add_to_the_variance_between_seeds_is_counted_once():
     samples = np.tile(random.normal(0.5, 0.1, (3, 20_000, 1)), (1, 1, M))
     between, from_images = seed_variances(Sampled(np.tile([[0.4], [0.5], [0.6]], (1, M)), samples))
     assert (between[0], from_images[0]) == (pytest.approx(0.01), pytest.approx(0.01, abs=3e-4))
+    # Seeds that differ less than images explain add nothing but doubt: half of their variance counts in the df.
+    found = estimates(Sampled(np.tile([[0.45], [0.5], [0.55]], (1, M)), samples))["AP"]
+    of_images = variances(samples.mean(axis=0))[0]
+    assert found.error == pytest.approx(math.sqrt(of_images))
+    assert found.df == pytest.approx(of_images**2 / (of_images**2 / 20 + (0.0025 / 3 / 2) ** 2 / 2))
 
 
 @pytest.mark.parametrize("seed_share", [0.0, 1.0])
@@ -145,8 +150,9 @@ def test_intervals_hold_the_mean_of_simulated_images_and_seeds(seeds, seed_share
         of_images = random.normal(0, 1, images)
         effect = random.normal(0, seed_share / math.sqrt(images), (seeds, 1)) if seeds > 1 else np.zeros((1, 1))
         values = 0.5 + of_images + effect + random.normal(0, 0.7, (seeds, images))
-        metrics = np.tile(values.mean(axis=1)[:, None], (1, M))
-        samples = np.tile((values @ weights.T / images)[:, :, None], (1, 1, M))
+        # AP alone: the other twelve would say the same at twelve times the cost.
+        metrics, samples = np.full((len(values), M), np.nan), np.full((len(values), len(weights), M), np.nan)
+        metrics[:, 0], samples[:, :, 0] = values.mean(axis=1), values @ weights.T / images
         found = estimates(Sampled(metrics, samples))["AP"]
         low, high = found.interval
         held += low <= 0.5 <= high
@@ -167,8 +173,9 @@ def test_holm_by_hand():
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_a_further_seed_is_called_different_in_one_of_twenty_cases(seeds):
     random, trials = np.random.default_rng(seeds), 4000
-    values = random.normal(0, 1, (trials, seeds + 1)).tolist()
-    alarms = [differs_from_seeds(new, statistics.fmean(old), statistics.stdev(old), seeds) for new, *old in values]
+    values = random.normal(0, 1, (trials, seeds + 1))
+    drawn = zip(values[:, 0], values[:, 1:].mean(axis=1), values[:, 1:].std(axis=1, ddof=1), strict=True)
+    alarms = [differs_from_seeds(*map(float, one), seeds) for one in drawn]
     # Four standard errors.
     assert np.mean(alarms) == pytest.approx(0.05, abs=0.014)
     assert differs_from_seeds(1.0, 0.0, 0.0, seeds)

@@ -1,5 +1,6 @@
 """Plots show what the records say, are the same every time, and say why where there is nothing to draw."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -31,6 +32,7 @@ from lvis_rcnn.reporting.score_plots import (
     Estimate,
     basis_sentence,
     category_aps,
+    cost_of,
     curves_of_row,
     devices_sentence,
     draw_precision,
@@ -47,8 +49,10 @@ from tests.helpers.study_records import (
     curve,
     put,
     put_everything,
+    put_measured,
     put_metrics,
     put_run,
+    put_speed,
     shows,
     study_with,
 )
@@ -70,7 +74,7 @@ def test_a_finished_study_has_every_plot_the_same_every_time_whatever_a_user_has
         *(("training_curves", "total loss"), ("training_curves", "restarted"), ("training_losses", "loss_cls")),
         ("repeat_factors", "threshold 0.3, an epoch of 99 from 80 images"),
         *(("ap_and_images", "training images with the category"), ("ap_by_group", "mask AP, percent")),
-        *(("ap_and_cost", "inference time, milliseconds per image"), ("ap_and_cost", "training memory, GB")),
+        *(("ap_and_cost", "time of an image, milliseconds"), ("ap_and_cost", "training memory, GB")),
         ("precision_recall_box", "Precision of boxes at each recall, mean over categories"),
         ("precision_recall_mask", "no objects"),
     ):
@@ -176,10 +180,29 @@ def test_seeds_become_mean_and_deviation(tmp_path):
     assert basis_sentence([None]) == "No intervals were recorded"
 
 
-def test_costs_name_their_devices_and_say_where_these_differ():
-    assert devices_sentence(["cpu", None, "cpu"]) == "cpu"
-    assert devices_sentence(["cpu", "H100"]) == "devices differ: cpu, H100"
-    assert devices_sentence([None]) == "not measured"
+def test_costs_name_their_devices_and_say_where_these_differ_or_other_work_ran(tmp_path):
+    study = study_with(("r50", "r101", "x101_32x4d"))
+    assert devices_sentence(rows_of(study, tmp_path, {}), "fps") == "not measured"
+    for backbone in study.backbones:
+        put_run(tmp_path, study, backbone)
+        put_speed(tmp_path / "mini" / backbone, study, (500, 550, 600))
+    assert devices_sentence(rows_of(study, tmp_path, {}), "fps") == "cpu, CPU time"
+    assert devices_sentence(rows_of(study, tmp_path, {}), "memory_gb") == "cpu, resident memory"
+    put_measured(tmp_path / "mini" / "r50", study, device="H100")
+    put_speed(tmp_path / "mini" / "r101", study, (500, 550, 600), other_cores=2.0)
+    rows = rows_of(study, tmp_path, {})
+    assert devices_sentence(rows, "fps") == "devices differ: H100; cpu, CPU time; other work ran: R-101-FPN"
+    assert devices_sentence(rows, "memory_gb") == "devices differ: H100; cpu, resident memory"
+    # Without quartiles, or of resident memory, a cost has no error bar and ranks nothing; a GPU's memory is exact.
+    assert [cost_of(row, "fps") for row in rows[:2]] == [
+        Estimate(1000 / 12.345, 1000 / 12.345, 1000 / 12.345, ""),
+        None,
+    ]
+    timed = cost_of(rows[2], "fps")
+    assert timed is not None
+    assert (timed.low, timed.value, timed.high) == pytest.approx((500, 550, 600))
+    memory = [cost_of(row, "memory_gb") for row in rows]
+    assert [one.spread for one in memory if one] == [(0.876, 0.876), (-np.inf, np.inf), (-np.inf, np.inf)]
 
 
 def test_the_ap_of_a_category_is_the_mean_over_the_runs_that_define_it(tmp_path):
@@ -207,14 +230,36 @@ def test_curves_of_several_seeds_are_their_mean_and_the_title_says_so(tmp_path):
     assert shows(text, "Precision of masks at each recall, mean over categories and seeds")
 
 
-POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12)
+def bars(*ends: tuple[float, float]) -> list[Estimate]:
+    return [Estimate((low + high) / 2, low, high, "bar") for low, high in ends]
+
+
+BARS = st.tuples(st.integers(0, 12), st.integers(0, 4)).map(lambda found: (found[0], sum(found)))
+POINTS = st.lists(st.tuples(BARS, BARS, st.sampled_from("ab")), min_size=1, max_size=8)
 
 
 @given(points=POINTS)
-def test_the_frontier_is_what_nothing_beats(points):
-    costs, gains = np.array(points, np.float64).T
-    expected = [not any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in points) for cost, gain in points]
-    assert on_frontier(costs, gains).tolist() == expected
+def test_a_point_is_beaten_only_where_both_differences_exceed_the_error_bars(points):
+    costs, gains, sorts = zip(*points, strict=True)
+    unbeaten, is_frontier = on_frontier(bars(*costs), bars(*gains), sorts)
+
+    def beats(one, other):
+        return one[2] == other[2] and one[0][1] < other[0][0] and one[1][0] > other[1][1]
+
+    assert unbeaten.tolist() == [not any(beats(other, one) for other in points) for one in points]
+    kept = sorted(one for one, on in zip(points, unbeaten, strict=True) if on)
+    # A frontier rises from point to point, its error bars apart on both axes; else nothing is drawn.
+    rises = all(
+        one[2] == other[2] and one[0][1] < other[0][0] and one[1][1] < other[1][0] for one, other in pairwise(kept)
+    )
+    assert is_frontier == rises
+
+
+def test_points_without_error_bars_rank_nothing():
+    costs, gains = [Estimate(cost, cost, cost, "") for cost in (1, 2)], bars((5, 6), (1, 2))
+    assert on_frontier(costs, gains, "aa")[0].tolist() == [True, True]
+    assert on_frontier(costs, gains, "aa")[1] is False
+    assert on_frontier(bars((1, 1), (2, 2)), gains, "aa")[0].tolist() == [True, False]
 
 
 @given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200))

@@ -29,6 +29,7 @@ from tests.helpers.study_records import (
     put_metrics,
     put_progress,
     put_run,
+    put_speed,
     put_train,
     reason_of,
     study_with,
@@ -42,7 +43,8 @@ def test_a_finished_study_fills_the_columns_of_the_page(tmp_path):
     for backbone in study.backbones:
         put_run(tmp_path, study, backbone)
     rows = table_of(written(tmp_path, study))
-    assert list(rows[0]) == [*PAGE, "APr", "APc", "APf", "Images seen", "CPU-hours"]
+    page = ["Mem (GB), resident" if title == "Mem (GB)" else title for title in PAGE]
+    assert list(rows[0]) == [*page, "APr", "APc", "APf", "Images seen", "CPU-hours"]
     assert [row["Backbone"] for row in rows] == ["R-50-FPN", "X-101-64x4d-FPN"]
     shown = [text.strip("*") for text in rows[0].values()]
     assert shown[1:7] == ["pytorch", "300 steps", "0.88", "12.3", "12.3", "6.2"]
@@ -179,7 +181,7 @@ def test_steps_after_training_wait_or_fail_by_themselves(tmp_path):
     study = study_with()
     folder = put_train(tmp_path, study)
     assert reason_of(tmp_path, study) == "waiting for inference"
-    columns = ("Mem (GB)", "Inf time (fps)")
+    columns = ("Mem (GB)", "Inf time (fps), images/s")
     assert {reason_of(tmp_path, study, column) for column in columns} == {"waiting for the measurement"}
     put_log(tmp_path, study, "measure_r50", "2026-11-23 12:00:01 error: a step is too large\n")
     assert {reason_of(tmp_path, study, column) for column in columns} == {"failed"}
@@ -201,9 +203,11 @@ def test_numbers_of_different_devices_are_marked(tmp_path):
         folder = put_run(tmp_path, study, backbone)
         put_measured(folder.parent, study, device={"r101": "NVIDIA H100"}.get(backbone, "cpu"))
     rows = table_of(written(tmp_path, study))
-    assert [row["Mem (GB)"] for row in rows] == ["0.88", "0.88†", "0.88"]
-    assert [row["Inf time (fps)"] for row in rows] == ["12.3", "12.3†", "12.3"]
-    assert re.search(r"only on the same device: .* cpu; † NVIDIA H100", (tmp_path / "table.md").read_text())
+    assert [row["Mem (GB)"] for row in rows] == ["0.88", "0.88†", "0.88"]  # not all resident
+    assert [row["Inf time (fps), images/s"] for row in rows] == ["12.3", "12.3†", "12.3"]
+    page = (tmp_path / "table.md").read_text()
+    assert "Compare Mem only where marked alike: unmarked cpu, resident memory; † NVIDIA H100." in page
+    assert "Compare Inf time only where marked alike: unmarked cpu; † NVIDIA H100." in page
     put_run(tmp_path, study, "r101")
     assert "†" not in written(tmp_path, study).read_text()
 
@@ -236,7 +240,7 @@ def test_numbers_of_other_settings_or_of_an_older_model_are_not_shown(tmp_path):
     put_infer(folder, study, settings_digest="beef")
     assert reason_of(tmp_path, study) == "outdated: the settings changed since"
     put_measured(folder.parent, study, model_sha256="beef")
-    assert reason_of(tmp_path, study, "Inf time (fps)") == "outdated: trained again since"
+    assert reason_of(tmp_path, study, "Inf time (fps), images/s") == "outdated: trained again since"
     put_measured(folder.parent, study, settings_digest="beef")
     assert reason_of(tmp_path, study, "Mem (GB)") == "outdated: the settings changed since"
     put(folder.parent / "measure.json", "{}")
@@ -259,7 +263,7 @@ def test_several_seeds_become_mean_and_sample_deviation(tmp_path):
     for seed, ap in enumerate((0.10, 0.12, 0.17)):
         put_run(tmp_path, study, seed=seed, ap=ap)
     (row,) = table_of(written(tmp_path, study))
-    assert (row["box AP"], row["Mem (GB)"]) == ("13.0 ± 3.6", "0.88")
+    assert (row["box AP"], row["Mem (GB), resident"]) == ("13.0 ± 3.6", "0.88")
     assert "seed0/" in row["Download"]
     assert re.search("standard deviation over 3 seeds", (tmp_path / "table.md").read_text())
 
@@ -379,11 +383,73 @@ def test_a_speed_of_some_masks_is_marked_and_a_slow_one_is_not_zero(tmp_path):
     # R-50 was measured before measurements said which masks they timed: then those of the setting.
     old = json.loads((tmp_path / "mini" / "r50" / "measure.json").read_text())["inference"]
     put_measured(tmp_path / "mini" / "r101", study, inference={**old, "fps": 0.04, "masks": "all"})
-    speeds = [row["Inf time (fps)"] for row in table_of(written(tmp_path, study))]
+    speeds = [row["Inf time (fps), images/s"] for row in table_of(written(tmp_path, study))]
     page = (tmp_path / "table.md").read_text()
-    assert speeds == ["12.3†", "0.040"]
-    assert "† cpu, only the masks that are scored" in page
+    assert speeds == ["12.3", "0.040†"]
+    assert "unmarked cpu, only the masks that are scored; † cpu." in page
     assert ("5, scored masks" in page, "5, all masks" in page) == (True, True)
+
+
+SPEED = "Inf time (fps), images/s of CPU time"
+
+
+def put_speeds(results: Path, milliseconds: dict[str, tuple[float, float, float]]) -> Study:
+    """Rows with these quartiles of the time of an image."""
+    study = study_with(tuple(milliseconds))
+    for backbone, of_row in milliseconds.items():
+        put_run(results, study, backbone)
+        put_speed(results / "mini" / backbone, study, of_row)
+    return study
+
+
+def test_a_speed_within_the_spread_of_another_row_is_marked(tmp_path):
+    study = put_speeds(tmp_path, {"r50": (500, 550, 600), "r101": (590, 540, 640), "x101_64x4d": (700, 800, 900)})
+    page = written(tmp_path, study)
+    # R-50 is printed as slower than R-101, whose quartiles overlap; both are faster than X-101-64x4d.
+    assert [row[SPEED] for row in table_of(page)] == ["1.8 (1.7-2.0)≈", "1.9 (1.6-1.7)≈", "1.2 (1.1-1.4)"]
+    assert "≈ = within the spread of another row" in page.read_text()
+    first, _, last = json.loads(page.with_suffix(".json").read_text())["rows"]
+    assert first["measures"]["fps"]["quartiles"] == pytest.approx([1 / 0.6, 2])
+    assert last["measures"]["fps"]["seeds"] == {"0": 1.25}
+    with page.with_suffix(".csv").open(newline="") as file:
+        assert float(next(csv.DictReader(file))["fps_q3"]) == 2
+
+
+def test_a_slow_image_that_moves_the_mean_out_of_the_quartiles_counts_as_spread(tmp_path):
+    study = put_speeds(tmp_path, {"r50": (500, 550, 600), "x101_64x4d": (700, 750, 800)})
+    put_speed(tmp_path / "mini" / "r50", study, (500, 550, 600), fps=1.2)
+    # The mean of R-50 is slower than that of X-101, its quartiles are faster: the order is not known.
+    assert [row[SPEED] for row in table_of(written(tmp_path, study))] == ["1.2 (1.7-2.0)≈", "1.3 (1.2-1.4)≈"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"other_cores": 1.2}, "other processes used 1.2 of 2 cores"),
+        ({"cpu_per_wall": 0.76}, "the process had a core for 76 % of the time"),
+    ],
+)
+def test_a_speed_beside_other_work_is_no_number(tmp_path, changes, reason):
+    study = put_speeds(tmp_path, {"r50": (500, 550, 600), "r101": (510, 560, 610)})
+    put_speed(tmp_path / "mini" / "r50", study, (500, 550, 600), **changes)
+    page = written(tmp_path, study)
+    assert [row[SPEED] for row in table_of(page)] == ["other work ran", "1.8 (1.6-2.0)"]
+    assert [row["Mem (GB), resident"] for row in table_of(page)] == ["0.88", "0.88"]
+    assert f"No Inf time where other work ran during the measurement: R-50-FPN ({reason})." in page.read_text()
+    assert "delete measure.json of the row and start Snakemake" in page.read_text()
+    first = json.loads(page.with_suffix(".json").read_text())["rows"][0]["measures"]["fps"]
+    assert first == {"mean": None, "sd": None, "seeds": {"0": None}, "other_work": reason}
+    with page.with_suffix(".csv").open(newline="") as file:
+        line = next(csv.DictReader(file))
+    assert (line["fps"], line["missing"]) == ("", f"other work ran while fps was measured: {reason}")
+
+
+def test_speeds_of_different_clocks_are_marked_and_an_older_one_stays_a_number(tmp_path):
+    study = put_speeds(tmp_path, {"r50": (500, 550, 600), "r101": (510, 560, 610)})
+    put_measured(tmp_path / "mini" / "r50", study)
+    page = written(tmp_path, study)
+    assert [row["Inf time (fps), images/s"] for row in table_of(page)] == ["12.3", "1.8 (1.6-2.0)†"]
+    assert "Compare Inf time only where marked alike: unmarked cpu; † cpu, CPU time." in page.read_text()
 
 
 def test_rows_whose_initial_weights_saw_validation_images_say_so(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lvis_rcnn.runs.attempts import FILE, read_attempts
-from lvis_rcnn.runs.records import images_seen_by_weights, read_log, read_measured, read_run
+from lvis_rcnn.runs.records import images_seen_by_weights, other_work, read_log, read_measured, read_run
 from lvis_rcnn.runs.states import pace_in, read_heartbeat, states_of
 from tests.helpers.study_records import put, put_everything, study_with
 
@@ -43,6 +43,11 @@ CHANGES: list[tuple[str, str, Any]] = [
     ("measure", "inference", None),
     ("measure", "inference.definition", GONE),
     ("measure", "inference.warmup_images", GONE),
+    ("measure", "inference.fps", 0.0),
+    ("measure", "inference.clock", "sundial"),
+    ("measure", "inference.image_s", {"first_quartile": 1.0, "median": 1.0}),
+    ("measure", "inference.image_s", {"first_quartile": 0.0, "median": 1.0, "third_quartile": 1.0}),
+    ("measure", "inference.other_cores", "1"),
     ("measure", "training", 5),
     ("measure", "device", 5),
 ]
@@ -124,3 +129,22 @@ def test_a_log_may_be_a_folder_and_its_lines_without_a_time(tmp_path):
     ]
     log = put(tmp_path / "log.json", "\n".join(lines))
     assert read_log(log) == [{"step": 1, "loss": 0.5}, {"step": 3, "time": 2}]
+
+
+@pytest.mark.parametrize(
+    ("speed", "says"),
+    [
+        ({}, ""),  # an earlier version
+        ({"clock": "CPU time", "cores": 2, "other_cores": 0.1, "cpu_per_wall": 0.9}, ""),
+        ({"clock": "CPU time", "cores": 2, "other_cores": 0.11, "cpu_per_wall": 1.0}, "other processes used 0.1 of 2"),
+        ({"clock": "CPU time", "cores": 64, "other_cores": 3.0, "cpu_per_wall": 1.0}, ""),
+        ({"clock": "CPU time", "cores": 64, "other_cores": None, "cpu_per_wall": 0.89}, "had a core for 89 % of"),
+        ({"clock": "wall time", "cores": 64, "other_cores": 0.0, "cpu_per_wall": 0.5}, ""),  # it waits for a GPU
+        (
+            {"clock": "wall time", "cores": 64, "other_cores": 9.9, "cpu_per_wall": 1.0},
+            "others",
+        ),
+    ],
+)
+def test_other_work_is_what_takes_a_twentieth_of_the_cores_or_a_tenth_of_the_time(speed, says):
+    assert (says in other_work(speed), bool(other_work(speed))) == (True, bool(says))

@@ -70,7 +70,26 @@ def test_memory_and_both_speeds_say_how_they_were_measured(drawn, model_path, tm
     assert inference["fps"] > 0
     assert inference["end_to_end_fps"] > 0
     assert "bitmaps of all masks at original size on the host" in inference["definition"]
+    quartiles = [inference["image_s"][name] for name in ("first_quartile", "median", "third_quartile")]
+    assert quartiles == [pytest.approx(1 / inference["fps"])] * 3  # of a single image
+    assert inference["clock"] == "CPU time"
+    assert 0 < inference["cpu_per_wall"] < 1.2
+    assert -0.1 < inference["other_cores"] < inference["cores"] + 0.1
+    assert len(inference["load_average"]) == 2
     assert (timed, inference["masks"]) == ({"all"}, "all")  # also where inference makes only some
+
+
+@pytest.mark.parametrize("clock", ["CPU time", "wall time"])
+def test_speed_and_its_quartiles_are_of_one_clock(clock):
+    wall_s, cpu_s = [0.5, 0.6, 0.7, 1.0], [0.4, 0.5, 0.5, 0.8]
+    times = [measure.Times(wall - 0.1, 0.1, 0.3, cpu) for wall, cpu in zip(wall_s, cpu_s, strict=True)]
+    found, seconds = measure.speed(times, clock, whole_s=4.4), cpu_s if clock == "CPU time" else wall_s
+    assert found["fps"] == pytest.approx(4 / sum(seconds))
+    assert list(found["image_s"]) == ["first_quartile", "median", "third_quartile"]
+    assert list(found["image_s"].values()) == pytest.approx(np.quantile(seconds, [0.25, 0.5, 0.75]))
+    assert found["cpu_per_wall"] == pytest.approx(2.2 / 2.8)
+    assert ("CPU time" in found["definition"]) == (clock == "CPU time")
+    assert found["end_to_end_fps"] == pytest.approx(1)  # without the bitmaps, by wall time
 
 
 @pytest.mark.slow

@@ -1,6 +1,9 @@
-"""What a start has of the machine comes from SLURM where there is one, and all starts together cost the sum."""
+"""What a start has of the machine, what all starts together cost, and what others use of it meanwhile."""
 
+import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import pytest
 
 from lvis_rcnn.runs.attempts import begin_attempt, cost_of, end_attempt, read_attempts
 from lvis_rcnn.system.files import write_json
-from lvis_rcnn.system.machine import Allocation, allocation
+from lvis_rcnn.system.machine import Allocation, allocation, cpu_s_of_others
 
 SHOWN = (
     "JobId=7 JobName=lvis SubmitTime=2026-11-25T10:00:00 EligibleTime=2026-11-25T10:00:30 "
@@ -74,3 +77,50 @@ def test_a_ledger_without_what_starts_had_costs_nothing(tmp_path: Path) -> None:
     cost = cost_of(read_attempts(tmp_path), time.time())
     assert (cost.starts, cost.gpu_hours, cost.cpu_hours) == (1, 0, 0)
     assert cost_of([], 0.0).starts == 0
+
+
+def put_process(proc: Path, pid: int, *ticks: int) -> None:
+    """A process's file in /proc with these utime, stime, cutime and cstime."""
+    fields = " ".join(map(str, [*[1] * 10, *ticks, 20, 0]))
+    (proc / str(pid)).mkdir(parents=True)
+    (proc / str(pid) / "stat").write_text(f"{pid} (a name) of it) R {fields}\n")
+
+
+def test_cpu_time_of_others_is_that_of_all_cores_less_that_of_this_process_and_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = type("Child", (), {"pid": 77})
+    monkeypatch.setattr(multiprocessing, "active_children", lambda: [child])
+    put_process(tmp_path, os.getpid(), 100, 20, 30, 4)
+    put_process(tmp_path, 77, 40, 6, 0, 0)
+    put_process(tmp_path, 78, 999, 999, 999, 999)
+    # user nice system idle iowait irq softirq steal guest guest_nice
+    (tmp_path / "stat").write_text("cpu  1000 200 300 7777 8888 10 20 70 5555 6666\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+    expected = (1000 + 200 + 300 + 10 + 20 + 70 - (100 + 20 + 30 + 4) - (40 + 6)) / os.sysconf("SC_CLK_TCK")
+    assert cpu_s_of_others(tmp_path) == expected
+    (tmp_path / "stat").unlink()
+    assert cpu_s_of_others(tmp_path) is None
+
+
+@pytest.mark.slow
+def test_a_busy_process_beside_this_one_counts_and_work_of_this_one_does_not() -> None:
+    def cores_of_others() -> float:
+        before, began = cpu_s_of_others(), time.perf_counter()
+        while time.perf_counter() < began + 1.5:
+            pass  # one core, which is not of others
+        after = cpu_s_of_others()
+        assert before is not None
+        assert after is not None
+        return (after - before) / (time.perf_counter() - began)
+
+    cores = os.cpu_count() or 1
+    assert -0.1 < cores_of_others() < cores - 0.2
+    # One process for each core: together with this one, all cores are busy, most of them with others.
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    try:
+        time.sleep(0.5)
+        assert 0.4 * cores < cores_of_others() < cores + 0.1
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
