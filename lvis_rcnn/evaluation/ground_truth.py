@@ -137,15 +137,16 @@ def mended_file(text: Text, where: str) -> TruthFile:
             raise InputError(where, what, allowed="LVIS-format JSON with annotations", fix=fix)
         return msgspec.json.decode(text, type=TruthFile)
     except msgspec.ValidationError as error:
-        raise plain_coco(text, where) or type_error(text, where, str(error), SECTIONS) from None
+        raise plain_coco(text, where, str(error)) or type_error(text, where, str(error), SECTIONS) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise no_json(where, error) from None
 
 
-def plain_coco(text: Text, where: str) -> InputError | None:
-    """The error for a file in which no image and no category has what LVIS adds to COCO; None for any other."""
-    absent = {one.name for one in lacking_keys(text, SECTIONS) if len(one.indices) == one.num_records}
-    if not {"neg_category_ids", "not_exhaustive_category_ids", "frequency"} <= absent:
+def plain_coco(text: Text, where: str, message: str) -> InputError | None:
+    """The error for a file that lacks nothing but what LVIS adds to COCO, and everywhere; None for any other."""
+    lacking = lacking_keys(text, SECTIONS) if "missing required field" in message else []
+    added = {"neg_category_ids", "not_exhaustive_category_ids", "frequency"}
+    if {one.name for one in lacking if len(one.indices) == one.num_records} != added or len(lacking) != len(added):
         return None
     what = "COCO annotations: no neg_category_ids, not_exhaustive_category_ids and frequency, as LVIS has"
     fix = "add them, or, if every category is annotated in every image, --coco-exhaustive (in Python coco_exhaustive)"
