@@ -15,7 +15,7 @@ from pathlib import Path
 from lvis_rcnn.config import MOST_RESAMPLES
 from lvis_rcnn.evaluation.bootstrap import SEED
 from lvis_rcnn.evaluation.compare import compare, row_pairs
-from lvis_rcnn.reporting.comparison import comparison_text, write_difference_plots
+from lvis_rcnn.reporting.comparison import comparison_text
 from lvis_rcnn.reporting.html import text_page
 from lvis_rcnn.system.cli import add_number, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import write_text
@@ -24,11 +24,13 @@ from lvis_rcnn.system.files import write_text
 def step(args: argparse.Namespace) -> None:
     """Compare what the arguments name, and print or write the result."""
     texts = []
-    for name, (first, second) in row_pairs(args.first, args.second, args.only).items():
+    for name, (first, second) in row_pairs(args.first, args.second, args.only, args.protocol).items():
         found = compare(first, second, args.resamples, args.seed)
         text = comparison_text(first, second, found, args.resamples, args.seed)
         texts.append(f"{name}\n\n{text}" if name else text)
         if args.plot:
+            from lvis_rcnn.reporting.difference_plots import write_difference_plots  # matplotlib is not the scorer's
+
             write_difference_plots(first, second, found, (str(args.first), str(args.second)), args.plot / name)
             log.info("wrote %s and category_differences.png beside it", args.plot / name / "differences.png")
     text = "\n\n".join(texts)
@@ -55,6 +57,8 @@ def main() -> None:
     add_output(parser, "--out", text, suffix=".txt", beside=(".html",), required=False)
     only = "runs of SECOND to use, as r50/seed0 (default: all)"
     parser.add_argument("--only", nargs="+", default=(), metavar="RUN", help=only)
+    protocol = "compare by a further protocol that both were scored by, as fixed or minival (default: AP@300)"
+    parser.add_argument("--protocol", default="", metavar="NAME", help=protocol)
     run_step(parser, step)
 
 

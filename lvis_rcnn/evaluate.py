@@ -17,14 +17,26 @@ kinds are scored, "only" is {"kind", "why"}.
 
 With --bootstrap N there is "intervals": {"resamples": N, "seed", "level": 0.95, "method", "bbox": {"AP": [low, high],
 ...}, "segm": {...}}, null where the metric is or no interval can be given; --matches FILE keeps the match results (see
-evaluation.matches), from which `compare` tells whether two runs differ. With --fixed there is "fixed": {"bbox": {...},
-"segm": {...}, "protocol"}, the same metrics by the protocol of Dave et al. 2021: the best 10,000 detections of a
-category over all images count, however many of an image.
+evaluation.matches), from which `compare` tells whether two runs differ.
+
+The same detections can be scored by further protocols, each compared by `compare --protocol NAME`, and each a key of
+"protocols": {NAME: {"title", "protocol", "images", "bbox": {...}, "segm": {...}, "intervals", "per_category"}}. Their
+metrics are those above, without @300 in names where the detections of an image are not limited:
+
+    --fixed            fixed: AP-fixed (Dave et al. 2021), the best 10,000 of a category over all images count, however
+                       many of an image; also as "fixed", as in earlier versions
+    --boundary         boundary: overlaps are also those of boundaries (Cheng et al. 2021); masks alone
+    --subset minival   minival: the images of COCO val2017 alone, by their coco_url
+    --subset IDS.txt   IDS: the images of a text file with one id a line
+
+Several of these are scored in all combinations (fixed, minival, minival_fixed, ...; boundary_fixed is that of the LVIS
+challenge 2021), or just those that --protocols names.
 """
 
 import argparse
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +45,9 @@ import msgspec
 from tabulate import tabulate
 
 from lvis_rcnn.config import MOST_RESAMPLES
+from lvis_rcnn.config.protocols import MINIVAL, Protocol, protocols_by_name
 from lvis_rcnn.dataset.detections import sha256_of_shards
 from lvis_rcnn.dataset.json_text import read_text
-from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.ground_truth import parse_truth
 from lvis_rcnn.evaluation.matches import write_matches
 from lvis_rcnn.evaluation.results import ALL_KINDS, KINDS, read_detections
@@ -92,19 +104,58 @@ def check_belonging(detections: Path, annotations_sha256: str, count: int) -> No
 
 def summary(metrics: dict[str, Any]) -> str:
     """The metrics as a small table for the terminal, in percent; a dash where one is undefined."""
-    values = {word: [metrics[kind][name] for name in METRIC_NAMES] for kind, word in KINDS.items() if kind in metrics}
-    rows = [[word, *("-" if value is None else f"{100 * value:.1f}" for value in row)] for word, row in values.items()]
-    return tabulate(rows, headers=["", *METRIC_NAMES], stralign="right", disable_numparse=True)
+    found = {word: metrics[kind] for kind, word in KINDS.items() if kind in metrics}
+    rows = [
+        [word, *("-" if value is None else f"{100 * value:.1f}" for value in of.values())] for word, of in found.items()
+    ]
+    names = next(iter(found.values()))
+    return tabulate(rows, headers=["", *names], stralign="right", disable_numparse=True)
+
+
+def subset_files(given: Sequence[str]) -> dict[str, Path]:
+    """The file of each subset by its name; minival is a rule and has none."""
+    return {Path(path).stem: Path(path) for path in given if path != MINIVAL}
+
+
+def asked_protocols(args: argparse.Namespace) -> tuple[Protocol, ...]:
+    """The protocols beside AP@300 that the arguments ask for.
+
+    Raises:
+        InputError: --protocols names one that is none, or two subsets would have the same name.
+    """
+    try:
+        known = protocols_by_name(Path(path).stem for path in args.subset if path != MINIVAL)
+    except ValueError as error:
+        raise InputError("--subset", str(error), fix="rename the file") from None
+    if unknown := [name for name in args.protocols if name not in known]:
+        raise InputError(f"--protocols {unknown[0]}", "is no protocol", allowed=", ".join(known))
+    subsets = {"", *(Path(path).stem for path in args.subset)}
+    if args.protocols:
+        return tuple(known[name] for name in args.protocols)
+    return tuple(
+        one
+        for one in known.values()
+        if one.subset in subsets and args.boundary >= one.is_boundary and args.fixed >= one.is_fixed
+    )
 
 
 def step(args: argparse.Namespace) -> None:
     """Score, write, summarise."""
-    scoring = Scoring(args.detections_per_image, args.official, args.bootstrap, args.fixed, args.processes, args.kinds)
+    scoring = Scoring(
+        detections_per_image=args.detections_per_image,
+        official=args.official,
+        resamples=args.bootstrap,
+        protocols=asked_protocols(args),
+        subset_files=subset_files(args.subset),
+        processes=args.processes,
+        kinds=args.kinds,
+    )
     metrics = evaluate(args.annotations, args.detections, scoring, args.matches)
     write_json(args.out, metrics)
     log.info("%s (percent; %d images, %d detections)", metrics["protocol"], metrics["images"], metrics["detections"])
-    for line in summary(metrics).splitlines():
-        log.info("%s", line)
+    for of in (metrics, *metrics.get("protocols", {}).values()):
+        for line in [*filter(None, [of.get("title")]), *summary(of).splitlines()]:
+            log.info("%s", line)
     log.info("wrote %s", args.out)
 
 
@@ -136,6 +187,11 @@ def main() -> None:
     add_number(parser, "--bootstrap", resamples, 0, MOST_RESAMPLES, default=0, metavar="N")
     add_output(parser, "--matches", "match results to write (matches.npz)", suffix=".npz", required=False)
     parser.add_argument("--fixed", action="store_true", help="score AP-fixed, too: 10,000 detections per category")
+    parser.add_argument("--boundary", action="store_true", help="score boundary AP of masks, too")
+    subset = "score these images alone, too: minival (COCO val2017), or a text file with one image id a line"
+    parser.add_argument("--subset", nargs="+", default=(), metavar="minival|FILE", help=subset)
+    named = "just these in place of all combinations: fixed, boundary, minival, minival_fixed, boundary_fixed, ..."
+    parser.add_argument("--protocols", nargs="+", default=(), metavar="NAME", help=named)
     processes = "processes that compare masks, from some ten thousand of them on; 1 to 256 (default: 1)"
     add_number(parser, "--processes", processes, 1, 256, default=1, metavar="N")
     add_output(parser, "--out", "metrics.json to write", suffix=".json")

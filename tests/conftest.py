@@ -28,6 +28,8 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 HANGS_S = 600.0
 # 100 images of LVIS v0.5, which are not redistributed: where they lie beside the checkout, tests run with them as well.
 LVIS_VAL_100 = SHARED_DATA / "lvis_val_100.json"
+# Figures of the authors' programs for AP-fixed and boundary AP of generated detections on these images.
+LONGTAIL = REPOSITORY.parent / "shared" / "golden" / "longtail"
 AND_REAL = ["real"] if LVIS_VAL_100.exists() else []
 
 # No test depends on time: cores that others use make examples slow, and nothing wrong.

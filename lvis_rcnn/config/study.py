@@ -278,14 +278,17 @@ class StudyLoader(yaml.SafeLoader):
     """YAML with ``1e-3`` as a number (YAML 1.2; PyYAML reads a string), every error in it with its line."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Build a value; refuse what is not of its type, as a date without such a day, and half a character."""
+        """Build a value; refuse what is not of its type, as a date without such a day, half a character, and sets."""
         try:
             value = super().construct_object(node, deep)
             if isinstance(value, str):
                 value.encode()
+            if isinstance(value, set | bytes):
+                raise ValueError
         except (ValueError, LookupError, AttributeError):
             kind = node.tag.rpartition(":")[2]
-            raise refused(f"{str(node.value)[:40]!r} cannot be read as {kind}", node) from None
+            shown = repr(node.value[:40]) if isinstance(node, yaml.ScalarNode) else "a value"
+            raise refused(f"{shown} cannot be read as {kind}", node) from None
         return value
 
 

@@ -12,7 +12,12 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
+
+
+def frequency_group(image_count: int) -> Literal["r", "c", "f"]:
+    """LVIS's bins over training images (Gupta, Dollar, Girshick 2019, section 4): at most 10 rare, 100 common."""
+    return "r" if image_count <= 10 else "c" if image_count <= 100 else "f"
 
 
 class HasSynset(Protocol):

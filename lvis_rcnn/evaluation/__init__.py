@@ -5,6 +5,7 @@ results            anyone's detections as arrays
 masks              masks of ground truth and detections
 federated          which (image, category) pairs have verified annotations, so that detections are evaluated
 iou                overlaps of boxes and masks
+boundary           overlaps of the boundaries of masks
 average_precision  who matches what; precision, recall, AP
 metrics            what metrics.json must hold
 matches            match results of a scored run on disk

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from lvis_rcnn.evaluation.federated import (
     EvaluatedDetections,
-    best_of_categories,
+    Objects,
     best_of_images,
     evaluated_detections,
     objects_of,
@@ -318,33 +318,34 @@ def score(
         InputError: a mask is damaged.
     """
     best = best_of_images(truth, detections, detections_per_image)
-    return score_best(truth, detections, kind, best, mask_sizes_from, processes)
+    candidates = candidates_of(truth, detections, kind, best, mask_sizes_from, processes)
+    return scores_of(outcomes_of(truth, detections, candidates), truth.frequencies)
 
 
-# Of AP-fixed.
-DETECTIONS_PER_CATEGORY = 10_000
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """``d`` evaluated detections that have an area, and the objects that they overlap by 0.5 or more."""
+
+    objects: Objects
+    evaluated: EvaluatedDetections
+    areas: Float64[np.ndarray, " d"]
+    pairs: Pairs
+
+    def only(self, kept: Bool[np.ndarray, " d"]) -> "Candidates":
+        """The detections that are ``kept``."""
+        pairs = self.pairs.among(kept[self.evaluated.by_cell])
+        return Candidates(self.objects, self.evaluated.only(kept), self.areas[kept], pairs)
 
 
-def score_fixed(
-    truth: GroundTruth, detections: DetectionSet, kind: Kind, detections_per_category: int = DETECTIONS_PER_CATEGORY
-) -> Scores:
-    """AP-fixed (Dave et al. 2021, arXiv 2102.01066, section 4): :func:`score` with another limit.
-
-    The best detections of each category over all images count, however many of one image: detections of one category
-    never push out those of another.
-    """
-    return score_best(truth, detections, kind, best_of_categories(truth, detections, detections_per_category))
-
-
-def score_best(
+def candidates_of(
     truth: GroundTruth,
     detections: DetectionSet,
     kind: Kind,
     best: Bool[np.ndarray, " d"],
     mask_sizes_from: Literal["masks", "boxes"] = "masks",
     processes: int = 1,
-) -> Scores:
-    """Score the detections that are among the ``best``."""
+) -> Candidates:
+    """Compare the detections that are among the ``best`` with the objects of their cells."""
     objects = objects_of(truth)
     evaluated = evaluated_detections(truth, objects, detections, best)
     if kind == "bbox":
@@ -354,25 +355,28 @@ def score_best(
     if kind == "segm" and mask_sizes_from == "boxes":
         assert detections.boxes_xywh is not None
         areas = detections.boxes_xywh[evaluated.rows, 2:].astype(np.float64).prod(axis=1)
-    not_counting = truth.ignored[objects.rows, None] | outside(truth.areas[objects.rows])
+    candidates = Candidates(objects, evaluated, areas, pairs)
     kept = (areas > 0) & (areas < np.inf)
-    if not kept.all():
-        pairs = pairs.among(kept[evaluated.by_cell])
-        evaluated, areas = evaluated.only(kept), areas[kept]
-    matches = match(pairs, evaluated.cells(len(truth.image_ids)), evaluated.by_cell, not_counting)
+    return candidates if kept.all() else candidates.only(kept)
+
+
+def outcomes_of(truth: GroundTruth, detections: DetectionSet, candidates: Candidates) -> Outcomes:
+    """Match the candidates."""
+    objects, evaluated = candidates.objects, candidates.evaluated
+    not_counting = truth.ignored[objects.rows, None] | outside(truth.areas[objects.rows])
+    matches = match(candidates.pairs, evaluated.cells(len(truth.image_ids)), evaluated.by_cell, not_counting)
     bounds = np.arange(len(truth.category_ids) + 1)
-    outcomes = Outcomes(
+    return Outcomes(
         num_images=len(truth.image_ids),
         starts=np.searchsorted(evaluated.categories, bounds),
         images=evaluated.images,
         tied=tied_detections(detections, evaluated),
-        is_false_positive_if_unmatched=~(outside(areas) | evaluated.not_exhaustive[:, None]),
+        is_false_positive_if_unmatched=~(outside(candidates.areas) | evaluated.not_exhaustive[:, None]),
         matches=matches,
         object_starts=np.searchsorted(truth.categories[objects.rows], bounds),
         object_images=truth.images[objects.rows],
         object_counts=~not_counting,
     )
-    return scores_of(outcomes, truth.frequencies)
 
 
 def tied_detections(detections: DetectionSet, evaluated: EvaluatedDetections) -> Bool[np.ndarray, " d"]:

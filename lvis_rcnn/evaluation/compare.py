@@ -16,7 +16,7 @@ from jaxtyping import Float64
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.bootstrap import SEED, resampled_metrics, resampling_of
 from lvis_rcnn.evaluation.matches import FIX, MatchesFile, read_matches
-from lvis_rcnn.evaluation.metrics import ComparedMetrics
+from lvis_rcnn.evaluation.metrics import ComparedMetrics, of_protocol
 from lvis_rcnn.evaluation.results import KINDS, Kind
 from lvis_rcnn.evaluation.uncertainty import Interval, Sampled, estimates, holm, metrics_of_runs
 from lvis_rcnn.system.cli import InputError
@@ -118,15 +118,25 @@ ScoredRow = tuple[Scored, ...]
 """The runs of a row, one for each seed."""
 
 
-def read_scored(path: Path) -> Scored:
+def read_scored(path: Path, protocol: str = "") -> Scored:
     """Read a run by its folder or its metrics.json, with matches.npz and the other records in the same folder.
 
+    Args:
+        path: the folder or the metrics.json.
+        protocol: by which it was scored, as fixed or minival; the empty name is AP@300.
+
     Raises:
-        InputError: metrics.json or matches.npz is missing or damaged, or they belong to different detections.
+        InputError: metrics.json or matches.npz is missing or damaged, they belong to different detections, or it was
+            not scored by the protocol.
     """
     file = path / "metrics.json" if path.is_dir() else path
     metrics = read_metrics(file)
-    matches = read_matches(file.with_name("matches.npz"))
+    known = metrics.get("protocols", {})
+    if protocol and protocol not in known:
+        allowed = ", ".join(known) or "AP@300 alone"
+        raise InputError(str(file), f"was not scored by the protocol {protocol}", allowed=allowed, fix=FIX)
+    metrics = dict(of_protocol(metrics, protocol))
+    matches = read_matches(file.with_name("matches.npz"), protocol)
     for digest in ("annotations_sha256", "detections_sha256"):
         if getattr(matches, digest) != metrics[digest]:
             raise InputError(str(file.with_name("matches.npz")), f"{digest} is not that of {file.name}", fix=FIX)
@@ -180,20 +190,24 @@ def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from flat(f"{name} {key}", inner)
 
 
-def row_pairs(first: Path, second: Path, only: Collection[str] = ()) -> dict[str, tuple[ScoredRow, ScoredRow]]:
+def row_pairs(
+    first: Path, second: Path, only: Collection[str] = (), protocol: str = ""
+) -> dict[str, tuple[ScoredRow, ScoredRow]]:
     """Rows to compare, by the name of the pair (:func:`pair_names`).
 
     Args:
         first: folder of a run, a row or a study, or a metrics.json.
         second: another one.
         only: the runs of ``second`` to use, as r50/seed0; all if empty.
+        protocol: as in :func:`read_scored`.
 
     Raises:
-        InputError: nothing there is scored, a run is damaged, or two studies have no row in common.
+        InputError: nothing there is scored, a run is damaged or not scored by the protocol, or two studies have no row
+            in common.
     """
     ours, theirs = scored_rows(first), scored_rows(second, only)
     return {
-        name: (tuple(map(read_scored, ours[one])), tuple(map(read_scored, theirs[other])))
+        name: tuple(tuple(read_scored(run, protocol) for run in row) for row in (ours[one], theirs[other]))
         for name, (one, other) in pair_names(first, ours, second, theirs).items()
     }
 
@@ -235,6 +249,9 @@ def compare(first: ScoredRow, second: ScoredRow, resamples: int, seed: int) -> d
         if run.matches.annotations_sha256 != first[0].matches.annotations_sha256:
             what = f"was scored on other annotations than {first[0].name}"
             raise InputError(run.name, what, allowed="runs on the same annotations")
+        if run.matches.images_sha256 != first[0].matches.images_sha256:
+            what = f"was scored on other images than {first[0].name}: the subset has other ids"
+            raise InputError(run.name, what, allowed="runs on the same images", fix=FIX)
     kinds = [kind for kind in KINDS if all(kind in run.matches.outcomes for run in (*first, *second))]
     if not kinds:
         has = [" and ".join(row[0].matches.outcomes) for row in (first, second)]

@@ -70,12 +70,6 @@ def best_of_images(truth: GroundTruth, detections: DetectionSet, most: int) -> B
     return within_cap(positions(truth.image_ids, detections.image_ids), detections.scores, most)
 
 
-def best_of_categories(truth: GroundTruth, detections: DetectionSet, most: int) -> Bool[np.ndarray, " d"]:
-    """Whether a detection is among the ``most`` best of its category, over all images."""
-    # Unknown categories are never evaluated, so they may share a cap.
-    return within_cap(positions(truth.category_ids, detections.category_ids) + 1, detections.scores, most)
-
-
 def evaluated_detections(
     truth: GroundTruth, objects: Objects, detections: DetectionSet, best: Bool[np.ndarray, " d"]
 ) -> EvaluatedDetections:

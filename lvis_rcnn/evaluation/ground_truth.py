@@ -15,7 +15,16 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from lvis_rcnn.dataset.json_text import Text, decoded_record, json_of, mended
-from lvis_rcnn.dataset.records import Int64Number, Sections, known, no_json, positions, refuse_id_0, type_error
+from lvis_rcnn.dataset.records import (
+    Int64Number,
+    Sections,
+    known,
+    lacking_keys,
+    no_json,
+    positions,
+    refuse_id_0,
+    type_error,
+)
 from lvis_rcnn.system.cli import InputError
 
 
@@ -27,6 +36,7 @@ class TruthImage(msgspec.Struct, frozen=True, gc=False):
     width: Int64Number
     neg_category_ids: list[Int64Number]
     not_exhaustive_category_ids: list[Int64Number]
+    coco_url: msgspec.Raw = msgspec.Raw(b"")
 
 
 class TruthAnnotation(msgspec.Struct, frozen=True, gc=False):
@@ -90,6 +100,8 @@ class GroundTruth:
     ignored: Bool[np.ndarray, " g"]
     outlines: Sequence[msgspec.Raw]
     """JSON of each object's segmentation; empty where the file has none."""
+    coco_urls: Sequence[msgspec.Raw] = ()
+    """JSON of each image's address; empty where the file has none."""
 
     @property
     def has_masks(self) -> bool:
@@ -125,9 +137,19 @@ def mended_file(text: Text, where: str) -> TruthFile:
             raise InputError(where, what, allowed="LVIS-format JSON with annotations", fix=fix)
         return msgspec.json.decode(text, type=TruthFile)
     except msgspec.ValidationError as error:
-        raise type_error(text, where, str(error), SECTIONS) from None
+        raise plain_coco(text, where) or type_error(text, where, str(error), SECTIONS) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise no_json(where, error) from None
+
+
+def plain_coco(text: Text, where: str) -> InputError | None:
+    """The error for a file in which no image and no category has what LVIS adds to COCO; None for any other."""
+    absent = {one.name for one in lacking_keys(text, SECTIONS) if len(one.indices) == one.num_records}
+    if not {"neg_category_ids", "not_exhaustive_category_ids", "frequency"} <= absent:
+        return None
+    what = "COCO annotations: no neg_category_ids, not_exhaustive_category_ids and frequency, as LVIS has"
+    fix = "add them, or, if every category is annotated in every image, --coco-exhaustive (in Python coco_exhaustive)"
+    return InputError(where, what, allowed="LVIS-format JSON", fix=fix)
 
 
 def truth_of(file: TruthFile, where: str) -> GroundTruth:
@@ -162,6 +184,7 @@ def truth_of(file: TruthFile, where: str) -> GroundTruth:
         areas=np.fromiter((a.area for a in annotations), np.float64, len(annotations)),
         ignored=np.fromiter((bool(a.ignore) for a in annotations), bool, len(annotations)),
         outlines=[a.segmentation for a in annotations],
+        coco_urls=[image.coco_url for image in images],
     )
 
 

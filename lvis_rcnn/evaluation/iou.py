@@ -1,10 +1,11 @@
 """IoU of the detections and objects of each cell: of boxes in NumPy, of masks with pycocotools."""
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -28,6 +29,9 @@ MASKS_AT_ONCE = 1 << 15
 
 # Parts that are prepared per process: one is worked on while others wait, and memory stays bounded.
 PARTS_AHEAD = 3
+
+Part = TypeVar("Part")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +162,7 @@ def compare_masks(
     areas, compared = np.zeros(len(rows)), []
     start = 0
     with tqdm(total=len(rows), desc="comparing masks", unit="mask", unit_scale=True, disable=None) as bar:
-        for of_part, pairs in in_processes(mask_parts(truth, objects, detections, evaluated), processes):
+        for of_part, pairs in in_processes(compare_part, mask_parts(truth, objects, detections, evaluated), processes):
             stop = start + len(of_part)
             too_large = of_part > masks.sizes_hw[rows[start:stop]].prod(axis=1)
             if too_large.any():
@@ -172,15 +176,15 @@ def compare_masks(
     return areas_of_all, joined(compared)
 
 
-def in_processes(parts: Iterator[MaskPart], processes: int) -> Iterator[Compared]:
-    """:func:`compare_part` of each in order; a single part needs no new processes, whose start takes a second."""
+def in_processes(compare: Callable[[Part], Found], parts: Iterator[Part], processes: int) -> Iterator[Found]:
+    """What ``compare`` finds in each part, in order; one alone needs no new processes, whose start takes a second."""
     some = list(islice(parts, PARTS_AHEAD * processes))
     if processes == 1 or len(some) < 2:
-        yield from map(compare_part, chain(some, parts))
+        yield from map(compare, chain(some, parts))
         return
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         while some:
-            yield from pool.map(compare_part, some)
+            yield from pool.map(compare, some)
             some = list(islice(parts, PARTS_AHEAD * processes))
 
 

@@ -3,7 +3,7 @@
 An uncompressed NumPy archive (bytes depend on nothing but the arrays; the archive's CRC finds damage) of
 
     format                str     "lvis_rcnn.matches"
-    version               i64     2
+    version               i64     2; 3 with further protocols
     annotations_sha256    str     digest of the annotation file
     detections_sha256     str     digest of the detections, as in metrics.json
     detections_per_image  i64     at most so many detections of an image were evaluated
@@ -26,6 +26,11 @@ in the file, ``h`` of them with a match, and ``g`` objects sorted by category an
     KIND_object_flags     u8[g]     bits 0 to 3: counts, for the sizes all, small, medium, large
     KIND_resampled        f64[s,m]  metrics of the first s resamples of the images, with seed 0; NaN where undefined
 
+Further protocols have the same arrays of each kind, and ``num_images``, under their names: fixed/bbox_starts, ... With
+them is
+
+    NAME/images_sha256    str     digest of the ids of a subset's images, by which subsets are told apart; else empty
+
 That is 5 bytes per evaluated detection, 14 per match and 5 per object: about 20 MB per kind for LVIS v1 val. All runs
 on the same images have the same resamples, so that those of several runs can be paired.
 """
@@ -44,7 +49,7 @@ from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import atomic_file, opened_arrays
 
 FORMAT = "lvis_rcnn.matches"
-VERSION = 2
+VERSION, WITH_PROTOCOLS = 2, 3
 RESAMPLED = "resampled"
 KIND, FIX = "file of match results", "score the detections again with --matches"
 
@@ -61,26 +66,43 @@ class MatchesFile:
     outcomes: dict[Kind, Outcomes]
     resampled: dict[Kind, Float64[np.ndarray, "s m"]] = field(default_factory=dict)
     """Metrics of resamples of the same kinds; empty where scoring made no intervals."""
+    images_sha256: str = ""
+    """Digest of the ids of the images, where they are a subset."""
+    protocols: Mapping[str, "MatchesFile"] = field(default_factory=dict)
+    """The outcomes by further protocols; :func:`read_matches` reads one of them at a time."""
 
 
 def write_matches(path: Path, kept: MatchesFile) -> None:
     """Write the file, whole or not at all; the same outcomes give the same bytes."""
-    num_images = {outcomes.num_images for outcomes in kept.outcomes.values()}
     arrays: dict[str, Any] = {
         "format": np.array(FORMAT),
-        "version": np.array(VERSION),
+        "version": np.array(WITH_PROTOCOLS if kept.protocols else VERSION),
         "annotations_sha256": np.array(kept.annotations_sha256),
         "detections_sha256": np.array(kept.detections_sha256),
         "detections_per_image": np.array(kept.detections_per_image),
-        "num_images": np.array(num_images.pop()),
+        "num_images": num_images_of(kept),
         "category_ids": kept.category_ids,
         "frequencies": np.array("".join(kept.frequencies)),
+        **arrays_of_kinds(kept),
     }
-    for kind, outcomes in kept.outcomes.items():
-        arrays |= {f"{kind}_{name}": column for name, column in packed(outcomes).items()}
-    arrays |= {f"{kind}_{RESAMPLED}": samples for kind, samples in kept.resampled.items()}
+    for name, one in kept.protocols.items():
+        of_one = {"num_images": num_images_of(one), "images_sha256": np.array(one.images_sha256)} | arrays_of_kinds(one)
+        arrays |= {f"{name}/{key}": values for key, values in of_one.items()}
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
+
+
+def num_images_of(kept: MatchesFile) -> Int64[np.ndarray, ""]:
+    """The number of images that all kinds have."""
+    return np.array({outcomes.num_images for outcomes in kept.outcomes.values()}.pop())
+
+
+def arrays_of_kinds(kept: MatchesFile) -> dict[str, np.ndarray]:
+    """The arrays of all kinds."""
+    arrays = {
+        f"{kind}_{name}": column for kind, of_kind in kept.outcomes.items() for name, column in packed(of_kind).items()
+    }
+    return arrays | {f"{kind}_{RESAMPLED}": samples for kind, samples in kept.resampled.items()}
 
 
 def packed(outcomes: Outcomes) -> dict[str, np.ndarray]:
@@ -113,20 +135,36 @@ def values_of(bits: UInt8[np.ndarray, "k bytes"], count: int) -> Bool[np.ndarray
 def require_version(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """InputError where the arrays are of another format or version."""
     found = (str(arrays.get("format", "another format")), str(arrays.get("version", "unknown")))
-    if found != (FORMAT, str(VERSION)):
+    if found not in {(FORMAT, str(VERSION)), (FORMAT, str(WITH_PROTOCOLS))}:
         what = f"is {found[0]} version {found[1]}"
-        raise InputError(str(path), what, allowed=f"{FORMAT} version {VERSION}", fix=FIX)
+        allowed = f"{FORMAT} version {VERSION} or {WITH_PROTOCOLS}"
+        raise InputError(str(path), what, allowed=allowed, fix=FIX)
 
 
-def read_matches(path: Path) -> MatchesFile:
-    """Read what :func:`write_matches` wrote.
+def names_in(path: Path, archive: Mapping[str, np.ndarray], protocol: str) -> dict[str, str]:
+    """The names in an archive of the arrays of a protocol, by those of AP@300; InputError where it has none of it."""
+    if not protocol:
+        return {name: name for name in archive if "/" not in name}
+    if f"{protocol}/num_images" not in archive:
+        known = sorted({name.partition("/")[0] for name in archive if "/" in name})
+        what = f"was not scored by the protocol {protocol}"
+        raise InputError(str(path), what, allowed=", ".join(known) or "AP@300 alone", fix=f"{FIX}, by this protocol")
+    shared = ("format", "version", "category_ids", *SINGLE)
+    of_one = {name.partition("/")[2]: name for name in archive if name.startswith(f"{protocol}/")}
+    return {name: name for name in shared} | of_one
+
+
+def read_matches(path: Path, protocol: str = "") -> MatchesFile:
+    """Read what :func:`write_matches` wrote of one protocol; the empty name is AP@300.
 
     Raises:
-        InputError: missing, damaged, of another format or version, or arrays that do not belong together.
+        InputError: missing, damaged, of another format or version, not scored by the protocol, or arrays that do not
+            belong together.
     """
     with opened_arrays(path, KIND, FIX) as archive:
-        arrays = {name: np.asarray(archive[name]) for name in archive.files}
-    require_version(path, arrays)
+        require_version(path, archive)
+        arrays = {key: np.asarray(archive[name]) for key, name in names_in(path, archive, protocol).items()}
+    images_sha256 = str(arrays.pop("images_sha256", ""))
     wrong = next(misfits(arrays), "")
     if wrong:
         raise InputError(str(path), f"damaged file of match results ({wrong})", fix=FIX)
@@ -139,20 +177,23 @@ def read_matches(path: Path) -> MatchesFile:
         frequencies=tuple(str(arrays["frequencies"])),
         outcomes={kind: unpacked(arrays, kind, num_images) for kind in KINDS if f"{kind}_starts" in arrays},
         resampled={kind: arrays[f"{kind}_{RESAMPLED}"] for kind in KINDS if f"{kind}_{RESAMPLED}" in arrays},
+        images_sha256=images_sha256,
     )
 
 
-def read_resampled(path: Path, detections_sha256: str) -> dict[Kind, Float64[np.ndarray, "s m"]]:
-    """The metrics of resamples alone, which is fast; empty where scoring made none.
+def read_resampled(path: Path, detections_sha256: str, protocol: str = "") -> dict[Kind, Float64[np.ndarray, "s m"]]:
+    """The metrics of resamples by one protocol alone, which is fast; empty where scoring made none.
 
     Raises:
-        InputError: missing, damaged, of another version, or of other detections.
+        InputError: missing, damaged, of another version, not scored by the protocol, or of other detections.
     """
     with opened_arrays(path, KIND, FIX) as archive:
         require_version(path, archive)
         if str(archive["detections_sha256"]) != detections_sha256:
             raise InputError(str(path), "belongs to other detections than metrics.json", fix=FIX)
-        return {kind: archive[f"{kind}_{RESAMPLED}"] for kind in KINDS if f"{kind}_{RESAMPLED}" in archive}
+        names = names_in(path, archive, protocol)
+        of_kinds = {kind: names.get(f"{kind}_{RESAMPLED}") for kind in KINDS}
+        return {kind: archive[name] for kind, name in of_kinds.items() if name}
 
 
 # Each value that is one text or one integer, and its kind of type.

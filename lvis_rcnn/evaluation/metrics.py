@@ -1,6 +1,7 @@
 """What metrics.json must hold to be read; other keys are free. Table, plots and ``compare`` check a file by it."""
 
-from typing import Annotated, Literal, NotRequired, Required, TypedDict
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict
 
 from msgspec import Meta
 
@@ -44,6 +45,18 @@ class Curves(TypedDict):
     f: Curve
 
 
+class ProtocolMetrics(TypedDict, total=False):
+    """The metrics by a further protocol; names have no @300 where the detections of an image are not limited."""
+
+    title: Required[str]
+    protocol: str
+    images: int
+    bbox: dict[str, Fraction | None]
+    segm: dict[str, Fraction | None]
+    intervals: Intervals
+    per_category: Required[list[Category]]
+
+
 class ScoredRun(TypedDict, total=False):
     """What a scored run may have."""
 
@@ -54,6 +67,7 @@ class ScoredRun(TypedDict, total=False):
     protocol: str
     images: int
     detections_per_image: int
+    protocols: dict[str, ProtocolMetrics]
 
 
 class TableMetrics(ScoredRun, total=False):
@@ -74,3 +88,15 @@ class ComparedMetrics(ScoredRun, total=False):
     per_category: Required[list[Category]]
     annotations_sha256: Required[str]
     detections_sha256: Required[str]
+
+
+def of_protocol(metrics: Mapping[str, Any], protocol: str) -> Mapping[str, Any]:
+    """What a metrics.json says of a further protocol, in the form in which it says it of AP@300, the empty name.
+
+    Raises:
+        KeyError: it was not scored by that protocol.
+    """
+    if not protocol:
+        return metrics
+    digests = {name: metrics[name] for name in ("annotations_sha256", "detections_sha256") if name in metrics}
+    return {**metrics["protocols"][protocol], **digests}

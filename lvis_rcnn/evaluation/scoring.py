@@ -3,31 +3,41 @@
 What metrics.json holds is described in the step that writes it, ``lvis_rcnn evaluate``.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from lvis_rcnn import __version__
+from lvis_rcnn.config.protocols import Protocol
 from lvis_rcnn.dataset.records import positions
 from lvis_rcnn.evaluation.average_precision import (
-    DETECTIONS_PER_CATEGORY,
     RECALLS,
     Outcomes,
     Scores,
     mean_curves,
-    score,
-    score_fixed,
 )
 from lvis_rcnn.evaluation.bootstrap import SEED, resampled_metrics, resampling_of
 from lvis_rcnn.evaluation.ground_truth import GroundTruth
 from lvis_rcnn.evaluation.matches import MatchesFile
 from lvis_rcnn.evaluation.official import difference, official_scores
+from lvis_rcnn.evaluation.protocols import DETECTIONS_PER_CATEGORY, score_protocols
 from lvis_rcnn.evaluation.results import KINDS, DetectionSet, Kind
-from lvis_rcnn.evaluation.uncertainty import LEVEL, METHOD, Sampled, intervals, metrics_of_runs, resamples_text
+from lvis_rcnn.evaluation.subsets import images_of_subset
+from lvis_rcnn.evaluation.uncertainty import (
+    LEVEL,
+    METHOD,
+    Sampled,
+    intervals,
+    metrics_of_runs,
+    resamples_text,
+    uncapped,
+)
 from lvis_rcnn.system.cli import InputError, log
 
 Official = Literal["auto", "yes", "no"]
@@ -46,8 +56,10 @@ class Scoring:
     """Whether the lvis package is run as well; auto: up to 5,000 images."""
     resamples: int = 0
     """Number of resamples of the images, for intervals; 0 for none."""
-    fixed: bool = False
-    """Whether AP-fixed is scored as well."""
+    protocols: Sequence[Protocol] = ()
+    """By which they are scored as well."""
+    subset_files: Mapping[str, Path] = field(default_factory=dict)
+    """File of the image ids of each subset of ``protocols`` but minival, by its name."""
     processes: int = 1
     """Processes that compare masks, at least 1; the value does not depend on it."""
     kinds: Sequence[Kind] = ()
@@ -62,7 +74,9 @@ class Annotations:
     text: bytes
     """Of the file, for the lvis package."""
     sha256: str
-    """Of that text."""
+    """Of the file."""
+    rules: str = ""
+    """What its reading adds to the name of the protocol."""
 
 
 def score_detections(
@@ -78,22 +92,42 @@ def score_detections(
     unknown = int((positions(truth.category_ids, detection_set.category_ids) < 0).sum())
     if unknown:
         log.info("%d detections of categories that the annotations do not have are left out", unknown)
-    scores = all_scores(truth, detection_set, scoring)
+    require_masks_for_boundaries(detection_set, scoring)
+    subsets = {
+        one.subset: images_of_subset(truth, one.subset, scoring.subset_files.get(one.subset))
+        for one in (Protocol(), *scoring.protocols)
+    }
+    every: dict[Protocol, dict[Kind, Scores]] = {one: {} for one in (Protocol(), *scoring.protocols)}
+    limits = scoring.detections_per_image, scoring.processes
+    for one, kind, of_kind in score_protocols(truth, detection_set, tuple(every), subsets, *limits):
+        every[one][kind] = of_kind
+    scores = every.pop(Protocol())
     checked = check_officially(annotations, detection_set, scores, scoring)
     kept = match_results(annotations, detection_set, scores, scoring)
+    others = {one: match_results(annotations, detection_set, found, scoring) for one, found in every.items()}
+    for one in others:
+        if one.subset:
+            ids = truth.image_ids[subsets[one.subset]].tobytes()
+            others[one] = replace(others[one], images_sha256=hashlib.sha256(ids).hexdigest())
+    kept = replace(kept, protocols={one.name: of_one for one, of_one in others.items()})
+    sections = {
+        one.name: protocol_section(one, truth, detection_set, subsets[one.subset], found, others[one], scoring)
+        for one, found in every.items()
+    }
     record: dict[str, Any] = {
         "format": "lvis_rcnn.metrics",
         "version": 1,
         **{kind: scores[kind].metrics for kind in scores},
         **({"intervals": all_intervals(kept, scores)} if scoring.resamples else {}),
-        **({"fixed": all_fixed(truth, detection_set)} if scoring.fixed else {}),
-        "protocol": protocol_line(scoring.detections_per_image, checked),
+        **({"protocols": sections} if sections else {}),
+        **({"fixed": fixed_alone(sections["fixed"])} if "fixed" in sections else {}),
+        "protocol": protocol_line(annotations, scoring.detections_per_image, checked),
         "scorer": f"lvis_rcnn {__version__}",
         "official": checked,
         "unknown_category_detections": unknown,
         **({"only": only} if only else {}),
         **what_was_scored(truth, detection_set, scores, kept),
-        "versions": {name: version(name) for name in ("lvis", "pycocotools", "numpy")},
+        "versions": {name: version(name) for name in ("lvis", "pycocotools", "numpy") if is_installed(name)},
         "per_category": per_category(truth, scores),
         "curves": {
             kind: {"recall": RECALLS.round(2).tolist(), **mean_curves(scores[kind].precision, truth.frequencies)}
@@ -103,13 +137,11 @@ def score_detections(
     return record, kept
 
 
-def all_scores(truth: GroundTruth, detection_set: DetectionSet, scoring: Scoring) -> dict[Kind, Scores]:
-    """The scores of each kind by LVIS."""
-    scores: dict[Kind, Scores] = {}
-    for kind in detection_set.kinds:
-        log.info("scoring %s of %d detections in %d images", kind, len(detection_set), len(truth.image_ids))
-        scores[kind] = score(truth, detection_set, kind, scoring.detections_per_image, processes=scoring.processes)
-    return scores
+def require_masks_for_boundaries(detection_set: DetectionSet, scoring: Scoring) -> None:
+    """Raise InputError where boundary AP is asked for and no mask is scored."""
+    if "segm" not in detection_set.kinds and any(one.is_boundary for one in scoring.protocols):
+        what = "masks are not scored, and boundary AP is of masks"
+        raise InputError(detection_set.where, what, fix="score masks, or leave boundary AP out")
 
 
 def match_results(
@@ -187,21 +219,66 @@ def all_intervals(kept: MatchesFile, scores: dict[Kind, Scores]) -> dict[str, An
     return record
 
 
-def all_fixed(truth: GroundTruth, detection_set: DetectionSet) -> dict[str, Any]:
-    """AP-fixed as metrics.json holds it; names have no @300, since detections per image are not limited."""
-    record: dict[str, Any] = {}
-    for kind in detection_set.kinds:
-        log.info("scoring %s by AP-fixed", kind)
-        metrics = score_fixed(truth, detection_set, kind).metrics
-        record[kind] = {name.removesuffix("@300"): value for name, value in metrics.items()}
-    return {**record, "protocol": fixed_line(truth, detection_set)}
+def protocol_section(
+    protocol: Protocol,
+    truth: GroundTruth,
+    detection_set: DetectionSet,
+    inside: Bool[np.ndarray, " n"],
+    scores: dict[Kind, Scores],
+    kept: MatchesFile,
+    scoring: Scoring,
+) -> dict[str, Any]:
+    """What metrics.json holds of a further protocol, of the images that are ``inside``."""
+    named = uncapped if protocol.is_fixed else str
+    images = positions(truth.image_ids, detection_set.image_ids)
+    rows = inside[images]
+    most = int(np.bincount(images[rows], minlength=1).max())
+    record: dict[str, Any] = {
+        "title": protocol.title(most),
+        "protocol": section_line(protocol, truth, detection_set, inside, rows, most, scoring.detections_per_image),
+        "images": int(inside.sum()),
+        **{kind: {named(name): value for name, value in of.metrics.items()} for kind, of in scores.items()},
+        "per_category": per_category(truth, scores),
+    }
+    if scoring.resamples:
+        found = all_intervals(kept, scores)
+        of_kinds = {kind: {named(name): bounds for name, bounds in found[kind].items()} for kind in scores}
+        record["intervals"] = {**found, **of_kinds}
+    return record
 
 
-def fixed_line(truth: GroundTruth, detection_set: DetectionSet) -> str:
+def section_line(
+    protocol: Protocol,
+    truth: GroundTruth,
+    detection_set: DetectionSet,
+    inside: Bool[np.ndarray, " n"],
+    rows: Bool[np.ndarray, " d"],
+    most: int,
+    detections_per_image: int,
+) -> str:
+    """What a protocol counts, for a person; ``most`` detections of an image are there, those of ``rows`` count."""
+    parts = []
+    if protocol.subset:
+        parts.append(f"{protocol.subset}: {inside.sum():,} of {len(inside):,} images")
+    if protocol.is_boundary:
+        parts.append(
+            "Boundary AP (Cheng et al. 2021): the smaller of the IoU of masks and of boundaries, which are as wide as"
+            " 0.02 of the image's diagonal"
+        )
+    cap = f"{detections_per_image} detections an image"
+    parts.append(fixed_line(truth, detection_set, rows, most) if protocol.is_fixed else cap)
+    return "; ".join(parts)
+
+
+def fixed_alone(section: dict[str, Any]) -> dict[str, Any]:
+    """AP-fixed of all images as ``metrics.json`` had it before there were other protocols."""
+    return {key: section[key] for key in (*KINDS, "protocol") if key in section}
+
+
+def fixed_line(truth: GroundTruth, detection_set: DetectionSet, rows: Bool[np.ndarray, " d"], most: int) -> str:
     """The limits of AP-fixed, and how far the detections reach them: a detector that keeps few per image may not."""
-    most = int(np.bincount(positions(truth.image_ids, detection_set.image_ids), minlength=1).max())
     of_categories = np.bincount(
-        positions(truth.category_ids, detection_set.category_ids) + 1, minlength=len(truth.category_ids) + 1
+        positions(truth.category_ids, detection_set.category_ids[rows]) + 1, minlength=len(truth.category_ids) + 1
     )[1:]
     fewer = int((of_categories < DETECTIONS_PER_CATEGORY).sum())
     return (
@@ -236,11 +313,14 @@ def check_officially(
     Raises:
         InputError: it gets another result.
     """
-    official, num_images = scoring.official, len(annotations.truth.image_ids)
-    package = f"lvis {version('lvis')}"
-    if official == "no" or (official == "auto" and num_images > MOST_IMAGES_CHECKED):
-        reason = "not wanted" if official == "no" else f"more than {MOST_IMAGES_CHECKED:,} images"
-        return {"package": package, "agrees": None, "why": f"not run ({reason})"}
+    official, num_images, installed = scoring.official, len(annotations.truth.image_ids), is_installed("lvis")
+    if official == "yes" and not installed:
+        fix = "install it, as python -m pip install lvis, or leave this option out"
+        raise InputError("--official yes", "the lvis package is not installed", fix=fix)
+    package = f"lvis {version('lvis')}" if installed else "lvis"
+    if official == "no" or not installed or (official == "auto" and num_images > MOST_IMAGES_CHECKED):
+        reason = "lvis is not installed" if not installed else f"more than {MOST_IMAGES_CHECKED:,} images"
+        return {"package": package, "agrees": None, "why": f"not run ({'not wanted' if official == 'no' else reason})"}
     for kind, ours in scores.items():
         log.info("scoring %s by the official package", kind)
         other = difference(ours, official_scores(annotations.text, detection_set, kind, scoring.detections_per_image))
@@ -250,10 +330,18 @@ def check_officially(
     return {"package": package, "agrees": True}
 
 
-def protocol_line(detections_per_image: int, official: dict[str, Any]) -> str:
+def is_installed(package: str) -> bool:
+    """Whether there is such a package; lvis is none that the scorer needs."""
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
+
+
+def protocol_line(annotations: Annotations, detections_per_image: int, official: dict[str, Any]) -> str:
     """The protocol and the scorer, for a person and for the table; part of metrics.json, so its wording is fixed."""
     check = "agrees in every bit" if official["agrees"] else official["why"]
     return (
-        f"LVIS, {detections_per_image} detections an image, mask sizes from masks;"
+        f"LVIS{annotations.rules}, {detections_per_image} detections an image, mask sizes from masks;"
         f" scored by lvis_rcnn {__version__}, {official['package']} {check}"
     )

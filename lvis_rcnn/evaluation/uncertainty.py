@@ -22,6 +22,7 @@ from jaxtyping import Float64
 
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.matches import read_resampled
+from lvis_rcnn.evaluation.metrics import of_protocol
 from lvis_rcnn.evaluation.results import KINDS, Kind
 from lvis_rcnn.system.cli import InputError
 
@@ -103,9 +104,11 @@ def t_quantile(level: float, df: float) -> float:
 def estimates(row: Sampled, minus: Sampled | None = None) -> dict[str, Estimate | None]:
     """Each metric's mean over the runs of a row, or how much it exceeds that of another row, ``minus``.
 
-    The degrees of freedom are Welch's and Satterthwaite's (Satterthwaite 1946): those of the images' part and of the
-    seeds' parts, each by its share of the variance. None where the metric is undefined in a run, no resample differs
-    from another, too few resamples define it, or a row has two seeds.
+    The degrees of freedom are Satterthwaite's (1946): those of the images' part and of the seeds' parts, each by its
+    share of the variance. Two rows of as many seeds have one variance between seeds, as in Student's test of two
+    samples, which for samples of one size hardly needs equal variances; otherwise each has its own, as in Welch's. None
+    where the metric is undefined in a run, no resample differs from another, too few resamples define it, or a row has
+    two seeds.
     """
     rows = [row] if minus is None else [row, minus]
     resamples = min(one.samples.shape[1] for one in rows)
@@ -113,11 +116,14 @@ def estimates(row: Sampled, minus: Sampled | None = None) -> dict[str, Estimate 
     values, samples = (of[0] - of[1] if minus else of[0] for of in zip(*both, strict=True))
     of_images = variances(samples)
     total, spread = of_images, of_images**2 / IMAGE_DF
-    for one in rows:
-        n = len(one.metrics)
-        between, beyond_images = seed_variances(one)
-        total = total + beyond_images / n
-        spread = spread + (between / n) ** 2 / max(n - 1, 1)
+    for n in {len(one.metrics) for one in rows}:
+        alike = [seed_variances(one) for one in rows if len(one.metrics) == n]
+        between, from_images = np.mean(alike, axis=0)
+        beyond_images = np.maximum(between - from_images, 0)
+        share = len(alike) / n
+        total = total + share * beyond_images
+        # What is cut off at 0 varies less than the variance between seeds; this lies between the two (see docs).
+        spread = spread + (share * (between + beyond_images) / 2) ** 2 / (len(alike) * max(n - 1, 1))
     allowed = all(len(one.metrics) == 1 or len(one.metrics) >= FEWEST_SEEDS for one in rows)
     return {
         name: Estimate(float(value), math.sqrt(variance), variance**2 / fourth)
@@ -142,7 +148,7 @@ def variances(samples: Float64[np.ndarray, "s m"]) -> Float64[np.ndarray, " m"]:
 
 
 def seed_variances(row: Sampled) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
-    """Variance of each metric between seeds, and what of it does not come from these images; 0 for a single seed.
+    """Variance of each metric between seeds, and what of it comes from these images; 0 for a single seed.
 
     Two runs differ more on some images than on others, so that other images would change their difference. Resamples
     show how much: that part is in the resampled mean already, and counted once.
@@ -151,8 +157,8 @@ def seed_variances(row: Sampled) -> tuple[Float64[np.ndarray, " m"], Float64[np.
     if n == 1:
         return np.zeros(row.metrics.shape[1]), np.zeros(row.metrics.shape[1])
     between = row.metrics.var(axis=0, ddof=1)
-    from_images = sum(variances(one) for one in row.samples - row.samples.mean(axis=0)) / (n - 1)
-    return between, np.maximum(between - from_images, 0)
+    from_images = np.sum([variances(one) for one in row.samples - row.samples.mean(axis=0)], axis=0) / (n - 1)
+    return between, from_images
 
 
 def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
@@ -191,7 +197,13 @@ def intervals(row: Sampled) -> dict[str, Interval | None]:
 
 def metrics_of_runs(scored: Sequence[Mapping[str, Any]], kind: Kind) -> Float64[np.ndarray, "n m"]:
     """The metrics of each run, from its metrics.json; NaN where undefined."""
-    return np.array([[metrics[kind][name] for name in METRIC_NAMES] for metrics in scored], dtype=np.float64)
+    of_runs = [metrics[kind] for metrics in scored]
+    return np.array([[of.get(name, of.get(uncapped(name))) for name in METRIC_NAMES] for of in of_runs], np.float64)
+
+
+def uncapped(name: str) -> str:
+    """The name of a metric by a protocol that does not limit the detections of an image."""
+    return name.removesuffix("@300")
 
 
 def resamples_text(number: int) -> str:
@@ -200,23 +212,27 @@ def resamples_text(number: int) -> str:
     return counted + (f": too few for intervals, use {FEWEST_RESAMPLES} or more" if number < FEWEST_RESAMPLES else "")
 
 
-def sampled_row(folders: Sequence[Path], scored: Sequence[Mapping[str, Any]]) -> dict[Kind, Sampled]:
+def sampled_row(
+    folders: Sequence[Path], scored: Sequence[Mapping[str, Any]], protocol: str = ""
+) -> dict[Kind, Sampled]:
     """Boxes and masks of a row, whatever all its runs have; empty where they were scored without resamples.
 
     Args:
         folders: folder of each scored run, with its match results.
         scored: metrics.json of each.
+        protocol: by which they are scored, as :func:`metrics.of_protocol`.
 
     Raises:
         InputError: match results are missing or damaged, or the runs are scored on different annotations.
     """
+    scored = [of_protocol(metrics, protocol) for metrics in scored]
     if not any(metrics.get("intervals") for metrics in scored):
         return {}
     if len({metrics.get("annotations_sha256") for metrics in scored}) > 1:
         allowed = "the same annotations, whose resamples they share"
         raise InputError(str(folders[0].parent), "seeds are scored on different annotations", allowed=allowed)
     kept = [
-        read_resampled(folder / "matches.npz", metrics.get("detections_sha256", ""))
+        read_resampled(folder / "matches.npz", metrics.get("detections_sha256", ""), protocol)
         for folder, metrics in zip(folders, scored, strict=True)
     ]
     resamples = min((len(samples) for of_run in kept for samples in of_run.values()), default=0)

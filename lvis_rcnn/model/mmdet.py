@@ -303,12 +303,12 @@ def name_notes(file: MmdetFile, names: Sequence[str]) -> list[str]:
     if len(file.classes) != len(names):
         what = f"names {len(file.classes)} classes, but has weights of {len(names)}"
         raise InputError(str(file.path), what, fix="name another file")
-    differing = {
-        f"class {place} is {theirs!r} in the file, {ours!r} in the annotations": theirs
-        for place, (theirs, ours) in enumerate(zip(file.classes, names, strict=True))
-        if theirs != ours
-    }
-    moved = [difference for difference, theirs in differing.items() if theirs in names]
+    differing, moved, known_letters = [], [], {*map(letters, names)}
+    for place, (theirs, ours) in enumerate(zip(file.classes, names, strict=True)):
+        if theirs != ours:
+            differing.append(f"class {place} is {theirs!r} in the file, {ours!r} in the annotations")
+            if letters(theirs) != letters(ours) and letters(theirs) in known_letters:
+                moved.append(differing[-1])
     most = max(int(MOST_RENAMED * len(names)), int(len(names) > 2))
     if moved or len(differing) > most:
         kind = (
@@ -318,11 +318,16 @@ def name_notes(file: MmdetFile, names: Sequence[str]) -> list[str]:
         )
         raise InputError(
             str(file.path),
-            f"{kind}, the first: {(moved or list(differing))[0]}",
+            f"{kind}, the first: {(moved or differing)[0]}",
             allowed=f"the categories of the annotations, in their order; {most} may be spelt otherwise",
             fix="name the file, or the annotations, of the same dataset version",
         )
-    return list(differing)
+    return differing
+
+
+def letters(name: str) -> str:
+    """A class name without what spellings differ in: capital letters, blanks, hyphens, underscores."""
+    return "".join(filter(str.isalnum, name.casefold()))
 
 
 def write_mmdet(path: Path, state: Weights, meta: dict[str, Any], *, publish: bool) -> Path:

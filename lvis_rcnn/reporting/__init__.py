@@ -7,7 +7,8 @@ table        table.md, .csv and .json: columns and cells
 figures      how every plot looks
 plots        all plots of a study; training curves
 score_plots  plots of rows and of categories
-comparison   differences between two rows, as text and as plots
+comparison   differences between two rows, as text
+difference_plots  the same, as plots
 drawing      objects on images
 pictures     what a run detects and misses
 html         pages from templates

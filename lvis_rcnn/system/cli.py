@@ -57,12 +57,16 @@ def step_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def as_typed() -> str | None:
-    """The command that runs this step, ``python -m lvis_rcnn train``; None in another program, which argparse names."""
+    """The command that runs this step, ``python -m lvis_rcnn train``; None in another program, which argparse names.
+
+    Where it was started by the name of the installed package, that is ``lvis-rcnn train``.
+    """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     package, _, name = (spec.name if spec else "").partition(".")
     if package != "lvis_rcnn":
         return None
-    return f"python -m lvis_rcnn {name}" if name in STEPS else f"python -m lvis_rcnn.{name.removesuffix('.__main__')}"
+    program = "lvis-rcnn" if Path(sys.orig_argv[1]).name == "lvis-rcnn" else "python -m lvis_rcnn"
+    return f"{program} {name}" if name in STEPS else f"python -m lvis_rcnn.{name.removesuffix('.__main__')}"
 
 
 def add_command(commands: "Parts", name: str, description: str | None) -> argparse.ArgumentParser:

@@ -182,8 +182,9 @@ def gradient_norms(window: Sequence[Mapping[str, float]]) -> dict[str, float | N
 
 
 def keep_lines_until(path: Path, steps_done: int) -> list[dict[str, Any]]:
-    """Drop the lines of steps that will be done again, and an incomplete last line; returns the others."""
-    kept = [line for line in read_json_lines(path) if line["step"] <= steps_done]
+    """Drop the lines of steps that will be done again, and damaged lines; returns the others."""
+    lines = [line for line in read_json_lines(path) if isinstance(line.get("step"), int)]
+    kept = [line for line in lines if line["step"] <= steps_done]
     with atomic_file(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     return kept

@@ -129,6 +129,8 @@ def test_a_misspelt_key_is_named_before_the_missing_one_and_the_rest_is_counted(
         ("rate: 1:20.5\n", r"1:20.5 would be a number in base 60"),
         ("steps: 1" + "0" * 5000, r"'10+' cannot be read as int in .* line 1"),
         ("steps: !!int ''\n", r"'' cannot be read as int in .* line 1"),
+        ("title: !!set {a, b}\n", r"a value cannot be read as set in .* line 1"),
+        ("title: !!binary aGVsbG8=\n", r"'aGVsbG8=' cannot be read as binary in .* line 1"),
         ("title: 2020-13-45\n", r"'2020-13-45' cannot be read as timestamp in .* line 1"),
         ("2020-01-01: 3\n", r"a key that is no text: write it in quotes in .* line 1"),
         ("? [1]\n: 3\n", r"a key that is no text"),

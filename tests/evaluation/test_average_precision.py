@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 from lvis_rcnn.dataset import pieces as pieces_module
 from lvis_rcnn.dataset.detections import Detections, pack_rles, shard_path, write_shard
 from lvis_rcnn.evaluation import iou
-from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score, score_fixed
+from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score
 from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth
 from lvis_rcnn.evaluation.masks import packed_mask
 from lvis_rcnn.evaluation.official import difference, official_package, official_scores
@@ -139,35 +139,6 @@ def test_many_small_sets_score_as_in_the_lvis_package(made):
     dataset, records, cap = made
     assert disagreement(dataset, records, "bbox", cap) == ""
     assert disagreement(dataset, records, "segm", cap) == ""
-
-
-def fixed_disagreement(dataset: dict[str, Any], records: list[dict[str, Any]], kind: str, most: int) -> str:
-    """AP-fixed beside the lvis package without its cap, given the best of each category, taken in plain Python."""
-    text = json.dumps(dataset).encode()
-    truth = parse_truth(text, "truth.json")
-    best = []
-    for category in {record["category_id"] for record in records}:
-        of_category = [place for place, record in enumerate(records) if record["category_id"] == category]
-        best += sorted(of_category, key=lambda place: -records[place]["score"])[:most]
-    kept = detections_of(results_of([records[place] for place in sorted(best)]), truth)
-    ours = score_fixed(truth, detections_of(results_of(records), truth), kind, most)
-    return difference(ours, official_scores(text, kept, kind, 10**6))
-
-
-@settings(max_examples=15)
-@given(sets, st.sampled_from([1, 3, 10, 10_000]), st.sampled_from(["bbox", "segm"]))
-def test_ap_fixed_is_that_of_the_lvis_package_without_its_cap(made, most, kind):
-    dataset, records, _ = made
-    assert fixed_disagreement(dataset, records, kind, most) == ""
-
-
-@pytest.mark.long
-@settings(max_examples=300)
-@given(sets, st.sampled_from([1, 3, 10, 10_000]))
-def test_ap_fixed_of_many_small_sets(made, most):
-    dataset, records, _ = made
-    assert fixed_disagreement(dataset, records, "bbox", most) == ""
-    assert fixed_disagreement(dataset, records, "segm", most) == ""
 
 
 def jittered(dataset: dict[str, Any], seed: int) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lvis_rcnn import compare as compare_module
+from lvis_rcnn.config.protocols import Protocol
 from lvis_rcnn.evaluate import evaluate
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.bootstrap import SEED, image_weights, resampling_of, weighted_metrics
@@ -32,12 +33,13 @@ WORSE = [found(1, 1, 0.5, *CUP), found(1, 1, 0.9, *FAR), found(2, 3, 0.8, *BOAT)
 BETTER = [found(1, 1, 0.5, *CUP), found(2, 1, 0.4, *CUP), found(2, 3, 0.8, *BOAT), found(1, 3, 0.9, *FAR)]
 
 
-def scored(folder, results, dataset=DATASET, resamples=0, **records):
+def scored(folder, results, dataset=DATASET, resamples=0, protocols=(), ids=None, **records):
     """A run's folder; with ``resamples`` their metrics are kept."""
     folder.mkdir(parents=True)
     annotations = write(folder / "truth.json", dataset)
     detections, matches = write(folder / "results.json", as_json(results)), folder / "matches.npz"
-    metrics = evaluate(annotations, detections, Scoring(resamples=resamples), matches)
+    scoring = Scoring(resamples=resamples, protocols=protocols, subset_files={"some": ids})
+    metrics = evaluate(annotations, detections, scoring, matches)
     write_json(folder / "metrics.json", metrics)
     for name, record in records.items():
         write_json(folder / f"{name}.json", record)
@@ -60,6 +62,39 @@ def test_the_difference_is_that_of_the_same_resamples(tmp_path):
         assert row.p == pytest.approx(2 * t_tail(abs(row.difference) / error, 20))
         assert compared[kind]["APc"].difference is None
         assert compared[kind]["APc"].p is None
+
+
+def test_a_comparison_by_another_protocol_is_that_of_runs_scored_by_it(tmp_path, monkeypatch, capsys):
+    some = [Protocol("some"), Protocol("some", is_fixed=True), Protocol(is_boundary=True)]
+    (tmp_path / "one.txt").write_text("1")
+    (tmp_path / "two.txt").write_text("2")
+    folders = [
+        scored(tmp_path / name, each, protocols=some, ids=tmp_path / "one.txt", resamples=resamples)
+        for name, each, resamples in (("a", WORSE, 0), ("b", BETTER, 30))
+    ]
+    cut = {**DATASET, "images": DATASET["images"][:1]}
+    cut["annotations"] = [one for one in DATASET["annotations"] if one["image_id"] == 1]
+    alone = [
+        read_scored(scored(tmp_path / name, [one for one in each if one.image_id == 1], cut))
+        for name, each in (("c", WORSE), ("d", BETTER))
+    ]
+    expected = compare(*((run,) for run in alone), 20, SEED)
+    for protocol in ("some", "some_fixed"):
+        runs = [read_scored(folder, protocol) for folder in folders]
+        assert compare(*((run,) for run in runs), 20, SEED) == expected
+    run = [sys.executable, *map(str, folders), "--resamples", "12", "--protocol", "some_fixed"]
+    monkeypatch.setattr(sys, "argv", run)
+    compare_module.main()
+    printed = capsys.readouterr().out
+    assert "Scored by: some AP-fixed of 2 an image, some AP-fixed of 2 an image" not in printed
+    assert "Scored by: some AP-fixed of 2 an image" in printed
+    assert "AR@300" not in printed
+    assert list(compare(*((read_scored(folder, "boundary"),) for folder in folders), 12, SEED)) == ["segm"]
+    other = read_scored(scored(tmp_path / "e", WORSE, protocols=some, ids=tmp_path / "two.txt"), "some")
+    with pytest.raises(InputError, match="the subset has other ids"):
+        compare((read_scored(folders[0], "some"),), (other,), 12, SEED)
+    with pytest.raises(InputError, match="was not scored by the protocol fixed; allowed: some, some_fixed, boundary"):
+        read_scored(folders[0], "fixed")
 
 
 def test_resamples_that_scoring_kept_are_not_made_again(tmp_path, monkeypatch):

@@ -44,6 +44,30 @@ def test_what_is_read_is_what_was_written(tmp_path_factory, seed):
     assert (again.annotations_sha256, again.detections_sha256) == ("a" * 64, "d" * 64)
 
 
+def test_one_protocol_is_read_at_a_time_and_files_without_others_are_as_before(tmp_path):
+    dataset, records, _ = small_set(1)
+    kept, other = kept_of(dataset, records), replace(kept_of(dataset, records[:2]), images_sha256="i" * 64)
+    path = tmp_path / "matches.npz"
+    write_matches(path, replace(kept, protocols={"minival": other}))
+    again = read_matches(path, "minival")
+    assert again.images_sha256 == "i" * 64
+    for kind in KINDS:
+        assert again.outcomes[kind].num_images == other.outcomes[kind].num_images
+        for found in (again.resampled, read_resampled(path, "d" * 64, "minival")):
+            assert np.array_equal(found[kind], other.resampled[kind], equal_nan=True)
+    with np.load(path) as archive:
+        assert int(archive["version"]) == 3
+    with pytest.raises(InputError, match="was not scored by the protocol fixed; allowed: minival"):
+        read_matches(path, "fixed")
+    main = read_matches(path)
+    write_matches(path, kept)
+    alone = path.read_bytes()
+    write_matches(path, main)
+    assert path.read_bytes() == alone
+    with np.load(path) as archive:
+        assert int(archive["version"]) == 2
+
+
 def written(folder: Path) -> Path:
     write_matches(folder / "matches.npz", kept_of(*by_hand()))
     return folder / "matches.npz"

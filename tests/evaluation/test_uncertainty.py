@@ -1,7 +1,6 @@
 """Standard errors, intervals and p values: by hand, beside a plain statistic, on simulated images and seeds."""
 
 import math
-import statistics
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from lvis_rcnn.evaluation.uncertainty import (
     seed_variances,
     t_quantile,
     t_tail,
+    variances,
     within_0_and_1,
 )
 
@@ -102,8 +102,8 @@ def test_where_there_is_no_interval():
 def test_seeds_add_what_images_do_not_explain():
     # All resamples move together: what differs between seeds is the seeds' own, variance 0.0001.
     seeds = row(0.19, 0.20, 0.21, deviation=0.03)
-    between, own = seed_variances(seeds)
-    assert between[0] == pytest.approx(own[0]) == pytest.approx(0.0001)
+    between, from_images = seed_variances(seeds)
+    assert (between[0], from_images[0]) == (pytest.approx(0.0001), pytest.approx(0, abs=1e-12))
     found = estimates(seeds)["AP"]
     of_images, of_seeds = 0.03**2, 0.0001 / 3
     assert found.value == pytest.approx(0.2)
@@ -115,13 +115,29 @@ def test_seeds_add_what_images_do_not_explain():
     assert one.error == pytest.approx(math.sqrt(0.02**2 + of_seeds))
 
 
+def test_two_rows_have_one_variance_between_seeds_only_where_they_have_as_many():
+    three, other, five = (
+        row(*values) for values in ((0.19, 0.20, 0.21), (0.28, 0.30, 0.32), (0.3, 0.3, 0.3, 0.3, 0.4))
+    )
+    # The images move both rows alike, so that the seeds are all there is: variances 0.0001, 0.0004 and 0.002.
+    same, unlike = estimates(other, three)["AP"], estimates(five, three)["AP"]
+    assert (same.error, same.df) == (pytest.approx(math.sqrt(0.0005 / 3)), pytest.approx(4))
+    parts = np.array([0.002 / 5, 0.0001 / 3])
+    assert unlike.error == pytest.approx(math.sqrt(parts.sum()))
+    assert unlike.df == pytest.approx(parts.sum() ** 2 / (parts[0] ** 2 / 4 + parts[1] ** 2 / 2))
+
+
 def test_what_images_add_to_the_variance_between_seeds_is_counted_once():
     # Resamples of three seeds that move apart with variance 0.01 each: so would their metrics, with other images.
     random = np.random.default_rng(0)
     samples = np.tile(random.normal(0.5, 0.1, (3, 20_000, 1)), (1, 1, M))
-    between, own = seed_variances(Sampled(np.tile([[0.4], [0.5], [0.6]], (1, M)), samples))
-    assert between[0] == pytest.approx(0.01)
-    assert own[0] == pytest.approx(0, abs=3e-4)
+    between, from_images = seed_variances(Sampled(np.tile([[0.4], [0.5], [0.6]], (1, M)), samples))
+    assert (between[0], from_images[0]) == (pytest.approx(0.01), pytest.approx(0.01, abs=3e-4))
+    # Seeds that differ less than images explain add nothing but doubt: half of their variance counts in the df.
+    found = estimates(Sampled(np.tile([[0.45], [0.5], [0.55]], (1, M)), samples))["AP"]
+    of_images = variances(samples.mean(axis=0))[0]
+    assert found.error == pytest.approx(math.sqrt(of_images))
+    assert found.df == pytest.approx(of_images**2 / (of_images**2 / 20 + (0.0025 / 3 / 2) ** 2 / 2))
 
 
 @pytest.mark.parametrize("seed_share", [0.0, 1.0])
@@ -134,8 +150,9 @@ def test_intervals_hold_the_mean_of_simulated_images_and_seeds(seeds, seed_share
         of_images = random.normal(0, 1, images)
         effect = random.normal(0, seed_share / math.sqrt(images), (seeds, 1)) if seeds > 1 else np.zeros((1, 1))
         values = 0.5 + of_images + effect + random.normal(0, 0.7, (seeds, images))
-        metrics = np.tile(values.mean(axis=1)[:, None], (1, M))
-        samples = np.tile((values @ weights.T / images)[:, :, None], (1, 1, M))
+        # AP alone: the other twelve would say the same at twelve times the cost.
+        metrics, samples = np.full((len(values), M), np.nan), np.full((len(values), len(weights), M), np.nan)
+        metrics[:, 0], samples[:, :, 0] = values.mean(axis=1), values @ weights.T / images
         found = estimates(Sampled(metrics, samples))["AP"]
         low, high = found.interval
         held += low <= 0.5 <= high
@@ -156,8 +173,9 @@ def test_holm_by_hand():
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_a_further_seed_is_called_different_in_one_of_twenty_cases(seeds):
     random, trials = np.random.default_rng(seeds), 4000
-    values = random.normal(0, 1, (trials, seeds + 1)).tolist()
-    alarms = [differs_from_seeds(new, statistics.fmean(old), statistics.stdev(old), seeds) for new, *old in values]
+    values = random.normal(0, 1, (trials, seeds + 1))
+    drawn = zip(values[:, 0], values[:, 1:].mean(axis=1), values[:, 1:].std(axis=1, ddof=1), strict=True)
+    alarms = [differs_from_seeds(*map(float, one), seeds) for one in drawn]
     # Four standard errors.
     assert np.mean(alarms) == pytest.approx(0.05, abs=0.014)
     assert differs_from_seeds(1.0, 0.0, 0.0, seeds)

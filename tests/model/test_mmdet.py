@@ -414,6 +414,13 @@ def test_a_class_that_moved_is_no_spelling_of_the_one_whose_place_it_took():
         name_notes(named(["tea_cup", "cup", "bear", "kite"]), ["cup", "mug", "bear", "kite"])
 
 
+@pytest.mark.parametrize("spelt", [["thing_1", "thing_0"], ["Thing 1", "thing 0"], ["THING-1", "Thing0"]])
+def test_swapped_classes_are_refused_however_they_are_spelt(spelt):
+    names = [f"thing {place}" for place in range(20)]
+    with pytest.raises(InputError, match=f"2 of 20 classes stand at other places, the first: class 0 is '{spelt[0]}'"):
+        name_notes(named([*spelt, *names[2:]]), names)
+
+
 @pytest.mark.parametrize(("number", "most"), [(1, 0), (2, 0), (3, 1), (19, 1), (20, 2), (1203, 120)])
 def test_few_names_may_be_spelt_otherwise_relative_to_all(number, most):
     names = [f"thing{place}" for place in range(number)]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from lvis_rcnn import evaluate as evaluate_module
+from lvis_rcnn.config.protocols import Protocol
 from lvis_rcnn.dataset.detections import (
     Detections,
     export_results,
@@ -527,7 +528,7 @@ def test_ap_fixed_stands_beside_under_its_own_label(tmp_path):
     """301 detections of another category push the cup out of its image; its own category has room for it."""
     results = as_json([found(1, 3, 0.9, *FAR) for _ in range(300)] + [found(1, 1, 0.5, *CUP), found(1, 99, 1.0, *CUP)])
     paths = write(tmp_path / "truth.json", truth((1, 1, CUP))), write(tmp_path / "results.json", results)
-    metrics = evaluate(*paths, Scoring(fixed=True))
+    metrics = evaluate(*paths, Scoring(protocols=[Protocol(is_fixed=True)]))
     for kind in ("bbox", "segm"):
         assert metrics[kind]["AP"] == 0
         assert [metrics["fixed"][kind][name] for name in ("AP", "AR")] == pytest.approx([1, 1])
@@ -536,7 +537,55 @@ def test_ap_fixed_stands_beside_under_its_own_label(tmp_path):
         "AP-fixed (Dave et al. 2021): at most 10,000 detections of a category over all images, no cap on an image;"
         " the detections hold 302 of an image at most, and fewer than 10,000 of 3 of 3 categories"
     )
-    assert "fixed" not in evaluate(*paths, Scoring())
+    assert metrics["protocols"]["fixed"]["title"] == "AP-fixed"
+    assert not {"fixed", "protocols"} & set(evaluate(*paths, Scoring()))
+
+
+def test_all_combinations_of_what_is_asked_or_just_those_that_are_named(tmp_path, monkeypatch):
+    dataset = truth((1, 1, CUP), (2, 3, BOAT))
+    dataset["images"][1]["coco_url"] = "http://images.cocodataset.org/val2017/000000000002.jpg"
+    (tmp_path / "first.txt").write_text("1\n")
+    files = ["--annotations", write(tmp_path / "gt.json", dataset), "--detections", write(tmp_path / "dt.json", GOOD)]
+    files += ["--matches", tmp_path / "matches.npz", "--out", tmp_path / "metrics.json", "--bootstrap", 3]
+    subsets = ["--subset", "minival", tmp_path / "first.txt"]
+
+    def protocols(*words):
+        run_main(monkeypatch, *map(str, [*files, *words]))
+        return json.loads((tmp_path / "metrics.json").read_text())["protocols"]
+
+    assert list(protocols("--protocols", "minival_boundary", "fixed")) == ["minival_boundary", "fixed"]
+    metrics = protocols("--fixed", "--boundary", *subsets)
+    each = ["fixed", "boundary", "boundary_fixed"]
+    assert list(metrics) == [
+        *each,
+        *(f"{name}{of}" for name in ("minival", "first") for of in ("", *map("_".__add__, each))),
+    ]
+    assert [metrics[name]["images"] for name in ("fixed", "minival", "first")] == [2, 1, 1]
+    assert metrics["minival"]["protocol"] == "minival: 1 of 2 images; 300 detections an image"
+    # Of the first image alone, the cup is the only object.
+    assert [metrics["first"]["segm"][name] for name in ("APr", "APf")] == [pytest.approx(1), None]
+    assert set(metrics["boundary"]) & {"bbox", "segm"} == {"segm"}
+    assert list(metrics["fixed"]["intervals"]["bbox"]) == list(metrics["fixed"]["bbox"])
+    kept = read_matches(tmp_path / "matches.npz", "first_fixed")
+    assert (kept.outcomes["segm"].num_images, kept.resampled["bbox"].shape) == (1, (3, 13))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--subset", "minival"], "gt.json: no image has val2017 in its coco_url"),
+        (["--subset", "{}/fixed.txt"], "--subset: two protocols would be named fixed"),
+        (["--protocols", "street"], "--protocols street: is no protocol; allowed: fixed, boundary,"),
+        (["--boundary", "--kinds", "bbox"], "masks are not scored, and boundary AP is of masks"),
+    ],
+)
+def test_protocols_that_cannot_be_scored(tmp_path, monkeypatch, capsys, words, message):
+    files = ["--annotations", write(tmp_path / "gt.json", TWO_KINDS), "--detections", write(tmp_path / "dt.json", GOOD)]
+    with pytest.raises(SystemExit):
+        run_main(
+            monkeypatch, *map(str, [*files, "--out", tmp_path / "out.json", *(one.format(tmp_path) for one in words)])
+        )
+    assert message in capsys.readouterr().err
 
 
 KILLS = 20

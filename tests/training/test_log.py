@@ -79,7 +79,8 @@ def test_epochs_and_iterations_count_from_one(tmp_path, recipe, step, epoch, pos
 def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path):
     path = tmp_path / "log.json"
     lines = [json.dumps({"step": step}) for step in (2, 4, 6, 8)]
-    path.write_text("\n".join(lines) + '\n{"step": 10, "lo')  # a kill cut the last one short
+    damaged = ["7", '{"loss": 1.0}', '{"step": "3"}', '{"step": 10, "lo']  # a kill cut the last one short
+    path.write_text("\n".join([*lines, *damaged]))
     keep_lines_until(path, 5)
     assert path.read_text().splitlines() == lines[:2]
     keep_lines_until(path, 0)

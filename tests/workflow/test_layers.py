@@ -10,7 +10,8 @@ import pytest
 
 import lvis_rcnn
 from lvis_rcnn import ROOMS, STEPS, WITHOUT_TORCH
-from lvis_rcnn.__main__ import RENAMED, main
+from lvis_rcnn import __main__ as main_module
+from lvis_rcnn.__main__ import EXTRAS, RENAMED, SCORER, extra_of, main
 
 PACKAGE = Path(lvis_rcnn.__file__).parent
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem in STEPS)
@@ -81,6 +82,53 @@ def test_all_steps_are_listed_and_run_by_one_name(tmp_path):
     assert all(len(line) > 30 for line in listed.stdout.splitlines()[-len(STEPS) :])
     assert "usage: python -m lvis_rcnn export" in run("export", "--help").stdout
     assert run("--version").stdout.strip() == lvis_rcnn.__version__
+
+
+def third_party(module: str, seen: set[str]) -> set[str]:
+    """Packages that a module of ours imports, itself or through others of ours."""
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    file = next((one for one in (path.with_suffix(".py"), path / "__init__.py") if one.exists()), None)
+    if file is None or module in seen:
+        return set()
+    seen.add(module)
+    names = imported(file)
+    ours = {name for name in names if name.startswith("lvis_rcnn")}
+    return {name.partition(".")[0] for name in names - ours}.union(*(third_party(name, seen) for name in ours))
+
+
+OF_THE_SCORER = {"numpy", "msgspec", "pycocotools", "tabulate", "jinja2", "markupsafe", "tqdm", "jaxtyping"}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_imports_what_its_extra_installs(step):
+    # lvis is for the official check, tensorboard for a log, difference_plots for compare --plot.
+    extra, optional = extra_of(step), {"lvis", "tensorboard", "__future__", *sys.stdlib_module_names}
+    allowed = OF_THE_SCORER | optional | ({*EXTRAS[extra]} if extra else set())
+    assert third_party(f"lvis_rcnn.{step}", {"lvis_rcnn.reporting.difference_plots"}) <= allowed
+
+
+@pytest.mark.parametrize("step", SCORER)
+def test_the_scorer_starts_without_the_packages_of_the_extras(step):
+    absent = {*EXTRAS["workflow"], "lvis", "snakemake"}
+    code = f"import sys; sys.modules |= dict.fromkeys({absent}); import lvis_rcnn.{step} as step; step.main()"
+    ended = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout[:6]) == (0, "usage:"), ended.stderr
+
+
+def test_steps_that_are_not_installed_are_listed_as_such(monkeypatch, capsys):
+    monkeypatch.setattr(main_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["lvis-rcnn"])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines if line.endswith("(not installed)")} == {*STEPS} - {*SCORER}
+    assert "pip install 'lvis-rcnn[workflow]'" in lines[-1]
+    monkeypatch.setattr(sys, "argv", ["lvis-rcnn", "train", "--help"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert re.fullmatch(
+        r"error: train: not installed; allowed: export, evaluate, compare; fix: .*'lvis-rcnn\[train\]'.*\n",
+        capsys.readouterr().err,
+    )
 
 
 @pytest.mark.parametrize(

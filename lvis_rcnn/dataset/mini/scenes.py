@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from lvis_rcnn.dataset.mini.categories import CATEGORIES
 from lvis_rcnn.dataset.mini.paint import BACKGROUNDS, Sprite, Stream, noise, paint_object, visible_polygons, words
+from lvis_rcnn.dataset.versions import frequency_group
 
 TRAIN, VAL = "train", "val"
 
@@ -276,11 +277,6 @@ def describe_categories(annotations: Sequence[dict[str, Any]]) -> list[dict[str,
         }
         for category_id, row in enumerate(CATEGORIES, start=1)
     ]
-
-
-def frequency_group(image_count: int) -> str:
-    """LVIS's bins over training images (Gupta, Dollar, Girshick 2019, section 4): at most 10 rare, 100 common."""
-    return "r" if image_count <= 10 else "c" if image_count <= 100 else "f"
 
 
 def draw_split(

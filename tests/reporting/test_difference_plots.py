@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from lvis_rcnn.evaluation.compare import Difference
-from lvis_rcnn.reporting import comparison
-from lvis_rcnn.reporting.comparison import (
+from lvis_rcnn.reporting import difference_plots
+from lvis_rcnn.reporting.difference_plots import (
     paired_categories,
     row_path,
     short_names,
@@ -95,7 +95,7 @@ def test_titles_of_differences_stay_inside_the_figure(tmp_path, paths, monkeypat
             yield figure
             figures.append(figure)
 
-    monkeypatch.setattr(comparison, "figure_file", lambda stem, height_in: kept(stem, height_in))
+    monkeypatch.setattr(difference_plots, "figure_file", lambda stem, height_in: kept(stem, height_in))
     names = short_names(*map(Path, paths))
     one = Difference(0.1, 0.2, 0.1, (0.05, 0.15), 0.01, None, None)
     write_metric_differences({"segm": dict.fromkeys(("AP", "APr", "APc", "APf"), one)}, names, tmp_path)
