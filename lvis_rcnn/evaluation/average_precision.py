@@ -346,7 +346,7 @@ def score_best(
 ) -> Scores:
     """Score the detections that are among the ``best``."""
     objects = objects_of(truth)
-    evaluated = evaluated_detections(truth, objects, detections, best)
+    evaluated = evaluated_detections(truth, detections, best)
     if kind == "bbox":
         areas, pairs = compare_boxes(truth, objects, detections, evaluated)
     else:
