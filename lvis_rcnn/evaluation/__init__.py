@@ -1,6 +1,7 @@
 """The LVIS protocol: from ground truth and detections to AP, intervals and paired tests. It knows no model.
 
 ground_truth       an annotation file as arrays, as it is scored
+coco               plain COCO annotations as LVIS ones
 results            anyone's detections as arrays
 masks              masks of ground truth and detections
 federated          which (image, category) pairs have verified annotations, so that detections are evaluated
@@ -16,4 +17,6 @@ uncertainty        standard errors, intervals and p values, from resamples and s
 compare            paired tests of runs and rows
 official           the lvis package as reference
 scoring            all of that for a set of detections: metrics.json
+interface          the same from Python, for files, dictionaries and arrays
+lvis_api           classes that are called as those of the lvis package
 """
