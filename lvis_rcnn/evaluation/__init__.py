@@ -7,7 +7,9 @@ masks              masks of ground truth and detections
 federated          which (image, category) pairs have verified annotations, so that detections are evaluated
 iou                overlaps of boxes and masks
 boundary           overlaps of the boundaries of masks
+subsets            minival, or the images of a list of ids
 average_precision  who matches what; precision, recall, AP
+protocols          several protocols from the same comparisons: AP-fixed, boundary AP, subsets
 metrics            what metrics.json must hold
 matches            match results of a scored run on disk
 bootstrap          the metrics of resamples of the images

@@ -231,8 +231,12 @@ def row_pairs(
             in common.
     """
     ours, theirs = scored_rows(first), scored_rows(second, only)
+
+    def read(runs: list[Path]) -> ScoredRow:
+        return tuple(read_scored(run, protocol) for run in runs)
+
     return {
-        name: tuple(tuple(read_scored(run, protocol) for run in row) for row in (ours[one], theirs[other]))
+        name: (read(ours[one]), read(theirs[other]))
         for name, (one, other) in pair_names(first, ours, second, theirs).items()
     }
 

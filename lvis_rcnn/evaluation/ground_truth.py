@@ -6,6 +6,7 @@ annotation may be marked ``ignore``. Segmentations stay JSON until masks are com
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Literal
@@ -102,6 +103,31 @@ class GroundTruth:
     """JSON of each object's segmentation; empty where the file has none."""
     coco_urls: Sequence[msgspec.Raw] = ()
     """JSON of each image's address; empty where the file has none."""
+
+    @property
+    def has_area(self) -> Bool[np.ndarray, " g"]:
+        """Whether the area of an object is positive and finite; no other object is evaluated."""
+        return (self.areas > 0) & (self.areas < np.inf)
+
+    @cached_property
+    def verified(self) -> Bool[np.ndarray, "n c"]:
+        """Whether it is known if an image shows a category."""
+        cells = self.grid(self.negatives)
+        cells[self.images[self.has_area], self.categories[self.has_area]] = True
+        return cells
+
+    def is_verified(
+        self, images: Int64[np.ndarray, " d"], categories: Int64[np.ndarray, " d"]
+    ) -> Bool[np.ndarray, " d"]:
+        """Whether each cell is verified; False for an unknown image or category (-1)."""
+        found: np.ndarray = self.verified[images, categories] & (images >= 0) & (categories >= 0)
+        return found
+
+    def grid(self, pairs: Int64[np.ndarray, "k 2"]) -> Bool[np.ndarray, "n c"]:
+        """Whether each cell is among ``pairs``. A byte per cell: 24 MB at LVIS v1 val."""
+        cells = np.zeros((len(self.image_ids), len(self.category_ids)), bool)
+        cells[pairs[:, 0], pairs[:, 1]] = True
+        return cells
 
     @property
     def has_masks(self) -> bool:

@@ -158,6 +158,10 @@ def write_ap_and_cost(rows: Sequence[Row], out: Path) -> None:
         return write_reason(out / "ap_and_cost", "no run is scored yet")
     with figure_file(out / "ap_and_cost", height_in=5.6) as figure:
         panels = figure.subplots(2, 2, sharey="row", sharex="col")
+        for place, row in enumerate(rows):
+            # Of no panel: a row may be hollow in one, and missing from another.
+            look = style(place) | {"linestyle": "", "markersize": 5}
+            panels[0, 0].plot([], [], **look, label=row_name(row) if metrics_of(row) else None)
         estimates = []
         for line, (kind, word) in zip(panels, KINDS.items(), strict=True):
             gains = [estimate(row, kind, "AP") for row in rows]
@@ -167,8 +171,8 @@ def write_ap_and_cost(rows: Sequence[Row], out: Path) -> None:
                 axes.set_xlabel(f"{label}\n({devices_sentence(rows, name)})" if axes in panels[-1] else "")
             line[0].set_ylabel(f"{word} AP, percent")
         legend_below(figure, panels.ravel())
-        beaten = "Hollow: another row has higher AP at lower cost, both beyond the error bars"
-        set_title(figure, rows, beaten, basis_sentence([*estimates, *(cost_of(row, "fps") for row in rows)]))
+        ranks = "Hollow: beaten in AP and cost; dashed: frontier of rows that all differ (both beyond the error bars)"
+        set_title(figure, rows, ranks, basis_sentence([*estimates, *(cost_of(row, "fps") for row in rows)]))
 
 
 def devices_sentence(rows: Sequence[Row], name: str) -> str:
@@ -191,10 +195,8 @@ def draw_frontier(axes: Axes, rows: Sequence[Row], name: str, gains: Sequence[Es
     at, costs, shown = zip(*known, strict=True)
     unbeaten, is_frontier = on_frontier(costs, shown, [(rows[k].place(name), rows[k].scored_on) for k in at])
     for (place, cost, gain), on in zip(known, unbeaten, strict=True):
-        look = style(place) | {"linestyle": ""}
-        draw_estimate(axes, cost.value, gain, place, xerr=error_bar(cost), mfc=look["color"] if on else "white")
-        # Filled in the legend, which is one for all panels.
-        axes.plot([], [], **look, markersize=5, label=row_name(rows[place]))
+        fill = style(place)["color"] if on else "white"
+        draw_estimate(axes, cost.value, gain, place, xerr=error_bar(cost), markerfacecolor=fill)
     if is_frontier:
         points = sorted((cost.value, gain.value) for (_, cost, gain), on in zip(known, unbeaten, strict=True) if on)
         axes.plot(*np.transpose(points), color="0.5", linewidth=1, linestyle="--", zorder=1, drawstyle="steps-post")
