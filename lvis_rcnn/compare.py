@@ -2,11 +2,14 @@
 
     python -m lvis_rcnn compare results/mini/r50/seed0 results/mini/r101/seed0
     python -m lvis_rcnn compare results/mini_no_sampling results/mini_sampling --plot results/sampling
+    python -m lvis_rcnn compare GT.json A.json B.json
 
-Both must be scored with match results on the same annotations. Prints every metric with its difference, SECOND minus
+FIRST and SECOND must be scored on the same annotations; where three files are named, annotations and the results of any
+two detectors, these are scored now, and the last two compared. Prints every metric with its difference, SECOND minus
 FIRST in percentage points, its 95 % interval and p value from resamples of the images that both share, the categories
 that changed most, and the settings that differ. FIRST and SECOND are runs, rows (means over seeds, whose variance
-widens the intervals) or studies, of which rows of the same name are compared, or single rows whatever their names.
+widens the intervals) or studies, of which rows of the same name are compared, or single rows whatever their names; or
+what `evaluate --out` wrote, by its name.
 """
 
 import argparse
@@ -14,39 +17,54 @@ from pathlib import Path
 
 from lvis_rcnn.config import MOST_RESAMPLES
 from lvis_rcnn.evaluation.bootstrap import SEED
-from lvis_rcnn.evaluation.compare import compare, row_pairs
+from lvis_rcnn.evaluation.compare import ScoredRow, compare, row_pairs, scored_now
+from lvis_rcnn.evaluation.interface import annotations_of
 from lvis_rcnn.reporting.comparison import comparison_text
 from lvis_rcnn.reporting.html import text_page
 from lvis_rcnn.system.cli import add_number, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import write_text
 
 
+def pairs_of(args: argparse.Namespace) -> dict[str, tuple[ScoredRow, ScoredRow]]:
+    """Rows to compare, by the name of the pair."""
+    if args.third is None:
+        return row_pairs(args.first, args.second, args.only, args.protocol)
+    annotations = annotations_of(args.first, args.coco_exhaustive)
+    first, second = (scored_now(annotations, path, args.protocol) for path in (args.second, args.third))
+    return {"": ((first,), (second,))}
+
+
 def step(args: argparse.Namespace) -> None:
     """Compare what the arguments name, and print or write the result."""
+    names = [str(path) for path in (args.first, args.second, args.third) if path is not None][-2:]
     texts = []
-    for name, (first, second) in row_pairs(args.first, args.second, args.only, args.protocol).items():
+    for name, (first, second) in pairs_of(args).items():
         found = compare(first, second, args.resamples, args.seed)
         text = comparison_text(first, second, found, args.resamples, args.seed)
         texts.append(f"{name}\n\n{text}" if name else text)
         if args.plot:
             from lvis_rcnn.reporting.difference_plots import write_difference_plots  # matplotlib is not the scorer's
 
-            write_difference_plots(first, second, found, (str(args.first), str(args.second)), args.plot / name)
+            write_difference_plots(first, second, found, (names[0], names[1]), args.plot / name)
             log.info("wrote %s and category_differences.png beside it", args.plot / name / "differences.png")
     text = "\n\n".join(texts)
     if args.out is None:
         print(text)
         return
     write_text(args.out, f"{text}\n")
-    write_text(args.out.with_suffix(".html"), text_page(f"{args.second} compared with {args.first}", text))
+    write_text(args.out.with_suffix(".html"), text_page(f"{names[1]} compared with {names[0]}", text))
     log.info("wrote %s (also .html)", args.out)
 
 
 def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
-    for name in ("first", "second"):
-        parser.add_argument(name, type=Path, metavar=name.upper(), help="folder of a run, a row or a study")
+    scored = "folder of a run, a row or a study, or a metrics.json; or annotations, before two results files"
+    parser.add_argument("first", type=Path, metavar="FIRST", help=scored)
+    parser.add_argument("second", type=Path, metavar="SECOND", help="another one; or the first results file")
+    parser.add_argument("third", type=Path, nargs="?", metavar="THIRD", help="the second results file")
+    exhaustive = "of three files the first is plain COCO (see evaluate --help)"
+    parser.add_argument("--coco-exhaustive", action="store_true", help=exhaustive)
     resamples = f"resamples of the images, 1 to {MOST_RESAMPLES:,} (default: 1000)"
     add_number(parser, "--resamples", resamples, 1, MOST_RESAMPLES, default=1000, metavar="N")
     seed = f"seed of the resamples, 0 or more (default: {SEED})"

@@ -1,11 +1,20 @@
 """Score detections by the LVIS protocol: anyone's results, from any detector.
 
-    python -m lvis_rcnn evaluate --annotations GT.json --detections DETECTIONS --out metrics.json
+    python -m lvis_rcnn evaluate GT.json DETECTIONS
+    python -m lvis_rcnn evaluate GT.json DETECTIONS --bootstrap 1000 --out metrics.json
 
-DETECTIONS is a folder of shards (see dataset.detections) or a results file as the LVIS server takes it: a list of
-{"image_id", "category_id", "score", "bbox": [x, y, w, h] and/or "segmentation": RLE or polygons}. Boxes are scored
-where results have a box, masks where results and annotations have a segmentation; --kinds asks for one of them. A mask
-is small, medium or large by its own area (the lvis package takes the area of the box where a result has both).
+Prints the 13 metrics of each kind as the lvis package does, -1 where one is undefined. DETECTIONS is a folder of shards
+(see dataset.detections) or a results file as the LVIS server takes it: a list of {"image_id", "category_id", "score",
+"bbox": [x, y, w, h] and/or "segmentation": RLE or polygons}. Boxes are scored where results have a box, masks where
+results and annotations have a segmentation; --kinds asks for one of them. A mask is small, medium or large by its own
+area (the lvis package takes the area of the box where a result has both).
+
+With --coco-exhaustive GT.json is plain COCO: categories without annotations in an image are absent from it, those with
+a crowd region there are not exhaustive, and a category is rare, common or frequent by its images in this file (up to
+10, up to 100, more). The protocol stays that of LVIS.
+
+--out FILE writes what follows, and the match results (see evaluation.matches) beside it, of which `compare` takes two:
+matches.npz, or NAME.npz beside a file that is not called metrics.json.
 
 metrics.json: {"format": "lvis_rcnn.metrics", "version": 1, "bbox": {...}, "segm": {...}, ...}, each kind with the
 official names (AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR@300, ARs@300, ARm@300, ARl@300) as unrounded
@@ -16,8 +25,7 @@ package was run as well and agrees, bit for bit, in these metrics and in all of 
 kinds are scored, "only" is {"kind", "why"}.
 
 With --bootstrap N there is "intervals": {"resamples": N, "seed", "level": 0.95, "method", "bbox": {"AP": [low, high],
-...}, "segm": {...}}, null where the metric is or no interval can be given; --matches FILE keeps the match results (see
-evaluation.matches), from which `compare` tells whether two runs differ.
+...}, "segm": {...}}, null where the metric is or no interval can be given.
 
 The same detections can be scored by further protocols, each compared by `compare --protocol NAME`, and each a key of
 "protocols": {NAME: {"title", "protocol", "images", "bbox": {...}, "segm": {...}, "intervals", "per_category"}}. Their
@@ -34,29 +42,32 @@ challenge 2021), or just those that --protocols names.
 """
 
 import argparse
-import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from tabulate import tabulate
 
 from lvis_rcnn.config import MOST_RESAMPLES
 from lvis_rcnn.config.protocols import MINIVAL, Protocol, protocols_by_name
-from lvis_rcnn.dataset.detections import sha256_of_shards
-from lvis_rcnn.dataset.json_text import read_text
-from lvis_rcnn.evaluation.ground_truth import parse_truth
+from lvis_rcnn.evaluation.compare import matches_beside
+from lvis_rcnn.evaluation.interface import annotations_of, any_detections, kinds_of_truth
+from lvis_rcnn.evaluation.lvis_api import lines_of
 from lvis_rcnn.evaluation.matches import write_matches
-from lvis_rcnn.evaluation.results import ALL_KINDS, KINDS, read_detections
-from lvis_rcnn.evaluation.scoring import Annotations, Scoring, score_detections
-from lvis_rcnn.system.cli import InputError, add_number, add_output, log, run_step, step_parser
+from lvis_rcnn.evaluation.results import ALL_KINDS, KINDS
+from lvis_rcnn.evaluation.scoring import Scoring, score_detections
+from lvis_rcnn.system.cli import InputError, add_number, add_output, check_writable, log, run_step, step_parser
 from lvis_rcnn.system.files import parsed, write_json
 
 
-def evaluate(annotations: Path, detections: Path, scoring: Scoring, matches: Path | None = None) -> dict[str, Any]:
+def evaluate(
+    annotations: Path,
+    detections: Path,
+    scoring: Scoring,
+    matches: Path | None = None,
+    coco_exhaustive: bool = False,
+) -> dict[str, Any]:
     """Score detections against an LVIS-format annotation file; the value is that of metrics.json.
 
     Args:
@@ -64,18 +75,15 @@ def evaluate(annotations: Path, detections: Path, scoring: Scoring, matches: Pat
         detections: folder of shards, or results JSON.
         scoring: how they are scored.
         matches: file for the match results.
+        coco_exhaustive: whether the annotations are plain COCO.
 
     Raises:
         InputError: a file is missing or damaged, a record is not as the protocol needs it, the detections were made for
             other annotations, or the lvis package gets another result.
     """
-    text = bytes(read_text(annotations, "--annotations", "an LVIS annotation file (JSON)"))
-    truth = parse_truth(text, str(annotations))
-    read = Annotations(truth, text, hashlib.sha256(text).hexdigest())
-    detection_set = read_detections(detections, truth, scoring.kinds or (ALL_KINDS if truth.has_masks else ("bbox",)))
+    read = annotations_of(annotations, coco_exhaustive)
+    detection_set = any_detections(detections, read.truth, scoring.kinds or kinds_of_truth(read.truth))
     check_belonging(detections, read.sha256, len(detection_set))
-    if not detection_set.sha256:
-        detection_set = replace(detection_set, sha256=sha256_of_shards(detections))
     metrics, kept = score_detections(read, detection_set, scoring)
     if matches is not None:
         write_matches(matches, kept)
@@ -102,14 +110,25 @@ def check_belonging(detections: Path, annotations_sha256: str, count: int) -> No
         raise InputError(str(detections), what, fix="run inference again")
 
 
-def summary(metrics: dict[str, Any]) -> str:
-    """The metrics as a small table for the terminal, in percent; a dash where one is undefined."""
-    found = {word: metrics[kind] for kind, word in KINDS.items() if kind in metrics}
-    rows = [
-        [word, *("-" if value is None else f"{100 * value:.1f}" for value in of.values())] for word, of in found.items()
-    ]
-    names = next(iter(found.values()))
-    return tabulate(rows, headers=["", *names], stralign="right", disable_numparse=True)
+def table_lines(metrics: dict[str, Any]) -> Iterator[str]:
+    """The metrics as the lvis package prints them, with 95 % intervals where there are any, and the protocol."""
+    for section in (metrics, *metrics.get("protocols", {}).values()):
+        for kind in (kind for kind in KINDS if kind in section):
+            yield f"{KINDS[kind]} ({kind})" + (f", {section['title']}" if "title" in section else "")
+            values = {name: -1.0 if value is None else value for name, value in section[kind].items()}
+            cap = metrics["detections_per_image"] if "AR@300" in values else None
+            yield from lines_of(values, cap, section["intervals"][kind] if "intervals" in section else None)
+    yield f"{metrics['protocol']} ({metrics['images']:,} images, {metrics['detections']:,} detections)"
+
+
+def inputs_of(args: argparse.Namespace) -> tuple[Path, Path]:
+    """Annotations and detections, named by options or by their places; InputError unless there is one of each."""
+    placed = [path for path in (args.ground_truth, args.results) if path is not None]
+    named = [path if path is not None or not placed else placed.pop(0) for path in (args.annotations, args.detections)]
+    if None in named or placed:
+        what = "name both once: evaluate GT.json DETECTIONS"
+        raise InputError("annotations and detections", "one is missing, or there are too many", fix=what)
+    return named[0], named[1]
 
 
 def subset_files(given: Sequence[str]) -> dict[str, Path]:
@@ -140,7 +159,8 @@ def asked_protocols(args: argparse.Namespace) -> tuple[Protocol, ...]:
 
 
 def step(args: argparse.Namespace) -> None:
-    """Score, write, summarise."""
+    """Score, write, show."""
+    annotations, detections = inputs_of(args)
     scoring = Scoring(
         detections_per_image=args.detections_per_image,
         official=args.official,
@@ -150,22 +170,30 @@ def step(args: argparse.Namespace) -> None:
         processes=args.processes,
         kinds=args.kinds,
     )
-    metrics = evaluate(args.annotations, args.detections, scoring, args.matches)
-    write_json(args.out, metrics)
-    log.info("%s (percent; %d images, %d detections)", metrics["protocol"], metrics["images"], metrics["detections"])
-    for of in (metrics, *metrics.get("protocols", {}).values()):
-        for line in [*filter(None, [of.get("title")]), *summary(of).splitlines()]:
+    matches = args.matches or (matches_beside(args.out) if args.out else None)
+    if matches is not None:
+        check_writable("--matches", matches, is_folder=False)
+    metrics = evaluate(annotations, detections, scoring, matches, args.coco_exhaustive)
+    for line in table_lines(metrics):
+        if args.out is None:
+            print(line)
+        else:
             log.info("%s", line)
-    log.info("wrote %s", args.out)
+    if args.out is not None:
+        write_json(args.out, metrics)
+        log.info("wrote %s and %s", args.out, matches)
 
 
 def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
-    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="LVIS-format annotations")
-    parser.add_argument(
-        "--detections", type=Path, required=True, metavar="PATH", help="folder of shards, or LVIS results JSON"
-    )
+    parser.add_argument("ground_truth", nargs="?", type=Path, metavar="GT.json", help="LVIS-format annotations")
+    results = "folder of shards, or LVIS results JSON"
+    parser.add_argument("results", nargs="?", type=Path, metavar="DETECTIONS", help=results)
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="the same as GT.json")
+    parser.add_argument("--detections", type=Path, metavar="PATH", help="the same as DETECTIONS")
+    exhaustive = "the annotations are plain COCO, with every category annotated in every image"
+    parser.add_argument("--coco-exhaustive", action="store_true", help=exhaustive)
     per_image = "the best N detections of an image count, over all categories; 1 to 300 (default: 300, as the protocol)"
     add_number(parser, "--detections-per-image", per_image, 1, 300, default=300, metavar="N")
     parser.add_argument(
@@ -185,7 +213,7 @@ def main() -> None:
         f"resamples of the images for 95 %% intervals of all metrics, 200 to {MOST_RESAMPLES:,}; 0: none (default: 0)"
     )
     add_number(parser, "--bootstrap", resamples, 0, MOST_RESAMPLES, default=0, metavar="N")
-    add_output(parser, "--matches", "match results to write (matches.npz)", suffix=".npz", required=False)
+    add_output(parser, "--matches", "match results to write (default: beside --out)", suffix=".npz", required=False)
     parser.add_argument("--fixed", action="store_true", help="score AP-fixed, too: 10,000 detections per category")
     parser.add_argument("--boundary", action="store_true", help="score boundary AP of masks, too")
     subset = "score these images alone, too: minival (COCO val2017), or a text file with one image id a line"
@@ -194,7 +222,8 @@ def main() -> None:
     parser.add_argument("--protocols", nargs="+", default=(), metavar="NAME", help=named)
     processes = "processes that compare masks, from some ten thousand of them on; 1 to 256 (default: 1)"
     add_number(parser, "--processes", processes, 1, 256, default=1, metavar="N")
-    add_output(parser, "--out", "metrics.json to write", suffix=".json")
+    written = "metrics.json to write, with match results beside it (default: none)"
+    add_output(parser, "--out", written, suffix=".json", required=False)
     run_step(parser, step)
 
 

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from lvis_rcnn.config.schema import BACKBONES, Augmentation, Model
+from lvis_rcnn.config.protocols import MINIVAL
+from lvis_rcnn.config.schema import BACKBONES, Augmentation, Evaluation, Model
 from lvis_rcnn.config.study import Study, load_study_for_step, zoo_of
 from lvis_rcnn.config.zoo import initial_warnings, load_zoo
 from lvis_rcnn.dataloader.repeat_factors import EPOCHS_OF_2X, RepeatFactors, Sampling, repeat_factors, summary, why_none
@@ -39,6 +40,7 @@ from lvis_rcnn.dataset.checks import (
 )
 from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.dataset.versions import version_of
+from lvis_rcnn.evaluation.subsets import IN_MINIVAL, read_ids
 from lvis_rcnn.model.mask_rcnn import network_on_meta
 from lvis_rcnn.runs.records import SEEN_BY_WEIGHTS
 from lvis_rcnn.system.cli import InputError, add_output, log, run_step, step_parser
@@ -80,7 +82,7 @@ def preflight(
     errors = [*category_errors(train, val), *label_errors(train), *label_errors(val)]
     errors += [*version_errors(train, study.dataset.name), *version_errors(val, study.dataset.name)]
     errors += [*box_errors(train), *box_errors(val), *object_errors(val)]
-    errors += settings_errors(study.augmentation, study.model)
+    errors += [*settings_errors(study.augmentation, study.model), *protocol_errors(val, study.evaluation)]
     missing: list[str] = []
     skipped: list[str] = []
     doubtful: list[Problem] = []
@@ -107,6 +109,7 @@ def preflight(
     warnings += overlap_warnings(train, val, image_folders or (Path(), Path()))
     warnings += settings_warnings(recipe, study.model, factors)
     seen_images = images_of_train2017(val) if study.model.weights == "coco" else 0
+    warnings += minival_warnings(val, study.evaluation)
     warnings += [*crowded_warnings(val, study), *leak_warnings(seen_images, val.num_images)]
     told = facts(study, train, val, factors, recipe, images_checked=image_folders is not None)
     if seen_images:
@@ -123,6 +126,30 @@ def settings_errors(augmentation: Augmentation, model: Model) -> Iterator[Proble
     if int(model.rois_per_image * model.roi_positive_fraction) < 1:
         what = f"{model.roi_positive_fraction} of {model.rois_per_image} regions leaves no positive one"
         yield Problem("model.roi_positive_fraction", what, "one region or more", "raise it or rois_per_image")
+
+
+def protocol_errors(val: AnnotationStore, evaluation: Evaluation) -> Iterator[Problem]:
+    """Protocols whose images the validation split does not have."""
+    if MINIVAL in {one.subset for one in evaluation.asked_protocols} and not minival_images(val):
+        what = f"has {MINIVAL}, but no image of {val.source_name} has {IN_MINIVAL.decode()} in its coco_url"
+        yield Problem("evaluation.protocols", what, "protocols of images that are there", "leave minival out")
+    for file in evaluation.subsets:
+        if len(unknown := np.setdiff1d(read_ids(Path(file)), val.image_ids)):
+            what = f"image id {unknown[0]} is not in {val.source_name}"
+            yield Problem(file, what, "ids of its images", "correct the file, or leave it out of evaluation.subsets")
+
+
+def minival_images(val: AnnotationStore) -> int:
+    """Number of images of a split that are in minival."""
+    return sum(IN_MINIVAL.decode() in val.image_name(image)[0] for image in range(val.num_images))
+
+
+def minival_warnings(val: AnnotationStore, evaluation: Evaluation) -> Iterator[str]:
+    """A minival of LVIS v1 val that has not the images of everyone else's."""
+    asked = any(one.subset == MINIVAL for one in evaluation.asked_protocols)
+    version = version_of(val.categories) if asked else None
+    if version and val.num_images == version.splits["val"][0] and (found := minival_images(val)) != version.minival:
+        yield f"{val.source_name}: minival has {found:,} images here, and {version.minival:,} elsewhere"
 
 
 def frequency_warnings(train: AnnotationStore, val: AnnotationStore, factors: RepeatFactors) -> Iterator[str]:

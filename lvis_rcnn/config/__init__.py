@@ -1,9 +1,10 @@
 """What a study may say, and its file as checked values.
 
-schema    the sections of a study; the four backbones, rows of one table
-study     a study file becomes checked values, or an error that names the key; digests of what a step uses
-zoo       published models, and where the files of LVIS come from: the rows of configs/zoo
-__main__  checks study files, writes their JSON Schema: ``python -m lvis_rcnn.config``
+schema     the sections of a study; the four backbones, rows of one table
+study      a study file becomes checked values, or an error that names the key; digests of what a step uses
+protocols  the protocols by which detections can be scored, by name
+zoo        published models, and where the files of LVIS come from: the rows of configs/zoo
+__main__   checks study files, writes their JSON Schema: ``python -m lvis_rcnn.config``
 
 Below are limits that a study and an option of a step share: here, so that a step has them without the sections.
 """

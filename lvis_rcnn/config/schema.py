@@ -1,11 +1,13 @@
 """The sections of a study file: names, types, ranges, defaults. study.py puts them together."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lvis_rcnn.config import MOST_EXPONENT, MOST_RESAMPLES
+from lvis_rcnn.config.protocols import Protocol, protocols_by_name
 
 
 @dataclass(frozen=True)
@@ -290,8 +292,8 @@ class Inference(Section):
     nms: Literal["exact", "offset"] = "exact"
     """exact compares boxes as they are; offset, for parity only, shifts each category's boxes apart in float32 as mmcv
     does, which rounds them by up to 1/8 px."""
-    detections_per_image: int = Field(ge=1, le=300)
-    """Detections kept per image over all categories; the protocol reads at most 300."""
+    detections_per_image: int = Field(ge=1, le=10_000)
+    """Detections kept per image over all categories; AP counts at most 300, AP-fixed all."""
     masks: Literal["all", "scored"] = "all"
     """scored makes only the masks that the protocol reads, those of categories verified as present in or absent from
     the image; AP is the same, and the measured speed is that of all masks."""
@@ -308,6 +310,35 @@ class Evaluation(Section):
     """Detections per image that are scored."""
     bootstrap_resamples: int = Field(default=1000, ge=0, le=MOST_RESAMPLES)
     """Bootstrap resamples of the images for the 95 % intervals of all metrics, 200 to 100,000; 0 for no intervals."""
+    protocols: tuple[str, ...] = ()
+    """What is scored beside AP@300, each a group of columns: fixed, boundary, boundary_fixed, minival, minival_fixed,
+    minival_boundary, minival_boundary_fixed, and those of ``subsets``."""
+    subsets: tuple[str, ...] = ()
+    """Text files with one image id a line: street.txt adds the protocols street, street_fixed, street_boundary, ..."""
+
+    @property
+    def subset_names(self) -> tuple[str, ...]:
+        """The name of each of ``subsets``."""
+        return tuple(Path(file).stem for file in self.subsets)
+
+    @property
+    def asked_protocols(self) -> tuple[Protocol, ...]:
+        """The protocols that are scored beside AP@300."""
+        known = protocols_by_name(self.subset_names)
+        return tuple(known[name] for name in self.protocols)
+
+    @model_validator(mode="after")
+    def known_protocols(self) -> Self:
+        """Each protocol is known and named once, and so is each subset."""
+        known = protocols_by_name(self.subset_names)
+        if unknown := [name for name in self.protocols if name not in known]:
+            raise ValueError(f"protocols among {', '.join(known)}, not {unknown[0]}")
+        if len(set(self.protocols)) < len(self.protocols):
+            raise ValueError("protocols must not repeat an entry")
+        unused = [name for name in self.subset_names if all(one.subset != name for one in self.asked_protocols)]
+        if unused:
+            raise ValueError(f"subsets that a protocol is of, not {unused[0]}: name it in protocols")
+        return self
 
 
 class Measure(Section):

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from lvis_rcnn.config.protocols import FEW_PER_IMAGE
 from lvis_rcnn.config.schema import (
     Ask,
     Augmentation,
@@ -98,6 +99,15 @@ class Study(Section):
         for key, values in (("backbones", self.backbones), ("seeds", self.seeds), ("published", models)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{key} must not repeat an entry")
+        return self
+
+    @model_validator(mode="after")
+    def no_detection_is_kept_for_nothing(self) -> Self:
+        """AP counts 300 detections of an image: more are for AP-fixed."""
+        kept, protocols = self.inference.detections_per_image, self.evaluation.asked_protocols
+        if kept > FEW_PER_IMAGE and not any(one.is_fixed for one in protocols):
+            allowed = f"at most {FEW_PER_IMAGE}, not {kept}, or fixed in evaluation.protocols"
+            raise ValueError(f"inference.detections_per_image {allowed}: only AP-fixed counts more")
         return self
 
     @model_validator(mode="after")

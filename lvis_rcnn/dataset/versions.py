@@ -43,6 +43,8 @@ class LvisVersion:
     """Rare, common and frequent categories."""
     splits: Mapping[str, tuple[int, int | None]]
     """Images and annotations of each full split; None where no source gives the number."""
+    minival: int
+    """Images of val that are of COCO val2017: of v0.5 all, of v1 as the card of winvoker/lvis on Hugging Face says."""
 
 
 # Categories, groups and sums of annotations follow from the per-class counts of both training files; image counts are
@@ -53,12 +55,14 @@ VERSIONS = (
         "76c9b8774e2c5fd9c2a649a5b38f5e3c7bbdbc8f2224fb1756e4be0b61dafe6a",
         (454, 461, 315),
         {"train": (57_263, 693_958), "val": (5_000, None)},
+        5_000,
     ),
     LvisVersion(
         "v1",
         "8168126b4eca7e509538d9114fbbf1326612c85d4a1dc2b6e1cd3f5b28189b12",
         (337, 461, 405),
         {"train": (100_170, 1_270_141), "val": (19_809, 244_707)},
+        4_809,
     ),
 )
 

@@ -347,7 +347,7 @@ def candidates_of(
 ) -> Candidates:
     """Compare the detections that are among the ``best`` with the objects of their cells."""
     objects = objects_of(truth)
-    evaluated = evaluated_detections(truth, objects, detections, best)
+    evaluated = evaluated_detections(truth, detections, best)
     if kind == "bbox":
         areas, pairs = compare_boxes(truth, objects, detections, evaluated)
     else:

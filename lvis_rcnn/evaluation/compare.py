@@ -13,11 +13,14 @@ import msgspec
 import numpy as np
 from jaxtyping import Float64
 
+from lvis_rcnn.config.protocols import protocols_by_name
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.bootstrap import SEED, resampled_metrics, resampling_of
+from lvis_rcnn.evaluation.interface import any_detections, kinds_of_truth
 from lvis_rcnn.evaluation.matches import FIX, MatchesFile, read_matches
 from lvis_rcnn.evaluation.metrics import ComparedMetrics, of_protocol
 from lvis_rcnn.evaluation.results import KINDS, Kind
+from lvis_rcnn.evaluation.scoring import Annotations, Scoring, score_detections
 from lvis_rcnn.evaluation.uncertainty import Interval, Sampled, estimates, holm, metrics_of_runs
 from lvis_rcnn.system.cli import InputError
 
@@ -111,7 +114,7 @@ class Scored:
     """The value of metrics.json."""
     matches: MatchesFile
     settings: dict[str, Any]
-    """The settings in its records, by "record: key"."""
+    """The settings in its records, by "record: key"; empty where it has none."""
 
 
 ScoredRow = tuple[Scored, ...]
@@ -119,14 +122,14 @@ ScoredRow = tuple[Scored, ...]
 
 
 def read_scored(path: Path, protocol: str = "") -> Scored:
-    """Read a run by its folder or its metrics.json, with matches.npz and the other records in the same folder.
+    """Read a run by its folder or its metrics.json, with match results and the other records in the same folder.
 
     Args:
         path: the folder or the metrics.json.
         protocol: by which it was scored, as fixed or minival; the empty name is AP@300.
 
     Raises:
-        InputError: metrics.json or matches.npz is missing or damaged, they belong to different detections, or it was
+        InputError: metrics.json or match results are missing or damaged, they belong to different detections, or it was
             not scored by the protocol.
     """
     file = path / "metrics.json" if path.is_dir() else path
@@ -135,17 +138,39 @@ def read_scored(path: Path, protocol: str = "") -> Scored:
     if protocol and protocol not in known:
         allowed = ", ".join(known) or "AP@300 alone"
         raise InputError(str(file), f"was not scored by the protocol {protocol}", allowed=allowed, fix=FIX)
+    beside = matches_beside(file)
+    beside = beside if beside.exists() else file.with_name("matches.npz")
     metrics = dict(of_protocol(metrics, protocol))
-    matches = read_matches(file.with_name("matches.npz"), protocol)
+    matches = read_matches(beside, protocol)
     for digest in ("annotations_sha256", "detections_sha256"):
         if getattr(matches, digest) != metrics[digest]:
-            raise InputError(str(file.with_name("matches.npz")), f"{digest} is not that of {file.name}", fix=FIX)
+            raise InputError(str(beside), f"{digest} is not that of {file.name}", fix=FIX)
     lacking = [f"no {kind}" for kind in matches.outcomes if kind not in metrics]
     if [category["id"] for category in metrics["per_category"]] != matches.category_ids.tolist():
         lacking.append("other categories")
     if lacking:
-        raise InputError(str(file), f"has {lacking[0]}, unlike matches.npz", fix=FIX)
+        raise InputError(str(file), f"has {lacking[0]}, unlike {beside.name}", fix=FIX)
     return Scored(str(path), metrics, matches, settings_beside(file))
+
+
+def matches_beside(metrics: Path) -> Path:
+    """Where scoring writes the match results of a file of metrics: matches.npz, but NAME.npz beside NAME.json."""
+    return metrics.with_name("matches.npz") if metrics.name == "metrics.json" else metrics.with_suffix(".npz")
+
+
+def scored_now(annotations: Annotations, detections: Path, protocol: str = "") -> Scored:
+    """Detections of any detector, scored by AP@300 or another protocol.
+
+    Raises:
+        InputError: there is no such protocol, or as :func:`interface.any_detections`.
+    """
+    known = protocols_by_name()
+    if protocol and protocol not in known:
+        raise InputError(f"--protocol {protocol}", "is no protocol", allowed=", ".join(known))
+    found = any_detections(detections, annotations.truth, kinds_of_truth(annotations.truth))
+    metrics, matches = score_detections(annotations, found, Scoring(protocols=[known[protocol]] if protocol else ()))
+    metrics, matches = dict(of_protocol(metrics, protocol)), matches.protocols.get(protocol, matches)
+    return Scored(str(detections), metrics, matches, settings={})
 
 
 def read_metrics(file: Path) -> dict[str, Any]:
@@ -206,8 +231,12 @@ def row_pairs(
             in common.
     """
     ours, theirs = scored_rows(first), scored_rows(second, only)
+
+    def read(runs: list[Path]) -> ScoredRow:
+        return tuple(read_scored(run, protocol) for run in runs)
+
     return {
-        name: tuple(tuple(read_scored(run, protocol) for run in row) for row in (ours[one], theirs[other]))
+        name: (read(ours[one]), read(theirs[other]))
         for name, (one, other) in pair_names(first, ours, second, theirs).items()
     }
 

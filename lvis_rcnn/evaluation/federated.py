@@ -59,7 +59,7 @@ class EvaluatedDetections:
 
 def objects_of(truth: GroundTruth) -> Objects:
     """The objects that are evaluated: those of a positive, finite area."""
-    rows = np.flatnonzero((truth.areas > 0) & (truth.areas < np.inf))
+    rows = np.flatnonzero(truth.has_area)
     cells = truth.categories[rows] * len(truth.image_ids) + truth.images[rows]
     order = np.argsort(cells, kind="stable")
     return Objects(rows[order], cells[order])
@@ -71,12 +71,11 @@ def best_of_images(truth: GroundTruth, detections: DetectionSet, most: int) -> B
 
 
 def evaluated_detections(
-    truth: GroundTruth, objects: Objects, detections: DetectionSet, best: Bool[np.ndarray, " d"]
+    truth: GroundTruth, detections: DetectionSet, best: Bool[np.ndarray, " d"]
 ) -> EvaluatedDetections:
     """Those of the ``best`` that lie in verified cells, including the ones without area, which are removed later."""
     images = positions(truth.image_ids, detections.image_ids)
-    rows = np.flatnonzero(is_verified(truth, objects, images, positions(truth.category_ids, detections.category_ids)))
-    rows = rows[best[rows]]
+    rows = np.flatnonzero(truth.is_verified(images, positions(truth.category_ids, detections.category_ids)) & best)
     order = np.argsort(images[rows], kind="stable")
     rows = rows[order]
     rows = rows[np.argsort(-detections.scores[rows], kind="stable")]
@@ -85,26 +84,9 @@ def evaluated_detections(
     rows, categories, images = rows[order], categories[order], narrowed(images[rows[order]])
     by_image = np.argsort(images, kind="stable")
     by_cell = by_image[np.argsort(categories[by_image], kind="stable")]
-    not_exhaustive = grid(truth, truth.not_exhaustive)
+    not_exhaustive = truth.grid(truth.not_exhaustive)
     images, categories = images.astype(np.int64), categories.astype(np.int64)
     return EvaluatedDetections(rows, images, categories, not_exhaustive[images, categories], by_cell)
-
-
-def is_verified(
-    truth: GroundTruth, objects: Objects, images: Int64[np.ndarray, " d"], categories: Int64[np.ndarray, " d"]
-) -> Bool[np.ndarray, " d"]:
-    """Whether it is known if the image shows the category; False for unknown categories (-1)."""
-    verified = grid(truth, truth.negatives)
-    verified[truth.images[objects.rows], truth.categories[objects.rows]] = True
-    found: np.ndarray = verified[images, categories] & (categories >= 0)
-    return found
-
-
-def grid(truth: GroundTruth, pairs: Int64[np.ndarray, "k 2"]) -> Bool[np.ndarray, "n c"]:
-    """Whether each cell is among ``pairs``. A byte per cell: 24 MB at LVIS v1 val."""
-    cells = np.zeros((len(truth.image_ids), len(truth.category_ids)), bool)
-    cells[pairs[:, 0], pairs[:, 1]] = True
-    return cells
 
 
 def within_cap(groups: Int64[np.ndarray, " d"], scores: Float[np.ndarray, " d"], most: int) -> Bool[np.ndarray, " d"]:

@@ -30,6 +30,7 @@ from lvis_rcnn.evaluation.average_precision import AREA_RANGES_PX, FREQUENCIES, 
 from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth
 from lvis_rcnn.evaluation.interface import any_detections, json_text
 from lvis_rcnn.evaluation.results import ALL_KINDS, DetectionSet, Kind
+from lvis_rcnn.evaluation.subsets import only_objects
 from lvis_rcnn.system.cli import InputError
 
 Record = dict[str, Any]
@@ -313,25 +314,20 @@ class LVISEval:
 def of_images(truth: GroundTruth, image_ids: Sequence[int]) -> GroundTruth:
     """The same annotations, of which nothing is known in other images, so that nothing is scored there."""
     wanted = np.isin(truth.image_ids, image_ids)
-    if wanted.all():
-        return truth
-    kept = wanted[truth.images]
-    columns = ("annotation_ids", "images", "categories", "boxes_xywh", "areas", "ignored")
-    return replace(
-        truth,
-        negatives=truth.negatives[wanted[truth.negatives[:, 0]]],
-        outlines=[outline for outline, one in zip(truth.outlines, kept, strict=True) if one],
-        **{name: getattr(truth, name)[kept] for name in columns},
-    )
+    kept = only_objects(truth, np.flatnonzero(wanted[truth.images]))
+    return replace(kept, negatives=truth.negatives[wanted[truth.negatives[:, 0]]])
 
 
 SIZES = {name[0]: name for name in AREA_RANGES_PX}
 
 
 def lines_of(
-    results: Mapping[str, float], max_dets: int, intervals: Mapping[str, Sequence[float] | None] | None = None
+    results: Mapping[str, float], max_dets: int | None, intervals: Mapping[str, Sequence[float] | None] | None = None
 ) -> list[str]:
-    """A line for each metric as ``lvis`` prints it, with its 95 % interval where there are ``intervals``."""
+    """A line for each metric as ``lvis`` prints it, with its 95 % interval where there are ``intervals``.
+
+    Without ``max_dets`` the detections of an image are not limited.
+    """
     lines = []
     for name, value in results.items():
         title, short = ("Average Precision", "(AP)") if name.startswith("AP") else ("Average Recall", "(AR)")
@@ -339,7 +335,7 @@ def lines_of(
         iou = f"{float(detail) / 100:0.2f}" if detail.isdigit() else "0.50:0.95"
         size, group = SIZES.get(detail, "all"), detail if detail in (*FREQUENCIES,) else "all"
         line = f" {title:<18} {short} @[ IoU={iou:<9} | area={size[0] if detail in SIZES else size:>6s} |"
-        line += f" maxDets={max_dets:>3d} catIds={group:>3s}] = {value:0.3f}"
+        line += f" maxDets={max_dets or 'all':>3} catIds={group:>3s}] = {value:0.3f}"
         if intervals is not None:
             bounds = intervals.get(name)
             line += "  (no interval)" if bounds is None else f"  [{bounds[0]:0.3f}, {bounds[1]:0.3f}]"

@@ -49,8 +49,14 @@ class Masks:
         """The masks of ``rows``, as pycocotools takes them."""
         text = self.counts.data
         spans = zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True)
-        sizes = self.sizes_hw[rows].tolist()
-        return [{"size": size, "counts": text[a:b].tobytes()} for size, (a, b) in zip(sizes, spans, strict=True)]
+        # One list for all masks of a size: half of the time would go into others.
+        sizes = self.sizes_hw[rows]
+        _, first, which = np.unique(sizes[:, 0] << 32 | sizes[:, 1], return_index=True, return_inverse=True)
+        shared = sizes[first].tolist()
+        return [
+            {"size": shared[size], "counts": text[a:b].tobytes()}
+            for size, (a, b) in zip(which.tolist(), spans, strict=True)
+        ]
 
     def damaged(self) -> Bool[np.ndarray, " d"]:
         """Whether pycocotools would read beyond the end of each text, or it holds characters of no number."""
@@ -89,8 +95,8 @@ def packed_mask(segmentation: Read, size: tuple[int, int], record: str) -> Packe
             fix = "correct the polygon, or score boxes only: --kinds bbox"
             raise InputError(record, f"polygon {why}", allowed=ALLOWED, fix=fix)
     if isinstance(segmentation, list) and segmentation:
-        packed: Packed = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        return packed
+        parts: list[Packed] = coco_mask.frPyObjects(segmentation, height, width)
+        return parts[0] if len(parts) == 1 else dict(coco_mask.merge(parts))
     runs = np.array(segmentation.counts if isinstance(segmentation, Rle) else [height * width], np.int64)
     # Not by pycocotools: 2.0.11 takes 6 bytes for the text of a run, and writes up to 7 and a zero behind the last.
     return {"size": [height, width], "counts": texts_of_runs(runs, np.array([len(runs)]))[1].tobytes()}

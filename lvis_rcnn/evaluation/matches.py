@@ -51,7 +51,7 @@ from lvis_rcnn.system.files import atomic_file, opened_arrays
 FORMAT = "lvis_rcnn.matches"
 VERSION, WITH_PROTOCOLS = 2, 3
 RESAMPLED = "resampled"
-KIND, FIX = "file of match results", "score the detections again with --matches"
+KIND, FIX = "file of match results", "score the detections again, which writes it"
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,7 +49,7 @@ class ProtocolMetrics(TypedDict, total=False):
     """The metrics by a further protocol; names have no @300 where the detections of an image are not limited."""
 
     title: Required[str]
-    protocol: str
+    protocol: Required[str]
     images: int
     bbox: dict[str, Fraction | None]
     segm: dict[str, Fraction | None]

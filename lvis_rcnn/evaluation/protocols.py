@@ -82,9 +82,10 @@ def best_of(
     AP-fixed counts the best 10,000 of a category, equal scores in the order of the file, also where the category is not
     verified: the cut comes before the federated filter (large-vocab-devil at 87dcb5e0, scripts/evaluate_ap_fixed.py).
     """
-    best = inside[positions(truth.image_ids, detections.image_ids)]
+    best: np.ndarray = inside[positions(truth.image_ids, detections.image_ids)]
     if not protocol.is_fixed:
-        return best & best_of_images(truth, detections, detections_per_image)
+        best &= best_of_images(truth, detections, detections_per_image)
+        return best
     rows = np.flatnonzero(best)
     # Unknown categories are never evaluated, so they may share a cap.
     categories = positions(truth.category_ids, detections.category_ids[rows]) + 1

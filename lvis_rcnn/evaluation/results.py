@@ -6,10 +6,12 @@ polygons}. It is read a few megabytes at a time, so that never all of its record
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, compress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +19,10 @@ import msgspec
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from lvis_rcnn.dataset.detections import read_shards
+from lvis_rcnn.dataset.detections import concatenate, read_shard, shards_of
 from lvis_rcnn.dataset.json_text import Text, json_of, mended, read_text
 from lvis_rcnn.dataset.pieces import Pieces
-from lvis_rcnn.dataset.records import Int64Number, positions
+from lvis_rcnn.dataset.records import Int64Number, finder, positions
 from lvis_rcnn.evaluation.ground_truth import GroundTruth, column
 from lvis_rcnn.evaluation.masks import Masks, Rle, Segmentation, damaged, no_masks, packed_mask, wrong_size
 from lvis_rcnn.system.cli import InputError
@@ -54,6 +56,28 @@ class Result(msgspec.Struct, frozen=True, gc=False):
         return kinds_present(self.bbox, self.segmentation)
 
 
+NO_MASK = msgspec.Raw(b"null")
+MASKS = msgspec.json.Decoder(list[Segmentation])
+
+
+class ResultText(msgspec.Struct, frozen=True, gc=False):
+    """One detection of a file; its mask stays text, since half of them or more are of cells that no score reads."""
+
+    image_id: Int64Number
+    category_id: Int64Number
+    score: float
+    bbox: tuple[float, float, float, float] | None = None
+    segmentation: msgspec.Raw = NO_MASK
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds that it can be scored as."""
+        return kinds_present(self.bbox, None if self.segmentation == NO_MASK else self.segmentation)
+
+
+Results = Sequence[Result | ResultText]
+
+
 @dataclass(frozen=True, eq=False)
 class DetectionSet:
     """``d`` detections in the order of their file, which decides between equal scores."""
@@ -66,10 +90,11 @@ class DetectionSet:
     """float32 or float64, as they were written."""
     boxes_xywh: Float[np.ndarray, "d 4"] | None
     masks: Masks | None
+    """Only those of verified cells (``GroundTruth.verified``) are read from files; the others are empty."""
     has_mask: Bool[np.ndarray, " d"] | None = None
     """Which detections have a mask; None where all do. See dataset.detections."""
     sha256: str = ""
-    """Of the results file, as it was read; empty for shards."""
+    """Of the results; empty where ``dataset.detections.sha256_of_shards`` can take it from the path."""
 
     def __len__(self) -> int:
         """Number of detections."""
@@ -101,19 +126,38 @@ def read_detections(path: Path, truth: GroundTruth, kinds: Sequence[Kind] = ALL_
     Raises:
         InputError: the file or a shard is damaged, a record is not a detection, or as :func:`check_detections`.
     """
-    detections = detections_of_shards(path, kinds) if os.path.isdir(path) else detections_of_file(path, truth, kinds)
+    detections = (
+        detections_of_shards(path, truth, kinds) if os.path.isdir(path) else detections_of_file(path, truth, kinds)
+    )
     check_detections(detections, truth)
     return detections
 
 
-def detections_of_shards(folder: Path, kinds: Sequence[Kind]) -> DetectionSet:
+def detections_of_shards(folder: Path, truth: GroundTruth, kinds: Sequence[Kind]) -> DetectionSet:
     """Detections of a folder of shards."""
-    with_masks = "segm" in kinds
-    read = read_shards(folder, with_masks)
-    boxes = read.boxes_xywh if "bbox" in kinds else None
-    masks = Masks(read.mask_sizes.astype(np.int64), read.rle_offsets, read.rle_counts) if with_masks else None
+    images_of, categories_of = finder(truth.image_ids), finder(truth.category_ids)
+    parts, lengths, counts = [], [np.zeros(1, np.int64)], bytearray()
+    for path in shards_of(folder):
+        part = read_shard(path, "segm" in kinds)
+        verified = truth.is_verified(images_of(part.image_ids), categories_of(part.category_ids))
+        lengths.append(np.where(verified, np.diff(part.rle_offsets), 0))
+        bounds = part.rle_offsets[np.flatnonzero(np.diff(verified, prepend=False, append=False))].tolist()
+        counts += b"".join(part.rle_counts.data[a:b] for a, b in zip(bounds[::2], bounds[1::2], strict=True))
+        # Those are the only counts that are kept, since memory that is touched first costs more than reading does.
+        parts.append(replace(part, rle_offsets=np.zeros_like(part.rle_offsets), rle_counts=part.rle_counts[:0]))
+    read = concatenate(parts)
+    offsets = np.cumsum(np.concatenate(lengths))
+    masks = Masks(read.mask_sizes.astype(np.int64), offsets, np.frombuffer(counts, np.uint8))
     has_mask = None if read.has_mask.all() else read.has_mask
-    return DetectionSet(str(folder), read.image_ids, read.category_ids, read.scores, boxes, masks, has_mask)
+    return DetectionSet(
+        where=str(folder),
+        image_ids=read.image_ids,
+        category_ids=read.category_ids,
+        scores=read.scores,
+        boxes_xywh=read.boxes_xywh if "bbox" in kinds else None,
+        masks=masks if "segm" in kinds else None,
+        has_mask=has_mask,
+    )
 
 
 def detections_of_file(path: Path, truth: GroundTruth, kinds: Sequence[Kind]) -> DetectionSet:
@@ -126,12 +170,17 @@ def detections_of_file(path: Path, truth: GroundTruth, kinds: Sequence[Kind]) ->
         raise InputError(f"--detections {path}", "is one shard", allowed=CONTENT, fix=f"name its folder, {path.parent}")
     read = read_text(path, "--detections", CONTENT)
     columns = columns_of(json_of(read, str(path)), str(path), truth, kinds)
-    return replace(columns.detections(), sha256=hashlib.sha256(read).hexdigest())
+    # A pipe cannot be read a second time.
+    digest = "" if isinstance(read, mmap.mmap) else hashlib.sha256(read).hexdigest()
+    return replace(columns.detections(), sha256=digest)
 
 
 def columns_of(text: Text, where: str, truth: GroundTruth, kinds: Sequence[Kind]) -> "Columns":
     """The records of a results file as arrays; InputError as :func:`detections_of_file`."""
-    readings: list[Callable[[], Iterator[list[Result]]]] = [lambda: pieces_of(text), lambda: pieces_of(mended(text))]
+    readings: list[Callable[[], Iterator[list[ResultText]]]] = [
+        lambda: pieces_of(text),
+        lambda: pieces_of(mended(text)),
+    ]
     for read in readings:
         columns = Columns(where, truth, kinds)
         try:
@@ -145,12 +194,12 @@ def columns_of(text: Text, where: str, truth: GroundTruth, kinds: Sequence[Kind]
     return columns
 
 
-def pieces_of(text: Text) -> Iterator[list[Result]]:
+def pieces_of(text: Text) -> Iterator[list[ResultText]]:
     """The records of a JSON file; msgspec.DecodeError where it is not JSON, or a record is not a detection."""
     start = next((at for at in range(min(len(text), 1 << 10)) if text[at : at + 1] not in b" \t\r\n"), 0)
     if text[start : start + 1] != b"[":
         raise msgspec.DecodeError("no list")
-    pieces = Pieces(text, start + 1, msgspec.json.Decoder(list[Result]).decode)
+    pieces = Pieces(text, start + 1, msgspec.json.Decoder(list[ResultText]).decode)
     yield from pieces
     if bytes(text[pieces.end :]).strip(b" \t\r\n"):
         raise msgspec.DecodeError("trailing characters")
@@ -191,63 +240,75 @@ class Columns:
     def __init__(self, where: str, truth: GroundTruth, wanted: Sequence[Kind] = ALL_KINDS) -> None:
         self.where = where
         self.truth = truth
+        self.images_of, self.categories_of = finder(truth.image_ids), finder(truth.category_ids)
         self.wanted = wanted
         self.count = 0
         self.kinds = tuple(wanted)
         self.parts: dict[str, list[np.ndarray]] = {name: [] for name in ("images", "categories", "scores", "boxes")}
         self.sizes: list[np.ndarray] = []
         self.lengths: list[np.ndarray] = []
-        self.counts: list[bytes] = []
+        self.counts = bytearray()
 
-    def add(self, records: Sequence[Result]) -> None:
-        """Append records; InputError for one that is not of the kinds of the first, or whose mask is damaged."""
+    def add(self, records: Results) -> None:
+        """Append records.
+
+        Raises:
+            InputError: one is not of the kinds of the first, or a mask of a verified cell is damaged.
+            msgspec.DecodeError: the text of such a mask is no mask.
+        """
         if not records:
             return
         if not self.count:
             self.kinds = self.kinds_of(records[0])
-        number = len(records)
-        boxes, masks = ([getattr(record, name) for record in records] for name in ("bbox", "segmentation"))
-        missing = {"bbox": boxes.count(None), "segm": masks.count(None)}
-        if not self.kinds or any(missing[kind] != (0 if kind in self.kinds else number) for kind in self.wanted):
+        boxes, masks = (list(map(attrgetter(name), records)) for name in ("bbox", "segmentation"))
+        missing = {"bbox": boxes.count(None), "segm": masks.count(None) + masks.count(NO_MASK)}
+        if not self.kinds or any(missing[kind] != len(records) * (kind not in self.kinds) for kind in self.wanted):
             raise self.other_kinds(records)
         self.parts["images"].append(column(records, "image_id"))
         self.parts["categories"].append(column(records, "category_id"))
-        self.parts["scores"].append(np.fromiter((record.score for record in records), np.float64, number))
+        self.parts["scores"].append(np.fromiter(map(attrgetter("score"), records), np.float64, len(records)))
         if "bbox" in self.kinds:
-            self.parts["boxes"].append(np.fromiter(chain.from_iterable(boxes), np.float64, 4 * number))
+            self.parts["boxes"].append(np.fromiter(chain.from_iterable(boxes), np.float64, 4 * len(records)))
         if "segm" in self.kinds:
-            self.add_masks(records)
-        self.count += number
+            self.add_masks(masks)
+        self.count += len(records)
 
-    def kinds_of(self, record: Result) -> tuple[Kind, ...]:
+    def kinds_of(self, record: Result | ResultText) -> tuple[Kind, ...]:
         """The wanted kinds that a record has."""
         return tuple(kind for kind in record.kinds if kind in self.wanted)
 
-    def add_masks(self, records: Sequence[Result]) -> None:
-        """Append the masks of ``records``."""
-        packed = [
-            (record.segmentation.size, record.segmentation.counts.encode(errors="surrogatepass"))
-            if isinstance(record.segmentation, Rle) and isinstance(record.segmentation.counts, str)
-            else self.drawn(record, self.count + place)
-            for place, record in enumerate(records)
-        ]
-        self.sizes.append(np.array([size for size, _ in packed], np.int64).reshape(-1, 2))
-        self.lengths.append(np.fromiter((len(counts) for _, counts in packed), np.int64, len(packed)))
-        self.counts.append(b"".join(counts for _, counts in packed))
+    def add_masks(self, masks: Sequence[Any]) -> None:
+        """Append the masks of the last records, or their texts: those of verified cells, and empty ones."""
+        images = self.images_of(self.parts["images"][-1])
+        verified = self.truth.is_verified(images, self.categories_of(self.parts["categories"][-1]))
+        read = list(compress(masks, verified.tolist()))
+        if read and isinstance(read[0], msgspec.Raw):
+            read = MASKS.decode(b"[" + b",".join(read) + b"]")
+        if not {type(mask) for mask in read} <= {Rle} or not {type(mask.counts) for mask in read} <= {str}:
+            rows = np.flatnonzero(verified).tolist()
+            read = [self.compressed(mask, row) for mask, row in zip(read, rows, strict=True)]
+        texts = list(map(attrgetter("counts"), read))
+        counts = "".join(texts).encode(errors="surrogatepass")
+        each = list(map(len, texts))
+        if sum(each) < len(counts):
+            each = [len(text.encode(errors="surrogatepass")) for text in texts]
+        sizes, lengths = self.truth.sizes_hw[images], np.zeros(len(masks), np.int64)
+        sizes[verified] = np.fromiter(chain.from_iterable(map(attrgetter("size"), read)), np.int64).reshape(-1, 2)
+        lengths[verified] = each
+        self.sizes.append(sizes)
+        self.lengths.append(lengths)
+        self.counts += counts
 
-    def drawn(self, result: Result, row: int) -> tuple[Sequence[int], bytes]:
-        """Size and compressed run lengths of a mask that is given as polygons or a list of run lengths."""
-        record = record_name(self.where, row, result.image_id, result.category_id)
-        image = int(positions(self.truth.image_ids, np.array([result.image_id]))[0])
-        if image < 0:
-            raise unknown_image(record)
-        height, width = self.truth.sizes_hw[image].tolist()
-        segmentation = result.segmentation
-        assert segmentation is not None
-        packed = packed_mask(segmentation, (height, width), record)
-        return packed["size"], packed["counts"]
+    def compressed(self, mask: Segmentation, place: int) -> Rle:
+        """A mask with compressed run lengths, drawn where it is polygons; ``place`` is that among the last records."""
+        if isinstance(mask, Rle) and isinstance(mask.counts, str):
+            return mask
+        image_id, category_id = (int(self.parts[name][-1][place]) for name in ("images", "categories"))
+        record = record_name(self.where, self.count + place, image_id, category_id)
+        height, width = self.truth.sizes_hw[self.images_of(np.array([image_id]))[0]].tolist()
+        return Rle((height, width), packed_mask(mask, (height, width), record)["counts"].decode())
 
-    def other_kinds(self, records: Sequence[Result]) -> InputError:
+    def other_kinds(self, records: Results) -> InputError:
         """The error that names the first record with other kinds than result 0, or with neither box nor mask."""
         place = next((at for at, record in enumerate(records) if self.kinds_of(record) != self.kinds or not self.kinds))
         mine, first = (" and ".join(kinds) or "neither" for kinds in (records[place].kinds, self.kinds))
@@ -276,7 +337,7 @@ class Columns:
             return no_masks()
         offsets = np.zeros(self.count + 1, np.int64)
         np.cumsum(np.concatenate(self.lengths), out=offsets[1:])
-        return Masks(np.concatenate(self.sizes), offsets, np.frombuffer(b"".join(self.counts), np.uint8))
+        return Masks(np.concatenate(self.sizes), offsets, np.frombuffer(self.counts, np.uint8))
 
 
 def unknown_image(record: str) -> InputError:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -68,7 +69,7 @@ def only_images(truth: GroundTruth, inside: Bool[np.ndarray, " n"]) -> GroundTru
     places = np.cumsum(inside) - 1
     of_objects = np.flatnonzero(inside[truth.images])
     cut = only_objects(truth, of_objects)
-    pairs = {}
+    pairs: dict[str, Any] = {}
     for name in ("negatives", "not_exhaustive"):
         listed = getattr(truth, name)
         listed = listed[inside[listed[:, 0]]]

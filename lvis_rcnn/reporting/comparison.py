@@ -39,7 +39,8 @@ def comparison_text(
         f"{resamples_text(resamples)} (seed {seed}). p: two-sided, only of box AP, mask AP and mask APr, after Holm's "
         f"correction for {len(p_values)} tests; {seeds_note(first, second)}."
     )
-    return "\n\n".join([*parts, note, settings_text(first, second)])
+    settings = [settings_text(first, second)] if any(run.settings for run in (*first, *second)) else []
+    return "\n\n".join([*parts, note, *settings])
 
 
 def seeds_note(first: ScoredRow, second: ScoredRow) -> str:

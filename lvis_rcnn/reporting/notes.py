@@ -1,7 +1,7 @@
 """The text around the results table: its title, how to read it, what failed, and how its numbers were made."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lvis_rcnn.config.study import Study
@@ -60,6 +60,7 @@ def measured_line(rows: Sequence[Row]) -> str:
 def reading_line(rows: Sequence[Row]) -> str:
     """How to read the numbers, and which seeds are missing from a mean."""
     parts = ["APr, APc, APf: mask AP of rare, common and frequent categories. All AP in percent."]
+    parts += protocol_sentences(rows)
     seeds = max(len(row.runs) for row in rows)
     if seeds > 1:
         parts.append(f"Mean ± sample standard deviation over {seeds} seeds.")
@@ -79,6 +80,14 @@ def reading_line(rows: Sequence[Row]) -> str:
             waits = {seed: why for seed, why in late.items() if not why.startswith(FAILED)}
             parts += [f"{row.title}, seed {seed}: {why}." for seed, why in waits.items()]
     return " ".join(filter(None, parts))
+
+
+def protocol_sentences(rows: Sequence[Row]) -> Iterator[str]:
+    """What the groups of columns of further protocols are, as far as they are scored."""
+    for one in dict.fromkeys(one for row in rows for one in row.protocols):
+        scored = [run.records.get("evaluate", {}).get("protocols", {}) for row in rows for run in row.runs]
+        if lines := dict.fromkeys(found[one.name]["protocol"] for found in scored if one.name in found):
+            yield f"{one.title(rows[0].detections_kept)}, of the same detections: {' / '.join(lines)}."
 
 
 def failures_line(rows: Sequence[Row]) -> str:

@@ -71,7 +71,7 @@ def write_pages(study: Study, study_file: Path, results: Path, out: Path) -> Non
 def table_page(study: Study, rows: Sequence[Row]) -> str:
     """The results table."""
     lines = printed_cells(rows, write=in_html)
-    numbers = {title for name, title in column_titles(rows).items() if name in QUANTITIES}
+    numbers = {title for name, title in column_titles(rows).items() if name not in (*rows[0].names, "download")}
     return page(
         "table",
         titled(study),

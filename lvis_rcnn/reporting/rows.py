@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lvis_rcnn.config.protocols import Protocol
 from lvis_rcnn.config.schema import BACKBONES, Schedule
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel
-from lvis_rcnn.evaluation.results import Kind
+from lvis_rcnn.evaluation.results import KINDS, Kind
 from lvis_rcnn.evaluation.uncertainty import Interval, Sampled, differs_from_seeds, intervals, sampled_row
 from lvis_rcnn.runs.records import (
     CPU_TIME,
@@ -17,6 +18,7 @@ from lvis_rcnn.runs.records import (
     RunRecord,
     images_seen_by_weights,
     other_work,
+    quantity,
     read_measured,
     read_published,
 )
@@ -28,6 +30,7 @@ PUBLISHED = "published"
 RESCORED = "published, re-scored here"
 
 COMPARED = ("box_AP", "mask_AP")
+PROTOCOL_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 PUBLISHERS = "the publisher's GPUs"
 RESIDENT = "resident memory"
 """What is measured of memory on a CPU."""
@@ -62,6 +65,20 @@ class Row:
     """The most detections of an image that inference keeps."""
     images_seen_before: int = 0
     """Validation images that the initial weights were trained on."""
+    protocols: tuple[Protocol, ...] = ()
+    """By which it is scored beside AP@300."""
+    sampled_by: Mapping[str, Mapping[Kind, Sampled]] = field(default_factory=dict)
+    """``sampled`` by each of these, by its name."""
+
+    def protocol_measures(self) -> list[str]:
+        """Names of all metrics by the further protocols."""
+        return [
+            f"{one.name}_{word}_{metric}"
+            for one in self.protocols
+            for kind, word in KINDS.items()
+            if kind == "segm" or not one.is_boundary
+            for metric in PROTOCOL_METRICS
+        ]
 
     @property
     def title(self) -> str:
@@ -123,15 +140,16 @@ class Row:
 
     def runs_of(self, name: str) -> tuple[RunRecord, ...]:
         """The runs that a measure is taken of."""
-        return (self.measured,) if self.measured and QUANTITIES[name].step == "measure" else self.runs
+        return (self.measured,) if self.measured and quantity(name).step == "measure" else self.runs
 
     def interval(self, name: str) -> Interval | None:
         """The 95 % interval of a measure: of the only run, or of the mean over seeds; None where there is none."""
-        measure = QUANTITIES[name]
+        measure = quantity(name)
         if len(scored := [run for run in self.runs if measure.step in run.records]) == 1:
             return scored[0].interval(measure)
-        of_kind = next((sampled for kind, sampled in self.sampled.items() if kind == measure.keys[0]), None)
-        return intervals(of_kind)[measure.keys[1]] if of_kind else None
+        sampled = self.sampled_by.get(measure.keys[1], {}) if measure.keys[0] == "protocols" else self.sampled
+        of_kind = next((one for kind, one in sampled.items() if kind in measure.keys), None)
+        return intervals(of_kind)[measure.keys[-1]] if of_kind else None
 
     def scored_annotations(self) -> str | None:
         """Digest of the annotations that all scored runs were scored on; None where none is scored."""
@@ -147,11 +165,11 @@ class Row:
         if self.source == PUBLISHED:
             return {"mean": published_value(self, name), "sd": None, "seeds": {}}
         hidden = name == "fps" and bool(self.other_work)
-        values = {run_key(run): None if hidden else run.value(QUANTITIES[name]) for run in self.runs_of(name)}
+        values = {run_key(run): None if hidden else run.value(quantity(name)) for run in self.runs_of(name)}
         present = [value for value in values.values() if value is not None]
         mean = statistics.fmean(present) if present else None
         record = {"mean": mean, "sd": statistics.stdev(present) if len(present) > 1 else None, "seeds": values}
-        of_runs = {run_key(run): bounds for run in self.runs if (bounds := run.interval(QUANTITIES[name]))}
+        of_runs = {run_key(run): bounds for run in self.runs if (bounds := run.interval(quantity(name)))}
         more: dict[str, Any] = {"intervals": of_runs, "interval": self.interval(name)}
         more |= {"quartiles": self.fps_quartiles, "other_work": self.other_work} if name == "fps" else {}
         return record | {key: value for key, value in more.items() if value}
@@ -175,8 +193,10 @@ def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel]) -> list
         results: folder that all steps write into.
         models: published models by name, those that the study scores among them.
     """
-    rows = []
+    rows: list[Row] = []
+    found: dict[str, Any]
     data, kept = study.dataset.name, study.inference.detections_per_image
+    protocols = study.evaluation.asked_protocols
     for backbone in study.backbones:
         schedule = schedule_name(study.schedule)
         runs = tuple(state_of(study, results, backbone, seed, models).run for seed in study.seeds)
@@ -185,7 +205,9 @@ def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel]) -> list
         reference = next(same, None)
         sampled = sampled_runs(runs)
         seen = images_seen_by_weights(study, results)
-        rows.append(Row(TRAINED, backbone, schedule, data, runs, measured, None, reference, *sampled, kept, seen))
+        found = {"protocols": protocols, "sampled_by": sampled_by(runs, protocols)}
+        of_data = (backbone, schedule, data)
+        rows.append(Row(TRAINED, *of_data, runs, measured, None, reference, *sampled, kept, seen, **found))
     for published in study.published:
         model = models[published.model]
         scored_on = data if published.split == "val" else published.split
@@ -193,17 +215,23 @@ def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel]) -> list
         rows.append(Row(PUBLISHED, model.backbone, model.schedule, scored_on, (), None, model, model))
         measured = read_measured(study, results, run)
         of_data = (model.backbone, model.schedule, scored_on)
-        rows.append(Row(RESCORED, *of_data, (run,), measured, model, model, *sampled_runs([run]), kept))
+        found = {"protocols": protocols, "sampled_by": sampled_by([run], protocols)}
+        rows.append(Row(RESCORED, *of_data, (run,), measured, model, model, *sampled_runs([run]), kept, **found))
     return rows
 
 
-def sampled_runs(runs: Sequence[RunRecord]) -> tuple[Mapping[Kind, Sampled], str]:
+def sampled_runs(runs: Sequence[RunRecord], protocol: str = "") -> tuple[Mapping[Kind, Sampled], str]:
     """Metrics of the runs that are scored and of their resamples, and what is wrong with their files."""
     scored = [run for run in runs if "evaluate" in run.records]
     try:
-        return sampled_row([run.folder for run in scored], [run.records["evaluate"] for run in scored]), ""
+        return sampled_row([run.folder for run in scored], [run.records["evaluate"] for run in scored], protocol), ""
     except InputError as error:
         return {}, str(error)
+
+
+def sampled_by(runs: Sequence[RunRecord], protocols: Sequence[Protocol]) -> dict[str, Mapping[Kind, Sampled]]:
+    """:func:`sampled_runs` by each further protocol; the files are those of AP@300."""
+    return {one.name: sampled_runs(runs, one.name)[0] for one in protocols}
 
 
 def kept_sentence(rows: Sequence[Row]) -> str:

@@ -42,7 +42,7 @@ from lvis_rcnn.reporting.rows import (
     rows_of,
     run_key,
 )
-from lvis_rcnn.runs.records import FAILED, QUANTITIES, RunRecord
+from lvis_rcnn.runs.records import FAILED, QUANTITIES, RunRecord, quantity
 from lvis_rcnn.system.cli import rate
 from lvis_rcnn.system.files import write_json, write_text
 
@@ -66,6 +66,9 @@ COLUMNS = {
     "cpu_hours": "CPU-hours",
 }
 MEASURES_IN_ORDER = tuple(dict.fromkeys([*(name for name in COLUMNS if name in QUANTITIES), *QUANTITIES]))
+
+# Of each further protocol, by what stands behind its title.
+OF_PROTOCOL = {"box_AP": "box AP", "mask_AP": "mask AP", "mask_APr": "APr", "mask_APc": "APc", "mask_APf": "APf"}
 
 OF_TRAINING = ("memory_gb", "images_seen", "gpu_hours", "cpu_hours")
 
@@ -131,7 +134,7 @@ def row_record(row: Row, link: Link) -> dict[str, Any]:
         "backbone": row.backbone,
         "measured_on": row.measured_on,
         **({"images_seen_before": row.images_seen_before} if row.images_seen_before else {}),
-        "measures": {name: row.measure(name) for name in MEASURES_IN_ORDER},
+        "measures": {name: row.measure(name) for name in (*MEASURES_IN_ORDER, *row.protocol_measures())},
         "missing": {run_key(run): missing for run in row.runs if (missing := missing_of(row, run))},
     }
     if row.reference is not None and row.source != PUBLISHED:
@@ -196,8 +199,8 @@ def printed_cells(
     left_out = {"gpu_hours" if took["cpu_hours"] and not took["gpu_hours"] else "cpu_hours"}
     left_out |= set() if any(row.model for row in rows) else {"scored_on", "source"}
     left_out |= set() if link else {"download"}
-    names, tests = [name for name in COLUMNS if name not in left_out], paired_tests(rows)
     titles = column_titles(rows)
+    names, tests = [name for name in titles if name not in left_out], paired_tests(rows)
 
     def text_of(row: Row, name: str) -> str:
         if name == "download" and link:
@@ -217,13 +220,22 @@ def printed_cells(
 
 
 def column_titles(rows: Sequence[Row]) -> dict[str, str]:
-    """Title of each column; those of memory and speed say it where all rows measure another thing than MMDetection."""
+    """Title of each column, then of a group for each further protocol, which it names.
+
+    Those of memory and speed say it where all rows measure another thing than MMDetection.
+    """
     ways = {
         name: {row.way(name) for row in rows if row.mean(name) is not None or (name == "fps" and row.other_work)}
         for name in OF_DEVICE
     }
     ends = {name: TITLE_ENDS[name] for name, found in ways.items() if found and all(found)}
-    return {name: title + ends.get(name, "") for name, title in COLUMNS.items()}
+    protocols = {one: one.title(row.detections_kept) for row in rows for one in row.protocols}
+    return {name: title + ends.get(name, "") for name, title in COLUMNS.items()} | {
+        f"{one.name}_{name}": f"{title}: {shown}"
+        for one, title in protocols.items()
+        for name, shown in OF_PROTOCOL.items()
+        if name != "box_AP" or not one.is_boundary
+    }
 
 
 def empty_cells(row: Row, names: Iterable[str]) -> dict[str, str]:
@@ -251,13 +263,13 @@ def missing_in(row: Row, name: str) -> dict[int | None, str]:
             run.seed: [file for kind in ("model", "log") if isinstance(file := run.file(kind), str)] for run in row.runs
         }
         return {seed: whys[0] for seed, whys in found.items()} if all(found.values()) else {}
-    runs, step = row.runs_of(name), QUANTITIES[name].step
+    runs, step = row.runs_of(name), quantity(name).step
     return {} if any(step in run.records for run in runs) else {run.seed: run.missing[step] for run in runs}
 
 
 def cell(row: Row, name: str) -> str:
     """What is printed of a measure: the number, the published one and their difference."""
-    published, scale = published_value(row, name), QUANTITIES[name].scale
+    published, scale = published_value(row, name), quantity(name).scale
     if row.source == PUBLISHED:
         return "not published" if published is None else f"{scale * published:.1f}"
     if row.source == RESCORED and name in OF_TRAINING:
@@ -272,7 +284,7 @@ def cell(row: Row, name: str) -> str:
 
 def measured_cell(row: Row, name: str) -> str:
     """Mean, sample standard deviation over the seeds and interval, where at least one run has a record."""
-    runs, measure, found = row.runs_of(name), QUANTITIES[name], row.measure(name)
+    runs, measure, found = row.runs_of(name), quantity(name), row.measure(name)
     mean, spread, scale = found["mean"], found["sd"], measure.scale
     if "other_work" in found:
         return OTHER_WORK

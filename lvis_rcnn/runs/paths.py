@@ -208,6 +208,18 @@ class StudyPaths:
         given = "" if threshold is None else f"--threshold {threshold} "
         return f"{given}--rounding {sampling.rounding} --exponent {sampling.exponent}"
 
+    @property
+    def subset_files(self) -> list[str]:
+        """Lists of image ids as inputs of scoring, as far as they are there."""
+        return [file for subset in self.study.evaluation.subsets for file in self.if_available(subset)]
+
+    @property
+    def protocol_options(self) -> str:
+        """The protocols beside AP@300 as options."""
+        evaluation = self.study.evaluation
+        named = {"--subset": evaluation.subsets, "--protocols": evaluation.protocols}
+        return " ".join(f"{option} {shlex.join(words)}" for option, words in named.items() if words)
+
     def training_inputs(self, row: str) -> list[str]:
         """What a measurement of training memory reads beside images; nothing for a published row."""
         return [] if row.startswith(PUBLISHED) else [self.store("train"), self.repeat_factors]
@@ -275,6 +287,7 @@ def require_no_wildcards(study: Study, study_file: Path) -> None:
     paths = {
         f"dataset {name}: {key}": value for name, split in splits.items() for key, value in split.model_dump().items()
     }
+    paths |= {f"evaluation.subsets.{at}": path for at, path in enumerate(study.evaluation.subsets)}
     paths |= {"resources.weights_dir": study.resources.weights_dir, "zoo": str(zoo_of(study, study_file))}
     for key, path in paths.items():
         if set(path) & set("{}"):

@@ -65,6 +65,14 @@ QUANTITIES = {
 }
 
 
+def quantity(name: str) -> Quantity:
+    """An entry of ``QUANTITIES``, or a metric by a further protocol: fixed_box_AP, minival_mask_APr."""
+    if name in QUANTITIES:
+        return QUANTITIES[name]
+    protocol, kind, metric = re.fullmatch(r"(.+)_(box|mask)_(\w+)", name).groups()  # type: ignore[union-attr]
+    return Quantity("evaluate", ("protocols", protocol, {"box": "bbox", "mask": "segm"}[kind], metric), scale=100)
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """The records of a backbone with a seed, or of a published model: of each step, or why there is none."""
@@ -92,8 +100,8 @@ class RunRecord:
 
     def interval(self, quantity: Quantity) -> tuple[float, float] | None:
         """The 95 % interval of a metric; None where scoring made none."""
-        bounds: Any = self.records.get(quantity.step, {}).get("intervals", {})
-        for key in quantity.keys:
+        bounds: Any = self.records.get(quantity.step, {})
+        for key in (*quantity.keys[:-2], "intervals", *quantity.keys[-2:]):
             bounds = bounds.get(key, {}) if isinstance(bounds, dict) else {}
         return (float(bounds[0]), float(bounds[1])) if bounds else None
 
@@ -234,7 +242,8 @@ def settings_changed(study: Study, step: str, found: dict[str, Any]) -> bool:
     """Whether a record was made with other settings than the study's; an import has no settings."""
     if step == "evaluate":
         wanted = study.evaluation.detections_per_image
-        return bool(found.get("detections_per_image", wanted) != wanted)
+        lacking = set(study.evaluation.protocols) - set(found.get("protocols", {}))
+        return bool(lacking or found.get("detections_per_image", wanted) != wanted)
     if step not in SECTIONS_OF_STEP:
         return False
     return found.get("settings_digest", settings_digest(study, step)) not in digests_of(study, step)

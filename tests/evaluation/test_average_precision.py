@@ -349,6 +349,29 @@ def test_a_file_read_in_pieces_is_the_file(tmp_path, monkeypatch):
         read_detections(path, truth)
 
 
+def test_files_are_read_without_the_masks_that_no_score_needs(tmp_path):
+    dataset, records = by_hand()
+    truth = parse_truth(json.dumps(dataset).encode(), "truth.json")
+    # The image is not known to show or lack category 8; a text that is damaged there shows that it is not read.
+    unread = {**records[0], "category_id": 8, "segmentation": {"size": [SIDE_PX, SIDE_PX], "counts": "~"}}
+    known, records = records, [records[0], unread, *records[1:]]
+    rles = [{**record["segmentation"], "counts": record["segmentation"]["counts"].encode()} for record in records]
+    columns = [np.array([record[name] for record in records]) for name in ("image_id", "category_id", "score", "bbox")]
+    ids, categories, scores, boxes = columns
+    shard = Detections(ids, categories, scores.astype(np.float32), boxes.astype(np.float32), *pack_rles(rles))
+    write_shard(shard_path(tmp_path, 0), shard)
+    (tmp_path / "results.json").write_text(json.dumps(records))
+    for path in (tmp_path, tmp_path / "results.json"):
+        found = read_detections(path, truth)
+        assert found.has_mask is None
+        assert found.masks.packed(np.arange(4)) == [rles[0], {**rles[1], "counts": b""}, *rles[2:]]
+        assert score(truth, found, "segm").metrics == score(*arrays(dataset, known), "segm").metrics
+    records[1]["category_id"] = 7
+    (tmp_path / "results.json").write_text(json.dumps(records))
+    with pytest.raises(InputError, match=r"result 1 \(image 1, category 7\): mask is damaged"):
+        read_detections(tmp_path / "results.json", truth)
+
+
 def test_a_ground_truth_without_numbers_is_named():
     dataset, _ = by_hand()
     dataset["annotations"][1]["area"] = float("nan")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lvis_rcnn import compare as compare_module
+from lvis_rcnn import evaluate as evaluate_module
 from lvis_rcnn.config.protocols import Protocol
 from lvis_rcnn.evaluate import evaluate
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
@@ -19,6 +20,7 @@ from lvis_rcnn.reporting.comparison import comparison_text
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import write_json
 from tests.conftest import run_snakemake, write_study
+from tests.evaluation.test_coco import coco
 from tests.helpers.scored_boxes import BOAT, CUP, FAR, as_json, found, truth, write
 
 
@@ -138,6 +140,38 @@ def test_p_is_that_of_the_primary_metrics_and_corrected(tmp_path):
     assert "after Holm's correction for 3 tests" in text
 
 
+def test_two_results_files_are_compared_on_their_annotations(tmp_path, monkeypatch, capsys):
+    scored_before = [scored(tmp_path / name, each) for name, each in (("a", WORSE), ("b", BETTER))]
+    files = [scored_before[0] / "truth.json", *(folder / "results.json" for folder in scored_before)]
+
+    def printed(*words):
+        monkeypatch.setattr(sys, "argv", ["compare", *map(str, words), "--resamples", "12"])
+        compare_module.main()
+        return capsys.readouterr().out
+
+    text = printed(*files, "--plot", tmp_path / "plots")
+    assert text.splitlines()[:2] == [f"A: {files[1]}", f"B: {files[2]}"]
+    assert (tmp_path / "plots" / "differences.png").exists()
+    assert "Settings" not in text
+    of_folders = printed(*scored_before)
+    assert text.splitlines()[2:] == of_folders.splitlines()[2 : len(text.splitlines())]
+    plain = write(tmp_path / "coco.json", coco(DATASET))
+    assert printed(plain, *files[1:], "--coco-exhaustive").splitlines()[1] == f"B: {files[2]}"
+
+
+def test_what_evaluate_writes_is_what_compare_takes(tmp_path, monkeypatch, capsys):
+    folder = scored(tmp_path / "a", WORSE)
+    files = [folder / "truth.json", folder / "results.json", write(tmp_path / "better.json", as_json(BETTER))]
+    outs = [tmp_path / "one.json", tmp_path / "two.json"]
+    for results, out in zip(files[1:], outs, strict=True):
+        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, [files[0], results, "--out", out])])
+        evaluate_module.main()
+    assert [path.name for path in sorted(tmp_path.glob("*.npz"))] == ["one.npz", "two.npz"]
+    monkeypatch.setattr(sys, "argv", ["compare", *map(str, outs), "--resamples", "12"])
+    compare_module.main()
+    assert f"B: {outs[1]}" in capsys.readouterr().out
+
+
 def test_the_command_prints_metrics_categories_and_settings(tmp_path, monkeypatch, capsys):
     same = {"study": "tiny", "backbone": "r50", "versions": {"torch": "2.15.0", "numpy": "2.4"}}
     other = {**same, "backbone": "r101", "versions": {"torch": "2.15.1", "numpy": "2.4"}, "elapsed_s": 4}
@@ -188,7 +222,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     ("file", "content", "message"),
     [
         ("matches.npz", b"", "matches.npz: damaged file of match results"),
-        ("matches.npz", None, "matches.npz: no such file of match results; fix: .* --matches"),
+        ("matches.npz", None, "matches.npz: no such file of match results; fix: score the detections again"),
         (
             "metrics.json",
             b'{"format": "lvis_rcnn.metrics", "version": 2}',

@@ -7,8 +7,7 @@ import pytest
 
 from lvis_rcnn.evaluation.interface import Scoring, evaluate
 from lvis_rcnn.system.cli import InputError
-from tests.evaluation.test_average_precision import jittered
-from tests.helpers.lvis_like import lvis_like
+from tests.evaluation.test_average_precision import small_set
 from tests.helpers.scored_boxes import BOAT, CUP, as_json, found, truth, write
 
 
@@ -18,8 +17,7 @@ def as_columns(records: list[dict[str, Any]], *names: str) -> dict[str, Any]:
 
 
 def test_files_dictionaries_and_arrays_score_the_same(tmp_path):
-    dataset = lvis_like(images=6, seed=2)
-    records = jittered(dataset, 2)
+    dataset, records, _ = small_set(16)
     files = write(tmp_path / "truth.json", dataset), write(tmp_path / "results.json", records)
     expected = evaluate(*files)
     assert 0 < expected["bbox"]["AP"] < expected["bbox"]["AP50"] < 1

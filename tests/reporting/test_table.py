@@ -53,6 +53,49 @@ def test_a_finished_study_fills_the_columns_of_the_page(tmp_path):
     assert rows[0]["Download"] == f"[model]({stem}-1a2b3c4d.pth) &#124; [log]({stem}.log.json)"
 
 
+def of_protocol(ap, line, **more):
+    """What metrics.json holds of a further protocol."""
+    values = dict.fromkeys(METRIC_NAMES[:9], ap)
+    section = {"title": "a title", "protocol": line, "images": 3, "per_category": []} | more
+    return section | {"bbox": values, "segm": {**values, "APr": None}, "intervals": {"resamples": 7, "bbox": {}}}
+
+
+def test_each_protocol_is_a_group_of_columns_that_the_table_names(tmp_path):
+    study = study_with(evaluation={"protocols": ["fixed", "minival", "boundary"]})
+    folder = put_run(tmp_path, study)
+    assert reason_of(tmp_path, study) == "outdated: the settings changed since"
+    found = {name: of_protocol(ap, f"line of {name}") for name, ap in (("fixed", 0.2), ("minival", 0.3))}
+    found["fixed"]["intervals"]["bbox"] = {"AP": (0.1, 0.3)}
+    found["boundary"] = {key: value for key, value in of_protocol(0.1, "line of boundary").items() if key != "bbox"}
+    put_metrics(folder, protocols=found)
+    table = written(tmp_path, study)
+    (row,) = table_of(table)
+    groups = {
+        "AP-fixed of 40 an image": ["20.0 [10.0, 30.0]", "20.0"],
+        "minival": ["30.0", "30.0"],
+        "Boundary AP": ["10.0"],
+    }
+    expected = {
+        f"{title}: {name}": text
+        for title, values in groups.items()
+        for name, text in zip(
+            ["box AP", "mask AP", "APr", "APc", "APf"][-3 - len(values) :],
+            [*values, "undefined: nothing annotated", values[-1], values[-1]],
+            strict=True,
+        )
+    }
+    assert {name: text for name, text in row.items() if ":" in name} == expected
+    assert "minival, of the same detections: line of minival." in table.read_text()
+    (record,) = json.loads(table.with_suffix(".json").read_text())["rows"]
+    assert record["measures"]["fixed_box_AP"] == {
+        **{"mean": 0.2, "sd": None, "seeds": {"0": 0.2}},
+        **{"intervals": {"0": [0.1, 0.3]}, "interval": [0.1, 0.3]},
+    }
+    assert "boundary_box_AP" not in record["measures"]
+    (line,) = csv.DictReader(table.with_suffix(".csv").read_text().splitlines())
+    assert (line["minival_mask_AP50"], line["fixed_box_AP_low"]) == ("0.3", "0.1")
+
+
 def test_title_and_provenance_say_what_the_numbers_are(tmp_path):
     study = study_with()
     put_run(tmp_path, study)

@@ -3,6 +3,7 @@
 import copy
 import gzip
 import hashlib
+import importlib.metadata
 import json
 import os
 import random
@@ -27,7 +28,7 @@ from lvis_rcnn.dataset.detections import (
     shard_path,
     write_shard,
 )
-from lvis_rcnn.evaluate import evaluate, summary
+from lvis_rcnn.evaluate import evaluate, table_lines
 from lvis_rcnn.evaluation import scoring as scoring_module
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.matches import read_matches
@@ -36,6 +37,7 @@ from lvis_rcnn.evaluation.results import Result
 from lvis_rcnn.evaluation.scoring import Scoring
 from lvis_rcnn.system.cli import InputError
 from tests.conftest import REPOSITORY
+from tests.evaluation.test_coco import coco
 from tests.helpers.scored_boxes import (
     BOAT,
     CUP,
@@ -203,7 +205,7 @@ def test_only_the_kind_that_is_there_is_scored(tmp_path, kind):
     metrics = evaluate(annotations, write(tmp_path / "results.json", records), Scoring())
     assert [name for name in ("bbox", "segm") if name in metrics] == [kind]
     assert metrics[kind]["AP"] == pytest.approx(0.5)
-    assert len(summary(metrics).splitlines()) == 3
+    assert len([*table_lines(metrics)]) == 1 + 13 + 1
 
 
 @pytest.mark.parametrize(
@@ -290,9 +292,9 @@ def test_detections_of_a_pipe_are_read_once(tmp_path):
 def test_all_missing_keys_are_named_at_once(tmp_path):
     dataset = copy.deepcopy(TWO_KINDS)
     for record in (*dataset["images"], *dataset["categories"]):
-        for key in ("neg_category_ids", "not_exhaustive_category_ids", "frequency"):
+        for key in ("height", "neg_category_ids", "not_exhaustive_category_ids", "frequency"):
             record.pop(key, None)
-    message = r"neg_category_ids \(in 2 of 2 images\), not_exhaustive_.*, frequency \(in 3 of 3 categories\)"
+    message = r"height \(in 2 of 2 images\), neg_category_ids .*, not_exhaustive_.*, frequency \(in 3 of 3 categories\)"
     with pytest.raises(InputError, match=message):
         evaluate(write(tmp_path / "truth.json", dataset), write(tmp_path / "results.json", GOOD), Scoring())
 
@@ -464,19 +466,82 @@ def run_main(monkeypatch, *arguments: object) -> None:
     evaluate_module.main()
 
 
-def test_the_command_writes_metrics_and_a_readable_summary(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_metrics_and_match_results_and_shows_them(tmp_path, monkeypatch, capsys):
     annotations, results = write(tmp_path / "truth.json", TWO_KINDS), write(tmp_path / "results.json", GOOD)
     out = tmp_path / "deep" / "metrics.json"
     run_main(monkeypatch, "--annotations", annotations, "--detections", results, "--out", out)
     metrics = json.loads(out.read_text())
     assert (metrics["format"], metrics["version"], metrics["detections_per_image"]) == ("lvis_rcnn.metrics", 1, 300)
     assert metrics["segm"]["APc"] is None
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[-1] == f"wrote {out}"
-    assert lines[-2].split()[:4] == ["mask", "100.0", "100.0", "100.0"]
-    assert lines[-3].split()[0] == "box"
-    assert len({len(line) for line in lines[-5:-1]}) == 1
-    assert all(len(line) <= 120 for line in lines[-5:-1])
+    assert read_matches(out.with_name("matches.npz")).detections_sha256 == metrics["detections_sha256"]
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert printed.out == ""
+    assert lines[-1] == f"wrote {out} and {out.with_name('matches.npz')}"
+    assert lines[-2] == f"{metrics['protocol']} (2 images, 2 detections)"
+    assert lines[-16:-14] == [
+        "mask (segm):",
+        " Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=300 catIds=all] = 1.000",
+    ]
+    run_main(monkeypatch, annotations, results, "--out", out.with_name("other.json"), "--matches", tmp_path / "m.npz")
+    assert json.loads(out.with_name("other.json").read_text()) == metrics
+    assert {path.name for path in out.parent.iterdir()} == {"metrics.json", "matches.npz", "other.json"}
+    assert (tmp_path / "m.npz").read_bytes() == out.with_name("matches.npz").read_bytes()
+
+
+def test_two_files_are_all_that_the_command_needs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lvis_rcnn.evaluation.uncertainty.FEWEST_RESAMPLES", 5)
+    annotations, results = write(tmp_path / "truth.json", TWO_KINDS), write(tmp_path / "results.json", GOOD[:1])
+    run_main(monkeypatch, annotations, results, "--bootstrap", "5", "--official", "no")
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0] == "box (bbox):"
+    assert re.search(
+        r"^ Average Precision  \(AP\) @\[.* catIds=all\] = 0.500  \[0\.\d{3}, [01]\.\d{3}\]$", printed, re.M
+    )
+    lines = [line.partition("catIds=")[2] for line in printed.splitlines()]
+    assert re.fullmatch(r"all\] = 0.500  \[0\.\d{3}, [01]\.\d{3}\]", lines[1])
+    assert lines[8] == "  c] = -1.000  (no interval)"
+    assert printed.count("\n") == 2 * 14 + 1
+    run_main(monkeypatch, "--detections", results, annotations, "--bootstrap", "5", "--official", "no")
+    assert capsys.readouterr().out == printed
+    assert {path.name for path in tmp_path.iterdir()} == {"truth.json", "results.json"}
+
+
+@pytest.mark.parametrize("words", ["", "a", "--annotations a", "a b --detections c"])
+def test_annotations_and_detections_are_named_once(monkeypatch, capsys, words):
+    with pytest.raises(SystemExit, match="2"):
+        run_main(monkeypatch, *words.split())
+    assert capsys.readouterr().err.endswith("fix: name both once: evaluate GT.json DETECTIONS\n")
+
+
+def test_plain_coco_annotations_are_taken_where_that_is_asked_for(tmp_path, monkeypatch, capsys):
+    dataset = coco(truth((1, 1, CUP), (2, 3, BOAT)))
+    annotations = write(tmp_path / "coco.json", dataset)
+    results = write(tmp_path / "results.json", as_json([found(1, 1, 0.5, *CUP), found(2, 1, 0.9, *BOAT)]))
+    with pytest.raises(SystemExit, match="2"):
+        run_main(monkeypatch, annotations, results)
+    assert "--coco-exhaustive" in capsys.readouterr().err
+    run_main(monkeypatch, annotations, results, "--coco-exhaustive")
+    printed = capsys.readouterr().out
+    assert "LVIS of COCO annotations (every category exhaustive" in printed.splitlines()[-1]
+    assert "catIds=all] = 0.250" in printed.splitlines()[1]
+
+
+def test_without_the_lvis_package_its_check_is_not_run(tmp_path, monkeypatch):
+    def absent(name: str) -> str:
+        if name == "lvis":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr("lvis_rcnn.evaluation.scoring.version", absent)
+    paths = write(tmp_path / "truth.json", TWO_KINDS), write(tmp_path / "results.json", GOOD)
+    metrics = evaluate(*paths, Scoring(official="auto"))
+    assert metrics["protocol"].endswith("lvis not run (lvis is not installed)")
+    assert metrics["official"] == {"package": "lvis", "agrees": None, "why": "not run (lvis is not installed)"}
+    assert set(metrics["versions"]) == {"pycocotools", "numpy"}
+    assert evaluate(*paths, Scoring())["official"]["why"] == "not run (not wanted)"
+    with pytest.raises(InputError, match="--official yes: the lvis package is not installed; fix: install it"):
+        evaluate(*paths, Scoring(official="yes"))
 
 
 def test_the_command_fails_in_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys):

@@ -19,6 +19,7 @@ from lvis_rcnn.config.study import check_study, read_yaml
 from lvis_rcnn.dataset.checks import image_errors, image_finding
 from lvis_rcnn.dataset.images import ImageFile, read_image_bgr
 from lvis_rcnn.dataset.store import build_store, open_store
+from lvis_rcnn.dataset.versions import LvisVersion
 from lvis_rcnn.preflight import (
     image_folders,
     machine_warnings,
@@ -481,6 +482,29 @@ def test_coco_weights_that_saw_validation_images_are_told(tmp_path):
         other = check(tmp_path, val=data, settings=settings, images=False)
         assert "val_images_seen_by_initial_weights" not in other.facts
         assert not any("unseen images" in one for one in other.warnings)
+
+
+def test_a_protocol_whose_images_are_not_there_is_an_error(tmp_path):
+    (tmp_path / "ids.txt").write_text("11\n999\n")
+    asked = {"protocols": ["minival_fixed", "ids"], "subsets": [str(tmp_path / "ids.txt")]}
+    val = dataset("val", first_id=11)
+    page = check(tmp_path, val=val, settings=study(evaluation=asked), images=False)
+    minival, ids = map(str, page.errors)
+    assert "evaluation.protocols: has minival, but no image of val.json has val2017 in its coco_url;" in minival
+    assert "ids.txt: image id 999 is not in val.json; allowed: ids of its images;" in ids
+    val["images"][0]["coco_url"] = "http://images.cocodataset.org/val2017/11.jpg"
+    asked = {"protocols": ["minival"]}
+    assert not check(tmp_path, val=val, settings=study(evaluation=asked), images=False).errors
+
+
+def test_minival_of_the_whole_v1_val_has_a_known_number_of_images(tmp_path, monkeypatch):
+    val = dataset("val", first_id=11)
+    val["images"][0]["coco_url"] = "http://images.cocodataset.org/val2017/11.jpg"
+    like_v1 = LvisVersion("v1", "", (0, 0, 0), {"val": (4, None)}, 3)
+    monkeypatch.setattr("lvis_rcnn.preflight.version_of", lambda categories: like_v1)
+    warnings = check(tmp_path, val=val, settings=study(evaluation={"protocols": ["minival"]}), images=False).warnings
+    assert "val.json: minival has 1 images here, and 3 elsewhere" in warnings
+    assert not any("minival" in one for one in check(tmp_path, val=val, settings=study(), images=False).warnings)
 
 
 def test_what_is_not_trained_on_is_counted(tmp_path):

@@ -21,7 +21,7 @@ from tests.workflow.test_end_to_end import tiny_study
 PACKAGE = Path(lvis_rcnn.__file__).parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-BEGINNINGS = r"(?:snakemake|python3? -m|torchrun|tensorboard|sbatch|git|cp|rm|bash|pytest|squeue|scontrol) "
+BEGINNINGS = r"(?:snakemake|python3? -m|torchrun|tensorboard|lvis-rcnn|sbatch|git|cp|rm|bash|pytest|squeue|scontrol) "
 
 # What the pages leave to their reader, in the order in which it is replaced.
 FILLED = {
@@ -51,7 +51,7 @@ TYPED = [
     "python -m lvis_rcnn report pictures --store results/mini/data/val.store --images … --detections "
     "results/mini/r50/seed0/detections --show 508 539 --out pictures",
     "python -m lvis_rcnn export --detections results/mini/r50/seed0/detections --out results.json",
-    "python -m lvis_rcnn evaluate --annotations GT.json --detections DT.json --bootstrap 1000 --out metrics.json",
+    "python -m lvis_rcnn evaluate GT.json DT.json --bootstrap 1000 --out metrics.json",
     "python -m lvis_rcnn weights export model.pth --out mask_rcnn_r50.pth",
     "python -m lvis_rcnn weights import FILE --backbone r50 --store val.store --out model.pth",
     "python -m lvis_rcnn weights show FILE",
@@ -81,6 +81,7 @@ ELSEWHERE = {
     "squeue": "SLURM's own",
     "scontrol": "SLURM's own",
     "tensorboard": "serves until it is stopped; training/test_log.py reads its files",
+    "python -m pip install .": "test_wheel.py",
     "torchrun": "training/test_distributed.py",
     "python -m lvis_rcnn STEP": "no command",
     "python -m lvis_rcnn.STEP": "no command",
@@ -110,7 +111,8 @@ def with_gaps_filled(command: str) -> str:
     return command
 
 
-STEP_COMMANDS = [one for one in commands() if one.startswith("python -m lvis_rcnn") and not is_elsewhere(one)]
+BY_NAME = ("python -m lvis_rcnn", "lvis-rcnn ")
+STEP_COMMANDS = [one for one in commands() if one.startswith(BY_NAME) and not is_elsewhere(one)]
 DRY = [one for one in commands() if one.startswith("snakemake ") and one not in TYPED and not is_elsewhere(one)]
 
 
@@ -123,6 +125,7 @@ def test_every_command_of_the_pages_is_accounted_for():
 
 @pytest.mark.parametrize("command", [one for one in STEP_COMMANDS if one != "python -m lvis_rcnn"])
 def test_a_command_of_the_package_has_these_arguments(command, monkeypatch):
+    command = command.replace("lvis-rcnn ", "python -m lvis_rcnn ", 1) if command.startswith("lvis-rcnn ") else command
     _, _, name, *words = shlex.split(with_gaps_filled(command))
     if name == "lvis_rcnn":
         name = f"lvis_rcnn.{words.pop(0)}"

@@ -6,6 +6,7 @@ rule evaluate:
     input:
         detections="results/{study}/{group}/{member}/detections",
         annotations=ancient(of_split(paths.annotations)),
+        subsets=paths.subset_files,
     output:
         metrics="results/{study}/{group}/{member}/metrics.json",
         matches="results/{study}/{group}/{member}/matches.npz",
@@ -23,6 +24,7 @@ rule evaluate:
     params:
         detections_per_image=study.evaluation.detections_per_image,
         resamples=study.evaluation.bootstrap_resamples,
+        protocols=paths.protocol_options,
         revision=SCORING_REVISION,
         annotations=untracked(of_split(paths.annotation_file)),
     message:
@@ -30,4 +32,5 @@ rule evaluate:
     shell:
         'exec "$PYTHON" -m lvis_rcnn.evaluate --annotations {params.annotations:q} --detections {input.detections}'
         " --detections-per-image {params.detections_per_image} --bootstrap {params.resamples} --processes {threads}"
+        " {params.protocols}"
         " --matches {output.matches} --out {output.metrics} --log {log}"
