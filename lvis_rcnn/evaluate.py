@@ -3,11 +3,11 @@
     python -m lvis_rcnn evaluate GT.json DETECTIONS
     python -m lvis_rcnn evaluate GT.json DETECTIONS --bootstrap 1000 --out metrics.json
 
-Prints the 13 metrics of each kind as the lvis package does, -1 where one is undefined. DETECTIONS is a folder of shards
-(see dataset.detections) or a results file as the LVIS server takes it: a list of {"image_id", "category_id", "score",
-"bbox": [x, y, w, h] and/or "segmentation": RLE or polygons}. Boxes are scored where results have a box, masks where
-results and annotations have a segmentation; --kinds asks for one of them. A mask is small, medium or large by its own
-area (the lvis package takes the area of the box where a result has both).
+Prints the 13 metrics of each kind as the lvis package does, -1 where one is undefined; with --log into that file alone.
+DETECTIONS is a folder of shards (see dataset.detections) or a results file as the LVIS server takes it: a list of
+{"image_id", "category_id", "score", "bbox": [x, y, w, h] and/or "segmentation": RLE or polygons}. Boxes are scored
+where results have a box, masks where results and annotations have a segmentation; --kinds asks for one of them. A mask
+is small, medium or large by its own area (the lvis package takes the area of the box where a result has both).
 
 With --coco-exhaustive GT.json is plain COCO: categories without annotations in an image are absent from it, those with
 a crowd region there are not exhaustive, and a category is rare, common or frequent by its images in this file (up to
@@ -174,11 +174,10 @@ def step(args: argparse.Namespace) -> None:
     if matches is not None:
         check_writable("--matches", matches, is_folder=False)
     metrics = evaluate(annotations, detections, scoring, matches, args.coco_exhaustive)
+    # Of a study it is the log that keeps them: the jobs of all runs share a terminal.
+    show = log.debug if args.log else print
     for line in table_lines(metrics):
-        if args.out is None:
-            print(line)
-        else:
-            log.info("%s", line)
+        show(line)
     if args.out is not None:
         write_json(args.out, metrics)
         log.info("wrote %s and %s", args.out, matches)

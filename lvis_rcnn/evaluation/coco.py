@@ -29,6 +29,7 @@ class CocoImage(msgspec.Struct, frozen=True, gc=False):
     id: Int64Number
     height: Int64Number
     width: Int64Number
+    coco_url: msgspec.Raw = msgspec.Raw(b"null")
     neg_category_ids: Any = None
 
 
@@ -86,6 +87,7 @@ def lvis_text(text: bytes, where: str) -> bytes:
                 image.width,
                 neg_category_ids=[number for number in ids if number not in present[image.id]],
                 not_exhaustive_category_ids=sorted(crowds[image.id]),
+                coco_url=image.coco_url,
             )
             for image in file.images
         ],

@@ -21,7 +21,9 @@ from tests.workflow.test_end_to_end import tiny_study
 PACKAGE = Path(lvis_rcnn.__file__).parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-BEGINNINGS = r"(?:snakemake|python3? -m|torchrun|tensorboard|lvis-rcnn|sbatch|git|cp|rm|bash|pytest|squeue|scontrol) "
+BEGINNINGS = (
+    r"(?:snakemake|python3? -m|torchrun|tensorboard|lvis-rcnn \w+|sbatch|git|cp|rm|bash|pytest|squeue|scontrol) "
+)
 
 # What the pages leave to their reader, in the order in which it is replaced.
 FILLED = {
