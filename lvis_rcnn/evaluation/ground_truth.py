@@ -37,7 +37,7 @@ class TruthImage(msgspec.Struct, frozen=True, gc=False):
     width: Int64Number
     neg_category_ids: list[Int64Number]
     not_exhaustive_category_ids: list[Int64Number]
-    coco_url: msgspec.Raw = msgspec.Raw(b"")
+    coco_url: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class TruthAnnotation(msgspec.Struct, frozen=True, gc=False):
