@@ -1,17 +1,19 @@
 """CPU time and memory of our scorer beside the ``lvis`` package, on a set of the size of LVIS v1 val.
 
-    python tests/benchmarks/score_and_lvis.py [--images 1981] [--kinds bbox segm] [--lvis] [--hotcoco PYTHON]
+    python tests/benchmarks/score_and_lvis.py [--images 1981] [--kinds bbox segm] [--lvis] [--rivals PYTHON]
 
 The set is drawn once and kept in the folder: 19,809 images (or the first of them), 1,203 long-tailed categories, about
 12 objects and 11 categories known to be absent in an image, 300 detections an image: 30 % near objects, some of another
 category, 25 % of categories that are known to be absent or present, the rest of any. Objects and masks are polygons of
 32 corners, as run lengths in the detections; the file for boxes has boxes only. Each figure comes from a process of its
 own: CPU is user and system time of the whole process, imports included, and memory its peak. Ours reads shards, then
-the results file; ``lvis`` reads the results file, as does hotcoco, a scorer in Rust. It is measured where --hotcoco
-names a Python that has it, since it is no dependency of this project:
+the results file; all others read the results file: ``lvis``, and three engines in Rust, one thread each. These are
+measured where --rivals names a Python that has them, since they are no dependencies of this project:
 
-    python3 -m venv hotcoco && hotcoco/bin/pip install "hotcoco==1.3.*"
-    python tests/benchmarks/score_and_lvis.py --hotcoco hotcoco/bin/python
+    python3 -m venv rivals && rivals/bin/pip install "hotcoco==1.3.*" "vernier==0.5.4" "ultrafast-pycocotools==0.1.14"
+    python tests/benchmarks/score_and_lvis.py --rivals rivals/bin/python
+
+vernier scores masks only where the results have boxes, too, so that it reads a file of its own with both.
 """
 
 import argparse
@@ -74,7 +76,15 @@ def draw(folder: Path, images: int, masks: bool) -> None:
                 write_waiting(folder / "shards", (image - 1) // IMAGES_A_SHARD, waiting)
                 waiting = []
         results.write("]")
+    if masks:
+        write_boxed(folder)
     (folder / "truth.json").write_text(json.dumps(truth))
+
+
+def write_boxed(folder: Path) -> None:
+    """The results of masks with a box in each."""
+    with (folder / "results.json").open() as masks, (folder / "boxed.json").open("w") as boxed:
+        boxed.write(masks.read().replace('"segmentation"', '"bbox": [0, 0, 1, 1], "segmentation"'))
 
 
 @dataclass
@@ -172,13 +182,13 @@ def write_waiting(shards: Path, number: int, waiting: list[DetectionSet]) -> Non
 def ours(folder: Path, kind: str, source: str) -> dict[str, Any]:
     """Our scorer; ``source`` is shards or results.json."""
     from lvis_rcnn.evaluation.average_precision import score
-    from lvis_rcnn.evaluation.ground_truth import parse_truth, read_annotations
+    from lvis_rcnn.evaluation.ground_truth import parse_truth
     from lvis_rcnn.evaluation.results import read_detections
 
     clock = time.process_time()
-    truth = parse_truth(read_annotations(folder / "truth.json"), "truth.json")
+    truth = parse_truth((folder / "truth.json").read_bytes(), "truth.json")
     read = time.process_time()
-    found = read_detections(folder / source, truth, with_masks=kind == "segm")
+    found = read_detections(folder / source, truth, (kind,))
     loaded = time.process_time()
     scores = score(truth, found, kind)
     spent = {"truth": read - clock, "detections": loaded - read, "scoring": time.process_time() - loaded}
@@ -196,32 +206,62 @@ def theirs(folder: Path, kind: str, _: str) -> dict[str, Any]:
     return {"metrics": {name: None if value == -1 else float(value) for name, value in judge.results.items()}}
 
 
-def peers(folder: Path, kind: str, _: str) -> dict[str, Any]:
-    """Hotcoco, in one thread."""
-    os.environ["RAYON_NUM_THREADS"] = "1"
+def hotcoco(folder: Path, kind: str, source: str) -> dict[str, Any]:
+    """Hotcoco."""
     import hotcoco
 
     truth = hotcoco.COCO(str(folder / "truth.json"))
-    judge = hotcoco.LVISeval(truth, truth.load_res(str(folder / "results.json")), kind)
+    judge = hotcoco.LVISeval(truth, truth.load_res(str(folder / source)), kind)
     judge.run()
     return {"metrics": dict(judge.get_results())}
 
+
+def vernier(folder: Path, kind: str, source: str) -> dict[str, Any]:
+    """vernier, whose documented interface takes no 300 detections an image."""
+    from vernier import _core
+
+    truth = _core.CocoDataset.from_lvis_json((folder / "truth.json").read_bytes())
+    options = {"parity_mode": "strict", "max_dets_per_image": 300, "use_cats": True, "num_threads": 1}
+    if kind == "segm":
+        options, source = {**options, "dt_area": "mask"}, "boxed.json"
+    grid = getattr(_core, f"evaluate_{kind}_grid")(truth, (folder / source).read_bytes(), **options)
+    return {"metrics": dict(zip(NAMES, grid.accumulate([300]).summarize_lvis(truth, [300]).stats, strict=True))}
+
+
+def ultrafast(folder: Path, kind: str, source: str) -> dict[str, Any]:
+    """ultrafast-pycocotools."""
+    from ultrafast_pycocotools import COCO, COCOeval
+
+    truth = COCO(str(folder / "truth.json"), verbose=False)
+    options = {"lvis_style": True, "print_function": lambda *_: None}
+    judge = COCOeval(truth, truth.loadRes(str(folder / source)), kind, **options)
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    return {"metrics": dict(zip(NAMES, map(float, judge.stats), strict=True))}
+
+
+# The order of lvis.
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR@300", "ARs@300", "ARm@300", "ARl@300")
 
 ENGINES: dict[str, tuple[Callable[[Path, str, str], dict[str, Any]], str]] = {
     "ours, shards": (ours, "shards"),
     "ours, JSON": (ours, "results.json"),
     "lvis, JSON": (theirs, "results.json"),
-    "hotcoco, JSON": (peers, "results.json"),
+    "hotcoco, JSON": (hotcoco, "results.json"),
+    "vernier, JSON": (vernier, "results.json"),
+    "ultrafast, JSON": (ultrafast, "results.json"),
 }
+RIVALS = tuple(ENGINES)[3:]
 
 
 def measure(folder: Path, kind: str, engine: str, python: str) -> dict[str, Any]:
     """One engine in a process of its own."""
     command = [python, __file__, "--folder", str(folder), "--kinds", kind, "--engine", engine]
-    environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")}
+    environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), "1")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        return {"failed": done.stderr.strip().splitlines()[-1]}
+        return {"failed": done.stderr.strip().splitlines()[-1], "cpu_s": float("inf")}
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -241,7 +281,8 @@ def main() -> None:
     )
     parser.add_argument("--kinds", nargs="+", default=["bbox", "segm"], choices=("bbox", "segm"))
     parser.add_argument("--lvis", action="store_true", help="measure lvis too: 1 CPU minute and 3 GB at a tenth")
-    parser.add_argument("--hotcoco", metavar="PYTHON", help="a Python that has hotcoco (default: it is skipped)")
+    parser.add_argument("--rivals", metavar="PYTHON", help="a Python that has the engines in Rust (default: skipped)")
+    parser.add_argument("--repeats", type=int, default=1, help="rounds in turn, of which the least CPU time counts")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "score_and_lvis")
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -253,21 +294,25 @@ def main() -> None:
         if not (folder / "truth.json").exists():
             (folder / "shards").mkdir(parents=True, exist_ok=True)
             draw(folder, args.images, kind == "segm")
-        pythons = dict.fromkeys(ENGINES, sys.executable) | {"hotcoco, JSON": args.hotcoco}
+        pythons = dict.fromkeys(ENGINES, sys.executable) | dict.fromkeys(RIVALS, args.rivals)
         if not args.lvis:
             del pythons["lvis, JSON"]
-        measured = {engine: measure(folder, kind, engine, python) for engine, python in pythons.items() if python}
+        rounds = [
+            {engine: measure(folder, kind, engine, python) for engine, python in pythons.items() if python}
+            for _ in range(args.repeats)
+        ]
+        measured = {name: min((one[name] for one in rounds), key=lambda found: found["cpu_s"]) for name in rounds[0]}
         reference = measured.get("lvis, JSON", measured["ours, shards"])
         for engine, found in measured.items():
             if "failed" in found:
-                print(f"{kind} {engine:<14} failed: {found['failed']}")
+                print(f"{kind} {engine:<15} failed: {found['failed']}")
                 continue
             same = "same" if found["metrics"] == reference["metrics"] else "OTHER METRICS"
             less = [reference[name] / found[name] for name in ("cpu_s", "peak_gb")]
             times = f"{less[0]:6.1f} x less CPU, {less[1]:5.1f} x less memory"
             spent = found.get("spent", "")
             print(
-                f"{kind} {engine:<14} {found['cpu_s']:7.2f} CPU s, {found['peak_gb']:6.2f} GB, {times}, {same} {spent}"
+                f"{kind} {engine:<15} {found['cpu_s']:7.2f} CPU s, {found['peak_gb']:6.2f} GB, {times}, {same} {spent}"
             )
 
 

@@ -140,10 +140,7 @@ def test_a_log_may_be_a_folder_and_its_lines_without_a_time(tmp_path):
         ({"clock": "CPU time", "cores": 64, "other_cores": 3.0, "cpu_per_wall": 1.0}, ""),
         ({"clock": "CPU time", "cores": 64, "other_cores": None, "cpu_per_wall": 0.89}, "had a core for 89 % of"),
         ({"clock": "wall time", "cores": 64, "other_cores": 0.0, "cpu_per_wall": 0.5}, ""),  # it waits for a GPU
-        (
-            {"clock": "wall time", "cores": 64, "other_cores": 9.9, "cpu_per_wall": 1.0},
-            "others",
-        ),
+        ({"clock": "wall time", "cores": 64, "other_cores": 9.9, "cpu_per_wall": 1.0}, "processes used 9.9 of"),
     ],
 )
 def test_other_work_is_what_takes_a_twentieth_of_the_cores_or_a_tenth_of_the_time(speed, says):

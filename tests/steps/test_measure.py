@@ -14,8 +14,10 @@ from lvis_rcnn.config.study import load_study_for_step, settings_digest
 from lvis_rcnn.dataloader import batches
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataset.store import open_store
+from lvis_rcnn.runs.records import other_work
 from lvis_rcnn.system.files import sha256_of_file
 from tests.conftest import REPOSITORY
+from tests.helpers.busy import busy_cores
 from tests.helpers.tiny_run import make_data, tiny_study, write_tiny_study
 
 SHORT = {"measure": {"training_steps": 1, "images": 2}, "inference": {"masks": "scored"}}
@@ -97,6 +99,14 @@ def test_a_row_that_was_trained_elsewhere_has_a_speed_only(drawn, model_path, tm
     record = measured(monkeypatch, drawn, model_path, tmp_path, training=False)
     assert record["training"] is None
     assert record["inference"]["fps"] > 0
+
+
+@pytest.mark.slow
+def test_a_measurement_beside_busy_processes_is_marked(drawn, model_path, tmp_path, monkeypatch, capsys):
+    with busy_cores():
+        record = measured(monkeypatch, drawn, model_path, tmp_path, training=False)
+    assert other_work(record["inference"])
+    assert "the table will not show this speed, since other work ran" in capsys.readouterr().err
 
 
 def test_a_study_that_trains_nothing_can_be_measured():

@@ -43,7 +43,7 @@ def study(**sections):
     values["schedule"].update(steps=300, images_per_step=4)
     values["sampling"].update(oversample_threshold=0.05)
     for section, changes in sections.items():
-        values[section].update(changes)
+        values.setdefault(section, {}).update(changes)
     return check_study(values, "study.yaml")
 
 

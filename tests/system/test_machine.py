@@ -2,8 +2,6 @@
 
 import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 from lvis_rcnn.runs.attempts import begin_attempt, cost_of, end_attempt, read_attempts
 from lvis_rcnn.system.files import write_json
 from lvis_rcnn.system.machine import Allocation, allocation, cpu_s_of_others
+from tests.helpers.busy import busy_cores
 
 SHOWN = (
     "JobId=7 JobName=lvis SubmitTime=2026-11-25T10:00:00 EligibleTime=2026-11-25T10:00:30 "
@@ -103,24 +102,13 @@ def test_cpu_time_of_others_is_that_of_all_cores_less_that_of_this_process_and_i
 
 
 @pytest.mark.slow
-def test_a_busy_process_beside_this_one_counts_and_work_of_this_one_does_not() -> None:
-    def cores_of_others() -> float:
-        before, began = cpu_s_of_others(), time.perf_counter()
+def test_busy_processes_beside_this_one_count_and_work_of_this_one_does_not() -> None:
+    # Together with this process, they and whatever else runs keep all cores busy.
+    with busy_cores() as cores:
+        before, own, began = cpu_s_of_others(), time.process_time(), time.perf_counter()
         while time.perf_counter() < began + 1.5:
-            pass  # one core, which is not of others
-        after = cpu_s_of_others()
-        assert before is not None
-        assert after is not None
-        return (after - before) / (time.perf_counter() - began)
-
-    cores = os.cpu_count() or 1
-    assert -0.1 < cores_of_others() < cores - 0.2
-    # One process for each core: together with this one, all cores are busy, most of them with others.
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
-    try:
-        time.sleep(0.5)
-        assert 0.4 * cores < cores_of_others() < cores + 0.1
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
+            pass
+        after, own, elapsed = cpu_s_of_others(), time.process_time() - own, time.perf_counter() - began
+    assert before is not None
+    assert after is not None
+    assert 0.4 * cores < (after - before) / elapsed < cores - own / elapsed + 0.1
