@@ -13,6 +13,7 @@ what `evaluate --out` wrote, by its name.
 """
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
 from lvis_rcnn.config import MOST_RESAMPLES
@@ -21,7 +22,7 @@ from lvis_rcnn.evaluation.compare import ScoredRow, compare, row_pairs, scored_n
 from lvis_rcnn.evaluation.interface import annotations_of
 from lvis_rcnn.reporting.comparison import comparison_text
 from lvis_rcnn.reporting.html import text_page
-from lvis_rcnn.system.cli import add_number, add_output, log, run_step, step_parser
+from lvis_rcnn.system.cli import InputError, add_number, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import write_text
 
 
@@ -36,6 +37,8 @@ def pairs_of(args: argparse.Namespace) -> dict[str, tuple[ScoredRow, ScoredRow]]
 
 def step(args: argparse.Namespace) -> None:
     """Compare what the arguments name, and print or write the result."""
+    if args.plot and any(find_spec(module) is None for module in ("matplotlib", "pydantic", "yaml")):
+        raise InputError("--plot", "plots are not installed", fix="python -m pip install 'lvis-rcnn[train]'")
     names = [str(path) for path in (args.first, args.second, args.third) if path is not None][-2:]
     texts = []
     for name, (first, second) in pairs_of(args).items():

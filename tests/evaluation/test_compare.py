@@ -159,6 +159,15 @@ def test_two_results_files_are_compared_on_their_annotations(tmp_path, monkeypat
     assert printed(plain, *files[1:], "--coco-exhaustive").splitlines()[1] == f"B: {files[2]}"
 
 
+def test_plots_of_a_scorer_alone_are_refused_in_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["compare", "a", "b", "--plot", str(tmp_path / "plots")])
+    with pytest.raises(SystemExit, match="2"):
+        compare_module.main()
+    line = "error: --plot: plots are not installed; fix: python -m pip install 'lvis-rcnn[train]'\n"
+    assert capsys.readouterr().err == line
+
+
 def test_what_evaluate_writes_is_what_compare_takes(tmp_path, monkeypatch, capsys):
     folder = scored(tmp_path / "a", WORSE)
     files = [folder / "truth.json", folder / "results.json", write(tmp_path / "better.json", as_json(BETTER))]
