@@ -89,31 +89,21 @@ def score_detections(
     """
     truth = annotations.truth
     only = only_kind(scoring.kinds, truth, detection_set)
-    unknown = int((positions(truth.category_ids, detection_set.category_ids) < 0).sum())
-    if unknown:
-        log.info("%d detections of categories that the annotations do not have are left out", unknown)
     require_masks_for_boundaries(detection_set, scoring)
     subsets = {
         one.subset: images_of_subset(truth, one.subset, scoring.subset_files.get(one.subset))
         for one in (Protocol(), *scoring.protocols)
     }
-    every: dict[Protocol, dict[Kind, Scores]] = {one: {} for one in (Protocol(), *scoring.protocols)}
-    limits = scoring.detections_per_image, scoring.processes
-    for one, kind, of_kind in score_protocols(truth, detection_set, tuple(every), subsets, *limits):
-        every[one][kind] = of_kind
+    every = scores_by_protocol(truth, detection_set, scoring, subsets)
     scores = every.pop(Protocol())
     checked = check_officially(annotations, detection_set, scores, scoring)
-    kept = match_results(annotations, detection_set, scores, scoring)
-    others = {one: match_results(annotations, detection_set, found, scoring) for one, found in every.items()}
-    for one in others:
-        if one.subset:
-            ids = truth.image_ids[subsets[one.subset]].tobytes()
-            others[one] = replace(others[one], images_sha256=hashlib.sha256(ids).hexdigest())
-    kept = replace(kept, protocols={one.name: of_one for one, of_one in others.items()})
+    others = {one: match_results(annotations, detection_set, of_one, scoring) for one, of_one in every.items()}
     sections = {
-        one.name: protocol_section(one, truth, detection_set, subsets[one.subset], found, others[one], scoring)
-        for one, found in every.items()
+        one.name: protocol_section(one, truth, detection_set, subsets[one.subset], every[one], others[one], scoring)
+        for one in every
     }
+    named = {one.name: of_subset(kept, truth, one.subset, subsets[one.subset]) for one, kept in others.items()}
+    kept = replace(match_results(annotations, detection_set, scores, scoring), protocols=named)
     record: dict[str, Any] = {
         "format": "lvis_rcnn.metrics",
         "version": 1,
@@ -124,17 +114,45 @@ def score_detections(
         "protocol": protocol_line(annotations, scoring.detections_per_image, checked),
         "scorer": f"lvis_rcnn {__version__}",
         "official": checked,
-        "unknown_category_detections": unknown,
+        "unknown_category_detections": unknown_categories(truth, detection_set),
         **({"only": only} if only else {}),
         **what_was_scored(truth, detection_set, scores, kept),
         "versions": {name: version(name) for name in ("lvis", "pycocotools", "numpy") if is_installed(name)},
         "per_category": per_category(truth, scores),
-        "curves": {
-            kind: {"recall": RECALLS.round(2).tolist(), **mean_curves(scores[kind].precision, truth.frequencies)}
-            for kind in scores
-        },
+        "curves": all_curves(truth, scores),
     }
     return record, kept
+
+
+def scores_by_protocol(
+    truth: GroundTruth, detection_set: DetectionSet, scoring: Scoring, subsets: Mapping[str, Bool[np.ndarray, " n"]]
+) -> dict[Protocol, dict[Kind, Scores]]:
+    """The scores of each kind, by AP@300 first, then by the further protocols."""
+    every: dict[Protocol, dict[Kind, Scores]] = {one: {} for one in (Protocol(), *scoring.protocols)}
+    limits = scoring.detections_per_image, scoring.processes
+    for one, kind, of_kind in score_protocols(truth, detection_set, tuple(every), subsets, *limits):
+        every[one][kind] = of_kind
+    return every
+
+
+def of_subset(kept: MatchesFile, truth: GroundTruth, subset: str, inside: Bool[np.ndarray, " n"]) -> MatchesFile:
+    """The match results with the digest of the images that are ``inside``, where they are a subset."""
+    digest = hashlib.sha256(truth.image_ids[inside].tobytes()).hexdigest() if subset else ""
+    return replace(kept, images_sha256=digest)
+
+
+def unknown_categories(truth: GroundTruth, detection_set: DetectionSet) -> int:
+    """How many detections are of categories that the annotations do not have, which is logged."""
+    unknown = int((positions(truth.category_ids, detection_set.category_ids) < 0).sum())
+    if unknown:
+        log.info("%d detections of categories that the annotations do not have are left out", unknown)
+    return unknown
+
+
+def all_curves(truth: GroundTruth, scores: dict[Kind, Scores]) -> dict[Kind, Any]:
+    """The curves of each kind as metrics.json holds them."""
+    recall = RECALLS.round(2).tolist()
+    return {kind: {"recall": recall, **mean_curves(of.precision, truth.frequencies)} for kind, of in scores.items()}
 
 
 def require_masks_for_boundaries(detection_set: DetectionSet, scoring: Scoring) -> None:
