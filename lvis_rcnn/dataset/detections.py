@@ -228,12 +228,10 @@ def read_shards(folder: Path, with_masks: bool = True) -> Detections:
     return concatenate([read_shard(path, with_masks) for path in shards_of(folder)])
 
 
-def sha256_of_shards(path: Path) -> str:
-    """Hex SHA-256 of a results file, or over the SHA-256 of each shard of a folder, in order."""
-    if not path.is_dir():
-        return sha256_of_file(path)
+def sha256_of_shards(folder: Path) -> str:
+    """Hex SHA-256 over the SHA-256 of each shard of a folder, in order."""
     whole = hashlib.sha256()
-    for shard in shards_of(path):
+    for shard in shards_of(folder):
         whole.update(bytes.fromhex(sha256_of_file(shard)))
     return whole.hexdigest()
 

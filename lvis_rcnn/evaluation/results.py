@@ -6,7 +6,6 @@ polygons}. It is read a few megabytes at a time, so that never all of its record
 
 import hashlib
 import json
-import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -94,7 +93,7 @@ class DetectionSet:
     has_mask: Bool[np.ndarray, " d"] | None = None
     """Which detections have a mask; None where all do. See dataset.detections."""
     sha256: str = ""
-    """Of the results; empty where ``dataset.detections.sha256_of_shards`` can take it from the path."""
+    """Of the results file, as it was read; empty for shards."""
 
     def __len__(self) -> int:
         """Number of detections."""
@@ -170,9 +169,8 @@ def detections_of_file(path: Path, truth: GroundTruth, kinds: Sequence[Kind]) ->
         raise InputError(f"--detections {path}", "is one shard", allowed=CONTENT, fix=f"name its folder, {path.parent}")
     read = read_text(path, "--detections", CONTENT)
     columns = columns_of(json_of(read, str(path)), str(path), truth, kinds)
-    # A pipe cannot be read a second time.
-    digest = "" if isinstance(read, mmap.mmap) else hashlib.sha256(read).hexdigest()
-    return replace(columns.detections(), sha256=digest)
+    # Of what was read: a file may be another a moment later, and a pipe cannot be read twice.
+    return replace(columns.detections(), sha256=hashlib.sha256(read).hexdigest())
 
 
 def columns_of(text: Text, where: str, truth: GroundTruth, kinds: Sequence[Kind]) -> "Columns":
