@@ -2,8 +2,8 @@
 
 What is estimated is the **mean** of a metric over sets of as many images from the same source, for the same categories:
 of a single run for the same weights, of a row of three seeds or more also over seeds. It is neither the metric of one
-other set, whose interval would be 1.4 times as wide, nor that of many more images: AP of few images is biased upwards,
-and so is its mean over sets of few images.
+other set, whose interval would be wider (of one run 1.4 times), nor that of many more images: AP of few images is
+biased upwards, and so is its mean over sets of few images.
 
 The interval is estimate ± t · standard error, so that it holds the estimate always. The variance from images is that of
 resamples (:mod:`bootstrap`). With ``n`` seeds it is that of the resampled mean, which also holds what images add to the
@@ -33,8 +33,8 @@ METHOD = "estimate ± t · standard deviation of bootstrap resamples of the imag
 IMAGE_DF = 20.0
 """Degrees of freedom of the standard deviation of resamples.
 
-AP of rare categories rests on few images, so that its standard error is itself uncertain: with the normal
-distribution's 1.96 in place of 2.09 intervals are too narrow (tests/benchmarks/bootstrap_coverage.py).
+An allowance, and no result of theory: AP of rare categories rests on few images, so that its standard error is itself
+uncertain, and 1.96, the normal distribution's, would be too small. tests/benchmarks/bootstrap_coverage.py measures it.
 """
 
 FEWEST_RESAMPLES = 200
@@ -73,7 +73,7 @@ class Estimate:
 
     @property
     def p(self) -> float:
-        """Two-sided p value of the hypothesis that the mean is 0; below 0.05 where the interval excludes 0."""
+        """Two-sided, uncorrected p value of the mean being 0; below 0.05 where the interval excludes 0."""
         return 2 * t_tail(abs(self.value) / self.error, self.df)
 
 
@@ -104,11 +104,10 @@ def t_quantile(level: float, df: float) -> float:
 def estimates(row: Sampled, minus: Sampled | None = None) -> dict[str, Estimate | None]:
     """Each metric's mean over the runs of a row, or how much it exceeds that of another row, ``minus``.
 
-    The degrees of freedom are Satterthwaite's (1946): those of the images' part and of the seeds' parts, each by its
-    share of the variance. Two rows of as many seeds have one variance between seeds, as in Student's test of two
-    samples, which for samples of one size hardly needs equal variances; otherwise each has its own, as in Welch's. None
-    where the metric is undefined in a run, no resample differs from another, too few resamples define it, or a row has
-    two seeds.
+    The degrees of freedom are Satterthwaite's (1946): those of the variance from images and of the variances between
+    seeds, each by its share. Each row has its own variance between seeds, as in Welch's test: with a common one p is
+    below 0.05 in up to 11 % of equal rows of three seeds, where one of them varies much more. None where the metric is
+    undefined in a run, no resample differs from another, too few resamples define it, or a row has two seeds.
     """
     rows = [row] if minus is None else [row, minus]
     resamples = min(one.samples.shape[1] for one in rows)
@@ -116,14 +115,13 @@ def estimates(row: Sampled, minus: Sampled | None = None) -> dict[str, Estimate 
     values, samples = (of[0] - of[1] if minus else of[0] for of in zip(*both, strict=True))
     of_images = variances(samples)
     total, spread = of_images, of_images**2 / IMAGE_DF
-    for n in {len(one.metrics) for one in rows}:
-        alike = [seed_variances(one) for one in rows if len(one.metrics) == n]
-        between, from_images = np.mean(alike, axis=0)
+    for one in rows:
+        n = len(one.metrics)
+        between, from_images = seed_variances(one)
         beyond_images = np.maximum(between - from_images, 0)
-        share = len(alike) / n
-        total = total + share * beyond_images
+        total = total + beyond_images / n
         # What is cut off at 0 varies less than the variance between seeds; this lies between the two (see docs).
-        spread = spread + (share * (between + beyond_images) / 2) ** 2 / (len(alike) * max(n - 1, 1))
+        spread = spread + ((between + beyond_images) / 2 / n) ** 2 / max(n - 1, 1)
     allowed = all(len(one.metrics) == 1 or len(one.metrics) >= FEWEST_SEEDS for one in rows)
     return {
         name: Estimate(float(value), math.sqrt(variance), variance**2 / fourth)

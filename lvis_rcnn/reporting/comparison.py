@@ -68,8 +68,9 @@ def metrics_text(found: Mapping[str, Difference], p_values: Mapping[str, float])
 
 
 def p_text(p: float) -> str:
-    """Two digits: more would change with the seed of the resamples."""
-    return "< 0.01" if p < 0.005 else f"{p:.2f}"
+    """Two digits, since more would change with the seed of the resamples; "0.05" is never less than that."""
+    rounded = "< 0.01" if p < 0.005 else f"{p:.2f}"
+    return "< 0.05" if rounded == "0.05" and p < 0.05 else rounded
 
 
 def with_spread(value: float | None, spread: float | None) -> str:

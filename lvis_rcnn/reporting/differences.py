@@ -71,9 +71,9 @@ def differences_line(rows: Sequence[Row]) -> str:
         of_better = shown.setdefault(f"{test.name.replace('_', ' ')}: {row_title(test.better)} over ", [])
         of_better.append(f"{row_title(test.worse)} (+{test.points:.1f})")
     texts = [better + ", ".join(worse) for better, worse in shown.items()]
-    text = f"Rows that differ ({how}): {'; '.join(texts)}." if texts else f"No two rows are shown to differ ({how})."
+    text = f"Shown to differ ({how}): {'; '.join(texts)}." if texts else f"No two rows are shown to differ ({how})."
     single = any(len(row.runs) == 1 and row.source != RESCORED for row in scored)
-    return text + (" One run a row: this is about these trained models, other seeds may differ." if single else "")
+    return text + (" A row of one run is that trained model alone: other seeds may differ." if single else "")
 
 
 def row_title(row: Row) -> str:

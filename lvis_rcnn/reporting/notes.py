@@ -50,7 +50,7 @@ def measured_line(rows: Sequence[Row]) -> str:
     if any(row.fps_quartiles for row in rows):
         parts.append("In parentheses behind Inf time: quartiles over the images.")
     if any(is_unranked(row, rows) for row in rows):
-        parts.append(f"{UNRANKED} = within the spread of another row: which of them is faster is not known.")
+        parts.append(f"{UNRANKED} = within the spread of another row: images differ more than these rows do.")
     if disturbed := [f"{row.title} ({row.other_work})" for row in rows if row.other_work]:
         parts.append(f"No Inf time where {OTHER_WORK} during the measurement: {', '.join(disturbed)}.")
         parts.append("To measure again, delete measure.json of the row and start Snakemake with nothing else running.")

@@ -16,7 +16,7 @@ from lvis_rcnn.evaluation.bootstrap import SEED, image_weights, resampling_of, w
 from lvis_rcnn.evaluation.compare import compare, corrected, paired, read_scored, row_pairs, scored_rows
 from lvis_rcnn.evaluation.scoring import Scoring
 from lvis_rcnn.evaluation.uncertainty import Sampled, t_quantile, t_tail
-from lvis_rcnn.reporting.comparison import comparison_text
+from lvis_rcnn.reporting.comparison import comparison_text, p_text
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import write_json
 from tests.conftest import run_snakemake, write_study
@@ -368,3 +368,8 @@ def test_the_workflow_compares_what_was_scored(tmp_path):
         *("comparison.txt", "comparison.html", "differences.png", "differences.svg"),
         *("category_differences.png", "category_differences.svg"),
     }
+
+
+def test_a_printed_p_says_on_which_side_of_five_percent_it_is():
+    printed = [p_text(p) for p in (0.0, 0.0049, 0.0449, 0.0496, 0.05, 0.0504, 1.0)]
+    assert printed == ["< 0.01", "< 0.01", "0.04", "< 0.05", "0.05", "0.05", "1.00"]

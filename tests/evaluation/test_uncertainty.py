@@ -37,6 +37,13 @@ def row(*metrics: float, deviation: float = 0.01) -> Sampled:
     return Sampled(values, np.stack([spread(deviation, metric) for metric in metrics]))
 
 
+def only_ap(*metrics: float) -> Sampled:
+    """As :func:`row`, of AP alone: the other twelve would say the same at twelve times the cost."""
+    whole = row(*metrics)
+    whole.metrics[:, 1:], whole.samples[:, :, 1:] = np.nan, np.nan
+    return whole
+
+
 @pytest.mark.parametrize(
     ("df", "quantile"),
     # Of printed tables: 97.5 %.
@@ -115,16 +122,24 @@ def test_seeds_add_what_images_do_not_explain():
     assert one.error == pytest.approx(math.sqrt(0.02**2 + of_seeds))
 
 
-def test_two_rows_have_one_variance_between_seeds_only_where_they_have_as_many():
-    three, other, five = (
-        row(*values) for values in ((0.19, 0.20, 0.21), (0.28, 0.30, 0.32), (0.3, 0.3, 0.3, 0.3, 0.4))
-    )
+def test_each_row_has_its_own_variance_between_seeds():
+    three, other, five = row(0.19, 0.20, 0.21), row(0.28, 0.30, 0.32), row(0.3, 0.3, 0.3, 0.3, 0.4)
     # The images move both rows alike, so that the seeds are all there is: variances 0.0001, 0.0004 and 0.002.
-    same, unlike = estimates(other, three)["AP"], estimates(five, three)["AP"]
-    assert (same.error, same.df) == (pytest.approx(math.sqrt(0.0005 / 3)), pytest.approx(4))
-    parts = np.array([0.002 / 5, 0.0001 / 3])
-    assert unlike.error == pytest.approx(math.sqrt(parts.sum()))
-    assert unlike.df == pytest.approx(parts.sum() ** 2 / (parts[0] ** 2 / 4 + parts[1] ** 2 / 2))
+    for first, variance, n in ((other, 0.0004, 3), (five, 0.002, 5)):
+        found, parts = estimates(first, three)["AP"], (variance / n, 0.0001 / 3)
+        assert found.error == pytest.approx(math.sqrt(sum(parts)))
+        assert found.df == pytest.approx(sum(parts) ** 2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / 2))
+
+
+def test_p_of_equal_rows_of_which_one_varies_more():
+    """Rows of three seeds that images move alike; the seeds of the first vary seven times as much."""
+    random, sets = np.random.default_rng(0), 500
+    few = 0
+    for _ in range(sets):
+        first, second = ((0.5 + random.normal(0, deviation, 3)).tolist() for deviation in (0.014, 0.002))
+        few += estimates(only_ap(*first), only_ap(*second))["AP"].p < 0.05
+    # Three standard errors above 5 %; a common variance gives 10 %.
+    assert few / sets < 0.08
 
 
 def test_what_images_add_to_the_variance_between_seeds_is_counted_once():

@@ -544,9 +544,7 @@ def test_bold_is_what_is_shown_to_be_better_than_every_other_row(tmp_path):
     # All metrics are equal here: AP of common categories is not tested, so nothing is shown of it.
     assert [("**" in row["APr"], "**" in row["APc"]) for row in rows] == [(False, False), (True, False), (False, False)]
     page = (tmp_path / "table.md").read_text()
-    assert (
-        "Rows that differ (paired test over the same images, p &lt; 0.05 after Holm's correction for 9 tests)" in page
-    )
+    assert "Shown to differ (paired test over the same images, p &lt; 0.05 after Holm's correction for 9 tests)" in page
     assert "box AP: R-101-FPN over X-101-32x4d-FPN (+1.1), R-50-FPN (+1.0);" in page
     assert "R-50-FPN over" not in page
     assert "other seeds may differ" in page
