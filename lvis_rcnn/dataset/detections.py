@@ -87,12 +87,19 @@ def no_detections() -> Detections:
 def pack_rles(
     rles: Sequence[dict[str, Any]],
 ) -> tuple[Int32[np.ndarray, "d 2"], Int64[np.ndarray, " d+1"], UInt8[np.ndarray, " bytes"], Bool[np.ndarray, " d"]]:
-    """Masks as ``pycocotools.mask.encode`` returns them become the last four fields of :class:`Detections`."""
-    sizes = np.array([rle["size"] for rle in rles], np.int32).reshape(-1, 2)
+    """Masks as ``pycocotools.mask.encode`` returns them become the last four fields of :class:`Detections`.
+
+    Raises:
+        ValueError: a size is not two whole numbers from 0 of 31 bits.
+    """
+    sizes = np.array([rle["size"] for rle in rles] or np.zeros((0, 2), np.int32))
+    # Before they become 32 bits wide, where NumPy wraps larger numbers and drops fractions.
+    if sizes.shape != (len(rles), 2) or sizes.dtype.kind not in "iu" or ((sizes < 0) | (sizes >= 2**31)).any():
+        raise ValueError("the size of a mask is no height and width")
     offsets = np.zeros(len(rles) + 1, np.int64)
     np.cumsum([len(rle["counts"]) for rle in rles], out=offsets[1:])
     counts = np.frombuffer(b"".join(rle["counts"] for rle in rles), np.uint8)
-    return sizes, offsets, counts, np.ones(len(rles), bool)
+    return sizes.astype(np.int32), offsets, counts, np.ones(len(rles), bool)
 
 
 def concatenate(parts: Sequence[Detections]) -> Detections:

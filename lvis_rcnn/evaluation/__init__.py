@@ -17,6 +17,7 @@ uncertainty        standard errors, intervals and p values, from resamples and s
 compare            paired tests of runs and rows
 official           the lvis package as reference
 scoring            all of that for a set of detections: metrics.json
+arrays             detections that are given as arrays
 interface          the same from Python, for files, dictionaries and arrays
 lvis_api           classes that are called as those of the lvis package
 """

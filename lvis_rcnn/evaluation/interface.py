@@ -10,7 +10,7 @@ Classes that are called as those of the ``lvis`` package are in :mod:`lvis_rcnn.
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from lvis_rcnn.dataset.detections import pack_rles, sha256_of_shards
+from lvis_rcnn.dataset.detections import sha256_of_shards
 from lvis_rcnn.dataset.json_text import read_text
+from lvis_rcnn.evaluation.arrays import AS_ARRAY, AS_COLUMNS, columns_of_array, compressed_masks, of_columns
 from lvis_rcnn.evaluation.coco import RULES, lvis_text
 from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth
 from lvis_rcnn.evaluation.masks import Masks
@@ -36,14 +37,13 @@ from lvis_rcnn.evaluation.scoring import Annotations, Scoring, score_detections
 from lvis_rcnn.system.cli import InputError
 
 AnyAnnotations = str | os.PathLike[str] | Mapping[str, Any]
-AnyDetections = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | np.ndarray
+AnyDetections = str | os.PathLike[str] | Iterable[Mapping[str, Any]] | Mapping[str, Any] | np.ndarray
 
 # Dictionaries that become records at a time.
 RECORDS_AT_ONCE = 1 << 14
 
-COLUMNS = ("image_id", "category_id", "score")
-AS_COLUMNS = f"a dictionary of arrays: {', '.join(COLUMNS)}, bbox [d, 4] and/or segmentation (a list of RLE)"
-AS_ARRAY = "an array [d, 7] of image_id, x, y, width, height, score, category_id"
+AS_ANNOTATIONS = "the path of an LVIS annotation file (JSON), or the dictionary that it holds"
+AS_DETECTIONS = f"a path; a list of dictionaries, as in an LVIS results file; {AS_COLUMNS}; {AS_ARRAY}"
 
 
 def evaluate(
@@ -59,9 +59,9 @@ def evaluate(
         ground_truth: LVIS annotations: a path, or what its JSON holds.
         detections: a results file or a folder of shards, by its path; a list of dictionaries as such a file holds
             them, whose RLE may be those of pycocotools and whose numbers may be NumPy's; a dictionary of arrays
-            image_id, category_id, score, bbox [d, 4] and segmentation (a list of compressed RLE), of which one of the
-            last two may be missing; or an array [d, 7] as pycocotools takes it: image_id, x, y, width, height, score,
-            category_id. Boxes are x, y, width, height in pixels.
+            image_id, category_id, score, bbox [d, 4] and segmentation (a list of RLE or polygons), of which one of
+            the last two may be missing; or an array [d, 7] as pycocotools takes it: image_id, x, y, width, height,
+            score, category_id. Boxes are x, y, width, height in pixels.
         scoring: how they are scored; by default both kinds, 300 detections of an image, no intervals.
         coco_exhaustive: take plain COCO annotations (:mod:`lvis_rcnn.evaluation.coco`).
 
@@ -84,7 +84,7 @@ def annotations_of(ground_truth: AnyAnnotations, coco_exhaustive: bool = False) 
     if isinstance(ground_truth, Mapping):
         text, where = json_text(ground_truth), "annotations"
     else:
-        path = Path(ground_truth)
+        path = path_of(ground_truth)
         text, where = bytes(read_text(path, "--annotations", "an LVIS annotation file (JSON)")), str(path)
     sha256 = hashlib.sha256(text).hexdigest()
     if coco_exhaustive:
@@ -92,12 +92,64 @@ def annotations_of(ground_truth: AnyAnnotations, coco_exhaustive: bool = False) 
     return Annotations(parse_truth(text, where), text, sha256, RULES if coco_exhaustive else "")
 
 
-def json_text(dataset: Mapping[str, Any]) -> bytes:
-    """Annotations as text; their numbers may be NumPy's, and run lengths the bytes of pycocotools."""
-    annotations = [
-        plain(one) if isinstance(one.get("segmentation"), Mapping) else one for one in dataset.get("annotations", ())
-    ]
-    return msgspec.json.encode({**dataset, "annotations": annotations}, enc_hook=lambda value: value.tolist())
+def path_of(ground_truth: Any) -> Path:
+    """The path of an annotation file; InputError for what is none."""
+    if not isinstance(ground_truth, str | os.PathLike):
+        raise InputError("annotations", f"is {type(ground_truth).__name__}", allowed=AS_ANNOTATIONS)
+    return Path(ground_truth)
+
+
+def json_text(dataset: Mapping[str, Any], where: str = "annotations") -> bytes:
+    """Annotations as text; their numbers may be NumPy's, and run lengths the bytes of pycocotools.
+
+    Raises:
+        InputError: something in them is nothing that JSON has, or a mark is NaN, which JSON would drop.
+    """
+    records = dataset.get("annotations")
+    try:
+        if isinstance(records, list | tuple):
+            refuse_nan(records, where)
+            dataset = {**dataset, "annotations": [with_plain_mask(one) for one in records]}
+        return msgspec.json.encode({**dataset}, enc_hook=as_list)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise InputError(where, f"not to be written as JSON: {error}", allowed=AS_ANNOTATIONS) from None
+
+
+def with_plain_mask(record: Any) -> Any:
+    """An annotation whose run-length mask, if it has one, is as JSON has it."""
+    return plain(record) if isinstance(record, Mapping) and isinstance(record.get("segmentation"), Mapping) else record
+
+
+def as_list(value: Any) -> Any:
+    """An array or a number of NumPy or torch as JSON has it; TypeError for anything else."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"it holds {type(value).__name__}")
+    return value.tolist()
+
+
+def refuse_nan(records: Sequence[Any], where: str) -> None:
+    """Raise InputError for a mark of an annotation that is not finite: as JSON it would be null, and so no mark."""
+    for place, record in enumerate(records):
+        for name in ("ignore", "iscrowd") if isinstance(record, Mapping) else ():
+            value = record.get(name)
+            if isinstance(value, float | np.floating) and not np.isfinite(value):
+                raise InputError(f"{where}: annotations[{place}]", f"{name} is {value}", allowed="0 or 1")
+
+
+def held(detections: Any) -> Any:
+    """Detections that can be read more than once: a list in place of a generator or another iterable.
+
+    Raises:
+        InputError: they are nothing that :func:`evaluate` takes.
+    """
+    if isinstance(detections, str | os.PathLike | np.ndarray | Mapping | list):
+        return detections
+    if hasattr(detections, "to_dict"):
+        fix = 'give its to_dict("records"), or its to_dict("list")'
+        raise InputError("detections", f"is a {type(detections).__name__}", allowed=AS_DETECTIONS, fix=fix)
+    if not isinstance(detections, Iterable):
+        raise InputError("detections", f"is {type(detections).__name__}", allowed=AS_DETECTIONS)
+    return list(detections)
 
 
 def any_detections(detections: AnyDetections, truth: GroundTruth, kinds: Sequence[Kind]) -> DetectionSet:
@@ -107,20 +159,46 @@ def any_detections(detections: AnyDetections, truth: GroundTruth, kinds: Sequenc
         found = read_detections(path, truth, kinds)
         return found if found.sha256 else replace(found, sha256=sha256_of_shards(path))
     if isinstance(detections, np.ndarray):
-        found = of_columns(columns_of_array(detections), kinds)
-    elif isinstance(detections, Mapping):
+        detections = columns_of_array(detections)
+    if isinstance(detections, Mapping):
         found = of_columns(detections, kinds)
+        if detections.get("segmentation") is not None and "segm" in kinds:
+            found = replace(found, masks=masks_of(detections["segmentation"], found, truth))
     else:
-        found = of_records(detections, truth, kinds)
+        found = of_records(held(detections), truth, kinds)
     check_detections(found, truth)
     return found
+
+
+def masks_of(column: Any, found: DetectionSet, truth: GroundTruth) -> Masks:
+    """The masks of detections that are arrays: compressed run lengths, or anything that a results file may hold.
+
+    Raises:
+        InputError: not one for each detection, or one is no mask.
+    """
+    masks = list(column) if isinstance(column, Iterable) else []
+    if len(masks) != len(found):
+        raise InputError("detections", f"{len(masks)} masks of {len(found)}", allowed=AS_COLUMNS)
+    compressed = compressed_masks(masks)
+    if compressed is not None:
+        return compressed
+    ids = zip(found.image_ids.tolist(), found.category_ids.tolist(), masks, strict=True)
+    records = [{"image_id": image, "category_id": of, "score": 0.0, "segmentation": one} for image, of, one in ids]
+    read = of_records(records, truth, ("segm",)).masks
+    assert read is not None
+    return read
 
 
 def of_records(records: Sequence[Mapping[str, Any]], truth: GroundTruth, kinds: Sequence[Kind]) -> DetectionSet:
     """Detections that are dictionaries."""
     columns = Columns("detections", truth, kinds)
     for start in range(0, len(records), RECORDS_AT_ONCE):
-        columns.add(results_of(records[start : start + RECORDS_AT_ONCE], start))
+        results = results_of(records[start : start + RECORDS_AT_ONCE], start)
+        try:
+            columns.add(results)
+        except OverflowError:
+            what = "a mask with a number beyond 64 bits"
+            raise InputError(f"detections: results {start} to {start + len(results) - 1}", what) from None
     return columns.detections()
 
 
@@ -128,68 +206,25 @@ def results_of(records: Sequence[Mapping[str, Any]], start: int) -> list[Result]
     """Checked records; ``start`` is the place of the first. InputError for one that is no detection."""
     try:
         return msgspec.convert(records, list[Result])
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, OverflowError):
         checked = []
     for place, record in enumerate(records, start):
         try:
             checked.append(msgspec.convert(plain(record), Result))
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, OverflowError) as error:
             allowed = "image_id, category_id, score, bbox and/or segmentation, as in an LVIS results file"
             raise InputError(f"detections: result {place}", str(error), allowed=allowed) from None
     return checked
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it, of NumPy, torch or pycocotools."""
+    """A value as JSON has it, of NumPy, torch, pandas (which writes ids as 1.0) or pycocotools."""
+    value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     if isinstance(value, bytes):
         return value.decode("latin-1")
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def columns_of_array(array: np.ndarray) -> dict[str, np.ndarray]:
-    """The columns of an array as ``COCO.loadRes`` of pycocotools takes it."""
-    if array.ndim != 2 or array.shape[1] != 7:
-        raise InputError("detections", f"is an array {list(array.shape)}", allowed=AS_ARRAY)
-    return {"image_id": array[:, 0], "bbox": array[:, 1:5], "score": array[:, 5], "category_id": array[:, 6]}
-
-
-def of_columns(columns: Mapping[str, Any], kinds: Sequence[Kind]) -> DetectionSet:
-    """Detections that are arrays.
-
-    Raises:
-        InputError: an array is missing or of another shape, or an id is no whole number.
-    """
-    given = {name: values for name, values in columns.items() if values is not None}
-    if lacking := [name for name in COLUMNS if name not in given]:
-        raise InputError("detections", f"no {' and no '.join(lacking)}", allowed=AS_COLUMNS)
-    rles = given.pop("segmentation", None)
-    arrays = {name: np.asarray(given[name]) for name in (*COLUMNS, "bbox") if name in given}
-    for name, values in arrays.items():
-        wanted = (len(arrays["score"]), 4) if name == "bbox" else (len(arrays["score"]),)
-        if values.shape != wanted:
-            raise InputError("detections", f"{name} is {list(values.shape)}", allowed=f"{list(wanted)}")
-        if name.endswith("id") and (values != values.astype(np.int64)).any():
-            raise InputError("detections", f"{name} is {values.dtype}", allowed="whole numbers")
-    if (rles is None and "bbox" not in arrays) or (rles is not None and len(rles) != len(arrays["score"])):
-        what = "neither bbox nor segmentation" if rles is None else f"{len(rles)} masks of {len(arrays['score'])}"
-        raise InputError("detections", what, allowed=AS_COLUMNS)
-    return DetectionSet(
-        where="detections",
-        image_ids=arrays["image_id"].astype(np.int64),
-        category_ids=arrays["category_id"].astype(np.int64),
-        scores=arrays["score"].astype(np.float32 if arrays["score"].dtype == np.float32 else np.float64),
-        boxes_xywh=arrays["bbox"].astype(np.float64) if "bbox" in arrays and "bbox" in kinds else None,
-        masks=masks_of(rles) if rles is not None and "segm" in kinds else None,
-    )
-
-
-def masks_of(rles: Sequence[Mapping[str, Any]]) -> Masks:
-    """Compressed run-length masks, whose text may be ``bytes`` or ``str``."""
-    texts = [one["counts"].encode() if isinstance(one["counts"], str) else one["counts"] for one in rles]
-    packed = [{"size": one["size"], "counts": text} for one, text in zip(rles, texts, strict=True)]
-    sizes, offsets, counts, _ = pack_rles(packed)
-    return Masks(sizes.astype(np.int64), offsets, counts)
+    # As the reader of files: a larger number may stand for another one.
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value

@@ -6,6 +6,9 @@ The numbers are those of ``lvis`` 0.5.3 to the last bit, and so are ``eval["prec
 there, a mask is small, medium or large by the area of its box where results have both, and ``max_dets`` of ``params``
 is only a label.
 
+Areas of boxes are computed in float64. What is changed in the lists and records of ``dataset`` of the annotations is
+scored; a record that is added to or removed from ``anns``, ``imgs``, ``cats`` or the maps alone is not.
+
 What differs: an empty list of results has AP 0 in place of an IndexError; what ``lvis`` would misread is an InputError
 (dataset.detections, evaluation.results); results that the caller owns are not changed; results that have only a box
 have no masks, and such that have only a mask no boxes. There is no ``eval_imgs``, no ``ious`` and no ``dt_pointers``.
@@ -15,6 +18,7 @@ Other thresholds, areas or ``use_cats = 0``, which 0.5.3 gets wrong, are refused
 import datetime
 import json
 import logging
+import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,12 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 from pycocotools import mask as coco_mask
 
 from lvis_rcnn.dataset.json_text import read_text
 from lvis_rcnn.evaluation.average_precision import AREA_RANGES_PX, FREQUENCIES, RECALLS, THRESHOLDS, metrics, score
 from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth
-from lvis_rcnn.evaluation.interface import any_detections, json_text
+from lvis_rcnn.evaluation.interface import AnyDetections, any_detections, held, json_text, path_of
 from lvis_rcnn.evaluation.results import ALL_KINDS, DetectionSet, Kind
 from lvis_rcnn.evaluation.subsets import only_objects
 from lvis_rcnn.system.cli import InputError
@@ -43,7 +48,7 @@ class LVIS:
         """Read a file; InputError where there is none."""
         self.logger = logging.getLogger(__name__)
         self._where = str(annotation_path)
-        self._text = bytes(read_text(Path(annotation_path), "annotations", "an LVIS annotation file (JSON)"))
+        self._text = bytes(read_text(path_of(annotation_path), "annotations", "an LVIS annotation file (JSON)"))
 
     @cached_property
     def dataset(self) -> dict[str, Any]:
@@ -138,7 +143,9 @@ class LVIS:
 
     def ground_truth(self) -> GroundTruth:
         """What is scored: the file, or ``dataset`` where a program has asked for it and may have changed it."""
-        return parse_truth(json_text(self.dataset), self._where) if "dataset" in vars(self) else self._of_file
+        return (
+            parse_truth(json_text(self.dataset, self._where), self._where) if "dataset" in vars(self) else self._of_file
+        )
 
     @cached_property
     def _of_file(self) -> GroundTruth:
@@ -153,17 +160,21 @@ def loaded(records: Mapping[int, Record], ids: Iterable[int] | None) -> list[Rec
 class LVISResults(LVIS):
     """Detections on an annotation file, of which the best ``max_dets`` of an image count."""
 
-    def __init__(self, lvis_gt: LVIS | str, results: str | Sequence[Record], max_dets: int = 300) -> None:
+    def __init__(self, lvis_gt: LVIS | str | Path, results: AnyDetections, max_dets: int = 300) -> None:
         """Keep what is to be scored; it is read and checked by :meth:`LVISEval.evaluate`.
 
         Args:
             lvis_gt: the annotations, or the path of their file.
-            results: path of a results file, or what it holds.
+            results: path of a results file, what it holds, or all else that :func:`interface.evaluate` takes.
             max_dets: at most so many detections of an image count; all where it is negative.
+
+        Raises:
+            InputError: ``results`` are no detections.
         """
         self.logger = logging.getLogger(__name__)
         self.lvis_gt = lvis_gt if isinstance(lvis_gt, LVIS) else LVIS(lvis_gt)
-        self.results, self.max_dets = results, max_dets
+        self.results: Any = held(results)
+        self.max_dets = max_dets
 
     @property
     def most_of_an_image(self) -> int:
@@ -173,7 +184,11 @@ class LVISResults(LVIS):
     @cached_property
     def dataset(self) -> dict[str, Any]:
         """The annotations' images and categories, and the detections that count, each with an id and an area."""
-        results = json.loads(Path(self.results).read_bytes()) if isinstance(self.results, str) else self.results
+        results, content = self.results, "an LVIS results file (JSON), or a list of what it holds"
+        if isinstance(results, str | os.PathLike):
+            results = json.loads(bytes(read_text(Path(results), "results", content)))
+        if not isinstance(results, list):
+            raise InputError("results", f"is {type(results).__name__}, which holds no records", allowed=content)
         of_images: defaultdict[int, list[Record]] = defaultdict(list)
         for record in results:
             of_images[record["image_id"]].append(record)
@@ -220,6 +235,8 @@ class Params:
 
     def check(self) -> None:
         """InputError where something is set to what the protocol of LVIS is not."""
+        if self.iou_type not in ALL_KINDS:
+            raise InputError("params.iou_type", f"is {self.iou_type!r:.40}", allowed=" or ".join(ALL_KINDS))
         usual = Params(self.iou_type)
         for name in ("iou_thrs", "rec_thrs", "area_rng", "area_rng_lbl", "use_cats", "img_count_lbl"):
             if not np.array_equal(getattr(self, name), getattr(usual, name)):
@@ -231,13 +248,12 @@ class LVISEval:
     """Scores detections: ``evaluate``, ``accumulate``, ``summarize``, or all of them by ``run``."""
 
     def __init__(
-        self, lvis_gt: LVIS | str, lvis_dt: LVISResults | str | Sequence[Record], iou_type: str = "segm"
+        self, lvis_gt: LVIS | str | Path, lvis_dt: LVISResults | AnyDetections, iou_type: str = "segm"
     ) -> None:
         """Take annotations, detections, and what is scored: bbox or segm."""
         self.logger = logging.getLogger(__name__)
         if iou_type not in ALL_KINDS:
             raise ValueError(f"iou_type: {iou_type} is not supported.")
-        self._kind: Kind = "bbox" if iou_type == "bbox" else "segm"
         self.lvis_gt = lvis_gt if isinstance(lvis_gt, LVIS) else LVIS(lvis_gt)
         self.lvis_dt = lvis_dt if isinstance(lvis_dt, LVISResults) else LVISResults(self.lvis_gt, lvis_dt)
         self.params = Params(iou_type)
@@ -251,15 +267,17 @@ class LVISEval:
         """Match detections of ``params.img_ids`` and ``params.cat_ids``.
 
         Raises:
-            InputError: annotations or detections are not as the protocol needs them, or ``params`` differ from it.
+            InputError: annotations or detections are not as the protocol needs them, ``params`` differ from it, or
+                name an image or a category that the annotations do not have.
         """
         self.params.check()
         truth = self.lvis_gt.ground_truth()
-        kind = self._kind
+        kind: Kind = "bbox" if self.params.iou_type == "bbox" else "segm"
         detections = self.lvis_dt.detections(truth, kind)
         if kind not in detections.kinds:
             raise InputError(detections.where, f"no {kind}", fix=f"score {' or '.join(detections.kinds)}")
-        self.params.img_ids = np.unique(self.params.img_ids).tolist()
+        self.params.img_ids = np.unique(listed("img_ids", self.params.img_ids, truth.image_ids)).tolist()
+        self.params.cat_ids = listed("cat_ids", self.params.cat_ids, truth.category_ids)
         sizes_from_boxes = kind == "segm" and detections.boxes_xywh is not None
         self._scores = score(
             of_images(truth, self.params.img_ids),
@@ -309,6 +327,19 @@ class LVISEval:
     def get_results(self) -> OrderedDict[str, float]:
         """The metrics by their names; empty before ``summarize``."""
         return self.results
+
+
+def listed(name: str, ids: Any, known: Int64[np.ndarray, " k"]) -> list[int]:
+    """Ids of ``params`` as a list; InputError that names the first that the annotations do not have."""
+    of_file = {*known.tolist()}
+    try:
+        ids = list(ids)
+        unknown = [number for number in ids if number not in of_file]
+    except TypeError as error:
+        raise InputError(f"params.{name}", str(error), allowed="a list of ids of the annotations") from None
+    if unknown:
+        raise InputError(f"params.{name}", f"unknown id {unknown[0]!r:.40}", allowed="ids of the annotations")
+    return [int(number) for number in ids]
 
 
 def of_images(truth: GroundTruth, image_ids: Sequence[int]) -> GroundTruth:

@@ -4,17 +4,19 @@ What metrics.json holds is described in the step that writes it, ``lvis_rcnn eva
 """
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
 from lvis_rcnn import __version__
-from lvis_rcnn.config.protocols import Protocol
+from lvis_rcnn.config import MOST_RESAMPLES
+from lvis_rcnn.config.protocols import Protocol, protocols_by_name
 from lvis_rcnn.dataset.records import positions
 from lvis_rcnn.evaluation.average_precision import (
     RECALLS,
@@ -48,7 +50,7 @@ MOST_IMAGES_CHECKED = 5000
 
 @dataclass(frozen=True)
 class Scoring:
-    """How detections are scored."""
+    """How detections are scored; InputError for a value that is not allowed."""
 
     detections_per_image: int = 300
     """At most so many of an image count, the best over all categories together; 1 to 300."""
@@ -56,14 +58,59 @@ class Scoring:
     """Whether the lvis package is run as well; auto: up to 5,000 images."""
     resamples: int = 0
     """Number of resamples of the images, for intervals; 0 for none."""
-    protocols: Sequence[Protocol] = ()
-    """By which they are scored as well."""
-    subset_files: Mapping[str, Path] = field(default_factory=dict)
+    protocols: Sequence[Protocol | str] = ()
+    """By which they are scored as well, or their names, such as fixed (config.protocols)."""
+    subset_files: Mapping[str, str | os.PathLike[str]] = field(default_factory=dict)
     """File of the image ids of each subset of ``protocols`` but minival, by its name."""
     processes: int = 1
-    """Processes that compare masks, at least 1; the value does not depend on it."""
+    """Processes that compare masks, 1 to 256; the value does not depend on it."""
     kinds: Sequence[Kind] = ()
     """What is scored; empty for all that annotations and detections have."""
+
+    def __post_init__(self) -> None:
+        """Check all values; InputError names the first that is not allowed."""
+        for name, least, most in WHOLE_NUMBERS:
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise not_allowed(name, value, f"a whole number, {least:,} to {most:,}")
+        if self.official not in get_args(Official):
+            raise not_allowed("official", self.official, " or ".join(get_args(Official)))
+        if not is_list_of(self.kinds, [*KINDS]):
+            raise not_allowed("kinds", self.kinds, f"a list of {', '.join(KINDS)}")
+        known = known_protocols(self.subset_files)
+        if not is_list_of(self.protocols, [*known, *known.values()]):
+            raise not_allowed("protocols", self.protocols, f"a list of {', '.join(known)}")
+
+    @property
+    def further(self) -> tuple[Protocol, ...]:
+        """``protocols`` without names."""
+        known = known_protocols(self.subset_files)
+        return tuple(known[one] if isinstance(one, str) else one for one in self.protocols)
+
+
+# Those of the options of `lvis_rcnn evaluate`.
+WHOLE_NUMBERS = (("detections_per_image", 1, 300), ("resamples", 0, MOST_RESAMPLES), ("processes", 1, 256))
+
+
+def not_allowed(name: str, value: Any, allowed: str) -> InputError:
+    """The error for a field of :class:`Scoring`."""
+    return InputError(f"Scoring.{name}", f"is {value!r:.80}", allowed=allowed)
+
+
+def is_list_of(values: Any, allowed: Sequence[Any]) -> bool:
+    """Whether ``values`` is a list or a tuple of what is ``allowed``."""
+    return isinstance(values, list | tuple) and all(value in allowed for value in values)
+
+
+def known_protocols(subset_files: Any) -> dict[str, Protocol]:
+    """All protocols by their names, those of subsets too; InputError for a subset without a name or a path."""
+    paths = subset_files.items() if isinstance(subset_files, Mapping) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(path, str | os.PathLike) for name, path in paths):
+        raise not_allowed("subset_files", subset_files, "the path of a text file of image ids, by each subset's name")
+    try:
+        return protocols_by_name(subset_files)
+    except ValueError as error:
+        raise InputError("Scoring.subset_files", str(error)) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +137,9 @@ def score_detections(
     truth = annotations.truth
     only = only_kind(scoring.kinds, truth, detection_set)
     require_masks_for_boundaries(detection_set, scoring)
+    files = {name: Path(file) for name, file in scoring.subset_files.items()}
     subsets = {
-        one.subset: images_of_subset(truth, one.subset, scoring.subset_files.get(one.subset))
-        for one in (Protocol(), *scoring.protocols)
+        one.subset: images_of_subset(truth, one.subset, files.get(one.subset)) for one in (Protocol(), *scoring.further)
     }
     every = scores_by_protocol(truth, detection_set, scoring, subsets)
     scores = every.pop(Protocol())
@@ -128,7 +175,7 @@ def scores_by_protocol(
     truth: GroundTruth, detection_set: DetectionSet, scoring: Scoring, subsets: Mapping[str, Bool[np.ndarray, " n"]]
 ) -> dict[Protocol, dict[Kind, Scores]]:
     """The scores of each kind, by AP@300 first, then by the further protocols."""
-    every: dict[Protocol, dict[Kind, Scores]] = {one: {} for one in (Protocol(), *scoring.protocols)}
+    every: dict[Protocol, dict[Kind, Scores]] = {one: {} for one in (Protocol(), *scoring.further)}
     limits = scoring.detections_per_image, scoring.processes
     for one, kind, of_kind in score_protocols(truth, detection_set, tuple(every), subsets, *limits):
         every[one][kind] = of_kind
@@ -157,7 +204,7 @@ def all_curves(truth: GroundTruth, scores: dict[Kind, Scores]) -> dict[Kind, Any
 
 def require_masks_for_boundaries(detection_set: DetectionSet, scoring: Scoring) -> None:
     """Raise InputError where boundary AP is asked for and no mask is scored."""
-    if "segm" not in detection_set.kinds and any(one.is_boundary for one in scoring.protocols):
+    if "segm" not in detection_set.kinds and any(one.is_boundary for one in scoring.further):
         what = "masks are not scored, and boundary AP is of masks"
         raise InputError(detection_set.where, what, fix="score masks, or leave boundary AP out")
 
@@ -183,12 +230,15 @@ def only_kind(asked: Sequence[Kind], truth: GroundTruth, detection_set: Detectio
     """The one kind that is scored, and why not both; empty where both are.
 
     Raises:
-        InputError: the detections lack a kind that was asked for.
+        InputError: the detections lack a kind that was asked for, or have none that the annotations have.
     """
     lacking = set(asked) - set(detection_set.kinds)
     if lacking:
         what = f"the detections have no {' and no '.join(sorted(KINDS[kind] for kind in lacking))}"
         raise InputError(detection_set.where, what, fix="ask for another kind: --kinds")
+    if not detection_set.kinds:
+        what, fix = "has masks alone, and the annotations have none", "write boxes, or name annotations with masks"
+        raise InputError(detection_set.where, what, fix=fix)
     if len(detection_set.kinds) == len(KINDS):
         return {}
     (kind,) = detection_set.kinds

@@ -1,14 +1,16 @@
 """What is scored from Python may be files, dictionaries or arrays, to the same numbers."""
 
+from collections import deque
 from typing import Any
 
 import numpy as np
 import pytest
 
+from lvis_rcnn.config.protocols import Protocol
 from lvis_rcnn.evaluation.interface import Scoring, evaluate
 from lvis_rcnn.system.cli import InputError
 from tests.evaluation.test_average_precision import small_set
-from tests.helpers.scored_boxes import BOAT, CUP, as_json, found, truth, write
+from tests.helpers.scored_boxes import BOAT, CUP, GOOD, TWO_KINDS, as_json, found, rectangle, rle_of, truth, write
 
 
 def as_columns(records: list[dict[str, Any]], *names: str) -> dict[str, Any]:
@@ -57,28 +59,156 @@ def test_annotations_may_hold_what_pycocotools_and_numpy_make(tmp_path):
     assert evaluate(dataset, as_json(results))["segm"]["AP"] == pytest.approx(0.5)
 
 
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Values of other types than the annotations say reach the code, as they do where no test runs."""
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+
+
+ONE = {"image_id": [1], "category_id": [1], "score": [0.5], "bbox": [CUP]}
+MASK = {"size": [100, 100], "counts": rle_of(CUP).counts}
+MASKED = {"image_id": [1], "category_id": [1], "score": [0.5], "segmentation": [MASK]}
+
+
 @pytest.mark.parametrize(
     ("detections", "message"),
     [
         (np.zeros((2, 6)), r"detections: is an array \[2, 6\]; allowed: an array \[d, 7\]"),
         ({"image_id": [1], "score": [0.5]}, "detections: no category_id; allowed: a dictionary of arrays"),
         ({"image_id": [1], "category_id": [1], "score": [0.5]}, "detections: neither bbox nor segmentation"),
-        (
-            {"image_id": [1], "category_id": [1], "score": [0.5], "bbox": [[1, 2, 3]]},
-            r"detections: bbox is \[1, 3\]; allowed: \[1, 4\]",
-        ),
-        (
-            {"image_id": [1.5], "category_id": [1], "score": [0.5], "bbox": [[1, 2, 3, 4]]},
-            "detections: image_id is float64; allowed: whole numbers",
-        ),
-        (
-            {"image_id": [1], "category_id": [1], "score": [0.5], "segmentation": []},
-            "detections: 0 masks of 1; allowed",
-        ),
+        ({**ONE, "bbox": [[1, 2, 3]]}, r"detections: bbox is \[1, 3\]; allowed: \[1, 4\]"),
+        ({**ONE, "bbox": [[1, 2, 3, 4], [5]]}, "detections: bbox is no array of numbers: .*inhomogeneous"),
+        ({**ONE, "bbox": []}, r"detections: bbox is \[0\]; allowed: \[1, 4\]"),
+        ({**ONE, "image_id": [1.5]}, r"detections: image_id\[0\] is 1.5; allowed: whole numbers of 64 bits"),
+        ({**ONE, "image_id": [np.nan]}, r"detections: image_id\[0\] is nan; allowed: whole"),
+        ({**ONE, "image_id": [1e19]}, r"detections: image_id\[0\] is 1e\+19; allowed: whole"),
+        ({**ONE, "image_id": np.array([2**64 - 1], np.uint64)}, r"detections: image_id\[0\] is 18446744073709551615"),
+        ({**ONE, "image_id": [2**70]}, "detections: image_id holds object; allowed: numbers"),
+        ({**ONE, "image_id": [None]}, "detections: image_id holds object"),
+        ({**ONE, "image_id": ["1"]}, "detections: image_id holds <U1"),
+        ({**ONE, "image_id": [True]}, "detections: image_id holds bool"),
+        ({**ONE, "score": ["0.5"]}, "detections: score holds <U3"),
+        ({**ONE, "score": [True]}, "detections: score holds bool"),
+        ({**ONE, "score": [0.5j]}, "detections: score holds complex128"),
+        ({**ONE, "score": np.ma.array([0.5], mask=[True])}, "detections: score has masked values"),
+        ({**ONE, "score": "x"}, "detections: score holds <U1"),
+        ({**ONE, "score": 0.5}, r"detections: score is \[\]; allowed: \[1\]"),
+        ({**MASKED, "segmentation": []}, "detections: 0 masks of 1; allowed"),
+        ({**MASKED, "segmentation": 5}, "detections: 0 masks of 1; allowed"),
+        ({**MASKED, "segmentation": [None]}, "result 0 .*has no segmentation"),
+        ({**MASKED, "segmentation": [{"counts": "a"}]}, "result 0: Object missing required field `size`"),
+        ({**MASKED, "segmentation": [{**MASK, "size": [4]}]}, "result 0: Expected `array` of length 2"),
+        ({**MASKED, "segmentation": [{**MASK, "size": [100.7, 100]}]}, "result 0: Expected `int`, got `float`"),
+        ({**MASKED, "segmentation": [{**MASK, "size": [2**40, 100]}]}, r"mask size is \[1099511627776, 100\]"),
+        ({**MASKED, "segmentation": [{**MASK, "size": [2**32 + 100, 100]}]}, r"mask size is \[4294967396, 100\]"),
+        ({**MASKED, "segmentation": [{**MASK, "size": [2**70, 100]}]}, "results 0 to 0: a mask with a number beyond"),
+        ({**MASKED, "segmentation": [{**MASK, "counts": None}]}, "result 0: Expected `str | array`, got `null`"),
         ([{"image_id": 1, "category_id": "cup", "score": 0.5}], "result 0: Expected `int`, got `str` - at `.*category"),
         ([{"image_id": 7, "category_id": 1, "score": 0.5, "bbox": CUP}], r"result 0 \(image 7, .*unknown image"),
+        ([{"image_id": 1.5, "category_id": 1, "score": 0.5, "bbox": CUP}], "result 0: Expected `int`, got `float`"),
+        (None, "detections: is NoneType; allowed: a path; a list of dictionaries"),
+        (5, "detections: is int; allowed"),
+        (b"[]x", "detections: result 0: Expected `object`, got `int`"),
+        (type("DataFrame", (), {"to_dict": list})(), r"detections: is a DataFrame; .*fix: give its to_dict\("),
     ],
 )
-def test_what_is_no_detection_is_named(detections, message):
+def test_what_is_no_detection_is_named(unchecked, detections, message):
     with pytest.raises(InputError, match=message):
         evaluate(truth((1, 1, CUP)), detections)
+
+
+COLUMNS = as_columns(GOOD, "bbox", "segmentation")
+MASKS = COLUMNS["segmentation"]
+OBJECTS = np.empty(2, object)
+OBJECTS[:] = [list(CUP), list(BOAT)]
+
+
+@pytest.mark.parametrize(
+    "detections",
+    [
+        (one for one in GOOD),
+        map(dict, GOOD),
+        deque(GOOD),
+        [{**one, "image_id": float(one["image_id"]), "category_id": np.float64(one["category_id"])} for one in GOOD],
+        {**COLUMNS, "image_id": COLUMNS["image_id"].astype(float)},
+        {**COLUMNS, "bbox": OBJECTS},
+        {**COLUMNS, "segmentation": iter(MASKS)},
+        {**COLUMNS, "segmentation": [rectangle(*CUP), rectangle(*BOAT)]},
+        {**COLUMNS, "segmentation": [{**MASKS[0], "counts": MASKS[0]["counts"].encode()}, rectangle(*BOAT)]},
+        {**COLUMNS, "segmentation": [{**MASKS[0], "counts": [1010, *([20, 80] * 19), 20, 7070]}, MASKS[1]]},
+        {**COLUMNS, "segmentation": [{**MASKS[0], "counts": np.array([1010, *([20, 80] * 19), 20, 7070])}, MASKS[1]]},
+    ],
+)
+def test_forms_that_hold_the_same_score_the_same(detections):
+    metrics = evaluate(TWO_KINDS, detections)
+    assert (metrics["bbox"]["AP"], metrics["segm"]["AP"]) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_no_detections_are_ap_0_in_every_form():
+    none = {"image_id": [], "category_id": [], "score": [], "bbox": [], "segmentation": []}
+    for detections in ([], iter(()), none, {**none, "bbox": np.zeros((0, 4))}):
+        metrics = evaluate(TWO_KINDS, detections)
+        assert (metrics["bbox"]["AP"], metrics["segm"]["AP"]) == (0, 0)
+
+
+def with_first(**changed: Any) -> dict[str, Any]:
+    """Annotations of which the first has other values."""
+    first, second = TWO_KINDS["annotations"]
+    return {**TWO_KINDS, "annotations": [{**first, **changed}, second]}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        (None, "annotations: is NoneType; allowed: the path of an LVIS annotation file"),
+        ([TWO_KINDS], "annotations: is list; allowed"),
+        (b"truth.json", "annotations: is bytes; allowed"),
+        ({key: TWO_KINDS[key] for key in ("images", "categories")}, "annotations: has images but no annotations"),
+        ({**TWO_KINDS, "annotations": None}, "annotations: .*expected array, got null"),
+        ({**TWO_KINDS, "annotations": ["a"]}, r"annotations: annotations\[0\]: expected object, got str"),
+        ({**TWO_KINDS, "info": object()}, "annotations: not to be written as JSON: it holds object"),
+        ({**TWO_KINDS, "categories": [{"id": 1, "name": "\ud800"}]}, "annotations: not to be written .*surrogates"),
+        (with_first(ignore=np.nan), r"annotations: annotations\[0\]: ignore is nan; allowed: 0 or 1"),
+        (with_first(iscrowd=np.float32("inf")), r"annotations: annotations\[0\]: iscrowd is inf"),
+    ],
+)
+def test_what_are_no_annotations_is_named(unchecked, annotations, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(annotations, GOOD)
+
+
+def test_masks_alone_on_annotations_without_masks_are_named():
+    bare = [{key: value for key, value in one.items() if key != "segmentation"} for one in TWO_KINDS["annotations"]]
+    masks_alone = as_columns(GOOD, "segmentation")
+    with pytest.raises(InputError, match="detections: has masks alone, and the annotations have none; fix: write"):
+        evaluate({**TWO_KINDS, "annotations": bare}, masks_alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        *[("detections_per_image", value, "a whole number, 1 to 300") for value in (0, -1, 2.5, 1000, True)],
+        *[("resamples", value, "a whole number, 0 to 100,000") for value in (-1, 2.0, None)],
+        ("processes", 0, "a whole number, 1 to 256"),
+        ("official", "maybe", "auto or yes or no"),
+        *[("kinds", value, "a list of bbox, segm") for value in ("bbox", ["boxes"], None)],
+        *[("protocols", value, "a list of boundary, fixed|a list of fixed") for value in ("fixed", ["fast"], [5])],
+        ("protocols", [Protocol("street")], "a list of"),
+        *[("subset_files", value, "the path of a text file") for value in ({"street": 5}, ["ids.txt"], {5: "ids.txt"})],
+    ],
+)
+def test_values_of_a_scoring_that_are_not_allowed_are_named(unchecked, name, value, allowed):
+    with pytest.raises(InputError, match=rf"Scoring\.{name}: is .*; allowed: ({allowed})"):
+        Scoring(**{name: value})
+
+
+def test_protocols_are_asked_for_by_name(tmp_path):
+    with pytest.raises(InputError, match=r"Scoring\.subset_files: two protocols would be named fixed"):
+        Scoring(subset_files={"fixed": "ids.txt"})
+    (tmp_path / "ids.txt").write_text("1\n")
+    files = {"street": str(tmp_path / "ids.txt")}
+    by_name = Scoring(protocols=["fixed", "street_fixed"], subset_files=files)
+    protocols = Scoring(protocols=[Protocol(is_fixed=True), Protocol("street", is_fixed=True)], subset_files=files)
+    metrics = evaluate(TWO_KINDS, GOOD, by_name)
+    assert metrics == evaluate(TWO_KINDS, GOOD, protocols)
+    assert [(name, one["images"]) for name, one in metrics["protocols"].items()] == [("fixed", 2), ("street_fixed", 1)]

@@ -109,6 +109,80 @@ def test_what_a_program_changes_in_the_annotations_is_scored(tmp_path):
     assert evaluation.get_results()["AP"] == pytest.approx(1)
 
 
+def test_annotations_that_a_program_removes_are_missed(tmp_path):
+    ground_truth = lvis_api.LVIS(write(tmp_path / "truth.json", truth((1, 1, CUP))))
+    ground_truth.dataset.pop("annotations")
+    with pytest.raises(InputError, match=r"truth\.json: has images but no annotations"):
+        lvis_api.LVISEval(ground_truth, [], "bbox")
+    ground_truth.dataset["annotations"] = [{"ignore": float("nan")}]
+    with pytest.raises(InputError, match=r"truth\.json: annotations\[0\]: ignore is nan"):
+        lvis_api.LVISEval(ground_truth, [], "bbox")
+
+
+@pytest.mark.parametrize("kinds", [("bbox", "segm"), ("segm", "bbox")])
+def test_the_kind_that_is_scored_is_that_of_params(tmp_path, capsys, kinds):
+    path = write(tmp_path / "truth.json", truth((1, 1, CUP)))
+    # The box is on the object, the mask elsewhere.
+    (record,) = as_json([found(1, 1, 0.9, *CUP)])
+    records = [{**record, "segmentation": as_json([found(1, 1, 0.9, *BOAT)])[0]["segmentation"]}]
+    with official_package() as lvis:
+        theirs = scored(lvis, path, records, kinds[0], 300, iou_type=kinds[1])
+        assert_same(scored(lvis_api, path, records, kinds[0], 300, iou_type=kinds[1]), theirs, capsys)
+    assert theirs.get_results()["AP"] == pytest.approx(1 if kinds[1] == "bbox" else 0)
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_detections_may_be_any_iterable_or_a_path(tmp_path, kind):
+    records = as_json([found(1, 1, 0.9, *CUP)])
+    path, results = write(tmp_path / "truth.json", truth((1, 1, CUP))), write(tmp_path / "results.json", records)
+    for detections in (iter(records), map(dict, records), tuple(records), results, str(results)):
+        evaluation = lvis_api.LVISEval(str(path), detections, kind)
+        for _ in range(2):
+            evaluation.run()
+            assert evaluation.results["AP"] == pytest.approx(1)
+        assert [one["score"] for one in evaluation.lvis_dt.anns.values()] == [0.9]
+
+
+def test_what_is_no_path_and_no_list_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    path = write(tmp_path / "truth.json", truth((1, 1, CUP)))
+    with pytest.raises(InputError, match="annotations: is NoneType; allowed: the path"):
+        lvis_api.LVISEval(None, [])
+    with pytest.raises(InputError, match="detections: is int; allowed: a path"):
+        lvis_api.LVISResults(path, 5)
+    with pytest.raises(InputError, match="results: is ndarray, which holds no records; allowed"):
+        lvis_api.LVISResults(path, np.zeros((0, 7))).anns  # noqa: B018
+    with pytest.raises(InputError, match=r"results .*none\.json: no such file"):
+        lvis_api.LVISResults(path, tmp_path / "none.json").anns  # noqa: B018
+
+
+@pytest.mark.parametrize("ids", [[1, 2], (1.0,), {1, 2}, {2: 0, 1: 0}.keys(), np.array([2, 1]), range(1, 3)])
+def test_ids_of_params_may_be_any_iterable(tmp_path, ids):
+    path = write(tmp_path / "truth.json", truth((1, 1, CUP)))
+    for given in (ids, iter(ids)):
+        params = {"img_ids": given, "cat_ids": iter(ids)}
+        evaluation = scored(lvis_api, path, as_json([found(1, 1, 0.9, *CUP)]), "bbox", 300, **params)
+        assert evaluation.get_results()["AP"] == pytest.approx(1)
+        assert evaluation.params.img_ids == sorted(ids)
+
+
+@pytest.mark.parametrize("name", ["img_ids", "cat_ids"])
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["1", "2"], "unknown id '1'; allowed: ids of the annotations"),
+        ([1, 999], "unknown id 999"),
+        ([9.5], "unknown id 9.5"),
+        (None, "'NoneType' object is not iterable; allowed: a list"),
+        ([[1]], "unhashable"),
+    ],
+)
+def test_ids_of_params_that_the_annotations_do_not_have_are_named(tmp_path, name, ids, message):
+    path = write(tmp_path / "truth.json", truth((1, 1, CUP)))
+    with pytest.raises(InputError, match=rf"params\.{name}: .*{message}"):
+        scored(lvis_api, path, as_json([found(1, 1, 0.9, *CUP)]), "bbox", 300, **{name: ids})
+
+
 def test_no_detections_are_ap_0(tmp_path):
     path = write(tmp_path / "truth.json", truth((1, 1, CUP)))
     evaluation = lvis_api.LVISEval(str(path), [], "segm")
@@ -122,6 +196,8 @@ def test_no_detections_are_ap_0(tmp_path):
         ({"use_cats": 0}, "params.use_cats: differs from the protocol of LVIS; fix: .*the lvis package"),
         ({"iou_thrs": [0.5]}, "params.iou_thrs: differs"),
         ({"area_rng": [[0, 1]] * 4}, "params.area_rng: differs"),
+        ({"iou_type": "keypoints"}, "params.iou_type: is 'keypoints'; allowed: bbox or segm"),
+        ({"iou_type": None}, "params.iou_type: is None"),
     ],
 )
 def test_other_protocols_are_refused(tmp_path, params, message):
