@@ -12,7 +12,10 @@ from lvis_rcnn.evaluation.results import DetectionSet, Kind
 from lvis_rcnn.system.cli import InputError
 
 COLUMNS = ("image_id", "category_id", "score")
-AS_COLUMNS = f"a dictionary of arrays: {', '.join(COLUMNS)}, bbox [d, 4] and/or segmentation (a list of RLE)"
+AS_COLUMNS = (
+    f"a dictionary of arrays: {', '.join(COLUMNS)}, bbox [d, 4] and/or segmentation (a list of RLE or polygons)"
+)
+NUMBERS = "numbers, whole ones of 64 bits for ids"
 AS_ARRAY = "an array [d, 7] of image_id, x, y, width, height, score, category_id"
 
 
@@ -58,10 +61,20 @@ def numbers(name: str, values: Any) -> np.ndarray:
         array = np.asarray(array.tolist()) if array.dtype == object else array
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError("detections", f"{name} is no array of numbers: {error}", allowed=AS_COLUMNS) from None
-    if array.dtype.kind not in "iuf" or np.ma.is_masked(values):
-        what = "has masked values" if np.ma.is_masked(values) else f"holds {array.dtype}"
-        raise InputError("detections", f"{name} {what}", allowed="numbers, whole ones of 64 bits for ids")
-    return array
+    if np.ma.is_masked(values):
+        raise InputError("detections", f"{name} has masked values", allowed=NUMBERS)
+    if array.size and array.dtype.kind not in "iuf":
+        raise InputError("detections", f"{name}{first_odd(array)}", allowed=NUMBERS)
+    return array if array.size else np.zeros(array.shape)
+
+
+def first_odd(array: np.ndarray) -> str:
+    """``[row] is value`` of the first value of a column that is no number of 64 bits."""
+    values = array.ravel().tolist()
+    odd = (at for at, one in enumerate(values) if type(one) not in (int, float) or not abs(one) < 2**63)
+    at = next(odd, 0)
+    row = f"[{at * len(array) // array.size}]" if array.ndim else ""
+    return f"{row} is {values[at]!r:.40}"
 
 
 def whole_numbers(name: str, values: np.ndarray) -> Int64[np.ndarray, " d"]:

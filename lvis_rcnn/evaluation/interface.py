@@ -132,7 +132,7 @@ def refuse_nan(records: Sequence[Any], where: str) -> None:
     for place, record in enumerate(records):
         for name in ("ignore", "iscrowd") if isinstance(record, Mapping) else ():
             value = record.get(name)
-            if isinstance(value, float | np.floating) and not np.isfinite(value):
+            if isinstance(value, float | np.floating | np.ndarray) and not np.isfinite(value).all():
                 raise InputError(f"{where}: annotations[{place}]", f"{name} is {value}", allowed="0 or 1")
 
 

@@ -83,15 +83,16 @@ MASKED = {"image_id": [1], "category_id": [1], "score": [0.5], "segmentation": [
         ({**ONE, "image_id": [np.nan]}, r"detections: image_id\[0\] is nan; allowed: whole"),
         ({**ONE, "image_id": [1e19]}, r"detections: image_id\[0\] is 1e\+19; allowed: whole"),
         ({**ONE, "image_id": np.array([2**64 - 1], np.uint64)}, r"detections: image_id\[0\] is 18446744073709551615"),
-        ({**ONE, "image_id": [2**70]}, "detections: image_id holds object; allowed: numbers"),
-        ({**ONE, "image_id": [None]}, "detections: image_id holds object"),
-        ({**ONE, "image_id": ["1"]}, "detections: image_id holds <U1"),
-        ({**ONE, "image_id": [True]}, "detections: image_id holds bool"),
-        ({**ONE, "score": ["0.5"]}, "detections: score holds <U3"),
-        ({**ONE, "score": [True]}, "detections: score holds bool"),
-        ({**ONE, "score": [0.5j]}, "detections: score holds complex128"),
+        ({**ONE, "image_id": [2**70]}, r"detections: image_id\[0\] is 1180591620717411303424; allowed: numbers"),
+        ({key: [*value, None] for key, value in ONE.items()}, r"detections: image_id\[1\] is None"),
+        ({**ONE, "image_id": ["1"]}, r"detections: image_id\[0\] is '1'"),
+        ({**ONE, "image_id": [True]}, r"detections: image_id\[0\] is True"),
+        ({**ONE, "score": ["0.5"]}, r"detections: score\[0\] is '0.5'"),
+        ({**ONE, "score": [True]}, r"detections: score\[0\] is True"),
+        ({**ONE, "score": [0.5j]}, r"detections: score\[0\] is 0.5j"),
         ({**ONE, "score": np.ma.array([0.5], mask=[True])}, "detections: score has masked values"),
-        ({**ONE, "score": "x"}, "detections: score holds <U1"),
+        ({**ONE, "score": "x"}, "detections: score is 'x'"),
+        ({**ONE, "bbox": [[1, 2, 3, 4], [5, 6, None, 8]]}, r"detections: bbox\[1\] is None; allowed: numbers"),
         ({**ONE, "score": 0.5}, r"detections: score is \[\]; allowed: \[1\]"),
         ({**MASKED, "segmentation": []}, "detections: 0 masks of 1; allowed"),
         ({**MASKED, "segmentation": 5}, "detections: 0 masks of 1; allowed"),
@@ -145,7 +146,7 @@ def test_forms_that_hold_the_same_score_the_same(detections):
 
 
 def test_no_detections_are_ap_0_in_every_form():
-    none = {"image_id": [], "category_id": [], "score": [], "bbox": [], "segmentation": []}
+    none = {"image_id": np.array([], str), "category_id": [], "score": [], "bbox": [], "segmentation": []}
     for detections in ([], iter(()), none, {**none, "bbox": np.zeros((0, 4))}):
         metrics = evaluate(TWO_KINDS, detections)
         assert (metrics["bbox"]["AP"], metrics["segm"]["AP"]) == (0, 0)
@@ -170,6 +171,7 @@ def with_first(**changed: Any) -> dict[str, Any]:
         ({**TWO_KINDS, "categories": [{"id": 1, "name": "\ud800"}]}, "annotations: not to be written .*surrogates"),
         (with_first(ignore=np.nan), r"annotations: annotations\[0\]: ignore is nan; allowed: 0 or 1"),
         (with_first(iscrowd=np.float32("inf")), r"annotations: annotations\[0\]: iscrowd is inf"),
+        (with_first(ignore=np.array(np.nan)), r"annotations: annotations\[0\]: ignore is nan"),
     ],
 )
 def test_what_are_no_annotations_is_named(unchecked, annotations, message):
