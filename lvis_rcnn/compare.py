@@ -28,6 +28,10 @@ from lvis_rcnn.system.files import write_text
 
 def pairs_of(args: argparse.Namespace) -> dict[str, tuple[ScoredRow, ScoredRow]]:
     """Rows to compare, by the name of the pair."""
+    if args.third is not None and args.only:
+        raise InputError("--only", "is of runs, and results files are compared", fix="leave it out")
+    if args.third is None and args.coco_exhaustive:
+        raise InputError("--coco-exhaustive", "is of annotations, and scored runs are compared", fix="leave it out")
     if args.third is None:
         return row_pairs(args.first, args.second, args.only, args.protocol)
     annotations = annotations_of(args.first, args.coco_exhaustive)

@@ -54,7 +54,7 @@ from lvis_rcnn.config.protocols import MINIVAL, Protocol, protocols_by_name
 from lvis_rcnn.evaluation.compare import matches_beside
 from lvis_rcnn.evaluation.interface import annotations_of, any_detections, kinds_of_truth
 from lvis_rcnn.evaluation.lvis_api import lines_of
-from lvis_rcnn.evaluation.matches import write_matches
+from lvis_rcnn.evaluation.matches import is_matches, write_matches
 from lvis_rcnn.evaluation.results import ALL_KINDS, KINDS
 from lvis_rcnn.evaluation.scoring import Scoring, score_detections
 from lvis_rcnn.system.cli import InputError, add_number, add_output, check_writable, log, run_step, step_parser
@@ -126,36 +126,56 @@ def inputs_of(args: argparse.Namespace) -> tuple[Path, Path]:
     placed = [path for path in (args.ground_truth, args.results) if path is not None]
     named = [path if path is not None or not placed else placed.pop(0) for path in (args.annotations, args.detections)]
     if None in named or placed:
-        what = "name both once: evaluate GT.json DETECTIONS"
+        what = "name both once, before options that take several values: evaluate GT.json DETECTIONS --kinds bbox"
         raise InputError("annotations and detections", "one is missing, or there are too many", fix=what)
     return named[0], named[1]
 
 
-def subset_files(given: Sequence[str]) -> dict[str, Path]:
+def subset_files(given: Sequence[Path]) -> dict[str, Path]:
     """The file of each subset by its name; minival is a rule and has none."""
-    return {Path(path).stem: Path(path) for path in given if path != MINIVAL}
+    return {path.stem: path for path in given if path != Path(MINIVAL)}
 
 
 def asked_protocols(args: argparse.Namespace) -> tuple[Protocol, ...]:
     """The protocols beside AP@300 that the arguments ask for.
 
     Raises:
-        InputError: --protocols names one that is none, or two subsets would have the same name.
+        InputError: --protocols names one that is none, or leaves out what other options ask for; or a subset cannot be
+            named as its file is.
     """
     try:
-        known = protocols_by_name(Path(path).stem for path in args.subset if path != MINIVAL)
+        known = protocols_by_name(path.stem for path in args.subset if path != Path(MINIVAL))
     except ValueError as error:
         raise InputError("--subset", str(error), fix="rename the file") from None
     if unknown := [name for name in args.protocols if name not in known]:
         raise InputError(f"--protocols {unknown[0]}", "is no protocol", allowed=", ".join(known))
-    subsets = {"", *(Path(path).stem for path in args.subset)}
+    subsets = {"", *(path.stem for path in args.subset)}
     if args.protocols:
-        return tuple(known[name] for name in args.protocols)
+        chosen = tuple(known[name] for name in args.protocols)
+        unused = [f"--subset {name}" for name in subsets - {"", *(one.subset for one in chosen)}]
+        unused += ["--fixed"] * (args.fixed and not any(one.is_fixed for one in chosen))
+        unused += ["--boundary"] * (args.boundary and not any(one.is_boundary for one in chosen))
+        if unused:
+            raise InputError(unused[0], "is in none of --protocols", fix="name a protocol with it, or leave it out")
+        return chosen
     return tuple(
         one
         for one in known.values()
         if one.subset in subsets and args.boundary >= one.is_boundary and args.fixed >= one.is_fixed
     )
+
+
+def derived_matches(out: Path) -> Path:
+    """Where the match results go that belong to ``out``; InputError where something else is there."""
+    matches = matches_beside(out)
+    check_writable("--matches", matches, is_folder=False)
+    if out.name == "matches.json":
+        what = "match results would go to matches.npz, which belongs to metrics.json"
+        raise InputError(f"--out {out}", what, fix="name another file")
+    if matches.exists() and not is_matches(matches):
+        what = f"match results would replace {matches}, which holds something else"
+        raise InputError(f"--out {out}", what, fix="name another file, or say where they go: --matches")
+    return matches
 
 
 def step(args: argparse.Namespace) -> None:
@@ -170,9 +190,10 @@ def step(args: argparse.Namespace) -> None:
         processes=args.processes,
         kinds=args.kinds,
     )
-    matches = args.matches or (matches_beside(args.out) if args.out else None)
-    if matches is not None:
-        check_writable("--matches", matches, is_folder=False)
+    matches = args.matches or (derived_matches(args.out) if args.out else None)
+    for option, path in (("--out", args.out), ("--matches", matches)):
+        if path is not None and os.path.realpath(path.parent) == os.path.realpath(detections):
+            raise InputError(f"{option} {path}", "lies among the detections", fix="name a place in another folder")
     metrics = evaluate(annotations, detections, scoring, matches, args.coco_exhaustive)
     # Of a study it is the log that keeps them: the jobs of all runs share a terminal.
     show = log.debug if args.log else print
@@ -216,7 +237,7 @@ def main() -> None:
     parser.add_argument("--fixed", action="store_true", help="score AP-fixed, too: 10,000 detections per category")
     parser.add_argument("--boundary", action="store_true", help="score boundary AP of masks, too")
     subset = "score these images alone, too: minival (COCO val2017), or a text file with one image id a line"
-    parser.add_argument("--subset", nargs="+", default=(), metavar="minival|FILE", help=subset)
+    parser.add_argument("--subset", nargs="+", type=Path, default=[], metavar="minival|FILE", help=subset)
     named = "just these in place of all combinations: fixed, boundary, minival, minival_fixed, boundary_fixed, ..."
     parser.add_argument("--protocols", nargs="+", default=(), metavar="NAME", help=named)
     processes = "processes that compare masks, from some ten thousand of them on; 1 to 256 (default: 1)"

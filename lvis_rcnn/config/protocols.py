@@ -42,8 +42,15 @@ def protocols_by_name(subsets: Iterable[str] = ()) -> dict[str, Protocol]:
     """Every protocol but AP@300, of all images, of minival and of ``subsets``.
 
     Raises:
-        ValueError: the name of a subset is that of a protocol, or two subsets have the same.
+        ValueError: the name of a subset is empty, begins with a hyphen, or is or ends in that of a protocol, or two
+            subsets have the same.
     """
+    subsets = tuple(subsets)
+    for name in subsets:
+        if not name or name.startswith("-"):
+            raise ValueError(f"{name!r} is no name of a subset: begin it with a letter or a digit")
+        if name.endswith(("_fixed", "_boundary")):
+            raise ValueError(f"{name} would be taken for a protocol: give the subset a name with another end")
     every = [Protocol(*parts) for parts in product(("", MINIVAL, *subsets), (False, True), (False, True))][1:]
     found = {protocol.name: protocol for protocol in every}
     if len(found) < len(every):

@@ -4,6 +4,7 @@ The protocol stays that of LVIS, so that the result is no COCO AP: at most 300 d
 regions match nothing, and rare, common and frequent categories have their own AP.
 """
 
+import math
 from collections import Counter, defaultdict
 from itertools import chain
 from typing import Any
@@ -62,7 +63,8 @@ def lvis_text(text: bytes, where: str) -> bytes:
 
     Categories that an image has no annotation of are negative there, those with a crowd region are not exhaustive
     there, and the crowd regions themselves are ignored. A category is rare if up to 10 images of the file have it,
-    common up to 100, else frequent, as LVIS counts its training images.
+    common up to 100, else frequent, as LVIS counts its training images. An annotation with an area of 0 has that of its
+    box, since converters of boxes write 0, and ``lvis`` would drop it.
 
     Raises:
         InputError: it is no COCO annotation file, or one of LVIS.
@@ -73,7 +75,8 @@ def lvis_text(text: bytes, where: str) -> bytes:
         raise InputError(where, "images have neg_category_ids, as those of LVIS", fix=fix)
     present: defaultdict[int, set[int]] = defaultdict(set)
     crowds: defaultdict[int, set[int]] = defaultdict(set)
-    for annotation in file.annotations:
+    annotations = [with_area(one) for one in file.annotations]
+    for annotation in annotations:
         present[annotation.image_id].add(annotation.category_id)
         if annotation.iscrowd:
             crowds[annotation.image_id].add(annotation.category_id)
@@ -91,12 +94,15 @@ def lvis_text(text: bytes, where: str) -> bytes:
             )
             for image in file.images
         ],
-        annotations=[
-            msgspec.structs.replace(one, ignore=1, iscrowd=0) if one.iscrowd else one for one in file.annotations
-        ],
+        annotations=[msgspec.structs.replace(one, ignore=1, iscrowd=0) if one.iscrowd else one for one in annotations],
         categories=[TruthCategory(one.id, frequency_group(counts[one.id]), one.name) for one in file.categories],
     )
     return msgspec.json.encode(lvis)
+
+
+def with_area(annotation: CocoAnnotation) -> CocoAnnotation:
+    """The annotation with the area of its box, if it has none."""
+    return annotation if annotation.area else msgspec.structs.replace(annotation, area=math.prod(annotation.bbox[2:]))
 
 
 def coco_file(text: bytes, where: str) -> CocoFile:

@@ -138,13 +138,15 @@ def read_scored(path: Path, protocol: str = "") -> Scored:
     if protocol and protocol not in known:
         allowed = ", ".join(known) or "AP@300 alone"
         raise InputError(str(file), f"was not scored by the protocol {protocol}", allowed=allowed, fix=FIX)
-    beside = matches_beside(file)
-    beside = beside if beside.exists() else file.with_name("matches.npz")
+    beside, shared = matches_beside(file), file.with_name("matches.npz")
+    beside = shared if shared.exists() and not beside.exists() else beside
     metrics = dict(of_protocol(metrics, protocol))
     matches = read_matches(beside, protocol)
-    for digest in ("annotations_sha256", "detections_sha256"):
-        if getattr(matches, digest) != metrics[digest]:
-            raise InputError(str(beside), f"{digest} is not that of {file.name}", fix=FIX)
+    for name in ("annotations_sha256", "detections_sha256", "detections_per_image"):
+        if getattr(matches, name) != metrics.get(name, getattr(matches, name)):
+            raise InputError(str(beside), f"{name} is not that of {file.name}", fix=FIX)
+    if any(of.num_images != metrics.get("images", of.num_images) for of in matches.outcomes.values()):
+        raise InputError(str(beside), f"has another number of images than {file.name}", fix=FIX)
     lacking = [f"no {kind}" for kind in matches.outcomes if kind not in metrics]
     if [category["id"] for category in metrics["per_category"]] != matches.category_ids.tolist():
         lacking.append("other categories")
@@ -194,11 +196,14 @@ def read_metrics(file: Path) -> dict[str, Any]:
 
 
 def settings_beside(file: Path) -> dict[str, Any]:
-    """The settings in the records beside a metrics.json; a missing record has none."""
+    """The settings in a file of metrics, and in the other records beside metrics.json; a missing one has none."""
     found: dict[str, Any] = {}
     for name, keys in SETTINGS.items():
+        if file.name != "metrics.json" and name != "metrics.json":
+            continue
+        path = file if name == "metrics.json" else file.with_name(name)
         try:
-            record = msgspec.json.decode(file.with_name(name).read_bytes(), type=dict[str, Any])
+            record = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
         except (OSError, ValueError, RecursionError):
             continue
         for key in keys:

@@ -169,12 +169,16 @@ def mended_file(text: Text, where: str) -> TruthFile:
 
 
 def plain_coco(text: Text, where: str, message: str) -> InputError | None:
-    """The error for a file that lacks nothing but what LVIS adds to COCO, and everywhere; None for any other."""
+    """The error for a file that lacks nothing but what LVIS adds to COCO, and everywhere; None for any other.
+
+    Categories of COCO's form may have a frequency.
+    """
     lacking = lacking_keys(text, SECTIONS) if "missing required field" in message else []
     added = {"neg_category_ids", "not_exhaustive_category_ids", "frequency"}
-    if {one.name for one in lacking if len(one.indices) == one.num_records} != added or len(lacking) != len(added):
+    names = [one.name for one in lacking if len(one.indices) == one.num_records]
+    if not added - {"frequency"} <= {*names} <= added or len(lacking) != len(names):
         return None
-    what = "COCO annotations: no neg_category_ids, not_exhaustive_category_ids and frequency, as LVIS has"
+    what = f"COCO annotations: no {', no '.join(names)}, which LVIS has"
     fix = "add them, or, if every category is annotated in every image, --coco-exhaustive (in Python coco_exhaustive)"
     return InputError(where, what, allowed="LVIS-format JSON", fix=fix)
 

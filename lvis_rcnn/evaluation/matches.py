@@ -35,6 +35,7 @@ That is 5 bytes per evaluated detection, 14 per match and 5 per object: about 20
 on the same images have the same resamples, so that those of several runs can be paired.
 """
 
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,15 @@ def write_matches(path: Path, kept: MatchesFile) -> None:
         arrays |= {f"{name}/{key}": values for key, values in of_one.items()}
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
+
+
+def is_matches(path: Path) -> bool:
+    """Whether a file holds match results, of any version."""
+    try:
+        with np.load(path) as archive:
+            return "format" in archive and str(archive["format"]) == FORMAT
+    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile):
+        return False
 
 
 def num_images_of(kept: MatchesFile) -> Int64[np.ndarray, ""]:

@@ -1,5 +1,6 @@
 """Subsets of the images, by a rule or a file of ids: scored as if annotations and detections had no other image."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from lvis_rcnn.system.cli import InputError
 
 # Of LVIS v1 val those images keep COCO's split; the others are of train2017 (mdetr at ea09acc4, .github/lvis.md).
 IN_MINIVAL = b"val2017"
+
+WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
 def images_of_subset(truth: GroundTruth, subset: str, ids_file: Path | None) -> Bool[np.ndarray, " n"]:
@@ -49,12 +52,15 @@ def read_ids(file: Path) -> Int64[np.ndarray, " k"]:
     Raises:
         InputError: no such file, a line is no integer of 64 bits, an id stands there twice, or there is none.
     """
-    allowed = "a text file with one image id a line"
+    allowed = "a text file (UTF-8) with one image id a line"
     try:
-        lines = file.read_text(encoding="utf-8").split()
-        ids = np.array([int(line) for line in lines], np.int64)
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+        if wrong := [line for line in lines if line and not WHOLE_NUMBER.fullmatch(line)]:
+            raise ValueError(f"{wrong[0][:40]!r}")
+        ids = np.array([int(line) for line in lines if line], np.int64)
     except OSError as error:
-        raise InputError(str(file), f"not readable: {error.strerror}", allowed=allowed) from None
+        fix = "name a file that can be read"
+        raise InputError(str(file), f"not readable: {error.strerror}", allowed=allowed, fix=fix) from None
     except (ValueError, OverflowError) as error:
         raise InputError(str(file), f"no list of image ids: {error}", allowed=allowed, fix="correct the file") from None
     found, counts = np.unique(ids, return_counts=True)

@@ -95,3 +95,13 @@ def test_coco_annotations_are_refused_without_the_option_and_lvis_with_it():
     del dataset["images"][1]["neg_category_ids"]
     with pytest.raises(InputError, match=r"images\[1\] \(id 2\): missing field neg_category_ids"):
         evaluate(dataset, results)
+
+
+def test_an_area_of_0_is_that_of_the_box():
+    dataset = coco(truth((1, 1, CUP), (2, 1, BOAT)))
+    results = as_json([found(1, 1, 0.5, *CUP), found(2, 1, 0.9, *CUP), found(2, 1, 0.4, *BOAT)])
+    whole = evaluate(dataset, results, coco_exhaustive=True)
+    for record in dataset["annotations"]:
+        record["area"] = 0
+    assert 0 < whole["bbox"]["AP"] < 1
+    assert evaluate(dataset, results, coco_exhaustive=True)["bbox"] == whole["bbox"]

@@ -3,6 +3,8 @@
 import copy
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -373,3 +375,30 @@ def test_the_workflow_compares_what_was_scored(tmp_path):
 def test_a_printed_p_says_on_which_side_of_five_percent_it_is():
     printed = [p_text(p) for p in (0.0, 0.0049, 0.0449, 0.0496, 0.05, 0.0504, 1.0)]
     assert printed == ["< 0.01", "< 0.01", "0.04", "< 0.05", "0.05", "0.05", "1.00"]
+
+
+def scored_files(folder: Path, name: str, **options: Any) -> Path:
+    """What ``evaluate --out folder/name.json`` writes for BETTER."""
+    annotations, detections = write(folder / "truth.json", DATASET), write(folder / "dt.json", as_json(BETTER))
+    metrics = evaluate(annotations, detections, Scoring(**options), folder / f"{name}.npz")
+    write_json(folder / f"{name}.json", metrics)
+    return folder / f"{name}.json"
+
+
+def test_settings_are_those_of_the_named_file_and_not_of_a_run_beside_it(tmp_path):
+    run = scored(tmp_path / "run", WORSE, train={"seed": 7})
+    few, all_of_them = (scored_files(run, name, detections_per_image=cap) for name, cap in (("a", 1), ("b", 300)))
+    assert read_scored(run).settings["train: seed"] == 7
+    settings = [read_scored(file).settings for file in (few, all_of_them)]
+    assert [one["metrics: detections_per_image"] for one in settings] == [1, 300]
+    assert not any("train: seed" in one for one in settings)
+
+
+def test_match_results_of_another_scoring_of_the_same_detections_are_refused(tmp_path):
+    file, other = scored_files(tmp_path, "a"), scored_files(tmp_path, "b", detections_per_image=1)
+    other.with_suffix(".npz").replace(file.with_suffix(".npz"))
+    with pytest.raises(InputError, match=r"a\.npz: detections_per_image is not that of a\.json"):
+        read_scored(file)
+    file.with_suffix(".npz").unlink()
+    with pytest.raises(InputError, match=r"a\.npz: no such file"):
+        read_scored(file)

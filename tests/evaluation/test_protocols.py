@@ -20,7 +20,7 @@ from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth
 from lvis_rcnn.evaluation.official import difference, official_package, official_scores
 from lvis_rcnn.evaluation.protocols import score_protocols
 from lvis_rcnn.evaluation.results import DetectionSet, detections_of, read_detections
-from lvis_rcnn.evaluation.subsets import images_of_subset, only_images
+from lvis_rcnn.evaluation.subsets import images_of_subset, only_images, read_ids
 from lvis_rcnn.system.cli import InputError
 from tests.conftest import LONGTAIL, LVIS_VAL_100
 from tests.evaluation.test_average_precision import arrays, jittered, results_of, sets
@@ -251,7 +251,13 @@ def test_minival_is_what_is_of_val2017():
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("1\nx\n", "no list of image ids"), ("", "is empty"), ("1\n1\n", "1 stands there twice"), ("9", "9 is not in")],
+    [
+        ("1\nx\n", "no list of image ids: 'x'"),
+        *((text, "no list of image ids") for text in ("1_0", "\uff11\uff12", "1 2", "1.0", "9" * 20)),
+        ("", "is empty"),
+        ("1\n1\n", "1 stands there twice"),
+        ("9", "9 is not in"),
+    ],
 )
 def test_a_file_of_ids_that_is_none(tmp_path, text, why):
     of, _ = arrays(truth((1, 1, CUP), num_images=3), [])
@@ -364,3 +370,17 @@ def test_golden_figures_of_2000_detections_an_image(monkeypatch):
     assert ours["", "bbox"].metrics["AP"] == pytest.approx(0.580487592, abs=1e-9)
     monkeypatch.setattr(protocols, "DETECTIONS_PER_CATEGORY", 50)
     assert scored(of, detections, FIXED)["fixed", "bbox"].metrics["AP"] == pytest.approx(0.572811532, abs=1e-9)
+
+
+def test_image_ids_in_any_form_of_lines(tmp_path):
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbf3\r\n\r\n +1 \n-2")
+    assert read_ids(tmp_path / "ids.txt").tolist() == [3, 1, -2]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("", "'' is no name"), ("-a", "'-a' is no name"), ("x_fixed", "x_fixed would be taken"), ("a_boundary", "taken")],
+)
+def test_a_subset_has_a_name_that_cannot_be_taken_for_another(name, message):
+    with pytest.raises(ValueError, match=message):
+        protocols_by_name(["street", name])

@@ -709,3 +709,38 @@ def test_twenty_kills_and_a_scoring_are_a_scoring(tmp_path):
     assert start(tmp_path, killed).wait() == 0
     assert set(contents(whole)) == {"metrics.json", "matches.npz"}
     assert contents(killed) == contents(whole)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("GT DT --subset IDS --out IDS", r"--out .*ids.json.*: .* is also the argument subset"),
+        ("GT DT --subset IDS --log IDS", r"--log .*ids.json.*: .* is also the argument subset"),
+        ("GT SHARDS --out SHARDS/m.json", r"--out .*m.json: lies among the detections"),
+        ("GT SHARDS --matches SHARDS/shard-00000.npz", r"--matches .*: lies among the detections"),
+        ("GT DT --out DIR/taken.json", r"would replace .*taken.npz, which holds something else; .*--matches"),
+        ("GT DT --out DIR/matches.json", r"matches.npz, which belongs to metrics.json"),
+        ("GT DT --protocols fixed --subset IDS", r"--subset ids: is in none of --protocols"),
+        ("GT DT --protocols fixed --boundary", r"--boundary: is in none of --protocols"),
+        ("--kinds bbox --subset IDS GT DT", r"before options that take several values"),
+    ],
+)
+def test_no_file_is_lost_and_no_option_is_silently_ignored(tmp_path, monkeypatch, capsys, words, message):
+    paths = {
+        "GT": write(tmp_path / "truth.json", TWO_KINDS),
+        "DT": write(tmp_path / "results.json", GOOD),
+        "IDS": tmp_path / "ids.json",
+        "SHARDS": as_shards(
+            tmp_path / "shards", [found(1, 1, 0.1, *CUP), found(1, 3, 0.5, *FAR), found(2, 3, 0.2, *BOAT)]
+        ),
+        "DIR": tmp_path,
+    }
+    paths["IDS"].write_text("1\n")
+    (tmp_path / "taken.npz").write_bytes(b"a year of work")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for name, path in paths.items():
+        words = re.sub(rf"\b{name}\b", str(path), words)
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, *words.split())
+    assert re.search(message, capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
