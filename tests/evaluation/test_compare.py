@@ -42,7 +42,7 @@ def scored(folder, results, dataset=DATASET, resamples=0, protocols=(), ids=None
     folder.mkdir(parents=True)
     annotations = write(folder / "truth.json", dataset)
     detections, matches = write(folder / "results.json", as_json(results)), folder / "matches.npz"
-    scoring = Scoring(resamples=resamples, protocols=protocols, subset_files={"some": ids})
+    scoring = Scoring(resamples=resamples, protocols=protocols, subset_files={"some": ids} if ids else {})
     metrics = evaluate(annotations, detections, scoring, matches)
     write_json(folder / "metrics.json", metrics)
     for name, record in records.items():
