@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from lvis_rcnn.evaluation.boundary import boundary_iou, boundary_of, dilation_px
-from tests.conftest import LONGTAIL
-
-needs_golden = pytest.mark.skipif(not LONGTAIL.exists(), reason="the golden figures do not lie beside the checkout")
+from tests.conftest import REPOSITORY
 
 
 def packed(pixels: np.ndarray) -> dict:
@@ -85,9 +83,9 @@ def test_half_a_pixel_is_rounded_to_even(height, width, d):
     assert dilation_px(height, width) == d
 
 
-@needs_golden
 def test_golden_pairs_to_the_last_bit():
-    golden = json.loads(gzip.decompress((LONGTAIL / "boundary_pairs.json.gz").read_bytes()))
+    """Figures of boundary-iou-api at 37d25586."""
+    golden = json.loads(gzip.decompress((REPOSITORY / "tests/golden/boundary_pairs.json.gz").read_bytes()))
     for pair in golden["pairs"]:
         ours = [boundary_of(pair[name]) for name in "ab"]
         assert [one.area for one in ours] == [pair["a_boundary_area"], pair["b_boundary_area"]]
