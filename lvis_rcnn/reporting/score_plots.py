@@ -169,7 +169,9 @@ def write_ap_and_cost(rows: Sequence[Row], out: Path) -> None:
             for axes, (name, label) in zip(line, COSTS.items(), strict=True):
                 draw_frontier(axes, rows, name, gains)
                 axes.set_xlabel(f"{label}\n({devices_sentence(rows, name)})" if axes in panels[-1] else "")
-            line[0].set_ylabel(f"{word} AP, percent")
+            first = next((axes for axes in line if axes.axison), line[0])
+            first.set_ylabel(f"{word} AP, percent")
+            first.tick_params(labelleft=True)
         legend_below(figure, panels.ravel())
         ranks = "Hollow: beaten in AP and cost; dashed: frontier of rows that all differ (both beyond the error bars)"
         set_title(figure, rows, ranks, basis_sentence([*estimates, *(cost_of(row, "fps") for row in rows)]))
@@ -191,7 +193,10 @@ def draw_frontier(axes: Axes, rows: Sequence[Row], name: str, gains: Sequence[Es
         if cost is not None and gain is not None
     ]
     if not known:
-        return show_reason(axes, "not measured for any row that is scored")
+        disturbed = name == "fps" and any(row.other_work for row in rows)
+        return show_reason(
+            axes, f"{OTHER_WORK} in all measurements" if disturbed else "not measured for any scored row"
+        )
     at, costs, shown = zip(*known, strict=True)
     unbeaten, is_frontier = on_frontier(costs, shown, [(rows[k].place(name), rows[k].scored_on) for k in at])
     for (place, cost, gain), on in zip(known, unbeaten, strict=True):

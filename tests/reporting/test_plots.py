@@ -35,6 +35,7 @@ from lvis_rcnn.reporting.score_plots import (
     cost_of,
     curves_of_row,
     devices_sentence,
+    draw_frontier,
     draw_precision,
     estimate,
     on_frontier,
@@ -203,6 +204,20 @@ def test_costs_name_their_devices_and_say_where_these_differ_or_other_work_ran(t
     assert (timed.low, timed.value, timed.high) == pytest.approx((500, 550, 600))
     memory = [cost_of(row, "memory_gb") for row in rows]
     assert [one.spread for one in memory if one] == [(0.876, 0.876), (-np.inf, np.inf), (-np.inf, np.inf)]
+
+
+@pytest.mark.parametrize(
+    ("others", "reason"), [(2.0, "other work ran in all measurements"), (None, "not measured for")]
+)
+def test_a_panel_without_a_speed_says_why(tmp_path, others, reason):
+    study = study_with(("r50",))
+    put_run(tmp_path, study, "r50")
+    if others:
+        put_speed(tmp_path / "mini" / "r50", study, (500, 550, 600), other_cores=others)
+    axes = Figure().subplots()
+    scored = Estimate(1, 2, 3, "") if others else None
+    draw_frontier(axes, rows_of(study, tmp_path, {}), "fps", [scored])
+    assert reason in " ".join(text.get_text() for text in axes.texts)
 
 
 def test_the_ap_of_a_category_is_the_mean_over_the_runs_that_define_it(tmp_path):
