@@ -156,20 +156,23 @@ def read_shard(path: Path, with_masks: bool = True) -> Detections:
 
 
 def mapped_array(archive: NpzFile, name: str) -> np.ndarray:
-    """An array of an uncompressed archive, mapped: NumPy would copy it in pieces of 256 KB, which takes twice as long.
+    """An array of an archive, mapped unless compressed: NumPy copies in pieces of 256 KB, which takes twice as long.
 
     Raises:
-        ValueError: damaged, compressed, or Python objects.
+        ValueError: damaged, or Python objects.
     """
     assert archive.zip is not None
     assert archive.zip.fp is not None
     member = archive.zip.getinfo(f"{name}.npy")
+    if member.compress_type:
+        array: np.ndarray = archive[name]
+        return array
     text = memoryview(mmap.mmap(archive.zip.fp.fileno(), 0, access=mmap.ACCESS_READ))
     # 30 bytes, of which the last two numbers are the lengths of the name and of an extra field that follow.
     start = member.header_offset + 30 + sum(struct.unpack_from("<HH", text, member.header_offset + 26))
     content = text[start : start + member.file_size]
-    if member.compress_type or zlib.crc32(content) != member.CRC:
-        raise ValueError(f"array {name} is damaged or compressed")
+    if zlib.crc32(content) != member.CRC:
+        raise ValueError(f"array {name} is damaged")
     header = io.BytesIO(content[:HEADER])
     np.lib.format.read_magic(header)
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(header)

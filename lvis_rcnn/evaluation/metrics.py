@@ -98,5 +98,5 @@ def of_protocol(metrics: Mapping[str, Any], protocol: str) -> Mapping[str, Any]:
     """
     if not protocol:
         return metrics
-    digests = {name: metrics[name] for name in ("annotations_sha256", "detections_sha256") if name in metrics}
-    return {**metrics["protocols"][protocol], **digests}
+    names = ("annotations_sha256", "detections_sha256", "detections_per_image")
+    return {**metrics["protocols"][protocol], **{name: metrics[name] for name in names if name in metrics}}

@@ -59,6 +59,15 @@ def test_any_split_into_shards_reads_back_as_one(tmp_path_factory, counts, seed)
     assert [whole.rle(index) for index in range(len(whole))] == masks
 
 
+def test_a_compressed_shard_is_read_as_well(tmp_path):
+    part = some_detections(5, 0)
+    write_shard(shard_path(tmp_path, 0), part)
+    with np.load(shard_path(tmp_path, 0)) as archive:
+        arrays = dict(archive)
+    np.savez_compressed(shard_path(tmp_path, 0), **arrays)
+    assert_same(read_shards(tmp_path), part)
+
+
 def test_a_mask_comes_back_as_it_was_encoded():
     rles = [{"size": [4, 5], "counts": b"abc"}, {"size": [6, 7], "counts": b"e"}, {"size": [8, 9], "counts": b"d"}]
     ids = np.arange(3)

@@ -377,6 +377,17 @@ def test_a_printed_p_says_on_which_side_of_five_percent_it_is():
     assert printed == ["< 0.01", "< 0.01", "0.04", "< 0.05", "0.05", "0.05", "1.00"]
 
 
+def test_match_results_of_a_protocol_are_those_of_the_same_scoring(tmp_path):
+    ours, other = (
+        scored_files(tmp_path, name, protocols=["fixed"], detections_per_image=cap)
+        for name, cap in (("a", 300), ("b", 1))
+    )
+    assert read_scored(ours, "fixed").matches.detections_per_image == 300
+    other.with_suffix(".npz").replace(ours.with_suffix(".npz"))
+    with pytest.raises(InputError, match=r"a\.npz: detections_per_image is not that of a\.json"):
+        read_scored(ours, "fixed")
+
+
 def scored_files(folder: Path, name: str, **options: Any) -> Path:
     """What ``evaluate --out folder/name.json`` writes for BETTER."""
     annotations, detections = write(folder / "truth.json", DATASET), write(folder / "dt.json", as_json(BETTER))
