@@ -3,5 +3,5 @@
 # new requirements.cuda12.lock is a new script, and so a new environment.
 set -euo pipefail
 lock=${LVIS_RCNN_HOME:-.}/requirements.cuda12.lock
-echo "fdd6ba8b675efdcfc6484749d2bfbf55a59d3241809fe68bb20b6299259b3b53  $lock" | sha256sum --check --quiet
+echo "ed6fe07cb32da1f60846f060c1507c627f2b989fe76078ecd660bdfe44d2173b  $lock" | sha256sum --check --quiet
 python -m pip install --no-deps --require-hashes -r "$lock"

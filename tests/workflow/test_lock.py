@@ -27,6 +27,12 @@ def test_every_dependency_is_pinned() -> None:
     assert {normalized(requirement) for requirement in wanted} <= set(PINNED)
 
 
+def test_what_only_making_the_lock_needs_stands_in_its_command() -> None:
+    # `uv pip install -r requirements.lock` reads [tool.uv.pip] as well, and refuses extras, which a lock has none of.
+    assert "pip" not in tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["uv"]
+    assert "--all-extras" in LOCK.partition("absl")[0]
+
+
 def test_pins_of_exact_requirements_agree() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     exact = dict(one.split("==") for one in project["dependency-groups"]["dev"] if "==" in one)
