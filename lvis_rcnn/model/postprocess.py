@@ -14,7 +14,7 @@ from torchvision.ops import nms
 
 from lvis_rcnn import SizeHW
 from lvis_rcnn.config.schema import Inference
-from lvis_rcnn.model.boxes import ROI_STDS, clip, decode
+from lvis_rcnn.model.boxes import ROI_STDS, best_rows, clip, decode
 from lvis_rcnn.model.roi_heads import BOX_POOL, MASK_POOL, RegionHeads, region_features
 
 # Candidates in the first NMS, per detection to keep: an object has some ten overlapping regions.
@@ -89,14 +89,6 @@ def best_of_each_label(candidates: Candidates, test: Inference) -> Candidates:
         if len(survivors) >= count or len(best.labels) == len(candidates.labels):
             return best[survivors[:count]]
         considered *= 2
-
-
-def best_rows(scores: Float[torch.Tensor, " m"], count: int) -> Int64[torch.Tensor, " kept"]:
-    """Indices of the best ``count`` scores and of all equal to the last of them, best first, equal ones in order."""
-    if len(scores) <= count:
-        return scores.argsort(descending=True, stable=True)
-    rows = (scores >= scores.topk(count, sorted=False).values.min()).nonzero()[:, 0]
-    return rows[scores[rows].argsort(descending=True, stable=True)]
 
 
 def detect_masks(
