@@ -305,6 +305,7 @@ def answers(gpu: EmulatedGpu) -> dict[str, Callable[..., Any] | type]:
     properties = SimpleNamespace(total_memory=139 << 30, major=9, minor=0, multi_processor_count=132, name="emulated")
     return {
         "is_available": lambda: True,
+        "is_initialized": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "set_device": lambda device: None,
