@@ -2,6 +2,7 @@
 
 In the order of the data:
 
+    device       numbers that the host gives to a device
     boxes        boxes, the deltas that move them, anchors
     matcher      which ground truth a box is trained on, and which boxes are
     backbone     body and pyramid

@@ -24,6 +24,7 @@ from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.dataloader.transforms import padded_size_hw
 from lvis_rcnn.model.backbone import folded
 from lvis_rcnn.model.boxes import ROI_STDS, RPN_STDS, STRIDES_PX, anchors_in_image, encode
+from lvis_rcnn.model.device import sent
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.model.matcher import ROI_THRESHOLDS, RPN_THRESHOLDS, assign
 from lvis_rcnn.model.roi_heads import BOX_POOL, MASK_POOL, REGION_STRIDES_PX, level_of
@@ -36,7 +37,6 @@ from lvis_rcnn.model.together import (
     pooled,
     proposals_together,
     sample_together,
-    sent,
     truths_of,
 )
 

@@ -179,7 +179,7 @@ def level_proposals(
 ) -> tuple[Float[torch.Tensor, "p 4"], Float[torch.Tensor, " p"]]:
     """Proposals of one level of one image: the best anchors, decoded and clipped, without empty boxes, after NMS."""
     scores = logits.sigmoid()
-    best = best_rows(scores, before_nms)[:before_nms]
+    best = best_rows(scores, before_nms)
     boxes, scores = clip(decode(anchors_xyxy[best], deltas[best], RPN_STDS), size_hw), scores[best]
     kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     boxes, scores = boxes[kept], scores[kept]

@@ -18,21 +18,13 @@ from torchvision.ops import nms, roi_align
 from lvis_rcnn.dataloader.batches import Target
 from lvis_rcnn.dataloader.masks import MaskCrops
 from lvis_rcnn.model.boxes import ASPECT_RATIOS, RPN_STDS, decode
+from lvis_rcnn.model.device import sent
 from lvis_rcnn.model.roi_heads import REGION_STRIDES_PX
 from lvis_rcnn.model.rpn import PROPOSAL_NMS_IOU, Predictions, ProposalNetwork
 
 # Levels lie this far apart in the NMS of an image: more than the side of any, and exact in float64 to 1e-11 pixels.
 LEVEL_SHIFT_PX = 2.0**14
 NO_PROPOSAL = -1.0
-
-
-def sent(device: torch.device, *values: Int64[torch.Tensor, "..."]) -> list[Int64[torch.Tensor, "..."]]:
-    """Integers of the host on a device, in one copy that the host does not wait for."""
-    flat = torch.cat([value.flatten() for value in values])
-    if device.type == "cuda":
-        flat = flat.pin_memory()
-    parts = flat.to(device, non_blocking=True).split([value.numel() for value in values])
-    return [part.view(value.shape) for part, value in zip(parts, values, strict=True)]
 
 
 @dataclass(frozen=True)

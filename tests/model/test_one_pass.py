@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from lvis_rcnn.dataloader.batches import Batch, Target
 from lvis_rcnn.dataloader.masks import mask_crops
-from lvis_rcnn.model import matcher, one_pass, roi_losses, rpn, together
+from lvis_rcnn.model import matcher
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, losses
 from lvis_rcnn.model.one_pass import canvases_of, losses_together
 from tests.helpers.tiny_run import SMALL, SMALLEST
