@@ -54,7 +54,12 @@ def study_values(args: argparse.Namespace) -> dict[str, Any]:
             **{"optimizer": args.optimizer, "learning_rate": 1e-4, "weight_decay": 1e-4},
             "gradient_clip_norm": args.clip_norm,
         },
-        "compute": {"device": "cuda", "precision": args.precision, "channels_last": args.channels_last},
+        "compute": {
+            "device": "cuda",
+            "precision": args.precision,
+            "channels_last": args.channels_last,
+            "common_canvas": args.common_canvas,
+        },
         "resources": {"log_every_steps": 1, "checkpoint_seconds": 1e-6},
         "inference": {
             **{"proposals_before_nms": 1000, "proposals_after_nms": 100, "score_threshold": 1e-4},
@@ -190,6 +195,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
     parser.add_argument("--clip-norm", type=float)
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--common-canvas", action="store_true")
     parser.add_argument("--images", type=int, default=8, help="of a batch of inference")
     parser.add_argument("--labels", type=int, default=1230, help="of inference")
     parser.add_argument("--masks", choices=("all", "scored"), default="all")
