@@ -2,13 +2,15 @@
 
     python -m tests.emulated_gpu train [--groups 8] [--precision bf16] [--optimizer adamw] [--clip-norm 35]
         [--channels-last] [--steps 2]
-    python -m tests.emulated_gpu infer [--images 8] [--labels 1230] [--precision bf16]
+    python -m tests.emulated_gpu infer [--images 8] [--labels 1230] [--detections 300] [--masks scored]
+        [--precision bf16]
 
 ``train`` is ``lvis_rcnn.train.train``, from the new network over some steps, each with a checkpoint, to the exported
-files: the recipe of LVIS on drawn images of 64 pixels, with fewer regions. ``infer`` is ``Detector.detections`` on one
-batch, with a network that has learnt nothing, so that each image has as many detections as are kept. Printed is what
-each phase asks of the device, the lines that ask for most of it first; helpers/emulated_device.py says what is counted
-and docs/performance.md what this cannot see. Needs gcc, and torch built with CUDA.
+files: the recipe of LVIS on drawn images of 64 pixels, with fewer regions. ``infer`` is ``Detector.detections`` on a
+batch of one image, then on one of several, with a network that has learnt nothing, so that each image has as many
+detections as are kept (a mask of each takes a CPU long). Printed is what each phase asks of the device, the lines that
+ask for most of it first; helpers/emulated_device.py says what is counted and docs/performance.md what this cannot see.
+Needs gcc, and torch built with CUDA.
 """
 
 import argparse
@@ -58,7 +60,7 @@ def study_values(args: argparse.Namespace) -> dict[str, Any]:
         "resources": {"log_every_steps": 1, "checkpoint_seconds": 1e-6},
         "inference": {
             **{"proposals_before_nms": 1000, "proposals_after_nms": 100, "score_threshold": 1e-4},
-            **{"detections_per_image": 300, "masks": args.masks, "precision": args.precision},
+            **{"detections_per_image": args.detections, "masks": args.masks, "precision": args.precision},
         },
     }
 
@@ -119,7 +121,7 @@ def train(args: argparse.Namespace, folder: Path) -> "list[Phase]":
 
 
 def infer(args: argparse.Namespace, folder: Path) -> "list[Phase]":
-    """Detections of two batches; the first makes what is kept on the device."""
+    """Detections of a batch of one image, which makes what is then kept on the device, and of one of several."""
     import torch
 
     from lvis_rcnn.config.schema import BACKBONES
@@ -141,11 +143,11 @@ def infer(args: argparse.Namespace, folder: Path) -> "list[Phase]":
         with gpu.phase("prepare"):
             model = MaskRcnn(BACKBONES["r50"], args.labels + 1, study.model).to(GPU).eval()
         detector = Detector(model, images, GPU, study.inference)
-        for _ in range(2):
-            batch = images[range(args.images)].pin_memory()
+        for count in (1, args.images):
+            batch = images[range(count)].pin_memory()
             with gpu.phase("batch"):
-                found = detector.detections(batch, range(args.images))
-    assert [len(one) for one in found] == [300] * args.images
+                found = detector.detections(batch, range(count))
+    assert [len(one) for one in found] == [args.detections] * args.images
     return gpu.phases
 
 
@@ -192,6 +194,7 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--images", type=int, default=8, help="of a batch of inference")
     parser.add_argument("--labels", type=int, default=1230, help="of inference")
+    parser.add_argument("--detections", type=int, default=300, help="of an image")
     parser.add_argument("--masks", choices=("all", "scored"), default="all")
     parser.add_argument("--most-lines", type=int, default=25, help="of a kind in a phase")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, too")
