@@ -38,7 +38,7 @@ def levels_hw():
 
 def test_anchors():
     for stride, expected in zip(STRIDES_PX, ops("anchor_base"), strict=True):
-        assert torch.equal(base_anchors(8.0 * stride), expected)
+        assert torch.equal(base_anchors(8.0 * stride, torch.device("cpu")), expected)
     levels = pyramid_anchors(levels_hw(), 8.0, CPU)
     assert [len(level) for level in levels] == ops("anchor_level_sizes").tolist()
     assert torch.equal(torch.cat(levels), ops("anchor_grid"))
