@@ -115,8 +115,9 @@ def make_detector(
     set_full_precision()
     test, on_gpu = study.inference, device.type == "cuda"
     images = TestImages(store_path, images_dir, test.short_edge_px, test.long_edge_px, channels_last=on_gpu)
-    model = load_trained(study.model, backbone, model_path, images.store).to(device)
-    return Detector(model, images, device, test)
+    layout = torch.channels_last if on_gpu else torch.contiguous_format
+    model = load_trained(study.model, backbone, model_path, images.store)
+    return Detector(model.to(device, memory_format=layout), images, device, test)  # type: ignore[call-overload]
 
 
 def conditions(study: Study, device: torch.device) -> dict[str, Any]:

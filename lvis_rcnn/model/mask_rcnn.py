@@ -20,6 +20,7 @@ from lvis_rcnn.model.postprocess import Candidates, ImageDetections, detect_boxe
 from lvis_rcnn.model.roi_heads import RegionHeads
 from lvis_rcnn.model.roi_losses import region_losses, sampled_regions
 from lvis_rcnn.model.rpn import ProposalNetwork, proposals, rpn_losses
+from lvis_rcnn.model.together import proposals_of_images
 
 PRECISIONS = {"fp32": "fp32 without TF32", "bf16": "bf16 autocast, weights and losses in fp32 without TF32"}
 
@@ -83,7 +84,8 @@ def detect(
         mask_labels: for each image, the labels whose detections get a mask, on the CPU; None for all.
     """
     features = pyramid(model.backbone, batch.pixels)
-    per_image = proposals(model.rpn(features), batch.sizes_hw, test.proposals_before_nms, test.proposals_after_nms)
+    propose = proposals if batch.pixels.device.type == "cpu" else proposals_of_images
+    per_image = propose(model.rpn(features), batch.sizes_hw, test.proposals_before_nms, test.proposals_after_nms)
     found = detect_boxes(model.roi_heads, features, [boxes for boxes, _ in per_image], batch.sizes_hw, test)
     rows = rows_with_mask(found, mask_labels)
     masked = [best[own] for best, own in zip(found, rows, strict=True)]
