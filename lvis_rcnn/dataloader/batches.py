@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lvis_rcnn.config.schema import Augmentation
 from lvis_rcnn.dataloader.masks import MaskCrops, mask_crops
-from lvis_rcnn.dataloader.repeat_factors import usable_annotations
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataloader.seeds import image_seed
 from lvis_rcnn.dataloader.transforms import padded_size_hw, rescaled_size_hw, write_network_pixels
@@ -104,7 +103,8 @@ def target_boxes_xyxy(
 def read_target(store: AnnotationStore, image: int, size_hw: tuple[int, int], flip: bool) -> Target:
     """Ground truth of one image, which may have no object."""
     original_hw = original_size_hw(store, image)
-    rows = usable_annotations(store, store.annotations_of(image))
+    annotations = store.annotations_of(image)
+    rows = annotations.start + np.flatnonzero(store.is_trained[annotations])
     boxes = target_boxes_xyxy(store.boxes_xywh[rows], original_hw, size_hw, flip)
     kept = has_area(boxes)
     masks = mask_crops([store.outline_of(int(row)) for row in rows[kept]], original_hw, size_hw, flip)
@@ -157,6 +157,7 @@ class TrainingSteps(Dataset[list[Batch]]):
         channels_last: bool = False,
     ) -> None:
         self.store = open_store(store_path)
+        _ = self.store.is_trained  # found here, so that forked workers share it
         self.files = ImageFiles(images_dir)
         self.stream = stream
         self.numbers = range(stream.groups_per_step) if numbers is None else numbers

@@ -19,7 +19,7 @@ from PIL import Image
 from lvis_rcnn.config.schema import Augmentation
 from lvis_rcnn.dataloader import batches as batches_module
 from lvis_rcnn.dataloader import transforms
-from lvis_rcnn.dataloader.repeat_factors import read_sampling, usable_annotations
+from lvis_rcnn.dataloader.repeat_factors import read_sampling
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataset.images import ImageFile, ImageFiles, read_image_bgr
 from lvis_rcnn.dataset.store import build_store, open_store
@@ -211,7 +211,7 @@ def test_unusable_annotations_are_left_out(tmp_path):
             usable | {"id": 10, "ignore": 1},
         ],
     )
-    assert store.annotation_ids[usable_annotations(store, store.annotations_of(0))].tolist() == [1, 5, 6]
+    assert store.annotation_ids[store.is_trained].tolist() == [1, 5, 6]
 
 
 def test_a_target_by_hand(tmp_path):
