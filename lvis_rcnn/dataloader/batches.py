@@ -15,14 +15,14 @@ from typing import Any, Generic, TypeVar
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lvis_rcnn.config.schema import Augmentation
 from lvis_rcnn.dataloader.masks import MaskCrops, mask_crops
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataloader.seeds import image_seed
-from lvis_rcnn.dataloader.transforms import padded_size_hw, rescaled_size_hw, write_network_pixels
+from lvis_rcnn.dataloader.transforms import normalised, padded_size_hw, rescaled_size_hw, write_rescaled
 from lvis_rcnn.dataset.images import ImageFiles, read_image_bgr
 from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.system.cli import InputError
@@ -54,7 +54,8 @@ class Batch:
     test time.
     """
 
-    pixels: Float[torch.Tensor, "n 3 h w"]
+    pixels: UInt8[torch.Tensor, "n 3 h w"] | Float32[torch.Tensor, "n 3 h w"]
+    """R, G and B: bytes, 0 in the padding, until :meth:`to` makes the network's input of them."""
     sizes_hw: list[tuple[int, int]]
     original_sizes_hw: list[tuple[int, int]]
     image_ids: list[int]
@@ -63,8 +64,9 @@ class Batch:
     """Errors of the images that were replaced by others."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on ``device``; from pinned memory the copy is asynchronous."""
-        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        """What was read, on ``device`` and normalised; from pinned memory the copy is asynchronous."""
+        moved = self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, pixels=normalised(moved.pixels, self.sizes_hw))
 
     def pin_memory(self) -> "Batch":
         """The same in pinned memory; the DataLoader calls this."""
@@ -122,26 +124,23 @@ def has_area(boxes_xyxy: Float[np.ndarray, "a 4"]) -> Bool[np.ndarray, " a"]:
     return (boxes_xyxy[:, 2] > boxes_xyxy[:, 0]) & (boxes_xyxy[:, 3] > boxes_xyxy[:, 1])
 
 
-def network_batch(samples: Sequence[Sample], channels_last: bool) -> Float[torch.Tensor, "n 3 h w"]:
-    """Pixels of the network's input, each image padded right and below to the largest height and width."""
+def batch_pixels(samples: Sequence[Sample], channels_last: bool) -> UInt8[torch.Tensor, "n 3 h w"]:
+    """Bytes of images, each padded right and below with 0 to the largest height and width."""
     height, width = (max(edges) for edges in zip(*(padded_size_hw(sample.size_hw) for sample in samples), strict=True))
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    batch = uninitialised((len(samples), 3, height, width), layout)
+    batch = zero_bytes((len(samples), 3, height, width), layout)
     for row, sample in zip(batch, samples, strict=True):
-        write_network_pixels(sample.image_bgr, sample.size_hw, sample.flip, row)
+        write_rescaled(sample.image_bgr, sample.size_hw, sample.flip, row)
     return batch
 
 
-def uninitialised(shape: tuple[int, ...], layout: torch.memory_format) -> torch.Tensor:
-    """An uninitialised float tensor; in a worker it is in shared memory, so that the parent gets it without a copy.
-
-    The copy would take a quarter of a worker's time.
-    """
+def zero_bytes(shape: tuple[int, ...], layout: torch.memory_format) -> torch.Tensor:
+    """A tensor of bytes; in a worker it is in shared memory, so that the parent gets it without a copy."""
     if get_worker_info() is None:
-        return torch.empty(shape, memory_format=layout)
-    plan = torch.empty(shape, memory_format=layout, device="meta")
-    storage = torch.UntypedStorage._new_shared(plan.nbytes)  # as torch.utils.data's own collate function
-    return torch.empty(0).set_(storage, 0, plan.shape, plan.stride())
+        return torch.empty(shape, dtype=torch.uint8, memory_format=layout).zero_()
+    plan = torch.empty(shape, dtype=torch.uint8, memory_format=layout, device="meta")
+    storage = torch.UntypedStorage._new_shared(plan.nbytes)  # new pages, which are 0
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, plan.shape, plan.stride())
 
 
 class TrainingSteps(Dataset[list[Batch]]):
@@ -175,7 +174,7 @@ class TrainingSteps(Dataset[list[Batch]]):
         seeds = [image_seed(self.stream.seed, step, number, place) for place in range(len(images))]
         samples = [self.read_sample(image, seed, broken) for image, seed in zip(images, seeds, strict=True)]
         return Batch(
-            network_batch(samples, self.channels_last),
+            batch_pixels(samples, self.channels_last),
             [sample.size_hw for sample in samples],
             [original_size_hw(self.store, sample.image) for sample in samples],
             [int(self.store.image_ids[sample.image]) for sample in samples],
@@ -241,7 +240,7 @@ class TestImages(Dataset[Batch]):
             for image in images
         ]
         return Batch(
-            network_batch(samples, self.channels_last),
+            batch_pixels(samples, self.channels_last),
             [sample.size_hw for sample in samples],
             [original_size_hw(self.store, image) for image in images],
             [int(self.store.image_ids[image]) for image in images],

@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.dataloader.batches import Batch, TrainingSteps, read_in_order
 from lvis_rcnn.dataloader.transforms import padded_size_hw
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_on_meta, set_full_precision
 from lvis_rcnn.model.roi_heads import BOX_POOL, HIDDEN, MASK_POOL
@@ -72,6 +74,17 @@ def new_training(run: Run, ranks: Ranks, network: MaskRcnn) -> Training:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[run.study.schedule.optimizer](trained, run.study.schedule)
     return Training(run, ranks, model, optimizer, Progress())
+
+
+def batches_of(training: Training, steps: Sequence[int]) -> Iterator[list[Batch]]:
+    """This process's groups of each of these optimizer steps, read ahead."""
+    run, ranks = training.run, training.ranks
+    stream, study = run.recipe.stream, run.study
+    numbers = ranks.share_of(stream.groups_per_step)
+    items = TrainingSteps(
+        run.store_path, run.images_dir, stream, study.augmentation, numbers, channels_last=study.compute.channels_last
+    )
+    return read_in_order(items, steps, study.resources.loader_workers, pinned=ranks.device.type == "cuda")
 
 
 def restore(training: Training) -> None:

@@ -105,16 +105,21 @@ def stream_of(num_images: int) -> SampleStream:
 
 
 def drawn_groups(args: argparse.Namespace) -> Iterator[list[Batch]]:
-    """The same scenes at every step, in groups."""
+    """The same scenes at every step, in groups, to the nearest byte."""
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     whole = network.scenes_for_ours(args.num_images)
     groups = []
     for first in range(0, args.num_images, GROUP):
         own = slice(first, first + GROUP)
-        pixels = whole.pixels[own].contiguous(memory_format=layout)
+        pixels = as_bytes(whole.pixels[own]).contiguous(memory_format=layout)
         sizes = whole.sizes_hw[own]
         groups.append(Batch(pixels, sizes, sizes, whole.image_ids[own], whole.targets[own]))
     return itertools.repeat(groups)
+
+
+def as_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels of a scene as those of a photograph."""
+    return (pixels * 58 + 114).clamp(0, 255).to(torch.uint8)
 
 
 def read_groups(args: argparse.Namespace, folder: Path) -> Iterator[list[Batch]]:
@@ -136,8 +141,8 @@ def write_files(folder: Path) -> None:
     images, annotations = [], []
     for image in range(1, NUM_FILES + 1):
         pixels, boxes, outlines, labels = network.scene(image)
-        painted = (pixels.permute(1, 2, 0) * 58 + 114).clamp(0, 255).to(torch.uint8).numpy()
-        Image.fromarray(painted).save(folder / "images" / f"{image:012}.jpg", quality=90)
+        painted = Image.fromarray(as_bytes(pixels).permute(1, 2, 0).numpy())
+        painted.save(folder / "images" / f"{image:012}.jpg", quality=90)
         images.append(
             {"id": image, "height": 480, "width": 640, "file_name": f"{image:012}.jpg",
              "neg_category_ids": [], "not_exhaustive_category_ids": []}
