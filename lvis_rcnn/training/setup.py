@@ -12,7 +12,7 @@ from torch import nn
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.dataloader.batches import Batch, TrainingSteps, read_in_order
 from lvis_rcnn.dataloader.transforms import padded_size_hw
-from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_on_meta, set_full_precision
+from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_on_meta, set_precision
 from lvis_rcnn.model.roi_heads import BOX_POOL, HIDDEN, MASK_POOL
 from lvis_rcnn.model.weights import load_initial_weights
 from lvis_rcnn.runs.states import read_heartbeat
@@ -64,7 +64,7 @@ def prepared(run: Run, ranks: Ranks) -> Training:
 def set_arithmetic(run: Run) -> None:
     """Threads and precision of torch in this process, which decide how sums are rounded."""
     torch.set_num_threads(run.study.compute.threads)
-    set_full_precision()
+    set_precision(run.study.compute.precision)
 
 
 def new_training(run: Run, ranks: Ranks, network: MaskRcnn) -> Training:

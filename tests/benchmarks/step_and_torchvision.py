@@ -1,7 +1,7 @@
 """A training step of this project beside torchvision's Mask R-CNN in the loop of torchvision's reference scripts.
 
     python tests/benchmarks/step_and_torchvision.py [--device cpu] [--threads 2] [--backbones r50 x101_64x4d]
-        [--images 2 16] [--precisions fp32 bf16] [--size 800 1067] [--steps 5] [--repeats 3] [--channels-last]
+        [--images 2 16] [--precisions fp32 tf32 bf16] [--size 800 1067] [--steps 5] [--repeats 3] [--channels-last]
         [--workers 8]
 
 On a CPU of two cores a block of two images takes some ten minutes at that size; ``--size 224 288`` or fewer repeats
@@ -43,7 +43,7 @@ from lvis_rcnn.config.schema import BACKBONES, Augmentation, Schedule
 from lvis_rcnn.dataloader.batches import Batch, TrainingSteps, read_in_order
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataset.store import build_store
-from lvis_rcnn.model.mask_rcnn import set_full_precision
+from lvis_rcnn.model.mask_rcnn import set_precision
 from lvis_rcnn.training.distributed import Ranks
 from lvis_rcnn.training.log import Progress
 from lvis_rcnn.training.setup import Training, peak_memory_bytes
@@ -165,7 +165,7 @@ def write_files(folder: Path) -> None:
 def measure(args: argparse.Namespace) -> dict[str, float]:
     """In this process."""
     torch.set_num_threads(args.threads)
-    set_full_precision()
+    set_precision(args.precision)
     state = network.sharpened(torch.load(args.weights, weights_only=True), "trained")
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -234,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", choices=BACKBONES, nargs="+", default=["r50", "x101_64x4d"])
     parser.add_argument("--images", type=int, nargs="+", default=[2, 16], help="images a step; even")
-    parser.add_argument("--precisions", choices=["fp32", "bf16"], nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--precisions", choices=["fp32", "tf32", "bf16"], nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(

@@ -29,6 +29,15 @@ def test_batches_for_a_gpu_are_read_into_pinned_memory(tmp_path, monkeypatch, de
     assert asked == [(range(1, 4, 2), [5, 3], 0, pinned)]  # the groups of this process, the steps, no workers
 
 
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_each_run_sets_how_a_gpu_multiplies(tmp_path, precision):
+    for one, products in ((precision, "tf32" if precision == "tf32" else "ieee"), ("fp32", "ieee")):
+        study = tiny_study(tmp_path, compute={"precision": one})
+        setup.set_arithmetic(Run(study, "r50", 0, tmp_path, tmp_path, tmp_path, tmp_path, zoo={}))
+        assert torch.backends.cuda.matmul.fp32_precision == products
+        assert torch.backends.cudnn.conv.fp32_precision == products
+
+
 def on_meta(backbone):
     with torch.device("meta"):
         return MaskRcnn(backbone, 6, SETTINGS).train()
