@@ -26,11 +26,14 @@ from lvis_rcnn.dataloader.transforms import normalised, padded_size_hw, rescaled
 from lvis_rcnn.dataset.images import ImageFiles, read_image_bgr
 from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.system.machine import SHARED_MEMORY, free_shared_memory
 
 Item = TypeVar("Item")
 
 # A study may skip a few broken images; so many in a row mean that all are broken.
 BROKEN_IN_A_ROW = 20
+# Of each worker.
+ITEMS_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -306,6 +309,35 @@ def report_unless_parent_left(kind: type[BaseException], error: BaseException, t
         sys.__excepthook__(kind, error, trace)
 
 
+def require_shared_memory(images: int, short_edge_px: int, long_edge_px: int, workers: int) -> None:
+    """Refuse to begin where the items that workers read ahead may not fit into shared memory.
+
+    A worker that finds it full is ended by a bus error, perhaps hours later, which says nothing. Containers have 64 MB
+    where nothing else is asked for.
+
+    Args:
+        images: of an item; all of the largest size.
+        short_edge_px: their largest short edge.
+        long_edge_px: their largest long edge.
+        workers: number of processes on this machine.
+
+    Raises:
+        InputError: says how many workers would do.
+    """
+    height, width = padded_size_hw((short_edge_px, long_edge_px))
+    worker_mb = ITEMS_AHEAD * images * 3 * height * width / 1e6  # masks, some 10 % more, left out
+    free = free_shared_memory()
+    if free is None or workers * worker_mb <= (free_mb := free / 1e6):
+        return
+    raise InputError(
+        str(SHARED_MEMORY),
+        f"has {free_mb:,.0f} MB of shared memory free, and {workers} loader workers fill up to "
+        f"{workers * worker_mb:,.0f} with images that they read ahead",
+        allowed=f"{worker_mb:,.0f} MB for each worker",
+        fix=f"set resources.loader_workers to {int(free_mb / worker_mb)}, or give the container more (--shm-size)",
+    )
+
+
 def read_in_order(items: Dataset[Item], indices: Sequence[Any], workers: int, pinned: bool = False) -> Iterator[Item]:
     """Items of ``indices`` in that order, read ahead by ``workers`` processes (0: in this one).
 
@@ -323,6 +355,7 @@ def read_in_order(items: Dataset[Item], indices: Sequence[Any], workers: int, pi
         batch_size=None,
         sampler=list(indices),
         num_workers=workers,
+        prefetch_factor=ITEMS_AHEAD if workers else None,
         worker_init_fn=start_worker,
         pin_memory=pinned,
     )

@@ -450,6 +450,24 @@ def test_batches_for_a_gpu_are_pinned_and_channels_last(drawn):
         same_batch(on_gpu.mapped(torch.Tensor.cpu), batch.to(torch.device("cpu")))
 
 
+def test_shared_memory_that_is_too_small_is_said_before_anything_is_read(monkeypatch):
+    # 2 items of 16 images of 800 x 1344 pixels, 3 bytes each: 103.2 MB for each worker.
+    monkeypatch.setattr(batches_module, "free_shared_memory", lambda: 420_000_000)
+    batches_module.require_shared_memory(16, 800, 1333, workers=4)
+    expected = (
+        "/dev/shm: has 420 MB of shared memory free, and 5 loader workers fill up to 516 with images that they read "
+        "ahead; allowed: 103 MB for each worker; fix: set resources.loader_workers to 4, or give the container more "
+        "(--shm-size)"
+    )
+    with pytest.raises(InputError) as raised:
+        batches_module.require_shared_memory(16, 800, 1333, workers=5)
+    assert str(raised.value) == expected
+    monkeypatch.setattr(batches_module, "free_shared_memory", lambda: 0)
+    batches_module.require_shared_memory(16, 800, 1333, workers=0)  # reads in the process itself
+    monkeypatch.setattr(batches_module, "free_shared_memory", lambda: None)
+    batches_module.require_shared_memory(16, 800, 1333, workers=5)
+
+
 SIGNALLED = """
 import os, signal, sys, time
 from pathlib import Path
