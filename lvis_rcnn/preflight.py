@@ -45,6 +45,7 @@ from lvis_rcnn.model.mask_rcnn import network_on_meta
 from lvis_rcnn.runs.records import SEEN_BY_WEIGHTS
 from lvis_rcnn.system.cli import InputError, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import atomic_file, write_json
+from lvis_rcnn.training.setup import require_memory_of_loader
 from lvis_rcnn.training.solver import Recipe, make_recipe
 
 GB = 1e9
@@ -227,7 +228,7 @@ def settings_warnings(recipe: Recipe, model: Model, factors: RepeatFactors) -> I
 
 
 def machine_warnings(study: Study, results_dir: Path, num_labels: int) -> Iterator[str]:
-    """Too little disk, or less memory than a job asks for."""
+    """Too little disk, too little shared memory for the loader, or less memory than a job asks for."""
     results_dir.mkdir(parents=True, exist_ok=True)
     needed_bytes = sum(run_bytes(study, name, num_labels) for name in study.backbones) * len(study.seeds)
     free_bytes = shutil.disk_usage(results_dir).free
@@ -236,6 +237,10 @@ def machine_warnings(study: Study, results_dir: Path, num_labels: int) -> Iterat
             f"{results_dir}: {free_bytes / GB:.1f} GB free; checkpoints and models of the study take about "
             f"{needed_bytes / GB:.1f} GB"
         )
+    try:
+        require_memory_of_loader(study)
+    except InputError as error:
+        yield f"{error}; a training on this machine would be refused"
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if study.compute.device == "cpu" and study.resources.memory_mb * 1e6 > memory_bytes:
         yield (

@@ -15,7 +15,7 @@ from lvis_rcnn.dataloader.batches import Batch, TestImages
 from lvis_rcnn.dataset.detections import Detections
 from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.inference.paste import pasted_crops, run_length_texts
-from lvis_rcnn.model.mask_rcnn import PRECISIONS, MaskRcnn, detect, set_full_precision
+from lvis_rcnn.model.mask_rcnn import PRECISIONS, MaskRcnn, detect, set_precision
 from lvis_rcnn.model.postprocess import ImageDetections
 from lvis_rcnn.model.weights import load_trained
 from lvis_rcnn.training.checkpoint import on_cpu
@@ -112,8 +112,8 @@ def make_detector(
 ) -> Detector:
     """The trained network on its device with a study's test settings; InputError as :func:`load_trained`."""
     torch.set_num_threads(study.compute.threads)
-    set_full_precision()
     test, on_gpu = study.inference, device.type == "cuda"
+    set_precision(test.precision)
     images = TestImages(store_path, images_dir, test.short_edge_px, test.long_edge_px, channels_last=on_gpu)
     layout = torch.channels_last if on_gpu else torch.contiguous_format
     model = load_trained(study.model, backbone, model_path, images.store)

@@ -1,7 +1,9 @@
 """How a run begins or goes on: network, optimizer and progress, new or from the newest checkpoint; whether it fits."""
 
+import math
 import resource
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +11,10 @@ import torch
 from torch import nn
 
 from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.config.study import Study
+from lvis_rcnn.dataloader.batches import Batch, TrainingSteps, read_in_order, require_shared_memory
 from lvis_rcnn.dataloader.transforms import padded_size_hw
-from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_on_meta, set_full_precision
+from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_on_meta, set_precision
 from lvis_rcnn.model.roi_heads import BOX_POOL, HIDDEN, MASK_POOL
 from lvis_rcnn.model.weights import load_initial_weights
 from lvis_rcnn.runs.states import read_heartbeat
@@ -77,7 +81,7 @@ def prepared(run: Run, ranks: Ranks) -> Training:
 def set_arithmetic(run: Run) -> None:
     """Threads and precision of torch in this process, which decide how sums are rounded."""
     torch.set_num_threads(run.study.compute.threads)
-    set_full_precision()
+    set_precision(run.study.compute.precision)
 
 
 def new_training(run: Run, ranks: Ranks, network: MaskRcnn) -> Training:
@@ -94,6 +98,25 @@ def passes_of(run: Run, ranks: Ranks) -> Passes:
     compute, share = run.study.compute, len(ranks.share_of(run.recipe.stream.groups_per_step))
     most = share if ranks.device.type == "cuda" else 1
     return Passes(compute.precision, max(min(compute.groups_at_once or most, share), 1), compute.common_canvas)
+
+
+def batches_of(training: Training, steps: Sequence[int]) -> Iterator[list[Batch]]:
+    """This process's groups of each of these optimizer steps, read ahead; InputError as `require_shared_memory`."""
+    run, ranks = training.run, training.ranks
+    stream, study = run.recipe.stream, run.study
+    require_memory_of_loader(study)
+    numbers = ranks.share_of(stream.groups_per_step)
+    items = TrainingSteps(
+        run.store_path, run.images_dir, stream, study.augmentation, numbers, channels_last=study.compute.channels_last
+    )
+    return read_in_order(items, steps, study.resources.loader_workers, pinned=ranks.device.type == "cuda")
+
+
+def require_memory_of_loader(study: Study) -> None:
+    """:func:`require_shared_memory` of all processes on a node, each of which has workers and a share of the images."""
+    images = math.ceil(study.schedule.images_per_step / study.resources.nodes)
+    edges_px = (max(study.augmentation.short_edges_px), study.augmentation.long_edge_px)
+    require_shared_memory(images, *edges_px, study.resources.loader_workers)
 
 
 def restore(training: Training) -> None:

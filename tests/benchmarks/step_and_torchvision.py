@@ -1,7 +1,7 @@
 """A training step of this project beside torchvision's Mask R-CNN in the loop of torchvision's reference scripts.
 
     python tests/benchmarks/step_and_torchvision.py [--device cpu] [--threads 2] [--backbones r50 x101_64x4d]
-        [--images 2 16] [--precisions fp32 bf16] [--size 800 1067] [--steps 5] [--repeats 3] [--channels-last]
+        [--images 2 16] [--precisions fp32 tf32 bf16] [--size 800 1067] [--steps 5] [--repeats 3] [--channels-last]
         [--workers 8]
 
 On a CPU of two cores a block of two images takes some ten minutes at that size; ``--size 224 288`` or fewer repeats
@@ -43,7 +43,7 @@ from lvis_rcnn.config.schema import BACKBONES, Augmentation, Schedule
 from lvis_rcnn.dataloader.batches import Batch, TrainingSteps, read_in_order
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataset.store import build_store
-from lvis_rcnn.model.mask_rcnn import set_full_precision
+from lvis_rcnn.model.mask_rcnn import set_precision
 from lvis_rcnn.training.distributed import Ranks
 from lvis_rcnn.training.log import Progress
 from lvis_rcnn.training.setup import Training, peak_memory_bytes
@@ -105,16 +105,21 @@ def stream_of(num_images: int) -> SampleStream:
 
 
 def drawn_groups(args: argparse.Namespace) -> Iterator[list[Batch]]:
-    """The same scenes at every step, in groups."""
+    """The same scenes at every step, in groups, to the nearest byte."""
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     whole = network.scenes_for_ours(args.num_images)
     groups = []
     for first in range(0, args.num_images, GROUP):
         own = slice(first, first + GROUP)
-        pixels = whole.pixels[own].contiguous(memory_format=layout)
+        pixels = as_bytes(whole.pixels[own]).contiguous(memory_format=layout)
         sizes = whole.sizes_hw[own]
         groups.append(Batch(pixels, sizes, sizes, whole.image_ids[own], whole.targets[own]))
     return itertools.repeat(groups)
+
+
+def as_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels of a scene as those of a photograph."""
+    return (pixels * 58 + 114).clamp(0, 255).to(torch.uint8)
 
 
 def read_groups(args: argparse.Namespace, folder: Path) -> Iterator[list[Batch]]:
@@ -136,8 +141,8 @@ def write_files(folder: Path) -> None:
     images, annotations = [], []
     for image in range(1, NUM_FILES + 1):
         pixels, boxes, outlines, labels = network.scene(image)
-        painted = (pixels.permute(1, 2, 0) * 58 + 114).clamp(0, 255).to(torch.uint8).numpy()
-        Image.fromarray(painted).save(folder / "images" / f"{image:012}.jpg", quality=90)
+        painted = Image.fromarray(as_bytes(pixels).permute(1, 2, 0).numpy())
+        painted.save(folder / "images" / f"{image:012}.jpg", quality=90)
         images.append(
             {"id": image, "height": 480, "width": 640, "file_name": f"{image:012}.jpg",
              "neg_category_ids": [], "not_exhaustive_category_ids": []}
@@ -160,7 +165,7 @@ def write_files(folder: Path) -> None:
 def measure(args: argparse.Namespace) -> dict[str, float]:
     """In this process."""
     torch.set_num_threads(args.threads)
-    set_full_precision()
+    set_precision(args.precision)
     state = network.sharpened(torch.load(args.weights, weights_only=True), "trained")
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -229,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", choices=BACKBONES, nargs="+", default=["r50", "x101_64x4d"])
     parser.add_argument("--images", type=int, nargs="+", default=[2, 16], help="images a step; even")
-    parser.add_argument("--precisions", choices=["fp32", "bf16"], nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--precisions", choices=["fp32", "tf32", "bf16"], nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(

@@ -16,6 +16,7 @@ from PIL import Image
 
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import check_study, read_yaml
+from lvis_rcnn.dataloader import batches
 from lvis_rcnn.dataset.checks import image_errors, image_finding
 from lvis_rcnn.dataset.images import ImageFile, read_image_bgr
 from lvis_rcnn.dataset.store import build_store, open_store
@@ -685,6 +686,14 @@ def test_disk_of_a_run(backbone):
     """Parameter counts at 1230 classes are published: MMDetection's own structures."""
     published = {"r50": 50_585_636, "r101": 69_577_764, "x101_32x4d": 69_206_308, "x101_64x4d": 108_483_876}
     assert run_bytes(study(), backbone, 1231) == 28 * published[backbone]
+
+
+def test_too_little_shared_memory_for_the_loader_is_told_here_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "free_shared_memory", lambda: 10**6)
+    changes = {"schedule": {"images_per_step": 16}, "augmentation": {"short_edges_px": [96, 104], "long_edge_px": 160}}
+    (line,) = machine_warnings(study(**changes, resources={"loader_workers": 4, "memory_mb": 1}), tmp_path, 26)
+    # 4 workers, 2 steps each, 16 images of 128 x 160 pixels of 3 bytes.
+    assert re.match(r"/dev/shm: has 1 MB .* 4 loader workers fill up to 8 with .*; a training on this machine", line)
 
 
 def test_too_little_disk_or_memory_is_told(tmp_path, monkeypatch):

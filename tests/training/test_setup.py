@@ -1,5 +1,7 @@
 """The estimate of a step's memory holds what the graph really keeps."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,10 +9,33 @@ from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.training import setup
+from lvis_rcnn.training.distributed import Ranks
 from lvis_rcnn.training.run import Run
-from lvis_rcnn.training.setup import kept_bytes, training_bytes
+from lvis_rcnn.training.setup import Training, batches_of, kept_bytes, training_bytes
 from tests.helpers.tiny_run import SMALLEST, tiny_study
 from tests.training.test_step import SETTINGS, small_network, step_groups
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_batches_for_a_gpu_are_read_into_pinned_memory(tmp_path, monkeypatch, device, pinned):
+    asked = []
+    monkeypatch.setattr(setup, "TrainingSteps", lambda *given, **named: given[-1])
+    monkeypatch.setattr(setup, "read_in_order", lambda *given, pinned: asked.append((*given, pinned)) or iter([]))
+    run = Run(tiny_study(tmp_path), "r50", 0, tmp_path, tmp_path, tmp_path, tmp_path, zoo={})
+    run.__dict__["recipe"] = SimpleNamespace(stream=SimpleNamespace(groups_per_step=4))
+    training = Training.__new__(Training)
+    training.run, training.ranks = run, Ranks(1, 2, torch.device(device))
+    batches_of(training, [5, 3])
+    assert asked == [(range(1, 4, 2), [5, 3], 0, pinned)]  # the groups of this process, the steps, no workers
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_each_run_sets_how_a_gpu_multiplies(tmp_path, precision):
+    for one, products in ((precision, "tf32" if precision == "tf32" else "ieee"), ("fp32", "ieee")):
+        study = tiny_study(tmp_path, compute={"precision": one})
+        setup.set_arithmetic(Run(study, "r50", 0, tmp_path, tmp_path, tmp_path, tmp_path, zoo={}))
+        assert torch.backends.cuda.matmul.fp32_precision == products
+        assert torch.backends.cudnn.conv.fp32_precision == products
 
 
 def on_meta(backbone):
