@@ -10,6 +10,7 @@ columns     records become the arrays of a store
 reader      an annotation file becomes those arrays
 store       the memory-mapped annotation store
 images      images in folders, or in zips as they were downloaded; the one decoder
+listing     images that a user names: files, folders, zips
 checks      preflight's checks of a split on disk
 detections  detections as shards and as results files
 mini/       draws the embedded dataset
