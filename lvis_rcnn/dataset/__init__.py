@@ -6,6 +6,7 @@ polygons    how large a polygon may be to be drawn
 json_text   the text of a JSON file: found, recognised, and mended where it is nearly JSON
 records     the records of an LVIS file: types, ranges, errors
 pieces      a JSON file of a gigabyte, a few megabytes at a time
+coco        plain COCO annotations as LVIS ones: the rules
 columns     records become the arrays of a store
 reader      an annotation file becomes those arrays
 store       the memory-mapped annotation store
