@@ -39,7 +39,14 @@ from lvis_rcnn.dataloader.batches import Batch, TrainingSteps, original_size_hw,
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataloader.transforms import padded_size_hw, rescaled_size_hw
 from lvis_rcnn.dataset.store import AnnotationStore
-from lvis_rcnn.inference.detector import Detector, boxes_in_original, conditions, image_detections, make_detector
+from lvis_rcnn.inference.detector import (
+    Detector,
+    boxes_in_original,
+    conditions,
+    image_detections,
+    make_detector,
+    on_host,
+)
 from lvis_rcnn.inference.paste import bitmaps, pasted_crops
 from lvis_rcnn.model.weights import load_trained
 from lvis_rcnn.runs.paths import runs_of
@@ -242,7 +249,7 @@ def times_of(detector: Detector, batch: Batch, image: int) -> Times:
     (size_hw,), (original_hw,) = batch.sizes_hw, batch.original_sizes_hw
     category_ids = np.array([category.id for category in detector.images.store.categories], dtype=np.int64)
     ends, cpu_s = [finished(detector.device)], time.process_time()
-    (detections,) = detector.detect(batch, [image])
+    (detections,) = on_host(detector.detect(batch, [image]))
     boxes = boxes_in_original(detections.boxes_xyxy, size_hw, original_hw)
     ends.append(finished(detector.device))
     probabilities = detections.mask_logits.float().sigmoid()

@@ -234,6 +234,16 @@ class Compute(Section):
     """Of training: fp32 (without TF32), as published; bf16 is torch.autocast, with losses and weights in fp32."""
     channels_last: bool = False
     """Memory layout of training that GPUs prefer with bf16; numbers are equal up to rounding."""
+    groups_at_once: Count | None = None
+    """Normalisation groups that a training step takes in one pass; numbers are equal up to rounding.
+
+    null: on a GPU as many as its memory holds, on a CPU one.
+    """
+    common_canvas: bool = False
+    """Whether the groups of a pass share one canvas where their images are of one orientation.
+
+    It is faster on a GPU, but changes what the network sees at the border of an image.
+    """
 
 
 class Ask(Section):

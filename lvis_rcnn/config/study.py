@@ -197,7 +197,11 @@ def settings_of_step(study: Study, step: str, with_defaults: bool = False) -> di
 SKIPPED = {("augmentation", "skip_broken_images"): (False, True)}
 # On a GPU sums are rounded differently each time; on a CPU both decide about the last bit, which is repeated there. 8
 # threads, since the studies of configs/ said so when their number counted.
-ON_A_GPU = {("compute", "channels_last"): (False, True), ("compute", "threads"): (8, *range(1, 129))}
+ON_A_GPU = {
+    ("compute", "channels_last"): (False, True),
+    ("compute", "threads"): (8, *range(1, 129)),
+    ("compute", "groups_at_once"): (None,),
+}
 WITHOUT_EFFECT = {
     "preflight": (SKIPPED, {}),
     "train": (SKIPPED, ON_A_GPU),
@@ -215,9 +219,9 @@ def identities_of_step(study: Study, step: str) -> Iterator[dict[str, Any]]:
     for values in itertools.product(*free.values()):
         settings = dict(everything)
         for (section, key), value in zip(free, values, strict=True):
-            # False is the default, and defaults are dropped.
+            # False and None are defaults, and defaults are dropped.
             changed = {**settings[section], key: value}
-            settings[section] = {name: own for name, own in changed.items() if name != key or own is not False}
+            settings[section] = {name: own for name, own in changed.items() if name != key or own not in (False, None)}
         yield settings
 
 

@@ -18,6 +18,7 @@ from lvis_rcnn.inference.paste import pasted_crops, run_length_texts
 from lvis_rcnn.model.mask_rcnn import PRECISIONS, MaskRcnn, detect, set_full_precision
 from lvis_rcnn.model.postprocess import ImageDetections
 from lvis_rcnn.model.weights import load_trained
+from lvis_rcnn.training.checkpoint import on_cpu
 
 MASKS = {
     "all": "all",
@@ -39,6 +40,12 @@ def scored_labels(store: AnnotationStore, image: int) -> Int64[np.ndarray, " k"]
     return np.unique(labels).astype(np.int64)
 
 
+def on_host(per_image: Sequence[ImageDetections]) -> list[ImageDetections]:
+    """The same with all but the masks in CPU memory; the host waits once for a GPU."""
+    copies = on_cpu([(found.boxes_xyxy, found.labels, found.scores, found.mask_rows) for found in per_image])
+    return [ImageDetections(*copy, found.mask_logits) for copy, found in zip(copies, per_image, strict=True)]
+
+
 def image_detections(
     image_id: int,
     detections: ImageDetections,
@@ -48,18 +55,18 @@ def image_detections(
 ) -> Detections:
     """Detections of one image as flat arrays; ``boxes_xyxy`` and masks in pixels of the original image.
 
-    ``category_ids[label - 1]`` is the id in the annotation file.
+    ``detections`` are those of :func:`on_host`. ``category_ids[label - 1]`` is the id in the annotation file.
     """
     probabilities = detections.mask_logits.float().sigmoid()
     crops = pasted_crops(probabilities, boxes_xyxy[detections.mask_rows], original_hw)
     offsets, counts = run_length_texts(crops, len(probabilities), original_hw)
-    rows, boxes = detections.mask_rows.cpu().numpy(), boxes_xyxy.cpu().numpy()
+    rows, boxes = detections.mask_rows.numpy(), boxes_xyxy.numpy()
     lengths = np.zeros(len(boxes), np.int64)
     lengths[rows] = np.diff(offsets)
     return Detections(
         image_ids=np.full(len(boxes), image_id, dtype=np.int64),
-        category_ids=category_ids[detections.labels.cpu().numpy() - 1],
-        scores=detections.scores.float().cpu().numpy(),
+        category_ids=category_ids[detections.labels.numpy() - 1],
+        scores=detections.scores.float().numpy(),
         boxes_xywh=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float32),
         mask_sizes=np.full((len(boxes), 2), original_hw, np.int32),
         rle_offsets=np.concatenate([[0], lengths.cumsum()]),
@@ -81,8 +88,7 @@ class Detector:
         """Detections in the network's frame; ``positions`` are the indices of the batch's images in the store."""
         mask_labels = None
         if self.test.masks == "scored":
-            per_image = (scored_labels(self.images.store, image) for image in positions)
-            mask_labels = [torch.from_numpy(labels).to(self.device) for labels in per_image]
+            mask_labels = [torch.from_numpy(scored_labels(self.images.store, image)) for image in positions]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.test.precision == "bf16"):
             return detect(self.model, batch.to(self.device), self.test, mask_labels)
 
@@ -90,7 +96,7 @@ class Detector:
     def detections(self, batch: Batch, positions: Sequence[int]) -> list[Detections]:
         """The same in pixels of the original images, as flat arrays."""
         category_ids = np.array([category.id for category in self.images.store.categories], dtype=np.int64)
-        per_image = self.detect(batch, positions)
+        per_image = on_host(self.detect(batch, positions))
         boxes = [
             boxes_in_original(detections.boxes_xyxy, *sizes)
             for detections, *sizes in zip(per_image, batch.sizes_hw, batch.original_sizes_hw, strict=True)

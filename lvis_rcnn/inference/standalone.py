@@ -25,7 +25,7 @@ from lvis_rcnn.dataset.detections import Detections
 from lvis_rcnn.dataset.json_text import json_of, read_text
 from lvis_rcnn.dataset.records import Int64Number, no_json, type_error
 from lvis_rcnn.dataset.store import open_store
-from lvis_rcnn.inference.detector import boxes_in_original, image_detections
+from lvis_rcnn.inference.detector import boxes_in_original, image_detections, on_host
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect, set_full_precision
 from lvis_rcnn.model.mmdet import PUBLISHED, backbone_of, converted, name_notes, read_mmdet
 from lvis_rcnn.model.postprocess import ImageDetections
@@ -94,8 +94,8 @@ class Standalone:
         batch = batch_of(image_bgr, image_id, self.test).to(self.device)
         all_kept = self.test if wanted is None else self.test.model_copy(update={"detections_per_image": BEFORE_CHOICE})
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.test.precision == "bf16"):
-            (found,) = detect(self.model, batch, all_kept, None if wanted is None else [wanted.to(self.device)])
-        best = with_masks(found, self.test.detections_per_image)
+            found = detect(self.model, batch, all_kept, None if wanted is None else [wanted])
+        best = with_masks(on_host(found)[0], self.test.detections_per_image)
         boxes = boxes_in_original(best.boxes_xyxy, batch.sizes_hw[0], batch.original_sizes_hw[0])
         ids = np.array([category.id for category in self.categories], np.int64)
         return image_detections(image_id, best, boxes, batch.original_sizes_hw[0], ids)
@@ -113,9 +113,8 @@ def batch_of(image_bgr: UInt8[np.ndarray, "h w 3"], image_id: int, test: Inferen
 def with_masks(found: ImageDetections, most: int) -> ImageDetections:
     """The best detections that have a mask: those of the labels that were asked for."""
     rows = found.mask_rows[:most]
-    whole = torch.arange(len(rows), device=rows.device)
     boxes, labels, scores = found.boxes_xyxy[rows], found.labels[rows], found.scores[rows]
-    return ImageDetections(boxes, labels, scores, whole, found.mask_logits[:most])
+    return ImageDetections(boxes, labels, scores, torch.arange(len(rows)), found.mask_logits[:most])
 
 
 def load_standalone(

@@ -2,12 +2,15 @@
 
 In the order of the data:
 
+    device       numbers that the host gives to a device
     boxes        boxes, the deltas that move them, anchors
     matcher      which ground truth a box is trained on, and which boxes are
     backbone     body and pyramid
     rpn          proposals
     roi_heads    features of a region; box head and mask head
     roi_losses   what the heads learn; mask targets
+    together     proposals, samples and region features of all images of a pass, with one wait for each
+    one_pass     losses of several groups in one pass
     postprocess  detections of an image: scores, NMS, the best
     mask_rcnn    all of it: ``losses`` and ``detect``
     weight_files  files of weights: whose they are, what surrounds the weights

@@ -3,8 +3,10 @@
 Feature Pyramid Networks (Lin et al. 2017): levels P2 to P5 with 256 channels each, and P6 by subsampling P5.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -34,46 +36,118 @@ def normalised_convolution(
     convolution: nn.Conv2d, norm: nn.BatchNorm2d, x: Float[torch.Tensor, "n c h w"]
 ) -> Float[torch.Tensor, "n d _ _"]:
     """Convolution, then normalisation with the stored statistics."""
-    statistics = (norm.running_mean, norm.running_var, norm.eps)
     sizes = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
-    output: torch.Tensor = NormalisedConvolution.apply(x, convolution.weight, norm.weight, norm.bias, statistics, sizes)
+    layers = (convolution.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps, sizes)
+    if not torch.is_grad_enabled():
+        return two_layers(x, *layers)
+    folded = getattr(convolution, "folded", None) or fold([(convolution, norm)])[0]
+    output: torch.Tensor = NormalisedConvolution.apply(x, *folded, layers)
     return output
 
 
-class NormalisedConvolution(torch.autograd.Function):
-    """``scale * (conv(x, W) - mean) / deviation + shift`` as one operation.
+def two_layers(x, weight, scale, shift, mean, variance, eps, sizes):  # type: ignore[no-untyped-def]
+    """``scale * (conv(x, W) - mean) / deviation + shift``."""
+    return batch_norm(conv2d(x, weight, None, *sizes), mean, variance, scale, shift, eps=eps)
 
-    The value is that of the two layers, bit for bit. The gradient is equal to rounding, but does not need the output of
-    the convolution: with F = W * scale / deviation, the gradient of F in ``conv(x, F)`` gives those of W and scale. So
-    the graph keeps 1 GB less for two images of 800 x 1067 through R-50.
+
+class NormalisedConvolution(torch.autograd.Function):
+    """:func:`two_layers` as one operation, the value bit for bit.
+
+    The gradient is equal to rounding, but does not need the output of the convolution: it is that of ``conv(x, F) + b``
+    with F = W * scale / deviation. So the graph keeps 1 GB less for two images of 800 x 1067 through R-50. Those of W,
+    scale and shift follow from those of F and b in :class:`Fold`.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, scale, shift, statistics, sizes):  # type: ignore[no-untyped-def]
-        """Both layers; saves their input and parameters."""
-        mean, variance, eps = statistics
+    def forward(ctx, x, folded, bias, factor, layers):  # type: ignore[no-untyped-def]
+        """Both layers; ``folded`` and ``bias`` stand for F and b, and only their gradients are used."""
         ctx.input_type, kind = x.dtype, x.device.type
         if kind != "meta" and torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))  # as the convolution would, but saved in that type
-        ctx.save_for_backward(x, weight, scale, mean, variance)
-        ctx.eps, ctx.sizes = eps, sizes
-        return batch_norm(conv2d(x, weight, None, *sizes), mean, variance, scale, shift, eps=eps)
+        weight, *_, ctx.sizes = layers
+        ctx.save_for_backward(x, weight, factor)
+        return two_layers(x, *layers)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        """Gradients of x, W, scale and shift."""
-        x, weight, scale, mean, variance = ctx.saved_tensors
-        deviation = (variance + ctx.eps).sqrt()
-        factor = (scale / deviation)[:, None, None, None]
+        """Gradients of x, F and b."""
+        x, weight, factor = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.sizes
         sizes, wanted = (stride, padding, dilation, False, [0, 0], groups), [ctx.needs_input_grad[0], True, False]
-        folded = (weight * factor).to(x.dtype)
+        folded = (weight * factor[:, None, None, None]).to(x.dtype)
         of_x, of_folded, _ = torch.ops.aten.convolution_backward(gradient, x, folded, None, *sizes, wanted)
-        of_folded = of_folded.to(weight.dtype)
-        of_shift = gradient.sum(dim=(0, 2, 3), dtype=weight.dtype)
-        of_scale = ((of_folded * weight).sum(dim=(1, 2, 3)) - mean * of_shift) / deviation
+        of_bias = gradient.sum(dim=(0, 2, 3), dtype=weight.dtype)
         of_x = None if of_x is None else of_x.to(ctx.input_type)
-        return of_x, of_folded * factor, of_scale, of_shift, None, None
+        return of_x, of_folded.to(weight.dtype), of_bias, None, None
+
+
+@contextmanager
+def folded(backbone: BackboneWithFPN) -> Iterator[None]:
+    """Within it, what normalised convolutions need of their parameters alone is computed once for several passes.
+
+    Gradients are equal to rounding, since those of all passes are added before they become those of W and scale.
+    """
+    blocks = [block for block in backbone.modules() if isinstance(block, FixedStatisticsBottleneck)]
+    pairs = [pair for block in blocks for pair in normalised_pairs(block)]
+    trained = [pair for pair in pairs if pair[0].weight.requires_grad]
+    if trained:
+        for (convolution, _), of_convolution in zip(trained, fold(trained), strict=True):
+            convolution.folded = of_convolution
+    try:
+        yield
+    finally:
+        for convolution, _ in trained:
+            del convolution.folded
+
+
+def normalised_pairs(block: FixedStatisticsBottleneck) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Each convolution of a block and its normalisation."""
+    pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2), (block.conv3, block.bn3)]
+    return pairs if block.downsample is None else [*pairs, tuple(block.downsample)]
+
+
+def fold(pairs: Sequence[tuple[nn.Conv2d, nn.BatchNorm2d]]) -> list[tuple[torch.Tensor, ...]]:
+    """Of each pair what stands for F and b, and the factor scale / deviation."""
+    layers = [(conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var) for conv, norm in pairs]
+    outputs = Fold.apply(pairs[0][1].eps, *chain.from_iterable(zip(*layers, strict=True)))
+    return list(zip(*parts_of(outputs, 3), strict=True))
+
+
+class Fold(torch.autograd.Function):
+    """From weights, scales and shifts to F, b and factors; small operations are one for all convolutions."""
+
+    @staticmethod
+    def forward(ctx, eps, *values):  # type: ignore[no-untyped-def]
+        """``values`` are all weights, all scales, all shifts, all means and all variances."""
+        weights, scales, shifts, means, variances = parts_of(values, 5)
+        deviations = torch._foreach_sqrt(torch._foreach_add(variances, eps))
+        factors = torch._foreach_div(scales, deviations)
+        ctx.save_for_backward(*weights, *factors, *deviations, *means)
+        ctx.mark_non_differentiable(*factors)
+        # Nobody reads the values of F and b, so they take no memory.
+        zero = weights[0].new_zeros(())
+        return (
+            *(zero.expand(weight.shape) for weight in weights),
+            *(zero.expand(shift.shape) for shift in shifts),
+            *factors,
+        )
+
+    @staticmethod
+    def backward(ctx, *gradients):  # type: ignore[no-untyped-def]
+        """Gradients of weights, scales and shifts."""
+        weights, factors, deviations, means = parts_of(ctx.saved_tensors, 4)
+        of_folded, of_biases, _ = parts_of(gradients, 3)
+        products = [(own * weight).sum(dim=(1, 2, 3)) for own, weight in zip(of_folded, weights, strict=True)]
+        of_factors = torch._foreach_sub(products, torch._foreach_mul(means, of_biases))
+        of_weights = [own * factor[:, None, None, None] for own, factor in zip(of_folded, factors, strict=True)]
+        of_scales = torch._foreach_div(of_factors, deviations)
+        return None, *of_weights, *of_scales, *of_biases, *[None] * (2 * len(weights))
+
+
+def parts_of(values: Sequence[torch.Tensor], count: int) -> list[list[torch.Tensor]]:
+    """So many lists of one length, one after the other."""
+    length = len(values) // count
+    return [list(values[at : at + length]) for at in range(0, len(values), length)]
 
 
 # The block and the normalisation of a body.

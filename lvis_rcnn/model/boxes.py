@@ -6,11 +6,13 @@ relative to the size of the box it moves, divided by ``stds``. Widths have no "+
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 
 from lvis_rcnn import SizeHW
+from lvis_rcnn.model.device import constant
 
 STRIDES_PX = (4, 8, 16, 32, 64)
 """Of the levels P2 to P6."""
@@ -34,14 +36,14 @@ def encode(
     target_centres = (targets_xyxy[:, :2] + targets_xyxy[:, 2:]) * 0.5
     target_sizes = targets_xyxy[:, 2:] - targets_xyxy[:, :2]
     deltas = torch.cat([(target_centres - centres) / sizes, torch.log(target_sizes / sizes)], dim=1)
-    return deltas / deltas.new_tensor(stds)
+    return deltas / constant(stds, deltas.device)
 
 
 def decode(
     boxes_xyxy: Float[torch.Tensor, "n 4"], deltas: Float[torch.Tensor, "n 4"], stds: Stds
 ) -> Float[torch.Tensor, "n 4"]:
     """Boxes moved by their deltas; inverse of :func:`encode` within the limit of a side's ratio."""
-    scaled = deltas * deltas.new_tensor(stds)
+    scaled = deltas * constant(stds, deltas.device)
     log_ratios = scaled[:, 2:].clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     centres, sizes = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) * 0.5, boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     moved, half = centres + sizes * scaled[:, :2], sizes * log_ratios.exp() * 0.5
@@ -52,6 +54,17 @@ def clip(boxes_xyxy: Float[torch.Tensor, "n 4"], size_hw: tuple[int, int]) -> Fl
     """Boxes clipped to an image of ``size_hw``; a box outside the image has no area left."""
     height, width = size_hw
     return torch.minimum(boxes_xyxy.clamp(min=0), boxes_xyxy.new_tensor([width, height, width, height]))
+
+
+def best_rows(scores: Float[torch.Tensor, " m"], count: int) -> Int64[torch.Tensor, " kept"]:
+    """Indices of the best ``count`` scores, or of all, best first, equal ones in order; scores are 0 or above.
+
+    To select before sorting takes a tenth of the time on a CPU. Numbers that are 0 or above are in the order of their
+    bits, and no two have the same bits and index: the order is complete, and the host need not look for equal scores.
+    """
+    bits = scores.float().view(torch.int32).long()
+    last_first = torch.arange(len(scores) - 1, -1, -1, device=scores.device)
+    return ((bits << 32) | last_first).topk(min(count, len(scores))).indices
 
 
 def areas(boxes_xyxy: Float[torch.Tensor, "n 4"]) -> Float[torch.Tensor, " n"]:
@@ -76,11 +89,13 @@ def shared_lengths(first: Float[torch.Tensor, "n 2"], second: Float[torch.Tensor
     return (ends - torch.maximum(first[:, None, 0], second[None, :, 0])).clamp(min=0)
 
 
-def base_anchors(side_px: float) -> Float[torch.Tensor, "3 4"]:
-    """Anchors around the origin (xyxy), one of each aspect ratio, each of area ``side_px`` squared."""
-    stretch = torch.tensor(ASPECT_RATIOS).sqrt()
-    half = torch.stack([side_px / stretch, side_px * stretch], dim=1) * 0.5
-    return torch.cat([-half, half], dim=1)
+@cache
+def base_anchors(side_px: float, device: torch.device) -> Float[torch.Tensor, "3 4"]:
+    """Anchors around the origin (xyxy), one of each aspect ratio, each of area ``side_px`` squared; as `constant`."""
+    with torch.inference_mode(False):
+        stretch = torch.tensor(ASPECT_RATIOS, device="cpu").sqrt()
+        half = torch.stack([side_px / stretch, side_px * stretch], dim=1) * 0.5
+        return torch.cat([-half, half], dim=1).to(device)
 
 
 def anchors_of_level(
@@ -90,7 +105,7 @@ def anchors_of_level(
     y, x = (torch.arange(size, device=device) * stride_px for size in level_hw)
     grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
     places = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1).reshape(-1, 1, 4)
-    return (places + base_anchors(scale * stride_px).to(device)).reshape(-1, 4)
+    return (places + base_anchors(scale * stride_px, device)).reshape(-1, 4)
 
 
 def pyramid_anchors(

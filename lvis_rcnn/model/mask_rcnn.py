@@ -15,7 +15,7 @@ from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.dataloader.transforms import padded_size_hw
 from lvis_rcnn.model.backbone import FPN_CHANNELS, build_backbone, fix_batch_statistics, pyramid
 from lvis_rcnn.model.matcher import Choose
-from lvis_rcnn.model.postprocess import ImageDetections, detect_boxes, detect_masks
+from lvis_rcnn.model.postprocess import Candidates, ImageDetections, detect_boxes, detect_masks, sent
 from lvis_rcnn.model.roi_heads import RegionHeads
 from lvis_rcnn.model.roi_losses import region_losses, sampled_regions
 from lvis_rcnn.model.rpn import ProposalNetwork, proposals, rpn_losses
@@ -79,19 +79,30 @@ def detect(
         model: the network.
         batch: the images.
         test: which proposals and detections are kept.
-        mask_labels: for each image, the labels whose detections get a mask; None for all.
+        mask_labels: for each image, the labels whose detections get a mask, on the CPU; None for all.
     """
     features = pyramid(model.backbone, batch.pixels)
     per_image = proposals(model.rpn(features), batch.sizes_hw, test.proposals_before_nms, test.proposals_after_nms)
-    detections = []
-    for image, (proposals_xyxy, _) in enumerate(per_image):
-        levels = [level[image : image + 1] for level in features]
-        best = detect_boxes(model.roi_heads, levels, proposals_xyxy, batch.sizes_hw[image], test)
-        has_mask = torch.ones_like(best.labels) if mask_labels is None else torch.isin(best.labels, mask_labels[image])
-        rows = has_mask.nonzero()[:, 0]
-        masks = detect_masks(model.roi_heads, levels, best[rows])
-        detections.append(ImageDetections(best.boxes_xyxy, best.labels, best.scores, rows, masks))
-    return detections
+    found = detect_boxes(model.roi_heads, features, [boxes for boxes, _ in per_image], batch.sizes_hw, test)
+    rows = rows_with_mask(found, mask_labels)
+    masked = [best[own] for best, own in zip(found, rows, strict=True)]
+    masks = detect_masks(model.roi_heads, features, masked)
+    return [
+        ImageDetections(best.boxes_xyxy, best.labels, best.scores, own, logits)
+        for best, own, logits in zip(found, rows, masks, strict=True)
+    ]
+
+
+def rows_with_mask(
+    found: Sequence[Candidates], mask_labels: Sequence[Int64[torch.Tensor, " _"]] | None
+) -> list[Int64[torch.Tensor, " _"]]:
+    """Indices of the detections of each image that get a mask; the host waits once for a GPU, if at all."""
+    lengths = [len(best.labels) for best in found]
+    if mask_labels is None:
+        return [torch.arange(length, device=found[0].labels.device) for length in lengths]
+    labels = torch.cat([best.labels for best in found]).cpu().split(lengths)
+    rows = [torch.isin(own, wanted).nonzero()[:, 0] for own, wanted in zip(labels, mask_labels, strict=True)]
+    return sent(found[0].labels.device, *rows)
 
 
 def set_full_precision() -> None:

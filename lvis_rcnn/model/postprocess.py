@@ -6,6 +6,7 @@ candidates (a million, at 1000 regions x 1230 labels), and computes all mask cha
 Its settings are ``config.schema.Inference``. The NMS of proposals is that of rpn.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +15,20 @@ from torchvision.ops import nms
 
 from lvis_rcnn import SizeHW
 from lvis_rcnn.config.schema import Inference
-from lvis_rcnn.model.boxes import ROI_STDS, clip, decode
-from lvis_rcnn.model.roi_heads import BOX_POOL, MASK_POOL, RegionHeads, region_features
+from lvis_rcnn.model.boxes import ROI_STDS, best_rows, clip, decode
+from lvis_rcnn.model.roi_heads import (
+    BOX_POOL,
+    MASK_POOL,
+    RegionHeads,
+    features_of_regions,
+    region_features,
+    regions_of_images,
+)
 
 # Candidates in the first NMS, per detection to keep: an object has some ten overlapping regions.
 CANDIDATES_PER_DETECTION = 10
-# Regions per pass of the mask head: 1.6 MB each at its widest.
-MASKS_PER_PASS = 64
+# Regions per pass of the mask head, by kind of device: 1.6 MB each at its widest.
+MASKS_PER_PASS = {"cpu": 64, "cuda": 1024}
 
 # One NMS serves all labels, whose boxes are shifted apart. In float64 this is exact to 1e-9 pixels at 1230 labels, as
 # if each label had an NMS of its own; mmcv shifts in float32, which rounds to 1/8 pixel there.
@@ -55,22 +63,31 @@ class Candidates:
 
 def detect_boxes(
     heads: RegionHeads,
-    features: list[Float[torch.Tensor, "1 c _ _"]],
-    regions_xyxy: Float[torch.Tensor, "r 4"],
-    size_hw: SizeHW,
+    features: Sequence[Float[torch.Tensor, "n c _ _"]],
+    regions_xyxy: Sequence[Float[torch.Tensor, "_ 4"]],
+    sizes_hw: Sequence[SizeHW],
     test: Inference,
-) -> Candidates:
-    """The detections of one image, best first; boxes are clipped to ``size_hw``.
+) -> list[Candidates]:
+    """The detections of each image of a batch, best first; boxes are clipped to its size.
 
     NMS compares IoU, which does not change when an axis is rescaled: it may run in the network's frame (as in
-    MMDetection 3; 2.x rescaled first).
+    MMDetection 3; 2.x rescaled first). The host waits twice for a GPU, and once for each NMS.
     """
-    hidden = heads.box_head(region_features(features, [regions_xyxy], BOX_POOL))
+    numbers = [len(regions) for regions in regions_xyxy]
+    hidden = heads.box_head(region_features(features, regions_xyxy, BOX_POOL))
     scores = heads.box_predictor.cls_score(hidden).softmax(dim=1)[:, 1:]
-    rows, columns = (scores > test.score_threshold).nonzero().unbind(1)
-    deltas = heads.box_predictor.deltas(hidden, rows, columns + 1)
-    boxes = clip(decode(regions_xyxy[rows], deltas, ROI_STDS), size_hw)
-    return best_of_each_label(Candidates(boxes, columns + 1, scores[rows, columns]), test)
+    is_candidate = (scores > test.score_threshold).split(numbers)
+    counts = torch.stack([of_image.sum() for of_image in is_candidate]).tolist()
+    found = []
+    images = zip(
+        hidden.split(numbers), scores.split(numbers), is_candidate, counts, regions_xyxy, sizes_hw, strict=True
+    )
+    for of_regions, own_scores, kept, count, regions, size_hw in images:
+        rows, columns = torch.nonzero_static(kept, size=count).unbind(1)
+        deltas = heads.box_predictor.deltas(of_regions, rows, columns + 1)
+        boxes = clip(decode(regions[rows], deltas, ROI_STDS), size_hw)
+        found.append(best_of_each_label(Candidates(boxes, columns + 1, own_scores[rows, columns]), test))
+    return found
 
 
 def best_of_each_label(candidates: Candidates, test: Inference) -> Candidates:
@@ -91,22 +108,15 @@ def best_of_each_label(candidates: Candidates, test: Inference) -> Candidates:
         considered *= 2
 
 
-def best_rows(scores: Float[torch.Tensor, " m"], count: int) -> Int64[torch.Tensor, " kept"]:
-    """Indices of the best ``count`` scores and of all equal to the last of them, best first, equal ones in order."""
-    if len(scores) <= count:
-        return scores.argsort(descending=True, stable=True)
-    rows = (scores >= scores.topk(count, sorted=False).values.min()).nonzero()[:, 0]
-    return rows[scores[rows].argsort(descending=True, stable=True)]
-
-
 def detect_masks(
-    heads: RegionHeads, features: list[Float[torch.Tensor, "1 c _ _"]], detections: Candidates
-) -> Float[torch.Tensor, "d 28 28"]:
-    """Mask logits of detections, each for its label."""
+    heads: RegionHeads, features: Sequence[Float[torch.Tensor, "n c _ _"]], detections: Sequence[Candidates]
+) -> list[Float[torch.Tensor, "_ 28 28"]]:
+    """Mask logits of the detections of each image of a batch, each for its label."""
+    regions = regions_of_images([of_image.boxes_xyxy for of_image in detections])
+    labels = torch.cat([of_image.labels for of_image in detections])
+    most = MASKS_PER_PASS[labels.device.type]
     logits = [
-        heads.mask_predictor(heads.mask_head(region_features(features, [boxes], MASK_POOL)), labels)
-        for boxes, labels in zip(
-            detections.boxes_xyxy.split(MASKS_PER_PASS), detections.labels.split(MASKS_PER_PASS), strict=True
-        )
+        heads.mask_predictor(heads.mask_head(features_of_regions(features, some, MASK_POOL)), own_labels)
+        for some, own_labels in zip(regions.split(most), labels.split(most), strict=True)
     ]
-    return torch.cat(logits)
+    return list(torch.cat(logits).split([len(of_image.labels) for of_image in detections]))

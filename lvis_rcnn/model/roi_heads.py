@@ -6,6 +6,8 @@ Initial weights are MMDetection's (3.3.0, ``init_weights``); torchvision leaves 
 mask predictor at PyTorch's defaults.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int64
 from torch import nn
@@ -98,15 +100,29 @@ def level_of(boxes_xyxy: Float[torch.Tensor, "n 4"]) -> Int64[torch.Tensor, " n"
 
 
 def region_features(
-    features: list[Float[torch.Tensor, "n c _ _"]], boxes_xyxy: list[Float[torch.Tensor, "_ 4"]], output_size: int
+    features: Sequence[Float[torch.Tensor, "n c _ _"]],
+    boxes_xyxy: Sequence[Float[torch.Tensor, "_ 4"]],
+    output_size: int,
 ) -> Float[torch.Tensor, "r c s s"]:
     """RoIAlign with ``output_size`` squared cells; ``boxes_xyxy`` has one tensor per image, the result all regions."""
-    boxes = torch.cat(boxes_xyxy)
-    image_of = torch.cat([boxes.new_full((len(of_image), 1), image) for image, of_image in enumerate(boxes_xyxy)])
-    regions, levels = torch.cat([image_of, boxes], dim=1), level_of(boxes)
+    return features_of_regions(features, regions_of_images(boxes_xyxy), output_size)
+
+
+def regions_of_images(boxes_xyxy: Sequence[Float[torch.Tensor, "_ 4"]]) -> Float[torch.Tensor, "r 5"]:
+    """Regions of a batch, image by image: the position of its image, and the box."""
+    images = [boxes.new_full((len(boxes), 1), image) for image, boxes in enumerate(boxes_xyxy)]
+    return torch.cat([torch.cat(images), torch.cat(list(boxes_xyxy))], dim=1)
+
+
+def features_of_regions(
+    features: Sequence[Float[torch.Tensor, "n c _ _"]], regions: Float[torch.Tensor, "r 5"], output_size: int
+) -> Float[torch.Tensor, "r c s s"]:
+    """:func:`region_features` of some of :func:`regions_of_images`; the host waits once for a GPU, for the levels."""
+    levels = level_of(regions[:, 1:])
+    counts = (levels[:, None] == torch.arange(len(REGION_STRIDES_PX), device=levels.device)).sum(dim=0).tolist()
     pooled = features[0].new_zeros(len(regions), features[0].shape[1], output_size, output_size)
-    for level, (feature, stride_px) in enumerate(zip(features, REGION_STRIDES_PX, strict=False)):
-        rows = (levels == level).nonzero()[:, 0]
+    of_levels = levels.argsort(stable=True).split(counts)
+    for feature, stride_px, rows in zip(features, REGION_STRIDES_PX, of_levels, strict=False):
         if len(rows):
             cells = roi_align(feature, regions[rows], output_size, 1 / stride_px, sampling_ratio=0, aligned=True)
             pooled.index_copy_(0, rows, cells)

@@ -7,7 +7,9 @@ only those of positive regions count, and all mask channels.
 A new loss is returned here (or by rpn.py) and named in ``mask_rcnn.LOSS_NAMES``; log and plots follow.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -21,8 +23,8 @@ from lvis_rcnn.model.matcher import ROI_THRESHOLDS, Choose, assign, sample
 from lvis_rcnn.model.roi_heads import BOX_POOL, MASK_POOL, RegionHeads, region_features
 
 MASK_SIZE = 28
-# 60 bytes each while they are computed.
-SAMPLES_PER_CHUNK = 1 << 20
+# Sampling points of mask targets at a time, by kind of device: 60 bytes each while they are computed.
+SAMPLES_PER_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 23}
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,17 @@ def mask_loss(
     return binary_cross_entropy_with_logits(logits, torch.cat(masks))
 
 
-@torch.no_grad()
+def points_of_cells(regions_xyxy: Float[torch.Tensor, "r 4"]) -> Int64[torch.Tensor, "r 2"]:
+    """Sampling points of a cell of each region's mask target, along x and y."""
+    shifted = regions_xyxy - 0.5  # rounded as the sides that are sampled
+    return torch.ceil((shifted[:, 2:] - shifted[:, :2]) / MASK_SIZE).long()
+
+
+def samples_of_regions(regions_xyxy: Float[torch.Tensor, "r 4"]) -> Int64[torch.Tensor, " r"]:
+    """Sampling points of each region's mask target."""
+    return (points_of_cells(regions_xyxy) * MASK_SIZE).prod(dim=1)
+
+
 def mask_targets(
     crops: MaskCrops,
     regions_xyxy: Float[torch.Tensor, "r 4"],
@@ -113,30 +125,40 @@ def mask_targets(
     """Mask targets, 0 or 1, of positive regions: RoIAlign of the bitmaps, and a threshold of one half.
 
     Args:
-        crops: masks of the image's objects.
+        crops: masks of the objects.
         regions_xyxy: regions, in pixels of the network's input.
         objects: index of the crop that each region is trained on.
         canvas_hw: size of the batch's pixels: up to there the padding of a bitmap is 0, beyond it the last pixels are
             repeated.
     """
+    canvases_hw = objects.new_tensor(canvas_hw).expand(len(objects), 2)
+    samples = samples_of_regions(regions_xyxy).tolist()
+    return mask_targets_of_canvases(crops, regions_xyxy, objects, canvases_hw, samples)
+
+
+@torch.no_grad()
+def mask_targets_of_canvases(
+    crops: MaskCrops,
+    regions_xyxy: Float[torch.Tensor, "r 4"],
+    objects: Int64[torch.Tensor, " r"],
+    canvases_hw: Int64[torch.Tensor, "r 2"],
+    samples: Sequence[int],
+) -> Float[torch.Tensor, "r 28 28"]:
+    """The same for regions of several batches, each with its size; ``samples`` are :func:`samples_of_regions`."""
     shifted = regions_xyxy - 0.5  # pixel i covers i to i + 1, and its value is that of its centre
-    # Sampling points per cell along x and y.
-    points_xy = torch.ceil((shifted[:, 2:] - shifted[:, :2]) / MASK_SIZE).long()
-    samples = (points_xy * MASK_SIZE).prod(dim=1)
+    points_xy = points_of_cells(regions_xyxy)
     soft = regions_xyxy.new_zeros(len(regions_xyxy), MASK_SIZE * MASK_SIZE)
-    for rows in chunks(samples):
-        soft[rows] = region_means(crops, shifted[rows], points_xy[rows], objects[rows], canvas_hw)
+    for rows in chunks(samples, SAMPLES_PER_CHUNK[regions_xyxy.device.type]):
+        of_rows = shifted[rows], points_xy[rows], objects[rows], canvases_hw[rows]
+        soft[rows] = region_means(crops, *of_rows, sum(samples[rows]))
     return (soft >= 0.5).to(soft.dtype).reshape(-1, MASK_SIZE, MASK_SIZE)
 
 
-def chunks(samples: Int64[torch.Tensor, " r"]) -> list[Int64[torch.Tensor, " _"]]:
-    """Consecutive regions that have about ``SAMPLES_PER_CHUNK`` samples together."""
-    part_of = torch.div(samples.cumsum(0) - 1, SAMPLES_PER_CHUNK, rounding_mode="floor")
-    return list(
-        torch.arange(len(samples), device=samples.device).split(
-            torch.unique_consecutive(part_of, return_counts=True)[1].tolist()
-        )
-    )
+def chunks(samples: Sequence[int], most: int) -> list[slice]:
+    """Consecutive regions that have about ``most`` samples together."""
+    part_of = [(end - 1) // most for end in accumulate(samples)]
+    lengths = [len(list(rows)) for _, rows in groupby(part_of)]
+    return [slice(end - length, end) for end, length in zip(accumulate(lengths), lengths, strict=True)]
 
 
 def region_means(
@@ -144,16 +166,17 @@ def region_means(
     shifted_xyxy: Float[torch.Tensor, "r 4"],
     points_xy: Int64[torch.Tensor, "r 2"],
     objects: Int64[torch.Tensor, " r"],
-    canvas_hw: SizeHW,
+    canvases_hw: Int64[torch.Tensor, "r 2"],
+    num_samples: int,
 ) -> Float[torch.Tensor, "r cells"]:
-    """Mean of the samples of each cell; samples are in the order of regions, in each row by row."""
+    """Mean of the samples of each cell; samples, ``num_samples`` in all, are in the order of regions, then of rows."""
     columns = points_xy[:, 0] * MASK_SIZE
     samples = columns * points_xy[:, 1] * MASK_SIZE
-    region = torch.repeat_interleave(samples)
+    region = torch.repeat_interleave(samples, output_size=num_samples)
     position = torch.arange(len(region), device=region.device) - (samples.cumsum(0) - samples)[region]
     row, column = torch.div(position, columns[region], rounding_mode="floor"), position % columns[region]
-    y = axis(row, shifted_xyxy[:, 1::2], points_xy[:, 1], region, canvas_hw[0])
-    x = axis(column, shifted_xyxy[:, 0::2], points_xy[:, 0], region, canvas_hw[1])
+    y = axis(row, shifted_xyxy[:, 1::2], points_xy[:, 1], region, canvases_hw[:, 0])
+    x = axis(column, shifted_xyxy[:, 0::2], points_xy[:, 0], region, canvases_hw[:, 1])
     values = interpolated(crops, objects[region], y, x)
     cell_y = torch.div(row, points_xy[region, 1], rounding_mode="floor")
     cell_x = torch.div(column, points_xy[region, 0], rounding_mode="floor")
@@ -179,19 +202,23 @@ def axis(
     intervals: Float[torch.Tensor, "r 2"],
     points: Int64[torch.Tensor, " r"],
     region: Int64[torch.Tensor, " s"],
-    size: int,
+    sizes: Int64[torch.Tensor, " r"],
 ) -> Axis:
-    """Samples along one axis: ``position`` counts them in their region; ``intervals`` are start and end of regions."""
+    """Samples along one axis: ``position`` counts them in their region.
+
+    ``intervals`` are start and end of the regions, ``sizes`` the sizes of their canvases.
+    """
     starts, ends = intervals.unbind(1)
     cell_px = ((ends - starts) / MASK_SIZE)[region]
     points_of = points[region]
     cell, point = torch.div(position, points_of, rounding_mode="floor"), position % points_of
     at = starts[region] + cell * cell_px + (point + 0.5) * cell_px / points_of
-    inside = (at >= -1.0) & (at <= size)
+    last = (sizes - 1)[region]
+    inside = (at >= -1.0) & (at <= last + 1)
     at = at.clamp(min=0)
-    low = at.long().clamp(max=size - 1)
-    at = torch.minimum(at, at.new_tensor(size - 1))
-    return Axis(low, (low + 1).clamp(max=size - 1), at - low, inside)
+    low = torch.minimum(at.long(), last)
+    at = torch.minimum(at, last.to(at.dtype))
+    return Axis(low, torch.minimum(low + 1, last), at - low, inside)
 
 
 def interpolated(crops: MaskCrops, objects: Int64[torch.Tensor, " s"], y: Axis, x: Axis) -> Float[torch.Tensor, " s"]:

@@ -226,15 +226,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def on_cpu(value: Any) -> Any:
-    """A deep copy with every tensor in CPU memory, in containers of the same types."""
+    """A deep copy with every tensor in CPU memory, in containers of the same types; the host waits for a GPU once."""
+    copied = copying_to_cpu(value)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return copied
+
+
+def copying_to_cpu(value: Any) -> Any:
+    """:func:`on_cpu` before copies from a GPU have ended; torch makes them into pinned memory, which it keeps."""
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
+        return value.detach().to("cpu", non_blocking=True, copy=True)
     if isinstance(value, dict):
         copied = copy.copy(value)  # not a new dict: a model's state_dict has the versions of its modules as attribute
-        copied.update((key, on_cpu(entry)) for key, entry in value.items())
+        copied.update((key, copying_to_cpu(entry)) for key, entry in value.items())
         return copied
     if isinstance(value, (list, tuple)):
-        return type(value)(on_cpu(entry) for entry in value)
+        return type(value)(copying_to_cpu(entry) for entry in value)
     return value
 
 

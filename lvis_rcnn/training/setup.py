@@ -30,6 +30,20 @@ FIX_MEMORY = (
 )
 
 
+@dataclass(frozen=True)
+class Passes:
+    """How the groups of a step pass through the network."""
+
+    precision: str = "fp32"
+    """fp32, or bf16 for convolutions and products in bfloat16."""
+    groups_at_once: int = 1
+    common_canvas: bool = False
+    """Whether those of one orientation share a canvas."""
+
+
+GROUP_BY_GROUP = Passes()
+
+
 @dataclass
 class Training:
     """A run in one of its processes."""
@@ -39,6 +53,7 @@ class Training:
     model: MaskRcnn
     optimizer: torch.optim.Optimizer
     progress: Progress
+    passes: Passes
 
 
 def prepared(run: Run, ranks: Ranks) -> Training:
@@ -71,7 +86,14 @@ def new_training(run: Run, ranks: Ranks, network: MaskRcnn) -> Training:
     model = network.to(ranks.device, memory_format=layout).train()  # type: ignore[call-overload]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[run.study.schedule.optimizer](trained, run.study.schedule)
-    return Training(run, ranks, model, optimizer, Progress())
+    return Training(run, ranks, model, optimizer, Progress(), passes_of(run, ranks))
+
+
+def passes_of(run: Run, ranks: Ranks) -> Passes:
+    """How this process takes its groups of a step."""
+    compute, share = run.study.compute, len(ranks.share_of(run.recipe.stream.groups_per_step))
+    most = share if ranks.device.type == "cuda" else 1
+    return Passes(compute.precision, max(min(compute.groups_at_once or most, share), 1), compute.common_canvas)
 
 
 def restore(training: Training) -> None:

@@ -16,9 +16,10 @@ from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.dataloader.seeds import losses_seed
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, losses
 from lvis_rcnn.model.matcher import random_choice
+from lvis_rcnn.model.one_pass import losses_together
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.training.distributed import Ranks
-from lvis_rcnn.training.setup import FIX_MEMORY, Training, peak_memory_bytes
+from lvis_rcnn.training.setup import FIX_MEMORY, GROUP_BY_GROUP, Passes, Training, peak_memory_bytes
 
 POLL_S = 2e-4  # of a step of some 0.1 s
 
@@ -106,8 +107,9 @@ def take_step(training: Training, groups: list[Batch], step: int, *, stop: bool 
     optimizer.zero_grad(set_to_none=True)
     num_groups = run.recipe.stream.groups_per_step
     with explaining_memory(ranks, step):
+        seed = run.seed
         group_losses = add_gradients(
-            training.model, groups, ranks.share_of(num_groups), num_groups, step, run.seed, run.study.compute.precision
+            training.model, groups, ranks.share_of(num_groups), num_groups, step, seed, training.passes
         )
         parameters = [value for group in optimizer.param_groups for value in group["params"] if value.grad is not None]
         gradients = [value.grad for value in parameters]
@@ -130,13 +132,13 @@ def add_gradients(
     num_groups: int,
     step: int,
     seed: int,
-    precision: str = "fp32",
+    passes: Passes = GROUP_BY_GROUP,
 ) -> Float[torch.Tensor, "groups losses"]:
     """Add to the gradient what some of a step's groups contribute to it; returns the losses of each.
 
     A step of 16 images is 8 groups of 2, each with its own divisors, and its gradient is the mean of theirs, as that of
     8 GPUs in the published runs. Random numbers depend on (seed, step, group), so it does not matter which process
-    takes which groups: the sums over all processes are those of one.
+    takes which groups, nor how many at once: the sums over all processes are those of one.
 
     Args:
         model: in training mode.
@@ -145,18 +147,29 @@ def add_gradients(
         num_groups: groups of the whole step.
         step: 0-based optimizer step.
         seed: of the run.
-        precision: fp32, or bf16 for convolutions and products in bfloat16; losses are float32 either way.
+        passes: how they pass through the network; losses are float32 in any case.
     """
     device = next(model.parameters()).device
+    seeds = [losses_seed(seed, step, number) for number in numbers]
     group_losses = []
-    for number, batch in zip(numbers, groups, strict=True):
-        generator = torch.manual_seed(losses_seed(seed, step, number))
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            named = losses(model, batch, random_choice(generator))
-        values = torch.stack([named[name].float() for name in LOSS_NAMES])
+    for first in range(0, len(groups), passes.groups_at_once):
+        together = slice(first, first + passes.groups_at_once)
+        with torch.autocast(device.type, torch.bfloat16, enabled=passes.precision == "bf16"):
+            values = losses_of_pass(model, groups[together], seeds[together], passes)
         (values.sum() / num_groups).backward()
         group_losses.append(values.detach())
-    return torch.stack(group_losses) if group_losses else torch.zeros(0, len(LOSS_NAMES), device=device)
+    return torch.cat(group_losses) if group_losses else torch.zeros(0, len(LOSS_NAMES), device=device)
+
+
+def losses_of_pass(
+    model: MaskRcnn, groups: Sequence[Batch], seeds: Sequence[int], passes: Passes
+) -> Float[torch.Tensor, "groups losses"]:
+    """The losses of each group; one that passes alone is computed image by image, as its bits have always been."""
+    if passes.groups_at_once > 1:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return losses_together(model, groups, generators, passes.common_canvas)
+    named = losses(model, groups[0], random_choice(torch.manual_seed(seeds[0])))
+    return torch.stack([named[name].float() for name in LOSS_NAMES])[None]
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def same_as_the_plain_form(image, pixels_at_once):
     size_hw, masks, boxes = image
     expected = [plain_paste(mask, box, *size_hw) for mask, box in zip(masks, boxes, strict=True)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paste, "PIXELS_AT_ONCE", pixels_at_once)
+        patch.setitem(paste.PIXELS_AT_ONCE, "cpu", pixels_at_once)
         found = bitmaps(pasted_crops(masks, boxes, size_hw), len(boxes), size_hw)
         offsets, text = run_length_texts(pasted_crops(masks, boxes, size_hw), len(boxes), size_hw)
     assert np.array_equal(found, np.array(expected).reshape(-1, *size_hw))
@@ -126,8 +126,25 @@ def test_so_it_is_in_many_more_images(image, pixels_at_once):
     same_as_the_plain_form(image, pixels_at_once)
 
 
+@settings(max_examples=25)
+@given(images(), st.sampled_from([200, 1 << 20]))
+def test_on_a_gpu_every_pixel_is_that_of_the_plain_form_but_for_rounding(image, pixels_at_once):
+    size_hw, masks, boxes = image
+    least, most = (
+        [plain_paste(mask + change, box, *size_hw) for mask, box in zip(masks, boxes, strict=True)]
+        for change in (-1e-5, 1e-5)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(paste.PIXELS_AT_ONCE, "cpu", pixels_at_once)
+        patch.setattr(paste, "pasted", paste.pasted_by_pixel)
+        found = bitmaps(pasted_crops(masks, boxes, size_hw), len(boxes), size_hw)
+    for bits, inner, outer in zip(found, least, most, strict=True):
+        assert (inner <= bits).all()
+        assert (bits <= outer).all()
+
+
 def test_no_more_pixels_than_allowed_are_in_memory_at_once(monkeypatch):
-    monkeypatch.setattr(paste, "PIXELS_AT_ONCE", 5000)
+    monkeypatch.setitem(paste.PIXELS_AT_ONCE, "cpu", 5000)
     boxes = torch.tensor([[0.0, 0, 640, 480], [3, 5, 40, 90], [600, 5, 640, 480], [0, 0, 640, 480]])
     sizes = [len(crops.bits) for crops in pasted_crops(torch.ones(4, 28, 28), boxes, (480, 640))]
     assert max(sizes) <= 2 * 5000

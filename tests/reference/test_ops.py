@@ -38,7 +38,7 @@ def levels_hw():
 
 def test_anchors():
     for stride, expected in zip(STRIDES_PX, ops("anchor_base"), strict=True):
-        assert torch.equal(base_anchors(8.0 * stride), expected)
+        assert torch.equal(base_anchors(8.0 * stride, torch.device("cpu")), expected)
     levels = pyramid_anchors(levels_hw(), 8.0, CPU)
     assert [len(level) for level in levels] == ops("anchor_level_sizes").tolist()
     assert torch.equal(torch.cat(levels), ops("anchor_grid"))
@@ -204,12 +204,12 @@ def test_heads_on_given_regions():
 def test_detections_in_given_regions():
     features, heads = made_up_features(), network().eval().roi_heads
     height, width = isolated("meta_img_shape").tolist()
-    found = detect_boxes(heads, features, isolated("rois"), (height, width), TEST)
+    (found,) = detect_boxes(heads, features, [isolated("rois")], [(height, width)], TEST)
     scale = torch.from_numpy(arrays("isolated_c20")["meta_scale_factor"]).float().repeat(2)
     boxes = found.boxes_xyxy / scale
     as_sets_close(boxes, found.scores, isolated("det_boxes"), isolated("det_scores"))
     assert ((found.labels - 1).bincount(minlength=20) == isolated("det_labels").bincount(minlength=20)).all()
-    probabilities = detect_masks(heads, features, found).sigmoid()
+    probabilities = detect_masks(heads, features, [found])[0].sigmoid()
     height, width = isolated("meta_ori_shape").tolist()
     expected = arrays("isolated_c20")["det_masks"]
     distances = (boxes[:, None] - isolated("det_boxes")[None]).abs().amax(dim=2)

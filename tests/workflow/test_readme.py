@@ -74,6 +74,7 @@ TYPED = [
 ELSEWHERE = {
     "python3 -m venv .venv && ": "installs gigabytes; its last command is typed above or runs this test",
     "python -m pytest": ".ci/run",
+    "python -m tests.emulated_gpu": "training/test_emulated_gpu.py",
     "pytest ": ".ci/run, but for the long ones",
     "bash .ci/run": "runs this test",
     "snakemake --cores 8 --use-conda": "the tests marked conda",
