@@ -14,8 +14,9 @@ from lvis_rcnn.config.schema import Backbone, Inference, Model
 from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.dataloader.transforms import padded_size_hw
 from lvis_rcnn.model.backbone import FPN_CHANNELS, build_backbone, fix_batch_statistics, pyramid
+from lvis_rcnn.model.device import sent
 from lvis_rcnn.model.matcher import Choose
-from lvis_rcnn.model.postprocess import Candidates, ImageDetections, detect_boxes, detect_masks, sent
+from lvis_rcnn.model.postprocess import Candidates, ImageDetections, detect_boxes, detect_masks
 from lvis_rcnn.model.roi_heads import RegionHeads
 from lvis_rcnn.model.roi_losses import region_losses, sampled_regions
 from lvis_rcnn.model.rpn import ProposalNetwork, proposals, rpn_losses
