@@ -33,6 +33,7 @@ STEPS = (
     "weights",
     "train",
     "infer",
+    "detect",
     "export",
     "measure",
     "evaluate",

@@ -10,8 +10,8 @@ where results have a box, masks where results and annotations have a segmentatio
 is small, medium or large by its own area (the lvis package takes the area of the box where a result has both).
 
 With --coco-exhaustive GT.json is plain COCO: categories without annotations in an image are absent from it, those with
-a crowd region there are not exhaustive, and a category is rare, common or frequent by its images in this file (up to
-10, up to 100, more). The protocol stays that of LVIS.
+a crowd region there are not exhaustive, and a category is rare, common or frequent by its images in this file, or with
+--frequencies in that one (up to 10, up to 100, more). The protocol stays that of LVIS.
 
 --out FILE writes what follows, and the match results (see evaluation.matches) beside it, of which `compare` takes two:
 matches.npz, or NAME.npz beside a file that is not called metrics.json.
@@ -57,7 +57,16 @@ from lvis_rcnn.evaluation.lvis_api import lines_of
 from lvis_rcnn.evaluation.matches import is_matches, write_matches
 from lvis_rcnn.evaluation.results import ALL_KINDS, KINDS
 from lvis_rcnn.evaluation.scoring import Scoring, score_detections
-from lvis_rcnn.system.cli import InputError, add_number, add_output, check_writable, log, run_step, step_parser
+from lvis_rcnn.system.cli import (
+    InputError,
+    add_coco_options,
+    add_number,
+    add_output,
+    check_writable,
+    log,
+    run_step,
+    step_parser,
+)
 from lvis_rcnn.system.files import parsed, write_json
 
 
@@ -67,6 +76,7 @@ def evaluate(
     scoring: Scoring,
     matches: Path | None = None,
     coco_exhaustive: bool = False,
+    frequencies: Path | None = None,
 ) -> dict[str, Any]:
     """Score detections against an LVIS-format annotation file; the value is that of metrics.json.
 
@@ -76,12 +86,13 @@ def evaluate(
         scoring: how they are scored.
         matches: file for the match results.
         coco_exhaustive: whether the annotations are plain COCO.
+        frequencies: COCO file whose images count for frequencies; by default the annotations.
 
     Raises:
         InputError: a file is missing or damaged, a record is not as the protocol needs it, the detections were made for
             other annotations, or the lvis package gets another result.
     """
-    read = annotations_of(annotations, coco_exhaustive)
+    read = annotations_of(annotations, coco_exhaustive, frequencies)
     detection_set = any_detections(detections, read.truth, scoring.kinds or kinds_of_truth(read.truth))
     check_belonging(detections, read.sha256, len(detection_set))
     metrics, kept = score_detections(read, detection_set, scoring)
@@ -194,7 +205,7 @@ def step(args: argparse.Namespace) -> None:
     for option, path in (("--out", args.out), ("--matches", matches)):
         if path is not None and os.path.realpath(path.parent) == os.path.realpath(detections):
             raise InputError(f"{option} {path}", "lies among the detections", fix="name a place in another folder")
-    metrics = evaluate(annotations, detections, scoring, matches, args.coco_exhaustive)
+    metrics = evaluate(annotations, detections, scoring, matches, args.coco_exhaustive, args.frequencies)
     # Of a study it is the log that keeps them: the jobs of all runs share a terminal.
     show = log.debug if args.log else print
     for line in table_lines(metrics):
@@ -212,8 +223,7 @@ def main() -> None:
     parser.add_argument("results", nargs="?", type=Path, metavar="DETECTIONS", help=results)
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="the same as GT.json")
     parser.add_argument("--detections", type=Path, metavar="PATH", help="the same as DETECTIONS")
-    exhaustive = "the annotations are plain COCO, with every category annotated in every image"
-    parser.add_argument("--coco-exhaustive", action="store_true", help=exhaustive)
+    add_coco_options(parser)
     per_image = "the best N detections of an image count, over all categories; 1 to 300 (default: 300, as the protocol)"
     add_number(parser, "--detections-per-image", per_image, 1, 300, default=300, metavar="N")
     parser.add_argument(

@@ -55,6 +55,12 @@ NAMED_CATEGORIES = 20
 # So many images are decoded without being asked for (resources.decode_images): about a minute.
 DECODED_IMAGES = 5000
 
+EXHAUSTIVE = (
+    "Plain COCO, taken as exhaustive: AP is by LVIS's protocol and not COCO's AP (300 detections of an image count;"
+    " those of a category that is not annotated in the image are wrong; those that match no object of a category with a"
+    " crowd region there do not count; r, c, f follow from the training images)"
+)
+
 
 @dataclass
 class Page:
@@ -274,10 +280,12 @@ def facts(
         }
         for name, store in (("train", train), ("val", val))
     }
+    is_coco = study.dataset.train is not None and study.dataset.train.exhaustive
     return {
         "study": study.study,
         "dataset": study.dataset.name,
         "images_checked": images_checked,
+        **({"annotations": EXHAUSTIVE} if is_coco else {}),
         **splits,
         "repeat_factors": summary(factors),
         "schedule": schedule_facts(recipe),
@@ -327,6 +335,7 @@ def page_text(page: Page) -> str:
         if key != "annotations_sha256":
             cells = (f"{readable(facts[split].get(key, 0)):>24}" for split in ("train", "val"))
             lines.append(f"  {key.replace('_', ' '):26}{''.join(cells)}")
+    lines += [f"  {facts['annotations']}"] if "annotations" in facts else []
     lines += ["", "Oversampling"]
     lines += [f"  {key.replace('_', ' '):26}{readable(value)}" for key, value in facts["repeat_factors"].items()]
     lines += [

@@ -66,11 +66,12 @@ def plots(args: argparse.Namespace) -> None:
 
 
 def pages(args: argparse.Namespace) -> None:
-    """Write pages about a study, one HTML file each, which open anywhere without a network.
+    """Write pages about a study, one HTML file each, which open anywhere without a network, and a card of each model.
 
         python -m lvis_rcnn report pages --study configs/mini.yaml --results results --out results/mini
 
-    Links to models and logs are in table.md.
+    Links to models and logs are in table.md. The card of a model is README.md in the folder of its run below OUT: what
+    it is, its scores, how to use it, its licence.
     """
     study = checked_study(args)
     log.info("reading what the runs of %s have recorded", study.study)

@@ -72,6 +72,9 @@ class Split(Section):
     """Path of the LVIS-format JSON file (v0.5, v1 or your own)."""
     images: str
     """Folder of the images; a name is looked up by the last two parts of ``coco_url``, the last one, ``file_name``."""
+    exhaustive: bool = False
+    """The file is plain COCO, with every category annotated in every image: categories without annotations in an image
+    are absent from it, and r, c, f follow from the images of the training split."""
 
 
 class Dataset(Section):
@@ -96,6 +99,8 @@ class Dataset(Section):
             raise ValueError("either 'draw', or both 'train' and 'val', or only 'splits' where nothing is trained")
         if {"train", "val"} & set(self.splits):
             raise ValueError("names of 'splits' other than train and val")
+        if self.train and self.val and self.train.exhaustive != self.val.exhaustive:
+            raise ValueError("exhaustive for both train and val, whose categories are the same, or for neither")
         return self
 
     @property

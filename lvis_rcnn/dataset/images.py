@@ -294,8 +294,10 @@ def mmcv() -> Any:
             os.environ.update(before)
 
 
-def read_image_bgr(file: ImageFile, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+def read_image_bgr(file: ImageFile, height: int | None = None, width: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """Decode an image as the published runs did: OpenCV through mmcv, EXIF orientation applied.
+
+    Height and width are those that it must have, if it is annotated.
 
     Raises:
         InputError: the file is missing, truncated, or not of the annotated size.
@@ -304,7 +306,7 @@ def read_image_bgr(file: ImageFile, height: int, width: int) -> UInt8[np.ndarray
     image, complaint = decoded(content)
     if image is None or is_cut_short(content):
         raise InputError(str(file), "is no complete image", fix="copy the file again")
-    if image.shape[:2] != (height, width):
+    if height is not None and image.shape[:2] != (height, width):
         raise InputError(
             str(file),
             f"is {image.shape[1]} x {image.shape[0]} pixels",

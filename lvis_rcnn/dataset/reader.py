@@ -27,13 +27,13 @@ from lvis_rcnn.dataset.polygons import surely_drawable
 from lvis_rcnn.dataset.records import (
     AnnotationRecord,
     Category,
+    FileFormat,
     Outlines,
     Rows,
     integers,
     marks_of,
     no_json,
     outlines_of,
-    read_lvis_file,
     type_error,
 )
 from lvis_rcnn.system.cli import InputError
@@ -62,7 +62,9 @@ class OutlineFiles:
         return replace(outlines, coordinates=np.zeros(0), runs=integers(()))
 
 
-def read_file(text: Text, where: str, files: OutlineFiles) -> tuple[dict[str, np.ndarray], list[Category]]:
+def read_file(
+    text: Text, where: str, files: OutlineFiles, kind: FileFormat
+) -> tuple[dict[str, np.ndarray], list[Category]]:
     """All arrays of the store but the outlines, which are appended to ``files``; and the categories.
 
     Raises:
@@ -71,29 +73,34 @@ def read_file(text: Text, where: str, files: OutlineFiles) -> tuple[dict[str, np
     """
     text = json_of(text, where)
     try:
-        return read_strictly(text, where, files)
+        return read_strictly(text, where, files, kind)
     except InputError as error:
         if not MENDABLE.search(str(error)):
             raise
-    return read_strictly(mended(text), where, files)
+    return read_strictly(mended(text), where, files, kind)
 
 
-def read_strictly(text: Text, where: str, files: OutlineFiles) -> tuple[dict[str, np.ndarray], list[Category]]:
+def read_strictly(
+    text: Text, where: str, files: OutlineFiles, kind: FileFormat
+) -> tuple[dict[str, np.ndarray], list[Category]]:
     """The same without mending anything."""
     try:
-        found = streamed(text, where, files)
+        found = streamed(text, where, files, kind)
     except (InputError, msgspec.DecodeError, ValueError, RecursionError):
         # Only the whole file can tell which record is wrong: the list that was streamed may not be its annotations.
         found = None
     if found is None:
         files.coordinates.restart()
         files.runs.restart()
-        file = read_lvis_file(text, where)
-        found = columns(file, read_all_rows(file.annotations, text, where, files), where), file.categories
+        file = kind.read(text, where)
+        rows = read_all_rows(file.annotations, text, where, files, kind)
+        found = columns(file, rows, where), file.categories
     return found
 
 
-def streamed(text: Text, where: str, files: OutlineFiles) -> tuple[dict[str, np.ndarray], list[Category]] | None:
+def streamed(
+    text: Text, where: str, files: OutlineFiles, kind: FileFormat
+) -> tuple[dict[str, np.ndarray], list[Category]] | None:
     """The same of a file that is as it should be, each byte parsed once; None or an error for any other."""
     start = first_list(text)
     if start is None:
@@ -101,7 +108,7 @@ def streamed(text: Text, where: str, files: OutlineFiles) -> tuple[dict[str, np.
     pieces = Pieces(text, start, AnnotationReader(where).read)
     rows = read_rows(pieces, files)
     mark = b'["' + secrets.token_hex(16).encode() + b'"]'
-    file = read_lvis_file(bytes(text[: start - 1]) + mark + bytes(text[pieces.end :]), where)
+    file = kind.read(bytes(text[: start - 1]) + mark + bytes(text[pieces.end :]), where)
     # The list may be nested deeper, or another one of this name may follow and replace it.
     if bytes(file.annotations) != mark:
         return None
@@ -143,7 +150,7 @@ def joined(parts: Sequence[AnyArrays]) -> AnyArrays:
     return type(parts[0])(**found)
 
 
-def read_all_rows(annotations: msgspec.Raw, text: Text, where: str, files: OutlineFiles) -> Rows:
+def read_all_rows(annotations: msgspec.Raw, text: Text, where: str, files: OutlineFiles, kind: FileFormat) -> Rows:
     """The annotations of a file that is JSON, ``annotations`` of ``text``.
 
     Raises:
@@ -155,7 +162,7 @@ def read_all_rows(annotations: msgspec.Raw, text: Text, where: str, files: Outli
             msgspec.json.decode(annotations, type=list[AnnotationRecord])
         return read_rows(pieces, files)
     except msgspec.ValidationError as error:
-        raise type_error(text, where, in_file(str(error), pieces.done)) from None
+        raise type_error(text, where, in_file(str(error), pieces.done), kind.sections) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise no_json(where, error) from None
 

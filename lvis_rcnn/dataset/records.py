@@ -88,6 +88,14 @@ Sections = Mapping[str, type[msgspec.Struct]]
 SECTIONS: Sections = {"images": ImageRecord, "annotations": AnnotationRecord, "categories": Category}
 UNLABELLED_SECTIONS: Sections = {"images": UnlabelledImage, "categories": Category}
 
+
+class FileFormat(NamedTuple):
+    """A format of annotation files: how all but the annotations is read, and which keys records need."""
+
+    read: Callable[[Text, str], LvisFile]
+    sections: Sections
+
+
 # Annotations with the same error that are named.
 NAMED = 5
 
@@ -132,9 +140,12 @@ def read_lvis_file(text: Text, where: str) -> LvisFile:
             return msgspec.json.decode(text, type=UnlabelledFile)
         return msgspec.json.decode(text, type=LvisFile)
     except msgspec.ValidationError as error:
-        raise type_error(text, where, str(error), sections) from None
+        raise plain_coco(text, where, str(error), sections) or type_error(text, where, str(error), sections) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise no_json(where, error) from None
+
+
+LVIS = FileFormat(read_lvis_file, SECTIONS)
 
 
 def has_annotations(text: Text) -> bool:
@@ -232,6 +243,24 @@ def missing_error(data: Text, where: str, lacking: Sequence[Lacking]) -> InputEr
         return InputError(where, f"missing field {one}", allowed=HELP[one.name][0], fix=HELP[one.name][1])
     fix = "; ".join(f"{one.name}: {HELP[one.name][1]}" for one in lacking)
     return InputError(where, f"missing fields {', '.join(map(str, lacking))}", allowed="LVIS-format JSON", fix=fix)
+
+
+def plain_coco(text: Text, where: str, message: str, sections: Sections) -> InputError | None:
+    """The error for a file that lacks nothing but what LVIS adds to COCO, and everywhere; None for any other.
+
+    Categories of COCO's form may have a frequency.
+    """
+    lacking = lacking_keys(text, sections) if "missing required field" in message else []
+    added = {"neg_category_ids", "not_exhaustive_category_ids", "frequency"}
+    names = [one.name for one in lacking if len(one.indices) == one.num_records]
+    if not added - {"frequency"} <= {*names} <= added or len(lacking) != len(names):
+        return None
+    what = f"COCO annotations: no {', no '.join(names)}, which LVIS has"
+    fix = (
+        "add them, or, if every category is annotated in every image, --coco-exhaustive (in a study exhaustive: true of"
+        " the split, in Python coco_exhaustive)"
+    )
+    return InputError(where, what, allowed="LVIS-format JSON", fix=fix)
 
 
 def problem_and_path(message: str) -> tuple[str, str]:

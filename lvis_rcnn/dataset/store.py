@@ -16,10 +16,11 @@ import msgspec
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int32, Int64, UInt8, UInt32
 
+from lvis_rcnn.dataset.coco import COCO, arrays_as_lvis, image_counts_of
 from lvis_rcnn.dataset.json_text import read_text
 from lvis_rcnn.dataset.pieces import sha256_of
 from lvis_rcnn.dataset.reader import OutlineFiles, read_file
-from lvis_rcnn.dataset.records import CROWD, IGNORED, Category
+from lvis_rcnn.dataset.records import CROWD, IGNORED, LVIS, Category
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import ArrayFile, atomic_folder, parsed, write_json
 
@@ -233,14 +234,23 @@ def load_array(file: Path, dtype: str, shape: list[int]) -> np.ndarray:
     return np.asarray(array)
 
 
-def build_store(annotations: Path, out: Path) -> dict[str, int]:
+def build_store(
+    annotations: Path, out: Path, *, coco_exhaustive: bool = False, frequencies: Path | None = None
+) -> dict[str, int]:
     """Turn an LVIS-format JSON file (v0.5, v1 or one's own) into a store at ``out``; return its counts.
 
     Invariant: ``out`` is a complete store or untouched.
 
+    Args:
+        annotations: the file.
+        out: folder of the store.
+        coco_exhaustive: take plain COCO annotations, by the rules of coco.py.
+        frequencies: COCO file whose images count for frequencies; by default the file itself.
+
     Raises:
         InputError: the file is not readable, not of this format, or contradicts itself; the record is named.
     """
+    image_counts = image_counts_of(frequencies, coco_exhaustive)
     if out.exists() and not (out / "store.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(str(out), "exists and is no annotation store", fix="name another folder or remove it")
     text = read_text(annotations, "--annotations", "an LVIS annotation file (JSON)")
@@ -249,7 +259,10 @@ def build_store(annotations: Path, out: Path) -> dict[str, int]:
             ArrayFile(folder / "coordinates.npy", ARRAYS["coordinates"]) as coordinates,
             ArrayFile(folder / "runs.npy", ARRAYS["runs"]) as runs,
         ):
-            arrays, categories = read_file(text, str(annotations), OutlineFiles(coordinates, runs))
+            files = OutlineFiles(coordinates, runs)
+            arrays, categories = read_file(text, str(annotations), files, COCO if coco_exhaustive else LVIS)
+        if coco_exhaustive:
+            arrays, categories = arrays_as_lvis(arrays, categories, image_counts)
         shapes = {name: list(array.shape) for name, array in arrays.items()}
         info = StoreInfo(
             format=FORMAT,

@@ -1,19 +1,17 @@
 """COCO annotations as LVIS-format ones, for data in which every category is annotated in every image.
 
-The protocol stays that of LVIS, so that the result is no COCO AP: at most 300 detections of an image count, crowd
-regions match nothing, and rare, common and frequent categories have their own AP.
+The rules are those of dataset/coco.py. The protocol stays that of LVIS, so that the result is no COCO AP: at most 300
+detections of an image count, crowd regions match nothing, and rare, common and frequent categories have their own AP.
 """
 
-import math
-from collections import Counter, defaultdict
-from itertools import chain
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from lvis_rcnn.dataset.json_text import json_of, mended
-from lvis_rcnn.dataset.records import Int64Number, Sections, no_json, type_error
-from lvis_rcnn.dataset.versions import frequency_group
+from lvis_rcnn.dataset.coco import areas_above_0, cells_of, refuse_lvis, strictly_or_mended
+from lvis_rcnn.dataset.records import Int64Number, Sections, integers, known
 from lvis_rcnn.evaluation.ground_truth import TruthAnnotation, TruthCategory, TruthFile, TruthImage
 from lvis_rcnn.system.cli import InputError
 
@@ -58,63 +56,46 @@ class CocoFile(msgspec.Struct, frozen=True):
 SECTIONS: Sections = {"images": CocoImage, "annotations": CocoAnnotation, "categories": CocoCategory}
 
 
-def lvis_text(text: bytes, where: str) -> bytes:
+def lvis_text(text: bytes, where: str, image_counts: Mapping[int, int] | None = None) -> bytes:
     """A COCO annotation file in the format of LVIS.
 
-    Categories that an image has no annotation of are negative there, those with a crowd region are not exhaustive
-    there, and the crowd regions themselves are ignored. A category is rare if up to 10 images of the file have it,
-    common up to 100, else frequent, as LVIS counts its training images. An annotation with an area of 0 has that of its
-    box, since converters of boxes write 0, and ``lvis`` would drop it.
+    ``image_counts`` are the training images of each category, by its id, for frequencies; by default those of the file.
 
     Raises:
         InputError: it is no COCO annotation file, or one of LVIS.
     """
-    file = coco_file(text, where)
-    if any(image.neg_category_ids is not None for image in file.images):
-        fix = "leave out --coco-exhaustive (in Python coco_exhaustive)"
-        raise InputError(where, "images have neg_category_ids, as those of LVIS", fix=fix)
-    present: defaultdict[int, set[int]] = defaultdict(set)
-    crowds: defaultdict[int, set[int]] = defaultdict(set)
-    annotations = [with_area(one) for one in file.annotations]
-    for annotation in annotations:
-        present[annotation.image_id].add(annotation.category_id)
-        if annotation.iscrowd:
-            crowds[annotation.image_id].add(annotation.category_id)
-    counts = Counter(chain.from_iterable(present.values()))
-    ids = [category.id for category in file.categories]
+    file = strictly_or_mended(text, where, CocoFile, SECTIONS)
+    refuse_lvis(where, (image.neg_category_ids for image in file.images))
+    if not file.images or not file.categories:
+        raise InputError(where, "no images or no categories", fix="name a COCO annotation file")
+    annotations, count = file.annotations, len(file.annotations)
+    image_ids, category_ids = (integers(one.id for one in section) for section in (file.images, file.categories))
+    numbers = integers(one.id for one in annotations)
+    images = known(image_ids, integers(one.image_id for one in annotations), numbers, "image_id", where)
+    categories = known(category_ids, integers(one.category_id for one in annotations), numbers, "category_id", where)
+    is_crowd = np.fromiter((bool(one.iscrowd) for one in annotations), bool, count)
+    cells = cells_of(images, categories, is_crowd, (len(image_ids), len(category_ids)))
+    areas = areas_above_0(
+        np.fromiter((one.area for one in annotations), np.float64, count),
+        np.array([one.bbox for one in annotations], np.float64).reshape(-1, 4),
+    )
+    groups = cells.frequencies(category_ids.tolist(), image_counts)
     lvis = TruthFile(
         images=[
             TruthImage(
                 image.id,
                 image.height,
                 image.width,
-                neg_category_ids=[number for number in ids if number not in present[image.id]],
-                not_exhaustive_category_ids=sorted(crowds[image.id]),
+                neg_category_ids=category_ids[~cells.present[at]].tolist(),
+                not_exhaustive_category_ids=category_ids[cells.crowded[at]].tolist(),
                 coco_url=image.coco_url,
             )
-            for image in file.images
+            for at, image in enumerate(file.images)
         ],
-        annotations=[msgspec.structs.replace(one, ignore=1, iscrowd=0) if one.iscrowd else one for one in annotations],
-        categories=[TruthCategory(one.id, frequency_group(counts[one.id]), one.name) for one in file.categories],
+        annotations=[
+            msgspec.structs.replace(one, area=area, **({"ignore": 1, "iscrowd": 0} if one.iscrowd else {}))
+            for one, area in zip(annotations, areas.tolist(), strict=True)
+        ],
+        categories=[TruthCategory(one.id, group, one.name) for one, group in zip(file.categories, groups, strict=True)],
     )
     return msgspec.json.encode(lvis)
-
-
-def with_area(annotation: CocoAnnotation) -> CocoAnnotation:
-    """The annotation with the area of its box, if it has none."""
-    return annotation if annotation.area else msgspec.structs.replace(annotation, area=math.prod(annotation.bbox[2:]))
-
-
-def coco_file(text: bytes, where: str) -> CocoFile:
-    """The records of a COCO annotation file; InputError where it is none."""
-    content = json_of(text, where)
-    try:
-        return msgspec.json.decode(content, type=CocoFile)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        content = mended(content)
-    try:
-        return msgspec.json.decode(content, type=CocoFile)
-    except msgspec.ValidationError as error:
-        raise type_error(content, where, str(error), SECTIONS) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise no_json(where, error) from None

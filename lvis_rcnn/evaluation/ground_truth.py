@@ -20,8 +20,8 @@ from lvis_rcnn.dataset.records import (
     Int64Number,
     Sections,
     known,
-    lacking_keys,
     no_json,
+    plain_coco,
     positions,
     refuse_id_0,
     type_error,
@@ -163,24 +163,9 @@ def mended_file(text: Text, where: str) -> TruthFile:
             raise InputError(where, what, allowed="LVIS-format JSON with annotations", fix=fix)
         return msgspec.json.decode(text, type=TruthFile)
     except msgspec.ValidationError as error:
-        raise plain_coco(text, where, str(error)) or type_error(text, where, str(error), SECTIONS) from None
+        raise plain_coco(text, where, str(error), SECTIONS) or type_error(text, where, str(error), SECTIONS) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise no_json(where, error) from None
-
-
-def plain_coco(text: Text, where: str, message: str) -> InputError | None:
-    """The error for a file that lacks nothing but what LVIS adds to COCO, and everywhere; None for any other.
-
-    Categories of COCO's form may have a frequency.
-    """
-    lacking = lacking_keys(text, SECTIONS) if "missing required field" in message else []
-    added = {"neg_category_ids", "not_exhaustive_category_ids", "frequency"}
-    names = [one.name for one in lacking if len(one.indices) == one.num_records]
-    if not added - {"frequency"} <= {*names} <= added or len(lacking) != len(names):
-        return None
-    what = f"COCO annotations: no {', no '.join(names)}, which LVIS has"
-    fix = "add them, or, if every category is annotated in every image, --coco-exhaustive (in Python coco_exhaustive)"
-    return InputError(where, what, allowed="LVIS-format JSON", fix=fix)
 
 
 def truth_of(file: TruthFile, where: str) -> GroundTruth:

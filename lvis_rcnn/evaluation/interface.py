@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from lvis_rcnn.dataset.coco import image_counts_of
 from lvis_rcnn.dataset.detections import sha256_of_shards
 from lvis_rcnn.dataset.json_text import read_text
 from lvis_rcnn.evaluation.arrays import AS_ARRAY, AS_COLUMNS, columns_of_array, compressed_masks, of_columns
@@ -79,17 +80,24 @@ def kinds_of_truth(truth: GroundTruth) -> tuple[Kind, ...]:
     return ALL_KINDS if truth.has_masks else ("bbox",)
 
 
-def annotations_of(ground_truth: AnyAnnotations, coco_exhaustive: bool = False) -> Annotations:
-    """The annotations of a file, or of what its JSON holds; arguments and errors as :func:`evaluate`."""
+def annotations_of(
+    ground_truth: AnyAnnotations, coco_exhaustive: bool = False, frequencies: Path | None = None
+) -> Annotations:
+    """The annotations of a file, or of what its JSON holds; arguments and errors as :func:`evaluate`.
+
+    ``frequencies`` is the COCO file whose images count for frequencies; by default the annotations themselves.
+    """
     if isinstance(ground_truth, Mapping):
         text, where = json_text(ground_truth), "annotations"
     else:
         path = path_of(ground_truth)
         text, where = bytes(read_text(path, "--annotations", "an LVIS annotation file (JSON)")), str(path)
     sha256 = hashlib.sha256(text).hexdigest()
+    rules, image_counts = "", image_counts_of(frequencies, coco_exhaustive)
     if coco_exhaustive:
-        text = lvis_text(text, where)
-    return Annotations(parse_truth(text, where), text, sha256, RULES if coco_exhaustive else "")
+        text = lvis_text(text, where, image_counts)
+        rules = RULES.replace("of this file", f"of {frequencies.name}") if frequencies else RULES
+    return Annotations(parse_truth(text, where), text, sha256, rules)
 
 
 def path_of(ground_truth: Any) -> Path:

@@ -14,6 +14,7 @@ pictures     what a run detects and misses
 html         pages from templates
 templates/   HTML, CSS and JavaScript of the pages
 pages        table, categories, cost, provenance and preflight as pages
+cards        the model card of each run
 
 Below are the only lists of the pages, plots and pictures, each with its chapter and title in Snakemake's report: rules
 declare these files, steps write them, tests look for them. The caption of NAME is workflow/report/NAME.rst, the
@@ -31,6 +32,8 @@ PAGES = {
     "provenance": ("6 Provenance and cost", "what the numbers were made with"),
     "cost": ("6 Provenance and cost", "time and memory of trainings and jobs"),
 }
+# results/<study>/<row>/seed<k>/README.md
+CARD = "README.md"
 # results/<study>/plots/NAME.png and .svg
 PLOTS = {
     "ap_by_group": ("2 Plots", "AP of rare, common and frequent categories"),

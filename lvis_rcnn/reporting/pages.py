@@ -13,6 +13,7 @@ from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import known_models
 from lvis_rcnn.evaluation.results import KINDS
 from lvis_rcnn.reporting import PAGES
+from lvis_rcnn.reporting.cards import write_cards
 from lvis_rcnn.reporting.differences import differences_line
 from lvis_rcnn.reporting.figures import GROUPS
 from lvis_rcnn.reporting.html import Column, Value, page, text_page
@@ -44,7 +45,7 @@ RUN_FACTS = ("code_version", "finished_at", "device", "threads", "precision", "i
 
 
 def write_pages(study: Study, study_file: Path, results: Path, out: Path) -> None:
-    """Write the pages of a study, those of PAGES, into ``out``.
+    """Write the pages of a study, those of PAGES, into ``out``, and the card of each run into its folder there.
 
     Args:
         study: what should have been run.
@@ -66,6 +67,7 @@ def write_pages(study: Study, study_file: Path, results: Path, out: Path) -> Non
     }
     for name in tqdm(PAGES, desc="pages", unit="page", disable=None):
         write_text(out / f"{name}.html", makers[name]())
+    write_cards(study, rows, out)
 
 
 def table_page(study: Study, rows: Sequence[Row]) -> str:

@@ -120,6 +120,12 @@ class StudyPaths:
     # Data
 
     @property
+    def splits(self) -> list[str]:
+        """Names of all splits of the study."""
+        dataset = self.study.dataset
+        return [*(["train", "val"] if dataset.is_trained_on else []), *dataset.splits]
+
+    @property
     def drawn_folder(self) -> str:
         """Folder of the drawn dataset; studies that draw the same one share it."""
         draw = self.study.dataset.draw
@@ -155,8 +161,24 @@ class StudyPaths:
         return self.if_available(self.image_folder(split))
 
     def annotations(self, split: str) -> list[str]:
-        """The annotations of a split as an input."""
-        return self.if_available(self.annotation_file(split))
+        """The annotations of a split as an input, and what its frequencies follow from."""
+        files = [self.annotation_file(split), *self.frequency_files(split)]
+        return [path for file in files for path in self.if_available(file)]
+
+    def is_exhaustive(self, split: str) -> bool:
+        """Whether a split is plain COCO that is taken as exhaustive."""
+        named = self.study.dataset.named(split)
+        return named is not None and named.exhaustive
+
+    def frequency_files(self, split: str) -> list[str]:
+        """The training annotations, where by their images categories of another split are rare, common or frequent."""
+        train = self.study.dataset.train
+        return [train.annotations] if train and split != "train" and self.is_exhaustive(split) else []
+
+    def coco_options(self, split: str) -> str:
+        """How a split's annotations are read, as options; empty for those of LVIS's format."""
+        counted = [word for file in self.frequency_files(split) for word in ("--frequencies", file)]
+        return shlex.join(["--coco-exhaustive", *counted]) if self.is_exhaustive(split) else ""
 
     def is_drawn(self, split: str) -> bool:
         """Whether a split is drawn and not read from files of the user."""
@@ -219,6 +241,10 @@ class StudyPaths:
         evaluation = self.study.evaluation
         named = {"--subset": evaluation.subsets, "--protocols": evaluation.protocols}
         return " ".join(f"{option} {shlex.join(words)}" for option, words in named.items() if words)
+
+    def scoring_options(self, split: str) -> str:
+        """How the detections of a split are scored, as options; for LVIS's format just as the study says."""
+        return " ".join(filter(None, [self.protocol_options, self.coco_options(split)]))
 
     def training_inputs(self, row: str) -> list[str]:
         """What a measurement of training memory reads beside images; nothing for a published row."""
@@ -287,6 +313,7 @@ def require_no_wildcards(study: Study, study_file: Path) -> None:
     paths = {
         f"dataset {name}: {key}": value for name, split in splits.items() for key, value in split.model_dump().items()
     }
+    paths = {key: path for key, path in paths.items() if isinstance(path, str)}
     paths |= {f"evaluation.subsets.{at}": path for at, path in enumerate(study.evaluation.subsets)}
     paths |= {"resources.weights_dir": study.resources.weights_dir, "zoo": str(zoo_of(study, study_file))}
     for key, path in paths.items():

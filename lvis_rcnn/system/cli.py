@@ -223,6 +223,14 @@ def add_number(
     parser.add_argument(option, type=read, help=text, **more)
 
 
+def add_coco_options(parser: argparse.ArgumentParser) -> None:
+    """The options of steps that read annotations, which may be plain COCO."""
+    exhaustive = "the annotations are plain COCO, with every category annotated in every image"
+    parser.add_argument("--coco-exhaustive", action="store_true", help=exhaustive)
+    counted = "COCO training file by whose images categories are rare, common or frequent (default: the annotations)"
+    parser.add_argument("--frequencies", type=Path, metavar="FILE", help=counted)
+
+
 def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace], None]) -> None:
     """Parse, run, and end the process: 0 done, 2 bad input (one line), 1 unexpected (traceback in the log)."""
     log_file = None

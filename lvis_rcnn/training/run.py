@@ -112,6 +112,8 @@ def model_meta(run: Run, finished_at: datetime) -> dict[str, Any]:
         "seed": run.seed,
         "run_digest": run.digest,
         "CLASSES": tuple(category.name for category in run.store.categories),
+        # With these a model is used without its study.
+        "settings": settings_of_step(run.study, "infer", with_defaults=True),
         "steps": run.recipe.steps,
         "time": finished_at.isoformat(timespec="seconds"),
         "code_version": code_version(),

@@ -25,6 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 STUDIES = sorted((REPOSITORY / "configs").glob("*.yaml"))
 MINI = read_yaml(REPOSITORY / "configs" / "mini.yaml")
 REMOVED = object()
+FILES = {"annotations": "a.json", "images": "a"}
 
 
 def with_value(path: str, value: Any) -> dict[str, Any]:
@@ -87,6 +88,11 @@ def test_the_studies_of_the_sampler_differ_in_nothing_else() -> None:
         ("published", [{"modle": "a"}], r"f: published\.0\.modle: unknown key .*allowed: model, split; .*'model'"),
         ("dataset.splits", {"b": {"annotation": "a"}}, r"dataset\.splits\.b\.annotation: .*write 'annotations'"),
         ("dataset.splits", {"train": {"annotations": "a", "images": "b"}}, r"names of 'splits' other than train and"),
+        (
+            "dataset",
+            {"name": "a", "train": {**FILES, "exhaustive": True}, "val": FILES},
+            r"exhaustive for both train and",
+        ),
         ("backbones", ["r50", "r50"], r"backbones must not repeat an entry"),
         ("seeds", [1, 1], r"seeds must not repeat an entry"),
         ("model.frozen_stages", 2, r"with weights: none, frozen_stages must be 0"),

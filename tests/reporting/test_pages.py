@@ -17,7 +17,7 @@ from tests.helpers.study_records import put, put_everything, put_log, study_with
 def written(results: Path, study: Study) -> dict[str, str]:
     """The text of each page by its name."""
     write_pages(study, Path("study.yaml"), results, results / "pages")
-    pages = {path.stem: path.read_text() for path in (results / "pages").iterdir()}
+    pages = {path.stem: path.read_text() for path in (results / "pages").glob("*.html")}
     assert set(pages) == {*PAGES}
     return pages
 

@@ -115,6 +115,24 @@ def test_sound_data_gives_a_page_without_errors(tmp_path):
     assert len(text.splitlines()) < 60
 
 
+def test_the_page_of_coco_files_says_in_one_line_what_their_ap_is(tmp_path):
+    stores = []
+    for split, first_id in (("train", 1), ("val", 11)):
+        data = dataset(split, first_id)
+        for record in (*data["images"], *data["categories"]):
+            for key in ("neg_category_ids", "not_exhaustive_category_ids", "frequency"):
+                record.pop(key, None)
+        (tmp_path / f"{split}.json").write_text(json.dumps(data))
+        build_store(tmp_path / f"{split}.json", tmp_path / f"{split}.store", coco_exhaustive=True)
+        stores.append(open_store(tmp_path / f"{split}.store"))
+    named = {split: {"annotations": split, "images": "images", "exhaustive": True} for split in ("train", "val")}
+    page = preflight(study(dataset={"draw": None, **named}), *stores, None)
+    assert page.errors == []
+    lines = [line for line in page_text(page).splitlines() if "not COCO's AP" in line]
+    assert len(lines) == 1
+    assert "COCO" not in page_text(preflight(study(), *stores, None))
+
+
 def pages_training(folder, **sections):
     """The part of the page that speaks of the training."""
     text = page_text(check(folder, settings=study(**sections), images=False))

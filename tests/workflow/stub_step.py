@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lvis_rcnn.reporting import DIFFERENCES, PAGES, PICTURES, PLOTS
+from lvis_rcnn.reporting import CARD, DIFFERENCES, PAGES, PICTURES, PLOTS
 from lvis_rcnn.system.cli import InputError, run_step
 
 STEP = Path(__file__).stem
@@ -43,7 +43,10 @@ MAKES: dict[str, Callable[[argparse.Namespace], list[Path]]] = {
     "compare": lambda args: [args.out, args.out.with_suffix(".html"), *in_two_forms(args.plot, DIFFERENCES)],
     "report table": lambda args: [args.out.with_suffix(suffix) for suffix in (".md", ".csv", ".json")],
     "report plots": lambda args: in_two_forms(args.out, PLOTS),
-    "report pages": lambda args: [args.out / f"{name}.html" for name in PAGES],
+    "report pages": lambda args: [
+        *(args.out / f"{name}.html" for name in PAGES),
+        *(model.with_name(CARD) for model in args.out.glob("*/*/model.pth")),
+    ],
     "report pictures": lambda args: [args.out / f"{name}.png" for name in PICTURES],
     "report batch": lambda args: [args.out],
 }

@@ -30,6 +30,7 @@ FILLED = {
     "GT.json": "results/data/drawn_seed0_40_10/val.json",
     "DT.json": "results.json",
     "--show 508 539": "--show 41 42",
+    "pth photos": "pth results/data/drawn_seed0_40_10/images --limit 3",
     "--images …": "--images results/data/drawn_seed0_40_10/images",
     "--study … --train-store … --val-store …": "--study configs/mini.yaml --train-store results/mini/data/train.store "
     "--val-store results/mini/data/val.store",
@@ -52,6 +53,7 @@ TYPED = [
     "snakemake --report report.html",
     "python -m lvis_rcnn report pictures --store results/mini/data/val.store --images … --detections "
     "results/mini/r50/seed0/detections --show 508 539 --out pictures",
+    "python -m lvis_rcnn detect results/mini/r50/seed0/model.pth photos --out found",
     "python -m lvis_rcnn export --detections results/mini/r50/seed0/detections --out results.json",
     "python -m lvis_rcnn evaluate GT.json DT.json --bootstrap 1000 --out metrics.json",
     "python -m lvis_rcnn weights export model.pth --out mask_rcnn_r50.pth",

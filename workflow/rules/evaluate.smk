@@ -24,7 +24,7 @@ rule evaluate:
     params:
         detections_per_image=study.evaluation.detections_per_image,
         resamples=study.evaluation.bootstrap_resamples,
-        protocols=paths.protocol_options,
+        protocols=of_split(paths.scoring_options),
         revision=SCORING_REVISION,
         annotations=untracked(of_split(paths.annotation_file)),
     message:

@@ -3,6 +3,7 @@
 from lvis_rcnn.config.study import identities_of_step, settings_digest
 from lvis_rcnn.config.zoo import DEFAULT_SOURCES
 from lvis_rcnn.reporting import (
+    CARD,
     COMPARISON,
     DIFFERENCES,
     PAGES,

@@ -68,7 +68,7 @@ rule results_table:
 
 
 rule pages:
-    """Write the pages of a study: the table, every category, cost, provenance, preflight."""
+    """Write the pages of a study (the table, every category, cost, provenance, preflight) and the card of each model."""
     input:
         **of_all_runs,
         **if_trained,
@@ -78,6 +78,7 @@ rule pages:
             shown(f"{paths.folder}/{name}.html", name, where)
             for name, where in PAGES.items()
         ],
+        paths.of_runs(CARD),
     log:
         f"{paths.folder}/logs/pages.log",
     benchmark:

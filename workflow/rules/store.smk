@@ -17,7 +17,13 @@ rule store:
         runtime=60,
     params:
         annotations=untracked(lambda wildcards: paths.annotation_file(wildcards.split)),
+        # Nothing where all is in LVIS's format: stores of such studies have never had it.
+        options=(
+            (lambda wildcards: paths.coco_options(wildcards.split))
+            if any(map(paths.is_exhaustive, paths.splits))
+            else untracked("")
+        ),
     message:
         "Reading the {wildcards.split} annotations of {wildcards.study}: {params.annotations}"
     shell:
-        'exec "$PYTHON" -m lvis_rcnn.store --annotations {params.annotations:q} --out {output} --log {log}'
+        'exec "$PYTHON" -m lvis_rcnn.store --annotations {params.annotations:q} {params.options} --out {output} --log {log}'

@@ -1,0 +1,84 @@
+"""Images that a user names, as one list: files, folders with all that lies in them, and zips."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path, PurePosixPath
+
+from lvis_rcnn.dataset.images import ImageFile, read_zip_index
+from lvis_rcnn.system.cli import InputError
+
+# What counts as an image in a folder or a zip; a file that is named itself may end otherwise.
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An image that was named, alone or by what it lies in."""
+
+    file: ImageFile
+    name: str
+    """The path as it was typed; of a folder or zip, and where in it."""
+    place: Path
+    """Relative path of the picture that is drawn of it, a PNG: that in its folder or zip, unlike those before it."""
+
+
+def listed_images(sources: Sequence[Path], out: Path) -> list[Listed]:
+    """The images of files, folders (with all below them) and zips, in the order of ``sources``, then by name.
+
+    Zips in folders are not opened. Hidden files, and all below ``out``, are no images of a folder.
+
+    Args:
+        sources: what the user named.
+        out: where results are written, which an earlier call may have filled.
+
+    Raises:
+        InputError: a source does not exist, is a damaged zip, or holds no image; nothing was read yet.
+    """
+    images: list[Listed] = []
+    taken: set[Path] = set()
+    for source in sources:
+        found = list(images_of(source, out))
+        if not found:
+            what = f"no image in it, by the endings {', '.join(ENDINGS)}"
+            raise InputError(str(source), what, fix="name the images themselves, or another folder")
+        for file, inside in found:
+            name = f"{source}/{inside.lstrip('/')}" if inside else str(source)
+            place = free_place(inside or source.name, taken)
+            # A file system may have names that are no text.
+            images.append(Listed(file, os.fsencode(name).decode(errors="replace"), place))
+            taken.add(place)
+    return images
+
+
+def images_of(source: Path, out: Path) -> Iterator[tuple[ImageFile, str]]:
+    """The images of one source, and where each lies in it; empty for a file."""
+    if os.path.isdir(source):
+        for path in sorted(source.rglob("*")):
+            inside = path.relative_to(source).as_posix()
+            if is_image(inside) and path.is_file() and not path.resolve().is_relative_to(out.resolve()):
+                yield ImageFile(path), inside
+    elif not os.path.exists(source):
+        raise InputError(str(source), "no such image, folder or zip", fix="name one that exists")
+    elif source.suffix.lower() == ".zip":
+        index = read_zip_index(source)
+        for name in filter(is_image, (name.decode() for name in index.names.tolist())):
+            yield ImageFile(source, index.find(name)), name
+    else:
+        yield ImageFile(source), ""
+
+
+def is_image(name: str) -> bool:
+    """Whether a name ends as an image's, and neither it nor a folder of it is hidden (macOS adds ``__MACOSX``)."""
+    path = PurePosixPath(name)
+    hidden = (part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts)
+    return path.suffix.lower() in ENDINGS and not any(hidden)
+
+
+def free_place(name: str, taken: Iterable[Path]) -> Path:
+    """``name`` as a PNG, inside the folder of results whatever a zip says, with a number where it is taken."""
+    parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
+    first = Path(*parts).with_suffix(".png")
+    numbered = (first.with_stem(f"{first.stem}_{number}") for number in count(2))
+    return next(place for place in chain([first], numbered) if place not in taken)
