@@ -153,7 +153,7 @@ def infer(args: argparse.Namespace, folder: Path) -> "list[Phase]":
     from lvis_rcnn.dataloader.batches import TestImages
     from lvis_rcnn.dataset.store import build_store
     from lvis_rcnn.inference.detector import Detector
-    from lvis_rcnn.model.mask_rcnn import MaskRcnn, set_full_precision
+    from lvis_rcnn.model.mask_rcnn import MaskRcnn, set_precision
     from tests.helpers.emulated_device import GPU, emulated_gpu
     from tests.helpers.tiny_run import make_data, tiny_study
 
@@ -163,7 +163,7 @@ def infer(args: argparse.Namespace, folder: Path) -> "list[Phase]":
     study = tiny_study(folder, **study_values(args))
     images = TestImages(folder / "many.store", data.images, 64, 96, channels_last=True)
     torch.manual_seed(0)
-    set_full_precision()
+    set_precision("fp32")
     with emulated_gpu() as gpu:
         with gpu.phase("prepare"):
             model = MaskRcnn(BACKBONES["r50"], args.labels + 1, study.model).eval()

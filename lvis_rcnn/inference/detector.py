@@ -43,7 +43,10 @@ def scored_labels(store: AnnotationStore, image: int) -> Int64[np.ndarray, " k"]
 def on_host(per_image: Sequence[ImageDetections]) -> list[ImageDetections]:
     """The same with all but the masks in CPU memory; the host waits once for a GPU."""
     copies = on_cpu([(found.boxes_xyxy, found.labels, found.scores, found.mask_rows) for found in per_image])
-    return [ImageDetections(*copy, found.mask_logits) for copy, found in zip(copies, per_image, strict=True)]
+    return [
+        ImageDetections(boxes, labels, scores, rows, found.mask_logits)
+        for (boxes, labels, scores, rows), found in zip(copies, per_image, strict=True)
+    ]
 
 
 def image_detections(

@@ -100,7 +100,8 @@ def sample_together(
     kinds = [torch.stack([table > 0, table == 0]) for table in assigned]
     candidates = torch.cat([kind.sum(dim=2) for kind in kinds], dim=1).T.tolist()
     ranks = [
-        drawn(*numbers, count, positive_fraction, own) for numbers, own in zip(candidates, generators, strict=True)
+        drawn(positives, negatives, count, positive_fraction, own)
+        for (positives, negatives), own in zip(candidates, generators, strict=True)
     ]
     # The k-th candidate stands where the number of candidates up to there reaches k.
     of_kinds = [rank for kind in zip(*ranks, strict=True) for rank in kind]
