@@ -15,7 +15,7 @@ from lvis_rcnn.model.roi_heads import BOX_POOL, HIDDEN, MASK_POOL
 # For each trained number: the number, its gradient, and what the optimizer keeps.
 COPIES = {"sgd": 3, "adamw": 4}
 
-# So much of a GPU the estimate may fill where the number of groups is chosen by it: kernels and backward need more for a
+# So much of a GPU the estimate may fill where it chooses the number of groups: kernels and backward need more for a
 # moment. R-50 with 2 images of 800 x 1067 on a CPU: 2.1 GB, and a peak of the process of 3.3, 0.7 of it libraries.
 FILLED = 0.7
 
