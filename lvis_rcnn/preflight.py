@@ -45,10 +45,13 @@ from lvis_rcnn.model.mask_rcnn import network_on_meta
 from lvis_rcnn.runs.records import SEEN_BY_WEIGHTS
 from lvis_rcnn.system.cli import InputError, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import atomic_file, write_json
+from lvis_rcnn.training.memory import step_memory
 from lvis_rcnn.training.setup import require_memory_of_loader
 from lvis_rcnn.training.solver import Recipe, make_recipe
 
 GB = 1e9
+# Of a common large GPU; preflight need not run where the training does.
+GPU_GB = 80
 # At most this many categories are named in a warning.
 NAMED_CATEGORIES = 20
 
@@ -290,9 +293,26 @@ def facts(
         "repeat_factors": summary(factors),
         "schedule": schedule_facts(recipe),
         "learning_rate": recipe.rate_sentence,
+        "gpu_memory": memory_facts(study, train.num_labels) if study.compute.device == "cuda" else {},
         "weights": study.model.weights,
         "backbones": list(study.backbones),
         "seeds": list(study.seeds),
+    }
+
+
+def memory_facts(study: Study, num_labels: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Least memory of a training step on one GPU by backbone and precision, in GB of 2^30 bytes."""
+    group, images = study.schedule.normalisation_group, study.schedule.images_per_step
+    return {
+        name: {
+            precision: {
+                "group_gb": memory.needed(group, precision) / 2**30,
+                "step_gb": memory.needed(images, precision) / 2**30,
+                "groups_at_once": min(memory.images_in(GPU_GB * 2**30, precision), images) // group,
+            }
+            for precision in ("fp32", "bf16")
+        }
+        for name, memory in ((name, step_memory(study, name, num_labels)) for name in study.backbones)
     }
 
 
@@ -348,8 +368,21 @@ def page_text(page: Page) -> str:
         f"  {facts['learning_rate']}",
         f"  backbones: {', '.join(facts['backbones'])}; seeds: {', '.join(map(str, facts['seeds']))}",
         f"  initial weights: {facts['weights']}",
+        *memory_lines(facts),
     ]
     return "\n".join(lines) + "\n"
+
+
+def memory_lines(facts: dict[str, Any]) -> Iterator[str]:
+    """Memory of a training step; nothing for a training on a CPU."""
+    group, images = facts["schedule"]["normalisation_group"], facts["schedule"]["images_per_step"]
+    if facts["gpu_memory"]:
+        yield "\nMemory of a training step on one GPU, at least, by images in one pass (tf32 as fp32)"
+    for name, of_precisions in facts["gpu_memory"].items():
+        for precision, of in of_precisions.items():
+            sizes = f"{group} images {of['group_gb']:5.1f} GB, {images} images {of['step_gb']:5.1f} GB"
+            fitting = f"{GPU_GB} GB hold {of['groups_at_once']} of {images // group} groups at once"
+            yield f"  {name:12}{precision:6}{sizes}; {fitting}"
 
 
 def epoch_line(facts: dict[str, Any]) -> str:
