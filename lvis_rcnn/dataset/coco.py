@@ -11,7 +11,7 @@ The one place of these rules, which the store and the scorer share:
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -37,6 +37,7 @@ from lvis_rcnn.dataset.records import (
 from lvis_rcnn.dataset.versions import frequency_group
 from lvis_rcnn.system.cli import InputError
 
+Frequency = Literal["r", "c", "f"]
 AnyFile = TypeVar("AnyFile", bound=msgspec.Struct)
 
 
@@ -49,7 +50,7 @@ class Cells:
     crowded: Bool[np.ndarray, "n c"]
     """Whether there is a crowd region."""
 
-    def frequencies(self, category_ids: Iterable[int], image_counts: Mapping[int, int] | None) -> list[str]:
+    def frequencies(self, category_ids: Iterable[int], image_counts: Mapping[int, int] | None) -> list[Frequency]:
         """The group of each category: by the images of each id in ``image_counts``, or else those of this file."""
         if image_counts is None:
             return [frequency_group(count) for count in self.present.sum(axis=0).tolist()]

@@ -186,7 +186,8 @@ def read_published(
 
 def settings_of(path: Path, meta: Mapping[str, Any]) -> tuple[Model, Inference]:
     """Settings of the network and of test images, from the file, the record beside it, or the recipe."""
-    settings, where = meta.get("settings"), path
+    settings: Any = meta.get("settings")
+    where = path
     if settings is None:
         where = path.with_name("inference.json")
         beside = read_json_object(where, InferenceRecord)
