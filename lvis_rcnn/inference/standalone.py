@@ -20,13 +20,13 @@ from pydantic import ValidationError
 from lvis_rcnn.config.schema import BACKBONES, Inference, Model
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.dataloader.batches import Batch
-from lvis_rcnn.dataloader.transforms import padded_size_hw, rescaled_size_hw, write_rescaled
+from lvis_rcnn.dataloader.transforms import padded_size_hw, rescaled_size_hw, write_network_pixels
 from lvis_rcnn.dataset.detections import Detections
 from lvis_rcnn.dataset.json_text import json_of, read_text
 from lvis_rcnn.dataset.records import Int64Number, no_json, type_error
 from lvis_rcnn.dataset.store import open_store
 from lvis_rcnn.inference.detector import boxes_in_original, image_detections, on_host
-from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect, set_precision
+from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect, network_on_meta, set_full_precision
 from lvis_rcnn.model.mmdet import PUBLISHED, backbone_of, converted, name_notes, read_mmdet
 from lvis_rcnn.model.postprocess import ImageDetections
 from lvis_rcnn.model.weight_files import OURS, Weights, kind_of, read_content, require_finite, state_in
@@ -105,8 +105,8 @@ def batch_of(image_bgr: UInt8[np.ndarray, "h w 3"], image_id: int, test: Inferen
     """An image as the network sees it at test time."""
     height, width = image_bgr.shape[:2]
     size_hw = rescaled_size_hw(height, width, test.short_edge_px, test.long_edge_px)
-    pixels = torch.zeros((1, 3, *padded_size_hw(size_hw)), dtype=torch.uint8)
-    write_rescaled(image_bgr, size_hw, False, pixels[0])
+    pixels = torch.empty((1, 3, *padded_size_hw(size_hw)))
+    write_network_pixels(image_bgr, size_hw, False, pixels[0])
     return Batch(pixels, [size_hw], [(height, width)], [image_id], [])
 
 
@@ -149,7 +149,7 @@ def load_standalone(
     model_settings, test = (study.model, study.inference) if study else settings_of(path, meta)
     if categories is None:
         categories = [NamedCategory(label, name) for label, name in enumerate(names, start=1)]
-    set_precision(test.precision)
+    set_full_precision()
     model = network_of(str(path), backbone, len(names) + 1, model_settings, state)
     return Standalone(model.to(device), backbone, tuple(categories), test, device)
 
@@ -186,7 +186,8 @@ def read_published(
 
 def settings_of(path: Path, meta: Mapping[str, Any]) -> tuple[Model, Inference]:
     """Settings of the network and of test images, from the file, the record beside it, or the recipe."""
-    settings, where = meta.get("settings"), path
+    settings: Any = meta.get("settings")
+    where = path
     if settings is None:
         where = path.with_name("inference.json")
         beside = read_json_object(where, InferenceRecord)
@@ -194,7 +195,7 @@ def settings_of(path: Path, meta: Mapping[str, Any]) -> tuple[Model, Inference]:
     if settings is None and "run_digest" not in meta:
         return PUBLISHED, RECIPE
     try:
-        of_network, of_images = (json.dumps((settings or {})[section]) for section in ("model", "inference"))
+        of_network, of_images = (json.dumps(settings[section]) for section in ("model", "inference"))
         return Model.model_validate_json(of_network), Inference.model_validate_json(of_images)
     except (ValidationError, TypeError, KeyError):
         what = "does not say the settings of its network and test images, nor does an inference.json beside it"
@@ -204,9 +205,11 @@ def settings_of(path: Path, meta: Mapping[str, Any]) -> tuple[Model, Inference]:
 
 def network_of(where: str, backbone: str, num_labels: int, settings: Model, state: Weights) -> MaskRcnn:
     """The network with its weights, in evaluation mode; InputError where they do not fit."""
-    model = MaskRcnn(BACKBONES[backbone], num_labels, settings)
+    model = network_on_meta(BACKBONES[backbone], num_labels, settings)
+    floats = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     try:
-        model.load_state_dict(state)
+        # Without drawing initial weights first, which takes longer than all else before the first picture.
+        model.load_state_dict(floats, assign=True)
     except RuntimeError:
         what = f"its weights do not fit {BACKBONES[backbone].title} with {settings.normalization} normalisation"
         raise InputError(where, what, fix="name the study that it was trained for: --study FILE") from None
