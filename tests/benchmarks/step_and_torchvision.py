@@ -2,7 +2,7 @@
 
     python tests/benchmarks/step_and_torchvision.py [--device cpu] [--threads 2] [--backbones r50 x101_64x4d]
         [--images 2 16] [--precisions fp32 tf32 bf16] [--size 800 1067] [--steps 5] [--repeats 3] [--channels-last]
-        [--workers 8]
+        [--groups-at-once 8 [--common-canvas]] [--workers 8]
 
 On a CPU of two cores a block of two images takes some ten minutes at that size; ``--size 224 288`` or fewer repeats
 make it short. Both start from the weights and see the images of network_and_torchvision.py: 1230 categories, 12
@@ -46,7 +46,7 @@ from lvis_rcnn.dataset.store import build_store
 from lvis_rcnn.model.mask_rcnn import set_precision
 from lvis_rcnn.training.distributed import Ranks
 from lvis_rcnn.training.log import Progress
-from lvis_rcnn.training.setup import Training, peak_memory_bytes
+from lvis_rcnn.training.setup import Passes, Training, peak_memory_bytes
 from lvis_rcnn.training.solver import OPTIMIZERS, make_recipe
 from lvis_rcnn.training.step import take_step
 
@@ -69,8 +69,9 @@ def our_steps(
     model = network.ours(state, args.backbone).to(device, memory_format=layout).train()
     optimizer = OPTIMIZERS["sgd"]([value for value in model.parameters() if value.requires_grad], schedule)
     study = SimpleNamespace(schedule=schedule, compute=SimpleNamespace(precision=args.precision))
+    passes = Passes(args.precision, args.groups_at_once, args.common_canvas)
     run: Any = SimpleNamespace(recipe=make_recipe(schedule, stream), study=study, seed=0)
-    training, pending = Training(run, Ranks(0, 1, device), model, optimizer, Progress()), None
+    training, pending = Training(run, Ranks(0, 1, device), model, optimizer, Progress(), passes), None
     for step, groups in enumerate(batches):
         moved = [group.to(device) for group in groups]
         queued = take_step(training, moved, step)
@@ -202,7 +203,8 @@ def in_own_process(
     """:func:`measure` in a fresh process."""
     words = ["--measure", which, "--num-images", images, "--precision", precision, "--weights", weights]
     words += ["--backbone", args.backbone, "--device", args.device, "--threads", args.threads, "--steps", args.steps]
-    words += ["--size", *args.size, "--workers", args.workers, *(["--channels-last"] if args.channels_last else [])]
+    words += ["--size", *args.size, "--workers", args.workers, "--groups-at-once", args.groups_at_once]
+    words += [f"--{name}" for name in ("channels-last", "common-canvas") if vars(args)[name.replace("-", "_")]]
     done = subprocess.run([sys.executable, __file__, *map(str, words)], check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found
@@ -243,6 +245,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="counted steps of each process")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each implementation")
     parser.add_argument("--channels-last", action="store_true", help="compute.channels_last of a study, here")
+    parser.add_argument("--groups-at-once", type=int, default=1, help="compute.groups_at_once of a study, here")
+    parser.add_argument("--common-canvas", action="store_true", help="compute.common_canvas of a study, here")
     parser.add_argument("--workers", type=int, default=0, help="of the loader; 0 leaves its row out")
     hidden: dict[str, Callable[[str], object]] = {
         "measure": str, "backbone": str, "precision": str, "num-images": int, "weights": Path,
