@@ -12,7 +12,6 @@ import argparse
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.dataset.versions import version_of
 from lvis_rcnn.evaluation.subsets import IN_MINIVAL, read_ids
 from lvis_rcnn.model.mask_rcnn import network_on_meta
+from lvis_rcnn.reporting.preflight_text import GPU_GB, Page, page_text
 from lvis_rcnn.runs.records import SEEN_BY_WEIGHTS
 from lvis_rcnn.system.cli import InputError, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import atomic_file, write_json
@@ -50,8 +50,6 @@ from lvis_rcnn.training.setup import require_memory_of_loader
 from lvis_rcnn.training.solver import Recipe, make_recipe
 
 GB = 1e9
-# Of a common large GPU; preflight need not run where the training does.
-GPU_GB = 80
 # At most this many categories are named in a warning.
 NAMED_CATEGORIES = 20
 
@@ -63,17 +61,6 @@ EXHAUSTIVE = (
     " those of a category that is not annotated in the image are wrong; those that match no object of a category with a"
     " crowd region there do not count; r, c, f follow from the training images)"
 )
-
-
-@dataclass
-class Page:
-    """Errors, warnings and figures."""
-
-    errors: list[Problem] = field(default_factory=list)
-    missing_images: list[str] = field(default_factory=list)
-    """Names of all missing images; an error counts them and names the first."""
-    warnings: list[str] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def preflight(
@@ -338,68 +325,6 @@ def schedule_facts(recipe: Recipe) -> dict[str, Any]:
         "images_of_2x": recipe.stream.images_before_step(steps_of_2x),
         "learning_rate": recipe.peak_learning_rate,
     }
-
-
-def page_text(page: Page) -> str:
-    """The page for a person."""
-    facts = page.facts
-    schedule = facts["schedule"]
-    verdict = f"FAILED, {len(page.errors)} error(s)" if page.errors else "ok"
-    checked = "image files checked" if facts["images_checked"] else "image files NOT checked"
-    lines = [f"Preflight of study {facts['study']}: {verdict}, {len(page.warnings)} warning(s), {checked}", ""]
-    for title, entries in (("Errors", page.errors), ("Warnings", page.warnings)):
-        if entries:
-            lines += [title, *(f"  {number}. {entry}" for number, entry in enumerate(entries, start=1)), ""]
-    lines.append(f"{'Data: ' + facts['dataset']:28}{'train':>24}{'val':>24}")
-    for key in {**facts["train"], **facts["val"]}:
-        if key != "annotations_sha256":
-            cells = (f"{readable(facts[split].get(key, 0)):>24}" for split in ("train", "val"))
-            lines.append(f"  {key.replace('_', ' '):26}{''.join(cells)}")
-    lines += [f"  {facts['annotations']}"] if "annotations" in facts else []
-    lines += ["", "Oversampling"]
-    lines += [f"  {key.replace('_', ' '):26}{readable(value)}" for key, value in facts["repeat_factors"].items()]
-    lines += [
-        "",
-        "Training, each run",
-        f"  {schedule['steps']:,} steps of {schedule['images_per_step']} images: {schedule['images_seen']:,} seen",
-        f"  {epoch_line(facts)}",
-        f"  so {schedule['epochs']:.2f} epochs; 2x, {schedule['epochs_of_2x']} epochs, is "
-        f"{schedule['steps_of_2x']:,} steps, {schedule['images_of_2x']:,} images seen",
-        f"  {facts['learning_rate']}",
-        f"  backbones: {', '.join(facts['backbones'])}; seeds: {', '.join(map(str, facts['seeds']))}",
-        f"  initial weights: {facts['weights']}",
-        *memory_lines(facts),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def memory_lines(facts: dict[str, Any]) -> Iterator[str]:
-    """Memory of a training step; nothing for a training on a CPU."""
-    group, images = facts["schedule"]["normalisation_group"], facts["schedule"]["images_per_step"]
-    if facts["gpu_memory"]:
-        yield "\nMemory of a training step on one GPU, at least, by images in one pass (tf32 as fp32)"
-    for name, of_precisions in facts["gpu_memory"].items():
-        for precision, of in of_precisions.items():
-            sizes = f"{group} images {of['group_gb']:5.1f} GB, {images} images {of['step_gb']:5.1f} GB"
-            fitting = f"{GPU_GB} GB hold {of['groups_at_once']} of {images // group} groups at once"
-            yield f"  {name:12}{precision:6}{sizes}; {fitting}"
-
-
-def epoch_line(facts: dict[str, Any]) -> str:
-    """Length of an epoch; its mean if every epoch is drawn anew."""
-    schedule, factors = facts["schedule"], facts["repeat_factors"]
-    first = f"{schedule['epoch_length']:,} images, {schedule['steps_in_epoch']:,} steps"
-    if factors["rounding"] == "ceil":
-        return f"an epoch is {first}"
-    mean = f"{factors['expected_epoch_length']:,.1f} images on average"
-    return f"an epoch is {mean} ({factors['rounding']} rounding), the first {first}"
-
-
-def readable(value: Any) -> str:
-    """A cell of the page."""
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value or "-")
 
 
 def write_page(page: Page, out: Path) -> None:

@@ -196,9 +196,14 @@ def as_json(phase: "Phase") -> dict[str, Any]:
 
 
 def report(phase: dict[str, Any], most_lines: int) -> str:
-    """The totals of a phase, and what asks for most of each kind; kernels by line, without their names."""
+    """The totals of a phase, kernels by file, and what asks for most of each kind; kernels without their names."""
     totals = ", ".join(f"{phase[kind]:,} {kind}" for kind in KINDS[:-1] if phase[kind])
     text = [f"== {phase['phase']}: {totals or 'nothing'}"]
+    files: Counter[str] = Counter()
+    for kind, _, line, times in phase["lines"]:
+        if kind == "kernel":
+            files["gradients" if "(gradient" in line else line.split(":")[0]] += times
+    text += [f"   kernels: {', '.join(f'{file} {times:,}' for file, times in files.most_common())}"] if files else []
     for kind in KINDS:
         rows: Counter[str] = Counter()
         for of, what, line, times in phase["lines"]:
@@ -217,7 +222,7 @@ def main() -> None:
     parser.add_argument("--groups-at-once", type=int, help="of a pass; all where not given")
     parser.add_argument("--common-canvas", action="store_true")
     parser.add_argument("--landscape", action="store_true", help="train on images of one orientation")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
     parser.add_argument("--clip-norm", type=float)
     parser.add_argument("--channels-last", action="store_true")

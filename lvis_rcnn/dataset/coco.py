@@ -37,6 +37,7 @@ from lvis_rcnn.dataset.records import (
 from lvis_rcnn.dataset.versions import frequency_group
 from lvis_rcnn.system.cli import InputError
 
+Frequency = Literal["r", "c", "f"]
 AnyFile = TypeVar("AnyFile", bound=msgspec.Struct)
 
 
@@ -49,9 +50,7 @@ class Cells:
     crowded: Bool[np.ndarray, "n c"]
     """Whether there is a crowd region."""
 
-    def frequencies(
-        self, category_ids: Iterable[int], image_counts: Mapping[int, int] | None
-    ) -> list[Literal["r", "c", "f"]]:
+    def frequencies(self, category_ids: Iterable[int], image_counts: Mapping[int, int] | None) -> list[Frequency]:
         """The group of each category: by the images of each id in ``image_counts``, or else those of this file."""
         if image_counts is None:
             return [frequency_group(count) for count in self.present.sum(axis=0).tolist()]

@@ -26,7 +26,7 @@ from lvis_rcnn.dataset.json_text import json_of, read_text
 from lvis_rcnn.dataset.records import Int64Number, no_json, type_error
 from lvis_rcnn.dataset.store import open_store
 from lvis_rcnn.inference.detector import boxes_in_original, image_detections, on_host
-from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect, set_precision
+from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect, network_on_meta, set_precision
 from lvis_rcnn.model.mmdet import PUBLISHED, backbone_of, converted, name_notes, read_mmdet
 from lvis_rcnn.model.postprocess import ImageDetections
 from lvis_rcnn.model.weight_files import OURS, Weights, kind_of, read_content, require_finite, state_in
@@ -186,7 +186,8 @@ def read_published(
 
 def settings_of(path: Path, meta: Mapping[str, Any]) -> tuple[Model, Inference]:
     """Settings of the network and of test images, from the file, the record beside it, or the recipe."""
-    settings, where = meta.get("settings"), path
+    settings: Any = meta.get("settings")
+    where = path
     if settings is None:
         where = path.with_name("inference.json")
         beside = read_json_object(where, InferenceRecord)
@@ -194,7 +195,7 @@ def settings_of(path: Path, meta: Mapping[str, Any]) -> tuple[Model, Inference]:
     if settings is None and "run_digest" not in meta:
         return PUBLISHED, RECIPE
     try:
-        of_network, of_images = (json.dumps((settings or {})[section]) for section in ("model", "inference"))
+        of_network, of_images = (json.dumps(settings[section]) for section in ("model", "inference"))
         return Model.model_validate_json(of_network), Inference.model_validate_json(of_images)
     except (ValidationError, TypeError, KeyError):
         what = "does not say the settings of its network and test images, nor does an inference.json beside it"
@@ -204,9 +205,11 @@ def settings_of(path: Path, meta: Mapping[str, Any]) -> tuple[Model, Inference]:
 
 def network_of(where: str, backbone: str, num_labels: int, settings: Model, state: Weights) -> MaskRcnn:
     """The network with its weights, in evaluation mode; InputError where they do not fit."""
-    model = MaskRcnn(BACKBONES[backbone], num_labels, settings)
+    model = network_on_meta(BACKBONES[backbone], num_labels, settings)
+    floats = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     try:
-        model.load_state_dict(state)
+        # Without drawing initial weights first, which takes longer than all else before the first picture.
+        model.load_state_dict(floats, assign=True)
     except RuntimeError:
         what = f"its weights do not fit {BACKBONES[backbone].title} with {settings.normalization} normalisation"
         raise InputError(where, what, fix="name the study that it was trained for: --study FILE") from None

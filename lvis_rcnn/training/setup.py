@@ -39,6 +39,13 @@ class Passes:
     common_canvas: bool = False
     """Whether those of one orientation share a canvas."""
 
+    def __str__(self) -> str:
+        """In words, as the record of a run and the table say it."""
+        if self.groups_at_once == 1:
+            return "one normalisation group at a time"
+        canvas = "a canvas for each orientation" if self.common_canvas else "a canvas for each"
+        return f"{self.groups_at_once} normalisation groups at once, {canvas}"
+
 
 GROUP_BY_GROUP = Passes()
 
@@ -69,6 +76,7 @@ def prepared(run: Run, ranks: Ranks) -> Training:
     # A killed start may have needed more after its last checkpoint.
     peaks = (training.progress.peak_memory_bytes, read_heartbeat(run.state_dir).get("peak_memory_bytes", 0))
     training.progress.peak_memory_bytes = max(peaks)
+    training.progress.passes = str(training.passes)
     return training
 
 

@@ -24,6 +24,7 @@ from lvis_rcnn.system.files import sha256_of_file
 from tests.helpers.tiny_run import SMALLEST, make_data, model_meta, tiny_study
 
 CPU = torch.device("cpu")
+ALL_OF_FEW = ("--score-threshold", 0, "--detections-per-image", 7)
 pytestmark = pytest.mark.usefixtures("smallest_body")
 
 
@@ -32,13 +33,14 @@ def drawn(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"), train_images=2, val_images=3)
 
 
-@pytest.fixture
-def model(drawn, model_path, tmp_path):
+@pytest.fixture(scope="module")
+def model(drawn, model_path, tmp_path_factory):
     """The untrained model as training writes it now, with its settings."""
+    folder = tmp_path_factory.mktemp("with_settings")
     state, _ = load_model(model_path)
-    store, settings = open_store(drawn.val_store), settings_of_step(tiny_study(tmp_path), "infer", with_defaults=True)
-    save_model(tmp_path / "m" / "model.pth", state, model_meta(store, settings=settings, run_digest="0"))
-    return tmp_path / "m" / "model.pth"
+    store, settings = open_store(drawn.val_store), settings_of_step(tiny_study(folder), "infer", with_defaults=True)
+    save_model(folder / "model.pth", state, model_meta(store, settings=settings, run_digest="0"))
+    return folder / "model.pth"
 
 
 def run(monkeypatch, *words: object) -> int:
@@ -65,8 +67,7 @@ def test_pictures_of_all_sources_are_detected_drawn_and_named_and_a_broken_one_i
     Path("own").mkdir()
     Path("own/two.png").write_bytes(paths[1].read_bytes())
     Path("own/broken.jpg").write_bytes(b"\xff\xd8 no picture")
-    options = ("--score-threshold", 0, "--detections-per-image", 7, "--device", "cpu")
-    assert run(monkeypatch, model, "own", "more.zip", "--out", "found", *options) == 2
+    assert run(monkeypatch, model, "own", "more.zip", "--out", "found", "--device", "cpu", *ALL_OF_FEW) == 2
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["own/two.png", "more.zip/deep/one.png"]
@@ -106,8 +107,8 @@ def test_a_turned_photograph_is_detected_upright(model, tmp_path, monkeypatch):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.full((40, 90, 3), 128, np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
-    words = (tmp_path / "turned.jpg", "--out", tmp_path / "found", "--score-threshold", 0, "--device", "cpu")
-    assert run(monkeypatch, model, *words) == 0
+    words = (tmp_path / "turned.jpg", "--out", tmp_path / "found", "--device", "cpu")
+    assert run(monkeypatch, model, *words, *ALL_OF_FEW) == 0
     assert {tuple(one["segmentation"]["size"]) for one in results(tmp_path / "found")} == {(90, 40)}
 
 
@@ -115,11 +116,10 @@ def test_only_wanted_categories_are_kept_and_as_many_as_are_asked_for(drawn, mod
     folder = drawn.images
     names = [category.name for category in open_store(drawn.val_store).categories]
     words = (folder, "--out", tmp_path / "found", "--device", "cpu")
-    few = ("--detections-per-image", 4, "--score-threshold", 0)
-    assert run(monkeypatch, model, *words, *few, "--limit", 2, "--categories", names[3], names[8]) == 0
+    assert run(monkeypatch, model, *words, *ALL_OF_FEW, "--limit", 2, "--categories", names[3], names[8]) == 0
     found = results(tmp_path / "found")
     assert {one["category_name"] for one in found} <= {names[3], names[8]}
-    assert len(found) == 8  # a pyramid of many boxes: each category alone has more than four
+    assert len(found) == 14  # of many boxes
     assert run(monkeypatch, model, *words, "--categories", f"{names[3]}s") == 2
     message = f"--categories {names[3]}s: is no category of this model; allowed: 26 names, among them {names[3]}"
     assert message in capsys.readouterr().err
@@ -131,8 +131,8 @@ def test_only_wanted_categories_are_kept_and_as_many_as_are_asked_for(drawn, mod
 def test_a_large_photograph_is_drawn_small_and_its_boxes_stay_in_its_pixels(model, tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 255, (30, 50, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "large.png"), cv2.resize(pixels, (2501, 1500)))
-    words = (tmp_path / "large.png", "--out", tmp_path / "found", "--score-threshold", 0, "--device", "cpu")
-    assert run(monkeypatch, model, *words) == 0
+    words = (tmp_path / "large.png", "--out", tmp_path / "found", "--device", "cpu")
+    assert run(monkeypatch, model, *words, *ALL_OF_FEW) == 0
     with Image.open(tmp_path / "found" / "large.png") as picture:
         assert picture.width == 834
     boxes = np.array([one["bbox"] for one in results(tmp_path / "found")])

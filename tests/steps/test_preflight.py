@@ -25,11 +25,11 @@ from lvis_rcnn.dataset.versions import LvisVersion
 from lvis_rcnn.preflight import (
     image_folders,
     machine_warnings,
-    page_text,
     preflight,
     run_bytes,
     write_page,
 )
+from lvis_rcnn.reporting.preflight_text import page_text
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.training.memory import StepMemory
 from tests.conftest import SHARED_DATA
