@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from lvis_rcnn.config.schema import BACKBONES, Augmentation
 from lvis_rcnn.config.study import Study, load_study_for_step, settings_digest
-from lvis_rcnn.dataloader.batches import Batch, TrainingSteps, original_size_hw, read_in_order
+from lvis_rcnn.dataloader.batches import Batch, original_size_hw, read_in_order
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataloader.transforms import padded_size_hw, rescaled_size_hw
 from lvis_rcnn.dataset.store import AnnotationStore
@@ -58,7 +58,7 @@ from lvis_rcnn.system.provenance import code_version, library_versions
 from lvis_rcnn.training.distributed import Ranks, Watch, process_device, require_device
 from lvis_rcnn.training.log import Progress
 from lvis_rcnn.training.run import Run, hardware
-from lvis_rcnn.training.setup import new_training, peak_memory_bytes, set_arithmetic
+from lvis_rcnn.training.setup import batches_of, new_training, peak_memory_bytes, set_arithmetic
 from lvis_rcnn.training.step import take_step
 
 WARMUP_IMAGES = 5
@@ -132,18 +132,14 @@ def measured_training(
     study: Study, backbone: str, model_path: Path, data: TrainingData, device: torch.device
 ) -> dict[str, Any]:
     """Peak memory of a few of the largest steps."""
+    largest = {"short_edges_px": (max(study.augmentation.short_edges_px),)}
+    study = study.model_copy(update={"augmentation": study.augmentation.model_copy(update=largest)})
     run = Run(study, backbone, study.seeds[0], data.store, data.images, data.repeat_factors, Path(), {})
     set_arithmetic(run)
     network = load_trained(study.model, backbone, model_path, run.store)
     training, recipe = new_training(run, Ranks(0, 1, device), network), run.recipe
-    short_edge_px, long_edge_px = max(study.augmentation.short_edges_px), study.augmentation.long_edge_px
-    augmentation = study.augmentation.model_copy(update={"short_edges_px": (short_edge_px,)})
-    steps = largest_steps(recipe.stream, run.store, augmentation, recipe.steps)[: study.measure.training_steps]
-    items = TrainingSteps(
-        data.store, data.images, recipe.stream, augmentation, channels_last=study.compute.channels_last
-    )
-    images = 0
-    of_steps = zip(steps, read_in_order(items, steps, study.resources.loader_workers), strict=True)
+    steps = largest_steps(recipe.stream, run.store, study.augmentation, recipe.steps)[: study.measure.training_steps]
+    images, of_steps = 0, zip(steps, batches_of(training, steps), strict=True)
     with Watch(training.ranks) as watch:
         for step, groups in tqdm(of_steps, f"measure memory {backbone}", len(steps), unit="step", disable=None):
             with watch.step(step):
@@ -156,7 +152,6 @@ def measured_training(
         **of_training,
         "steps": len(steps),
         "images": images,
-        "resolution": f"short edge {short_edge_px} px, long edge at most {long_edge_px} px",
     }
 
 

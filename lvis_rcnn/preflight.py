@@ -12,7 +12,6 @@ import argparse
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +41,12 @@ from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.dataset.versions import version_of
 from lvis_rcnn.evaluation.subsets import IN_MINIVAL, read_ids
 from lvis_rcnn.model.mask_rcnn import network_on_meta
+from lvis_rcnn.reporting.preflight_text import GPU_GB, Page, page_text
 from lvis_rcnn.runs.records import SEEN_BY_WEIGHTS
 from lvis_rcnn.system.cli import InputError, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import atomic_file, write_json
+from lvis_rcnn.training.memory import step_memory
+from lvis_rcnn.training.setup import require_memory_of_loader
 from lvis_rcnn.training.solver import Recipe, make_recipe
 
 GB = 1e9
@@ -59,17 +61,6 @@ EXHAUSTIVE = (
     " those of a category that is not annotated in the image are wrong; those that match no object of a category with a"
     " crowd region there do not count; r, c, f follow from the training images)"
 )
-
-
-@dataclass
-class Page:
-    """Errors, warnings and figures."""
-
-    errors: list[Problem] = field(default_factory=list)
-    missing_images: list[str] = field(default_factory=list)
-    """Names of all missing images; an error counts them and names the first."""
-    warnings: list[str] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def preflight(
@@ -233,7 +224,7 @@ def settings_warnings(recipe: Recipe, model: Model, factors: RepeatFactors) -> I
 
 
 def machine_warnings(study: Study, results_dir: Path, num_labels: int) -> Iterator[str]:
-    """Too little disk, or less memory than a job asks for."""
+    """Too little disk, too little shared memory for the loader, or less memory than a job asks for."""
     results_dir.mkdir(parents=True, exist_ok=True)
     needed_bytes = sum(run_bytes(study, name, num_labels) for name in study.backbones) * len(study.seeds)
     free_bytes = shutil.disk_usage(results_dir).free
@@ -242,6 +233,10 @@ def machine_warnings(study: Study, results_dir: Path, num_labels: int) -> Iterat
             f"{results_dir}: {free_bytes / GB:.1f} GB free; checkpoints and models of the study take about "
             f"{needed_bytes / GB:.1f} GB"
         )
+    try:
+        require_memory_of_loader(study)
+    except InputError as error:
+        yield f"{error}; a training on this machine would be refused"
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if study.compute.device == "cpu" and study.resources.memory_mb * 1e6 > memory_bytes:
         yield (
@@ -285,9 +280,26 @@ def facts(
         "repeat_factors": summary(factors),
         "schedule": schedule_facts(recipe),
         "learning_rate": recipe.rate_sentence,
+        "gpu_memory": memory_facts(study, train.num_labels) if study.compute.device == "cuda" else {},
         "weights": study.model.weights,
         "backbones": list(study.backbones),
         "seeds": list(study.seeds),
+    }
+
+
+def memory_facts(study: Study, num_labels: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Least memory of a training step on one GPU by backbone and precision, in GB of 2^30 bytes."""
+    group, images = study.schedule.normalisation_group, study.schedule.images_per_step
+    return {
+        name: {
+            precision: {
+                "group_gb": memory.needed(group, precision) / 2**30,
+                "step_gb": memory.needed(images, precision) / 2**30,
+                "groups_at_once": min(memory.images_in(GPU_GB * 2**30, precision), images) // group,
+            }
+            for precision in ("fp32", "bf16")
+        }
+        for name, memory in ((name, step_memory(study, name, num_labels)) for name in study.backbones)
     }
 
 
@@ -313,55 +325,6 @@ def schedule_facts(recipe: Recipe) -> dict[str, Any]:
         "images_of_2x": recipe.stream.images_before_step(steps_of_2x),
         "learning_rate": recipe.peak_learning_rate,
     }
-
-
-def page_text(page: Page) -> str:
-    """The page for a person."""
-    facts = page.facts
-    schedule = facts["schedule"]
-    verdict = f"FAILED, {len(page.errors)} error(s)" if page.errors else "ok"
-    checked = "image files checked" if facts["images_checked"] else "image files NOT checked"
-    lines = [f"Preflight of study {facts['study']}: {verdict}, {len(page.warnings)} warning(s), {checked}", ""]
-    for title, entries in (("Errors", page.errors), ("Warnings", page.warnings)):
-        if entries:
-            lines += [title, *(f"  {number}. {entry}" for number, entry in enumerate(entries, start=1)), ""]
-    lines.append(f"{'Data: ' + facts['dataset']:28}{'train':>24}{'val':>24}")
-    for key in {**facts["train"], **facts["val"]}:
-        if key != "annotations_sha256":
-            cells = (f"{readable(facts[split].get(key, 0)):>24}" for split in ("train", "val"))
-            lines.append(f"  {key.replace('_', ' '):26}{''.join(cells)}")
-    lines += [f"  {facts['annotations']}"] if "annotations" in facts else []
-    lines += ["", "Oversampling"]
-    lines += [f"  {key.replace('_', ' '):26}{readable(value)}" for key, value in facts["repeat_factors"].items()]
-    lines += [
-        "",
-        "Training, each run",
-        f"  {schedule['steps']:,} steps of {schedule['images_per_step']} images: {schedule['images_seen']:,} seen",
-        f"  {epoch_line(facts)}",
-        f"  so {schedule['epochs']:.2f} epochs; 2x, {schedule['epochs_of_2x']} epochs, is "
-        f"{schedule['steps_of_2x']:,} steps, {schedule['images_of_2x']:,} images seen",
-        f"  {facts['learning_rate']}",
-        f"  backbones: {', '.join(facts['backbones'])}; seeds: {', '.join(map(str, facts['seeds']))}",
-        f"  initial weights: {facts['weights']}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def epoch_line(facts: dict[str, Any]) -> str:
-    """Length of an epoch; its mean if every epoch is drawn anew."""
-    schedule, factors = facts["schedule"], facts["repeat_factors"]
-    first = f"{schedule['epoch_length']:,} images, {schedule['steps_in_epoch']:,} steps"
-    if factors["rounding"] == "ceil":
-        return f"an epoch is {first}"
-    mean = f"{factors['expected_epoch_length']:,.1f} images on average"
-    return f"an epoch is {mean} ({factors['rounding']} rounding), the first {first}"
-
-
-def readable(value: Any) -> str:
-    """A cell of the page."""
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value or "-")
 
 
 def write_page(page: Page, out: Path) -> None:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import load_study_for_step, zoo_of
 from lvis_rcnn.config.zoo import load_zoo
-from lvis_rcnn.dataloader.batches import Batch, TrainingSteps, read_in_order
+from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.runs.lease import Lease, held_lease
 from lvis_rcnn.runs.paths import check_run
 from lvis_rcnn.system.cli import add_number, add_output, log, run_step, step_parser
@@ -33,7 +33,7 @@ from lvis_rcnn.training.distributed import Ranks, Watch, require_device, started
 from lvis_rcnn.training.log import Progress
 from lvis_rcnn.training.recorder import Recorder, recorded
 from lvis_rcnn.training.run import Run, export, finish, is_finished
-from lvis_rcnn.training.setup import Training, peak_memory_bytes, prepared, require_same_step
+from lvis_rcnn.training.setup import Training, batches_of, peak_memory_bytes, prepared, require_same_step
 from lvis_rcnn.training.step import QueuedStep, take_step
 
 EXIT_RESUME_ME = 75  # EX_TEMPFAIL: stopped by a signal, state saved
@@ -94,7 +94,7 @@ def take_steps(training: Training, recorder: Recorder, stop: "StopRequest", watc
     """The loop: read, step, log, save. Ends early with ``EXIT_RESUME_ME`` after a signal or when asked to hand over."""
     run, ranks, progress = training.run, training.ranks, training.progress
     first, last, every = progress.step, run.recipe.steps, run.study.resources.log_every_steps
-    batches = batches_of(training)
+    batches = batches_of(training, range(first, last))
     stop.waits_for_step = True
     # None: tqdm shows the bar where there is a terminal.
     hide_bar = None if ranks.is_first else True
@@ -121,18 +121,6 @@ def take_steps(training: Training, recorder: Recorder, stop: "StopRequest", watc
                 recorder.save()
             if leaves:
                 leave(training, recorder)
-
-
-def batches_of(training: Training) -> Iterator[list[Batch]]:
-    """This process's groups of each step that is left."""
-    run, ranks = training.run, training.ranks
-    stream, study = run.recipe.stream, run.study
-    numbers = ranks.share_of(stream.groups_per_step)
-    items = TrainingSteps(
-        run.store_path, run.images_dir, stream, study.augmentation, numbers, channels_last=study.compute.channels_last
-    )
-    left = range(training.progress.step, run.recipe.steps)
-    return read_in_order(items, left, study.resources.loader_workers, pinned=ranks.device.type == "cuda")
 
 
 def warn_of_broken(groups: list[Batch], progress: Progress) -> None:

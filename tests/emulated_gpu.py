@@ -1,14 +1,16 @@
 """Train and test as on a GPU, on a machine without one: how often the host waits for it, and what it has to launch.
 
     python -m tests.emulated_gpu train [--groups 8] [--precision bf16] [--optimizer adamw] [--clip-norm 35]
-        [--channels-last] [--steps 2]
-    python -m tests.emulated_gpu infer [--images 8] [--labels 1230] [--precision bf16]
+        [--channels-last] [--steps 2] [--groups-at-once 1] [--common-canvas] [--landscape]
+    python -m tests.emulated_gpu infer [--images 8] [--labels 1230] [--detections 300] [--masks scored]
+        [--precision bf16]
 
 ``train`` is ``lvis_rcnn.train.train``, from the new network over some steps, each with a checkpoint, to the exported
-files: the recipe of LVIS on drawn images of 64 pixels, with fewer regions. ``infer`` is ``Detector.detections`` on one
-batch, with a network that has learnt nothing, so that each image has as many detections as are kept. Printed is what
-each phase asks of the device, the lines that ask for most of it first; helpers/emulated_device.py says what is counted
-and docs/performance.md what this cannot see. Needs gcc, and torch built with CUDA.
+files: the recipe of LVIS on drawn images of 64 pixels, with fewer regions. ``infer`` is ``Detector.detections`` on a
+batch of one image, then on one of several, with a network that has learnt nothing, so that each image has as many
+detections as are kept (a mask of each takes a CPU long). Printed is what each phase asks of the device, the lines that
+ask for most of it first; helpers/emulated_device.py says what is counted and docs/performance.md what this cannot see.
+Needs gcc, and torch built with CUDA.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from unittest import mock
 
 if TYPE_CHECKING:  # torch is imported beneath the stub only
     from tests.helpers.emulated_device import EmulatedGpu, Phase
+    from tests.helpers.tiny_run import TinyData
 
 STUB = Path(__file__).parent / "helpers" / "cuda_stub.c"
 HAS_STUB = "LVIS_RCNN_CUDA_STUB"
@@ -54,11 +57,14 @@ def study_values(args: argparse.Namespace) -> dict[str, Any]:
             **{"optimizer": args.optimizer, "learning_rate": 1e-4, "weight_decay": 1e-4},
             "gradient_clip_norm": args.clip_norm,
         },
-        "compute": {"device": "cuda", "precision": args.precision, "channels_last": args.channels_last},
+        "compute": {
+            **{"device": "cuda", "precision": args.precision, "channels_last": args.channels_last},
+            **{"groups_at_once": args.groups_at_once, "common_canvas": args.common_canvas},
+        },
         "resources": {"log_every_steps": 1, "checkpoint_seconds": 1e-6},
         "inference": {
             **{"proposals_before_nms": 1000, "proposals_after_nms": 100, "score_threshold": 1e-4},
-            **{"detections_per_image": 300, "masks": args.masks, "precision": args.precision},
+            **{"detections_per_image": args.detections, "masks": args.masks, "precision": args.precision},
         },
     }
 
@@ -96,7 +102,9 @@ def train(args: argparse.Namespace, folder: Path) -> "list[Phase]":
     from tests.helpers.emulated_device import GPU, emulated_gpu
     from tests.helpers.tiny_run import make_data, tiny_study
 
-    data = make_data(folder, train_images=2 * args.groups * args.steps, val_images=1)
+    data = make_data(folder, train_images=4 * args.groups * args.steps, val_images=1)
+    if args.landscape:
+        keep_landscape(data)
     study = tiny_study(folder, **study_values(args))
     zoo = load_zoo(DEFAULT_ZOO)
     run = Run(study, "r50", 0, data.train_store, data.images, data.repeat_factors, folder / "state", zoo)
@@ -118,15 +126,34 @@ def train(args: argparse.Namespace, folder: Path) -> "list[Phase]":
     return gpu.phases
 
 
+def keep_landscape(data: "TinyData") -> None:
+    """Leave out the training images that are higher than wide."""
+    from lvis_rcnn.dataloader.repeat_factors import repeat_factors
+    from lvis_rcnn.dataset.store import build_store, open_store
+    from lvis_rcnn.repeat_factors import write_factor_tables
+
+    path = data.folder / "drawn" / "train.json"
+    dataset = json.loads(path.read_text())
+    images = [image for image in dataset["images"] if image["width"] >= image["height"]]
+    kept = {image["id"] for image in images}
+    annotations = [annotation for annotation in dataset["annotations"] if annotation["image_id"] in kept]
+    path.write_text(json.dumps({**dataset, "images": images, "annotations": annotations}))
+    for written in (data.train_store, data.repeat_factors):
+        shutil.rmtree(written)
+    build_store(path, data.train_store)
+    store = open_store(data.train_store)
+    write_factor_tables(store, repeat_factors(store, 0.3), data.repeat_factors)
+
+
 def infer(args: argparse.Namespace, folder: Path) -> "list[Phase]":
-    """Detections of two batches; the first makes what is kept on the device."""
+    """Detections of a batch of one image, which makes what is then kept on the device, and of one of several."""
     import torch
 
     from lvis_rcnn.config.schema import BACKBONES
     from lvis_rcnn.dataloader.batches import TestImages
     from lvis_rcnn.dataset.store import build_store
     from lvis_rcnn.inference.detector import Detector
-    from lvis_rcnn.model.mask_rcnn import MaskRcnn, set_full_precision
+    from lvis_rcnn.model.mask_rcnn import MaskRcnn, set_precision
     from tests.helpers.emulated_device import GPU, emulated_gpu
     from tests.helpers.tiny_run import make_data, tiny_study
 
@@ -136,16 +163,17 @@ def infer(args: argparse.Namespace, folder: Path) -> "list[Phase]":
     study = tiny_study(folder, **study_values(args))
     images = TestImages(folder / "many.store", data.images, 64, 96, channels_last=True)
     torch.manual_seed(0)
-    set_full_precision()
+    set_precision("fp32")
     with emulated_gpu() as gpu:
         with gpu.phase("prepare"):
-            model = MaskRcnn(BACKBONES["r50"], args.labels + 1, study.model).to(GPU).eval()
+            model = MaskRcnn(BACKBONES["r50"], args.labels + 1, study.model).eval()
+            model = model.to(GPU, memory_format=torch.channels_last)
         detector = Detector(model, images, GPU, study.inference)
-        for _ in range(2):
-            batch = images[range(args.images)].pin_memory()
+        for count in (1, args.images):
+            batch = images[range(count)].pin_memory()
             with gpu.phase("batch"):
-                found = detector.detections(batch, range(args.images))
-    assert [len(one) for one in found] == [300] * args.images
+                found = detector.detections(batch, range(count))
+    assert [len(one) for one in found] == [args.detections] * args.images
     return gpu.phases
 
 
@@ -168,9 +196,14 @@ def as_json(phase: "Phase") -> dict[str, Any]:
 
 
 def report(phase: dict[str, Any], most_lines: int) -> str:
-    """The totals of a phase, and what asks for most of each kind; kernels by line, without their names."""
+    """The totals of a phase, kernels by file, and what asks for most of each kind; kernels without their names."""
     totals = ", ".join(f"{phase[kind]:,} {kind}" for kind in KINDS[:-1] if phase[kind])
     text = [f"== {phase['phase']}: {totals or 'nothing'}"]
+    files: Counter[str] = Counter()
+    for kind, _, line, times in phase["lines"]:
+        if kind == "kernel":
+            files["gradients" if "(gradient" in line else line.split(":")[0]] += times
+    text += [f"   kernels: {', '.join(f'{file} {times:,}' for file, times in files.most_common())}"] if files else []
     for kind in KINDS:
         rows: Counter[str] = Counter()
         for of, what, line, times in phase["lines"]:
@@ -186,12 +219,16 @@ def main() -> None:
     parser.add_argument("what", choices=("train", "infer"))
     parser.add_argument("--groups", type=int, default=8, help="normalisation groups of 2 images a step")
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--groups-at-once", type=int, help="of a pass; all where not given")
+    parser.add_argument("--common-canvas", action="store_true")
+    parser.add_argument("--landscape", action="store_true", help="train on images of one orientation")
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
     parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
     parser.add_argument("--clip-norm", type=float)
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--images", type=int, default=8, help="of a batch of inference")
     parser.add_argument("--labels", type=int, default=1230, help="of inference")
+    parser.add_argument("--detections", type=int, default=300, help="of an image")
     parser.add_argument("--masks", choices=("all", "scored"), default="all")
     parser.add_argument("--most-lines", type=int, default=25, help="of a kind in a phase")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, too")

@@ -43,6 +43,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$", description="lower
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 class Section(BaseModel):
@@ -230,8 +231,9 @@ class Compute(Section):
     """Device of training and inference."""
     threads: Count
     """Threads of torch on the CPU."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of training: fp32 (without TF32), as published; bf16 is torch.autocast, with losses and weights in fp32."""
+    precision: Precision = "fp32"
+    """Of training: fp32 (without TF32), as published; tf32, which only GPUs know, rounds what convolutions and matrix
+    products multiply to 10 bits; bf16 is torch.autocast, with losses and weights in fp32."""
     channels_last: bool = False
     """Memory layout of training that GPUs prefer with bf16; numbers are equal up to rounding."""
     groups_at_once: Count | None = None
@@ -314,8 +316,8 @@ class Inference(Section):
     the image; AP is the same, and the measured speed is that of all masks."""
     batch_size: Count = 1
     """Images that pass through the network together, padded to one size; numbers are equal up to rounding."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of inference: fp32 (without TF32), as published; bf16 is torch.autocast."""
+    precision: Precision = "fp32"
+    """Of inference: fp32 (without TF32), as published; tf32 and bf16 as in ``compute``."""
 
 
 class Evaluation(Section):

@@ -15,23 +15,25 @@ from typing import Any, Generic, TypeVar
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lvis_rcnn.config.schema import Augmentation
 from lvis_rcnn.dataloader.masks import MaskCrops, mask_crops
-from lvis_rcnn.dataloader.repeat_factors import usable_annotations
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataloader.seeds import image_seed
-from lvis_rcnn.dataloader.transforms import padded_size_hw, rescaled_size_hw, write_network_pixels
+from lvis_rcnn.dataloader.transforms import normalised, padded_size_hw, rescaled_size_hw, write_rescaled
 from lvis_rcnn.dataset.images import ImageFiles, read_image_bgr
 from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.system.machine import SHARED_MEMORY, free_shared_memory
 
 Item = TypeVar("Item")
 
 # A study may skip a few broken images; so many in a row mean that all are broken.
 BROKEN_IN_A_ROW = 20
+# Of each worker.
+ITEMS_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Batch:
     test time.
     """
 
-    pixels: Float[torch.Tensor, "n 3 h w"]
+    pixels: UInt8[torch.Tensor, "n 3 h w"] | Float32[torch.Tensor, "n 3 h w"]
+    """R, G and B: bytes, 0 in the padding, until :meth:`to` makes the network's input of them."""
     sizes_hw: list[tuple[int, int]]
     original_sizes_hw: list[tuple[int, int]]
     image_ids: list[int]
@@ -64,8 +67,9 @@ class Batch:
     """Errors of the images that were replaced by others."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on ``device``; from pinned memory the copy is asynchronous."""
-        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        """What was read, on ``device`` and normalised; from pinned memory the copy is asynchronous."""
+        moved = self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, pixels=normalised(moved.pixels, self.sizes_hw))
 
     def pin_memory(self) -> "Batch":
         """The same in pinned memory; the DataLoader calls this."""
@@ -104,7 +108,8 @@ def target_boxes_xyxy(
 def read_target(store: AnnotationStore, image: int, size_hw: tuple[int, int], flip: bool) -> Target:
     """Ground truth of one image, which may have no object."""
     original_hw = original_size_hw(store, image)
-    rows = usable_annotations(store, store.annotations_of(image))
+    annotations = store.annotations_of(image)
+    rows = annotations.start + np.flatnonzero(store.is_trained[annotations])
     boxes = target_boxes_xyxy(store.boxes_xywh[rows], original_hw, size_hw, flip)
     kept = has_area(boxes)
     masks = mask_crops([store.outline_of(int(row)) for row in rows[kept]], original_hw, size_hw, flip)
@@ -122,26 +127,23 @@ def has_area(boxes_xyxy: Float[np.ndarray, "a 4"]) -> Bool[np.ndarray, " a"]:
     return (boxes_xyxy[:, 2] > boxes_xyxy[:, 0]) & (boxes_xyxy[:, 3] > boxes_xyxy[:, 1])
 
 
-def network_batch(samples: Sequence[Sample], channels_last: bool) -> Float[torch.Tensor, "n 3 h w"]:
-    """Pixels of the network's input, each image padded right and below to the largest height and width."""
+def batch_pixels(samples: Sequence[Sample], channels_last: bool) -> UInt8[torch.Tensor, "n 3 h w"]:
+    """Bytes of images, each padded right and below with 0 to the largest height and width."""
     height, width = (max(edges) for edges in zip(*(padded_size_hw(sample.size_hw) for sample in samples), strict=True))
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    batch = uninitialised((len(samples), 3, height, width), layout)
+    batch = zero_bytes((len(samples), 3, height, width), layout)
     for row, sample in zip(batch, samples, strict=True):
-        write_network_pixels(sample.image_bgr, sample.size_hw, sample.flip, row)
+        write_rescaled(sample.image_bgr, sample.size_hw, sample.flip, row)
     return batch
 
 
-def uninitialised(shape: tuple[int, ...], layout: torch.memory_format) -> torch.Tensor:
-    """An uninitialised float tensor; in a worker it is in shared memory, so that the parent gets it without a copy.
-
-    The copy would take a quarter of a worker's time.
-    """
+def zero_bytes(shape: tuple[int, ...], layout: torch.memory_format) -> torch.Tensor:
+    """A tensor of bytes; in a worker it is in shared memory, so that the parent gets it without a copy."""
     if get_worker_info() is None:
-        return torch.empty(shape, memory_format=layout)
-    plan = torch.empty(shape, memory_format=layout, device="meta")
-    storage = torch.UntypedStorage._new_shared(plan.nbytes)  # as torch.utils.data's own collate function
-    return torch.empty(0).set_(storage, 0, plan.shape, plan.stride())
+        return torch.empty(shape, dtype=torch.uint8, memory_format=layout).zero_()
+    plan = torch.empty(shape, dtype=torch.uint8, memory_format=layout, device="meta")
+    storage = torch.UntypedStorage._new_shared(plan.nbytes)  # new pages, which are 0
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, plan.shape, plan.stride())
 
 
 class TrainingSteps(Dataset[list[Batch]]):
@@ -157,6 +159,7 @@ class TrainingSteps(Dataset[list[Batch]]):
         channels_last: bool = False,
     ) -> None:
         self.store = open_store(store_path)
+        _ = self.store.is_trained  # found here, so that forked workers share it
         self.files = ImageFiles(images_dir)
         self.stream = stream
         self.numbers = range(stream.groups_per_step) if numbers is None else numbers
@@ -174,7 +177,7 @@ class TrainingSteps(Dataset[list[Batch]]):
         seeds = [image_seed(self.stream.seed, step, number, place) for place in range(len(images))]
         samples = [self.read_sample(image, seed, broken) for image, seed in zip(images, seeds, strict=True)]
         return Batch(
-            network_batch(samples, self.channels_last),
+            batch_pixels(samples, self.channels_last),
             [sample.size_hw for sample in samples],
             [original_size_hw(self.store, sample.image) for sample in samples],
             [int(self.store.image_ids[sample.image]) for sample in samples],
@@ -240,7 +243,7 @@ class TestImages(Dataset[Batch]):
             for image in images
         ]
         return Batch(
-            network_batch(samples, self.channels_last),
+            batch_pixels(samples, self.channels_last),
             [sample.size_hw for sample in samples],
             [original_size_hw(self.store, image) for image in images],
             [int(self.store.image_ids[image]) for image in images],
@@ -306,6 +309,35 @@ def report_unless_parent_left(kind: type[BaseException], error: BaseException, t
         sys.__excepthook__(kind, error, trace)
 
 
+def require_shared_memory(images: int, short_edge_px: int, long_edge_px: int, workers: int) -> None:
+    """Refuse to begin where the items that workers read ahead may not fit into shared memory.
+
+    A worker that finds it full is ended by a bus error, perhaps hours later, which says nothing. Containers have 64 MB
+    where nothing else is asked for.
+
+    Args:
+        images: of an item; all of the largest size.
+        short_edge_px: their largest short edge.
+        long_edge_px: their largest long edge.
+        workers: number of processes on this machine.
+
+    Raises:
+        InputError: says how many workers would do.
+    """
+    height, width = padded_size_hw((short_edge_px, long_edge_px))
+    worker_mb = ITEMS_AHEAD * images * 3 * height * width / 1e6  # masks, some 10 % more, left out
+    free = free_shared_memory()
+    if free is None or workers * worker_mb <= (free_mb := free / 1e6):
+        return
+    raise InputError(
+        str(SHARED_MEMORY),
+        f"has {free_mb:,.0f} MB of shared memory free, and {workers} loader workers fill up to "
+        f"{workers * worker_mb:,.0f} with images that they read ahead",
+        allowed=f"{worker_mb:,.0f} MB for each worker",
+        fix=f"set resources.loader_workers to {int(free_mb / worker_mb)}, or give the container more (--shm-size)",
+    )
+
+
 def read_in_order(items: Dataset[Item], indices: Sequence[Any], workers: int, pinned: bool = False) -> Iterator[Item]:
     """Items of ``indices`` in that order, read ahead by ``workers`` processes (0: in this one).
 
@@ -323,6 +355,7 @@ def read_in_order(items: Dataset[Item], indices: Sequence[Any], workers: int, pi
         batch_size=None,
         sampler=list(indices),
         num_workers=workers,
+        prefetch_factor=ITEMS_AHEAD if workers else None,
         worker_init_fn=start_worker,
         pin_memory=pinned,
     )

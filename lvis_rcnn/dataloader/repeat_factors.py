@@ -12,7 +12,7 @@ counts twice in every epoch. ``stochastic`` is the paper's and detectron2's: one
 with the probability of the fraction, drawn in each epoch. The exponent is a setting; one half is the paper's.
 
 As in MMDetection 3.3.0, N counts the images that have an annotation and no edge below 32 pixels, and a category is in
-an image by the annotations that are trained on and by crowds (:func:`usable_annotations`). An image with none of those
+an image by the annotations that are trained on and by crowds (:func:`counted_annotations`). An image with none of those
 is kept and drawn once. MMDetection 2.x counts all annotations.
 """
 
@@ -98,24 +98,20 @@ class RepeatFactors:
         return int(self.copies.sum()) if self.rounding == "ceil" else float(self.image_factors.sum())
 
 
-def usable_annotations(
-    store: AnnotationStore, annotations: slice, *, and_crowds: bool = False
-) -> Int64[np.ndarray, " A"]:
-    """Indices of the annotations that are trained on, which are those without a reason of ``store.UNTRAINED``.
+def counted_annotations(store: AnnotationStore) -> Int64[np.ndarray, " A"]:
+    """Indices of the annotations whose category counts: those that are trained on, and crowds.
 
-    With ``and_crowds`` also of crowds: MMDetection 3.3.0 counts their category for ClassBalancedDataset
-    (``CocoDataset.get_cat_ids``), and ignores them in training.
+    MMDetection 3.3.0 counts a crowd for ClassBalancedDataset (``CocoDataset.get_cat_ids``) and ignores it in training.
     """
-    unused = store.untrained(annotations)
-    if and_crowds:
-        del unused["marked iscrowd"]
-    positions: np.ndarray = annotations.start + np.flatnonzero(~np.logical_or.reduce([*unused.values()]))
+    unused = store.untrained()
+    del unused["marked iscrowd"]
+    positions: np.ndarray = np.flatnonzero(~np.logical_or.reduce([*unused.values()]))
     return positions
 
 
 def nothing_to_train_on(store: AnnotationStore, kept: Bool[np.ndarray, " n"]) -> InputError:
     """The error for a split without a usable annotation in the images that are kept; it names the causes."""
-    unused = store.untrained(slice(0, len(store.annotation_ids)))
+    unused = store.untrained()
     of_kept = np.repeat(kept, np.diff(store.annotation_offsets))
     counts = {reason: int(found.sum()) for reason, found in unused.items()}
     counts[f"in images with an edge below {MIN_EDGE_PX} pixels"] = int((~of_kept).sum())
@@ -151,7 +147,7 @@ def repeat_factors(
     without_annotation = np.diff(store.annotation_offsets) == 0
     too_small = np.minimum(store.heights, store.widths) < MIN_EDGE_PX
     kept = ~(without_annotation | too_small)
-    rows = usable_annotations(store, slice(0, len(store.annotation_ids)), and_crowds=True)
+    rows = counted_annotations(store)
     image_of = np.repeat(np.arange(store.num_images), np.diff(store.annotation_offsets))[rows]
     of_kept = kept[image_of]
     if not (of_kept & (store.marks[rows] != CROWD)).any():

@@ -4,6 +4,7 @@ versions    the versions of LVIS, and which one a file is, by its content
 rle         masks as run lengths
 polygons    how large a polygon may be to be drawn
 json_text   the text of a JSON file: found, recognised, and mended where it is nearly JSON
+lookup      where ids stand in a column of ids
 records     the records of an LVIS file: types, ranges, errors
 pieces      a JSON file of a gigabyte, a few megabytes at a time
 coco        plain COCO annotations as LVIS ones: the rules

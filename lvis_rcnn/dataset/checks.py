@@ -310,7 +310,7 @@ def box_errors(store: AnnotationStore) -> Iterator[Problem]:
 def object_errors(val: AnnotationStore) -> Iterator[Problem]:
     """Annotations of which none is scored: no metric would have a value."""
     if len(val.annotation_ids) and not val.is_scored.any():
-        unused = val.untrained(slice(0, len(val.annotation_ids)))
+        unused = val.untrained()
         numbers = {reason: int(found.sum()) for reason, found in unused.items() if UNTRAINED[reason] == NEITHER}
         causes = ", ".join(f"{number:,} {reason}" for reason, number in numbers.items() if number)
         what = f"none of {len(val.annotation_ids):,} annotations is scored: {causes}"
@@ -325,7 +325,7 @@ def split_warnings(store: AnnotationStore) -> Iterator[str]:
             yield f"{store.source_name}: {difference}"
     if boxes := store.counts["clipped_boxes"]:
         yield f"{store.source_name}: {boxes:,} boxes overshoot their image and are clipped"
-    for reason, found in store.untrained(slice(0, len(store.annotation_ids))).items():
+    for reason, found in store.untrained().items():
         if number := int(found.sum()):
             yield f"{store.source_name}: {number:,} annotations {reason}: {UNTRAINED[reason]}"
     image_of = np.repeat(np.arange(store.num_images), np.diff(store.annotation_offsets))

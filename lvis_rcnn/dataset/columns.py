@@ -6,17 +6,8 @@ from itertools import chain
 import numpy as np
 from jaxtyping import Int64
 
-from lvis_rcnn.dataset.records import (
-    HELP,
-    LvisFile,
-    Outlines,
-    Rows,
-    integers,
-    known,
-    positions,
-    record_error,
-    refuse_id_0,
-)
+from lvis_rcnn.dataset.lookup import positions
+from lvis_rcnn.dataset.records import HELP, LvisFile, Outlines, Rows, integers, known, record_error, refuse_id_0
 from lvis_rcnn.system.cli import InputError
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float64, Int64, UInt8
 from msgspec import Meta
 
 from lvis_rcnn.dataset.json_text import Text, decoded_list, decoded_record, value_at
+from lvis_rcnn.dataset.lookup import positions
 from lvis_rcnn.dataset.polygons import ALLOWED, too_large
 from lvis_rcnn.dataset.rle import check_runs, runs_of_text
 from lvis_rcnn.system.cli import InputError
@@ -284,37 +285,6 @@ def refuse_id_0(annotation_ids: Int64[np.ndarray, " A"], where: str) -> None:
             allowed="any other whole number as an annotation's id; images and categories may have 0",
             fix="renumber the annotations from 1",
         )
-
-
-# Ids in a range of this length are looked up in a table, which is four times faster; others by bisection.
-TABLE = 1 << 21
-
-
-def positions(ids: Int64[np.ndarray, " k"], wanted: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
-    """Index of each wanted id in ``ids``, which has at least one and each once; -1 for an id that is not in it."""
-    return finder(ids)(wanted)
-
-
-def finder(ids: Int64[np.ndarray, " k"]) -> Callable[[np.ndarray], np.ndarray]:
-    """:func:`positions` of ids that are looked up often."""
-    lowest, highest = int(ids.min()), int(ids.max())
-    order = np.argsort(ids)
-    if highest - lowest >= TABLE:
-        return lambda wanted: bisected(ids, order, wanted)
-    table = np.full(highest - lowest + 2, -1)
-    table[ids - lowest] = np.arange(len(ids))
-
-    def found(wanted: np.ndarray) -> np.ndarray:
-        inside = (wanted >= lowest) & (wanted <= highest)
-        return table[np.where(inside, wanted - lowest, -1)]
-
-    return found
-
-
-def bisected(ids: np.ndarray, order: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Index of each wanted id in ``ids``, which ``order`` sorts; -1 for an id that is not in it."""
-    at = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
-    return np.where(ids[at] == wanted, at, -1)
 
 
 def known(

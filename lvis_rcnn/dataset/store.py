@@ -7,6 +7,7 @@ the file: boxes and polygons are neither clipped nor rounded, which is left to w
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -139,18 +140,21 @@ class AnnotationStore:
         """Positions of the annotations of the image at this position."""
         return slice(int(self.annotation_offsets[image]), int(self.annotation_offsets[image + 1]))
 
-    def untrained(self, annotations: slice) -> dict[str, Bool[np.ndarray, " a"]]:
-        """:func:`untrained` of the annotations at these positions."""
-        places = np.arange(annotations.start, annotations.stop)
-        images = np.searchsorted(self.annotation_offsets, places, side="right") - 1
-        arrays = (self.boxes_xywh[annotations], self.areas[annotations], self.marks[annotations])
-        return untrained(*arrays, self.heights[images], self.widths[images])
+    def untrained(self) -> dict[str, Bool[np.ndarray, " A"]]:
+        """:func:`untrained` of all annotations."""
+        images = np.repeat(np.arange(self.num_images), np.diff(self.annotation_offsets))
+        return untrained(self.boxes_xywh, self.areas, self.marks, self.heights[images], self.widths[images])
+
+    @cached_property
+    def is_trained(self) -> Bool[np.ndarray, " A"]:
+        """Which annotations are trained on; found once, a byte of each is kept."""
+        found: np.ndarray = ~np.logical_or.reduce([*self.untrained().values()])
+        return found
 
     @property
     def is_scored(self) -> Bool[np.ndarray, " A"]:
         """Which annotations ``lvis`` scores."""
-        unused = self.untrained(slice(0, len(self.annotation_ids))).items()
-        unscored = [is_so for reason, is_so in unused if UNTRAINED[reason] == NEITHER]
+        unscored = [is_so for reason, is_so in self.untrained().items() if UNTRAINED[reason] == NEITHER]
         found: np.ndarray = np.logical_not(np.logical_or.reduce(unscored))
         return found
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-from lvis_rcnn.dataset.records import positions
+from lvis_rcnn.dataset.lookup import positions
 from lvis_rcnn.evaluation.ground_truth import GroundTruth
 from lvis_rcnn.evaluation.results import DetectionSet
 

@@ -16,16 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from lvis_rcnn.dataset.json_text import Text, decoded_record, json_of, mended
-from lvis_rcnn.dataset.records import (
-    Int64Number,
-    Sections,
-    known,
-    no_json,
-    plain_coco,
-    positions,
-    refuse_id_0,
-    type_error,
-)
+from lvis_rcnn.dataset.lookup import positions
+from lvis_rcnn.dataset.records import Int64Number, Sections, known, no_json, plain_coco, refuse_id_0, type_error
 from lvis_rcnn.system.cli import InputError
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from lvis_rcnn.config.protocols import Protocol
-from lvis_rcnn.dataset.records import positions
+from lvis_rcnn.dataset.lookup import positions
 from lvis_rcnn.evaluation.average_precision import (
     Candidates,
     Scores,

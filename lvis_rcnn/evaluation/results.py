@@ -20,8 +20,9 @@ from jaxtyping import Bool, Float, Int64
 
 from lvis_rcnn.dataset.detections import concatenate, read_shard, shards_of
 from lvis_rcnn.dataset.json_text import Text, json_of, mended, read_text
+from lvis_rcnn.dataset.lookup import finder, positions
 from lvis_rcnn.dataset.pieces import Pieces
-from lvis_rcnn.dataset.records import Int64Number, finder, positions
+from lvis_rcnn.dataset.records import Int64Number
 from lvis_rcnn.evaluation.ground_truth import GroundTruth, column
 from lvis_rcnn.evaluation.masks import Masks, Rle, Segmentation, damaged, no_masks, packed_mask, wrong_size
 from lvis_rcnn.system.cli import InputError

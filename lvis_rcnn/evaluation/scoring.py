@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float64
 from lvis_rcnn import __version__
 from lvis_rcnn.config import MOST_RESAMPLES
 from lvis_rcnn.config.protocols import Protocol, protocols_by_name
-from lvis_rcnn.dataset.records import positions
+from lvis_rcnn.dataset.lookup import positions
 from lvis_rcnn.evaluation.average_precision import (
     RECALLS,
     Outcomes,

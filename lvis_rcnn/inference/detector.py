@@ -15,7 +15,7 @@ from lvis_rcnn.dataloader.batches import Batch, TestImages
 from lvis_rcnn.dataset.detections import Detections
 from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.inference.paste import pasted_crops, run_length_texts
-from lvis_rcnn.model.mask_rcnn import PRECISIONS, MaskRcnn, detect, set_full_precision
+from lvis_rcnn.model.mask_rcnn import PRECISIONS, MaskRcnn, detect, set_precision
 from lvis_rcnn.model.postprocess import ImageDetections
 from lvis_rcnn.model.weights import load_trained
 from lvis_rcnn.training.checkpoint import on_cpu
@@ -43,7 +43,10 @@ def scored_labels(store: AnnotationStore, image: int) -> Int64[np.ndarray, " k"]
 def on_host(per_image: Sequence[ImageDetections]) -> list[ImageDetections]:
     """The same with all but the masks in CPU memory; the host waits once for a GPU."""
     copies = on_cpu([(found.boxes_xyxy, found.labels, found.scores, found.mask_rows) for found in per_image])
-    return [ImageDetections(*copy, found.mask_logits) for copy, found in zip(copies, per_image, strict=True)]
+    return [
+        ImageDetections(boxes, labels, scores, rows, found.mask_logits)
+        for (boxes, labels, scores, rows), found in zip(copies, per_image, strict=True)
+    ]
 
 
 def image_detections(
@@ -112,11 +115,12 @@ def make_detector(
 ) -> Detector:
     """The trained network on its device with a study's test settings; InputError as :func:`load_trained`."""
     torch.set_num_threads(study.compute.threads)
-    set_full_precision()
     test, on_gpu = study.inference, device.type == "cuda"
+    set_precision(test.precision)
     images = TestImages(store_path, images_dir, test.short_edge_px, test.long_edge_px, channels_last=on_gpu)
-    model = load_trained(study.model, backbone, model_path, images.store).to(device)
-    return Detector(model, images, device, test)
+    layout = torch.channels_last if on_gpu else torch.contiguous_format
+    model = load_trained(study.model, backbone, model_path, images.store)
+    return Detector(model.to(device, memory_format=layout), images, device, test)  # type: ignore[call-overload]
 
 
 def conditions(study: Study, device: torch.device) -> dict[str, Any]:

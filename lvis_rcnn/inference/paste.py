@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch.nn.functional import grid_sample
 
 from lvis_rcnn.dataset.rle import texts_of_runs
+from lvis_rcnn.model.device import sent
 
 # Pixels pasted at a time, by kind of device: 4 MB of float32; some 100 bytes each on a GPU.
 PIXELS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 23}
@@ -152,7 +153,7 @@ def pasted_by_pixel(
 ) -> Bool[torch.Tensor, " pixels"]:
     """:func:`pasted` on any device: a bilinear value of each pixel, but for rounding that of ``grid_sample``."""
     boxes, corners = boxes_xyxy[masks], torch.from_numpy(np.concatenate([frames, masks[:, None]], axis=1))
-    edges, corners = copied_to(probabilities.device, boxes), copied_to(probabilities.device, corners)
+    (edges,), (corners,) = sent(probabilities.device, boxes), sent(probabilities.device, corners)
     left, top, right, bottom, mask_of = corners.unbind(1)
     rows = bottom - top + 1
     sizes = (right - left) * rows
@@ -186,11 +187,6 @@ def neighbours(
         (torch.where(exists, cell, 0).long(), weight * exists)
         for exists, (cell, weight) in zip(exist, pairs, strict=True)
     ]
-
-
-def copied_to(device: torch.device, values: torch.Tensor) -> torch.Tensor:
-    """``values`` of the host on a device; the host does not wait for the copy."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 def bitmaps(crops: Iterator[Crops], count: int, size_hw: tuple[int, int]) -> Bool[np.ndarray, "d h w"]:

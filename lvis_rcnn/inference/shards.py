@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lvis_rcnn.dataloader.batches import Batch, read_in_order
+from lvis_rcnn.dataloader.batches import Batch, read_in_order, require_shared_memory
 from lvis_rcnn.dataset.detections import (
     Detections,
     concatenate,
@@ -90,6 +90,7 @@ def infer_shards(
     ]
     # One reader for all shards, so that it also reads ahead from one shard to the next.
     indices = [batch for batches in of_shards for batch in batches]
+    require_shared_memory(batch_size, detector.images.short_edge_px, detector.images.long_edge_px, workers)
     batches = read_in_order(detector.images, indices, workers, pinned=detector.device.type == "cuda")
     total = sum(len(images_of_shard(number, store)) for number in numbers)
     left = sum(map(len, indices))

@@ -20,13 +20,13 @@ from pydantic import ValidationError
 from lvis_rcnn.config.schema import BACKBONES, Inference, Model
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.dataloader.batches import Batch
-from lvis_rcnn.dataloader.transforms import padded_size_hw, rescaled_size_hw, write_network_pixels
+from lvis_rcnn.dataloader.transforms import padded_size_hw, rescaled_size_hw, write_rescaled
 from lvis_rcnn.dataset.detections import Detections
 from lvis_rcnn.dataset.json_text import json_of, read_text
 from lvis_rcnn.dataset.records import Int64Number, no_json, type_error
 from lvis_rcnn.dataset.store import open_store
 from lvis_rcnn.inference.detector import boxes_in_original, image_detections, on_host
-from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect, network_on_meta, set_full_precision
+from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect, network_on_meta, set_precision
 from lvis_rcnn.model.mmdet import PUBLISHED, backbone_of, converted, name_notes, read_mmdet
 from lvis_rcnn.model.postprocess import ImageDetections
 from lvis_rcnn.model.weight_files import OURS, Weights, kind_of, read_content, require_finite, state_in
@@ -105,8 +105,8 @@ def batch_of(image_bgr: UInt8[np.ndarray, "h w 3"], image_id: int, test: Inferen
     """An image as the network sees it at test time."""
     height, width = image_bgr.shape[:2]
     size_hw = rescaled_size_hw(height, width, test.short_edge_px, test.long_edge_px)
-    pixels = torch.empty((1, 3, *padded_size_hw(size_hw)))
-    write_network_pixels(image_bgr, size_hw, False, pixels[0])
+    pixels = torch.zeros((1, 3, *padded_size_hw(size_hw)), dtype=torch.uint8)
+    write_rescaled(image_bgr, size_hw, False, pixels[0])
     return Batch(pixels, [size_hw], [(height, width)], [image_id], [])
 
 
@@ -149,7 +149,7 @@ def load_standalone(
     model_settings, test = (study.model, study.inference) if study else settings_of(path, meta)
     if categories is None:
         categories = [NamedCategory(label, name) for label, name in enumerate(names, start=1)]
-    set_full_precision()
+    set_precision(test.precision)
     model = network_of(str(path), backbone, len(names) + 1, model_settings, state)
     return Standalone(model.to(device), backbone, tuple(categories), test, device)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -45,8 +46,9 @@ def normalised_convolution(
     return output
 
 
-def two_layers(x, weight, scale, shift, mean, variance, eps, sizes):  # type: ignore[no-untyped-def]
+def two_layers(x: torch.Tensor, *layers: Any) -> torch.Tensor:
     """``scale * (conv(x, W) - mean) / deviation + shift``."""
+    weight, scale, shift, mean, variance, eps, sizes = layers
     return batch_norm(conv2d(x, weight, None, *sizes), mean, variance, scale, shift, eps=eps)
 
 
@@ -92,7 +94,7 @@ def folded(backbone: BackboneWithFPN) -> Iterator[None]:
     trained = [pair for pair in pairs if pair[0].weight.requires_grad]
     if trained:
         for (convolution, _), of_convolution in zip(trained, fold(trained), strict=True):
-            convolution.folded = of_convolution
+            convolution.folded = of_convolution  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -52,8 +52,10 @@ def decode(
 
 def clip(boxes_xyxy: Float[torch.Tensor, "n 4"], size_hw: tuple[int, int]) -> Float[torch.Tensor, "n 4"]:
     """Boxes clipped to an image of ``size_hw``; a box outside the image has no area left."""
-    height, width = size_hw
-    return torch.minimum(boxes_xyxy.clamp(min=0), boxes_xyxy.new_tensor([width, height, width, height]))
+    clipped = boxes_xyxy.clamp(min=0)
+    for axis, size in enumerate(reversed(size_hw)):
+        clipped[:, axis::2].clamp_(max=size)
+    return clipped
 
 
 def best_rows(scores: Float[torch.Tensor, " m"], count: int) -> Int64[torch.Tensor, " kept"]:

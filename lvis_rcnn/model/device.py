@@ -3,7 +3,7 @@
 from functools import cache
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Shaped
 
 
 @cache
@@ -13,8 +13,8 @@ def constant(values: tuple[float, ...], device: torch.device) -> Float[torch.Ten
         return torch.tensor(values, device=device)
 
 
-def sent(device: torch.device, *values: Int64[torch.Tensor, "..."]) -> list[Int64[torch.Tensor, "..."]]:
-    """Integers of the host on a device, in one copy that the host does not wait for."""
+def sent(device: torch.device, *values: Shaped[torch.Tensor, "..."]) -> list[Shaped[torch.Tensor, "..."]]:
+    """Numbers of the host, of one type, on a device, in one copy that the host does not wait for."""
     flat = torch.cat([value.flatten() for value in values])
     if device.type == "cuda":
         flat = flat.pin_memory()

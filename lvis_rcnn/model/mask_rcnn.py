@@ -20,8 +20,14 @@ from lvis_rcnn.model.postprocess import Candidates, ImageDetections, detect_boxe
 from lvis_rcnn.model.roi_heads import RegionHeads
 from lvis_rcnn.model.roi_losses import region_losses, sampled_regions
 from lvis_rcnn.model.rpn import ProposalNetwork, proposals, rpn_losses
+from lvis_rcnn.model.together import proposals_of_images
 
-PRECISIONS = {"fp32": "fp32 without TF32", "bf16": "bf16 autocast, weights and losses in fp32 without TF32"}
+# What records and the table say of a precision.
+PRECISIONS = {
+    "fp32": "fp32 without TF32",
+    "tf32": "fp32 with TF32 in convolutions and matrix products",
+    "bf16": "bf16 autocast, weights and losses in fp32 without TF32",
+}
 
 LOSS_NAMES = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask")
 
@@ -83,7 +89,8 @@ def detect(
         mask_labels: for each image, the labels whose detections get a mask, on the CPU; None for all.
     """
     features = pyramid(model.backbone, batch.pixels)
-    per_image = proposals(model.rpn(features), batch.sizes_hw, test.proposals_before_nms, test.proposals_after_nms)
+    propose = proposals if batch.pixels.device.type == "cpu" else proposals_of_images
+    per_image = propose(model.rpn(features), batch.sizes_hw, test.proposals_before_nms, test.proposals_after_nms)
     found = detect_boxes(model.roi_heads, features, [boxes for boxes, _ in per_image], batch.sizes_hw, test)
     rows = rows_with_mask(found, mask_labels)
     masked = [best[own] for best, own in zip(found, rows, strict=True)]
@@ -106,7 +113,11 @@ def rows_with_mask(
     return sent(found[0].labels.device, *rows)
 
 
-def set_full_precision() -> None:
-    """Multiply and convolve in fp32 also on GPUs, whose default for convolutions is the 10-bit mantissa of TF32."""
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+def set_precision(precision: str) -> None:
+    """How GPUs multiply and convolve float32 in this process: for ``tf32`` with a mantissa of 10 bits, else exactly.
+
+    PyTorch's own default for convolutions is TF32. A CPU always does it exactly.
+    """
+    products = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = products
+    torch.backends.cudnn.conv.fp32_precision = products  # type: ignore[attr-defined]

@@ -161,8 +161,8 @@ def rpn_losses_together(
         assigned = [assigned_anchors(canvas, truths, images.sizes_hw) for canvas in canvases]
         samples = sample_together(assigned, images.generators, model.settings.anchors_per_image, POSITIVE_FRACTION)
     divisors = [0] * images.groups
-    for group, (positive, negative) in zip(images.group_of, samples.counts, strict=True):
-        divisors[group] += max(positive, 1) + max(negative, 1)
+    for group, numbers in zip(images.group_of, samples.counts, strict=True):
+        divisors[group] += sum(max(number, 1) for number in numbers)
     of_images = torch.tensor([images.group_of, [divisors[group] for group in images.group_of], images.truths.first])
     group_of, divisor_of, first_truth_of = sent(samples.image_of.device, of_images)[0][:, samples.image_of]
     of_canvases = [

@@ -93,8 +93,8 @@ def detect_boxes(
 def best_of_each_label(candidates: Candidates, test: Inference) -> Candidates:
     """NMS within each label, then the best ``test.detections_per_image`` over all labels.
 
-    Which of the best M candidates survive never depends on a worse one. So NMS runs on the best M, with all that tie
-    with the M-th, and on twice as many as long as too few survive.
+    Which of the best M candidates survive never depends on a worse one. So NMS runs on the best M, and on twice as many
+    as long as too few survive. The host waits for each NMS, and for nothing else.
     """
     count, dtype = test.detections_per_image, NMS_DTYPES[test.nms]
     frame_px = candidates.boxes_xyxy.max() + 1 if len(candidates.labels) else torch.zeros(())

@@ -15,6 +15,7 @@ from torch.nn.functional import linear, relu
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import nms, roi_align
 
+from lvis_rcnn import SizeHW
 from lvis_rcnn.dataloader.batches import Target
 from lvis_rcnn.dataloader.masks import MaskCrops
 from lvis_rcnn.model.boxes import ASPECT_RATIOS, RPN_STDS, decode
@@ -99,7 +100,8 @@ def sample_together(
     kinds = [torch.stack([table > 0, table == 0]) for table in assigned]
     candidates = torch.cat([kind.sum(dim=2) for kind in kinds], dim=1).T.tolist()
     ranks = [
-        drawn(*numbers, count, positive_fraction, own) for numbers, own in zip(candidates, generators, strict=True)
+        drawn(positives, negatives, count, positive_fraction, own)
+        for (positives, negatives), own in zip(candidates, generators, strict=True)
     ]
     # The k-th candidate stands where the number of candidates up to there reaches k.
     of_kinds = [rank for kind in zip(*ranks, strict=True) for rank in kind]
@@ -208,6 +210,16 @@ def proposals_together(
     ]
     padded = pad_sequence(best_first, batch_first=True, padding_value=NO_PROPOSAL)
     return padded[..., :4], padded[..., 4]
+
+
+def proposals_of_images(
+    predictions: Predictions, sizes_hw: Sequence[SizeHW], before_nms: int, after_nms: int
+) -> list[tuple[Float[torch.Tensor, "_ 4"], Float[torch.Tensor, " _"]]]:
+    """``rpn.proposals`` by :func:`proposals_together`; beside its NMS the host waits once."""
+    (limits,) = sent(predictions.logits[0].device, torch.tensor([[width, height] * 2 for height, width in sizes_hw]))
+    boxes, scores = proposals_together(predictions, limits.float(), before_nms, after_nms)
+    counts = (scores >= 0).sum(dim=1).tolist()
+    return [(own[:count], of_own[:count]) for own, of_own, count in zip(boxes, scores, counts, strict=True)]
 
 
 def pooled(

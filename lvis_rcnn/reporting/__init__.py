@@ -15,6 +15,7 @@ html         pages from templates
 templates/   HTML, CSS and JavaScript of the pages
 pages        table, categories, cost, provenance and preflight as pages
 cards        the model card of each run
+preflight_text  what preflight found, as text
 
 Below are the only lists of the pages, plots and pictures, each with its chapter and title in Snakemake's report: rules
 declare these files, steps write them, tests look for them. The caption of NAME is workflow/report/NAME.rst, the

@@ -41,7 +41,16 @@ TRAINING_COLUMNS = (
     Column("peak memory, GB", 2),
 )
 JOB_COLUMNS = (Column("job"), Column("seconds", 1), Column("CPU seconds", 1), Column("sampled peak memory, GB", 2))
-RUN_FACTS = ("code_version", "finished_at", "device", "threads", "precision", "initial_weights", "model_sha256")
+RUN_FACTS = (
+    "code_version",
+    "finished_at",
+    "device",
+    "threads",
+    "precision",
+    "passes",
+    "initial_weights",
+    "model_sha256",
+)
 
 
 def write_pages(study: Study, study_file: Path, results: Path, out: Path) -> None:

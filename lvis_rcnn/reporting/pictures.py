@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lvis_rcnn.dataset.detections import Detections, read_shards
 from lvis_rcnn.dataset.images import ImageFiles, read_image_bgr
-from lvis_rcnn.dataset.records import positions
+from lvis_rcnn.dataset.lookup import positions
 from lvis_rcnn.dataset.rle import pixels_of_runs
 from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.reporting.drawing import (

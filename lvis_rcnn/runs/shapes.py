@@ -37,6 +37,7 @@ class Trained(Made, total=False):
 
     format: Literal["lvis_rcnn.run"]
     version: Literal[1]
+    passes: str
     memory_gb: Required[float]
     model_file: Required[str]
     log_file: Required[str]

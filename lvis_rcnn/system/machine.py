@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import time
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 JOB = "[0-9]+(_[0-9]+)?"
 ENDED = 0  # start of a process that has ended; no process starts before the first tick
+SHARED_MEMORY = Path("/dev/shm")
 ANSWER_S = 30.0  # SLURM is asked for no longer
 
 
@@ -24,6 +26,11 @@ def this_machine() -> str:
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
+
+
+def free_shared_memory() -> int | None:
+    """Bytes that processes of this machine or container may still share; None where that is no folder, as on macOS."""
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
 
 
 def start_ticks(pid: int) -> int | None:

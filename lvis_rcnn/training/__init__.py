@@ -3,7 +3,8 @@
 In the order in which a training passes through them:
 
     run            what a run is made from, and the files it leaves
-    setup          how a run begins or goes on; whether it fits the device
+    setup          how a run begins or goes on
+    memory         how much of a GPU a step needs
     step           one optimizer step
     recorder       what the first process writes while it trains
     solver         optimizers, learning rates, budgets

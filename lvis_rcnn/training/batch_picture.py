@@ -49,7 +49,7 @@ def mask_on(target: Target, at: int, size_hw: tuple[int, int]) -> UInt8[np.ndarr
 
 def batch_pictures(run: Run, batch: Batch, number: int) -> list[Image.Image]:
     """The images of one normalisation group, which share a canvas."""
-    pictures = []
+    pictures, batch = [], batch.to(torch.device("cpu"))
     canvas_hw = (batch.pixels.shape[2], batch.pixels.shape[3])
     for pixels, target, (height, width), image in zip(
         batch.pixels, batch.targets, batch.sizes_hw, batch.image_ids, strict=True

@@ -43,6 +43,8 @@ class Progress:
     """``step`` and ``elapsed_s`` at the beginning of this attempt."""
     ranks: int = 1
     """Processes of this attempt."""
+    passes: str = ""
+    """How the groups of a step pass through the network, in this attempt."""
     saved_step: int = 0
     """Steps done in the newest checkpoint."""
     loss: float | None = None

@@ -173,6 +173,7 @@ def hardware(study: Study, progress: Progress) -> dict[str, Any]:
         "device": "cpu" if on_cpu else torch.cuda.get_device_name(),
         "threads": study.compute.threads,
         "ranks": progress.ranks,
+        "passes": progress.passes,
         "precision": PRECISIONS[study.compute.precision],
         "resolution": f"short edge {edges} px, long edge at most {study.augmentation.long_edge_px} px",
     }

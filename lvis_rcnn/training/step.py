@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.dataloader.seeds import losses_seed
+from lvis_rcnn.model.device import sent
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, losses
 from lvis_rcnn.model.matcher import random_choice
 from lvis_rcnn.model.one_pass import losses_together
@@ -113,8 +114,8 @@ def take_step(training: Training, groups: list[Batch], step: int, *, stop: bool 
         )
         parameters = [value for group in optimizer.param_groups for value in group["params"] if value.grad is not None]
         gradients = [value.grad for value in parameters]
-        counts = group_losses.new_tensor([float(stop), float(sum(len(batch.broken) for batch in groups))])
-        totals = ranks.add_up(gradients, torch.cat([group_losses.sum(dim=0) / num_groups, counts]), step)
+        counts = sent(group_losses.device, torch.tensor([int(stop), sum(len(batch.broken) for batch in groups)]))[0]
+        totals = ranks.add_up(gradients, torch.cat([group_losses.sum(dim=0) / num_groups, counts.float()]), step)
         norm = torch.nn.utils.get_total_norm(gradients)
         if run.study.schedule.gradient_clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, run.study.schedule.gradient_clip_norm, norm)

@@ -8,7 +8,7 @@ JSON of it. One process, one thread. Every implementation turns the file of an i
 at the six short edges of the recipe and flipped at random, drawn once for all; they take turns at each image, the first
 one another each time.
 
-    ours         ``data.TrainingSteps``, a group of one image
+    ours         ``data.TrainingSteps``, a group of one image, and what the process of the network does with its bytes
     mmdetection  LoadImageFromFile to DetDataPreprocessor written out: decode, rescale, draw every polygon as a whole
                  bitmap, rescale the bitmaps, flip, normalise, pad
     torchvision  references/detection with v2: CocoDetection, masks of polygons, RandomShortestSize,
@@ -77,7 +77,7 @@ class Ours:
 
     def __call__(self, draw: Draw) -> Batch:
         self.steps.augmentation = augmentation((draw.short_edge_px,), float(draw.flip))
-        return self.steps.read_group([draw.image], step=0, number=0)
+        return self.steps.read_group([draw.image], step=0, number=0).to(torch.device("cpu"))
 
 
 class MMDetection:

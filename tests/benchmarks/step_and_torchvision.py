@@ -1,8 +1,8 @@
 """A training step of this project beside torchvision's Mask R-CNN in the loop of torchvision's reference scripts.
 
     python tests/benchmarks/step_and_torchvision.py [--device cpu] [--threads 2] [--backbones r50 x101_64x4d]
-        [--images 2 16] [--precisions fp32 bf16] [--size 800 1067] [--steps 5] [--repeats 3] [--channels-last]
-        [--workers 8]
+        [--images 2 16] [--precisions fp32 tf32 bf16] [--size 800 1067] [--steps 5] [--repeats 3] [--channels-last]
+        [--groups-at-once 8 [--common-canvas]] [--workers 8]
 
 On a CPU of two cores a block of two images takes some ten minutes at that size; ``--size 224 288`` or fewer repeats
 make it short. Both start from the weights and see the images of network_and_torchvision.py: 1230 categories, 12
@@ -43,10 +43,10 @@ from lvis_rcnn.config.schema import BACKBONES, Augmentation, Schedule
 from lvis_rcnn.dataloader.batches import Batch, TrainingSteps, read_in_order
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataset.store import build_store
-from lvis_rcnn.model.mask_rcnn import set_full_precision
+from lvis_rcnn.model.mask_rcnn import set_precision
 from lvis_rcnn.training.distributed import Ranks
 from lvis_rcnn.training.log import Progress
-from lvis_rcnn.training.setup import Training, peak_memory_bytes
+from lvis_rcnn.training.setup import Passes, Training, peak_memory_bytes
 from lvis_rcnn.training.solver import OPTIMIZERS, make_recipe
 from lvis_rcnn.training.step import take_step
 
@@ -69,8 +69,9 @@ def our_steps(
     model = network.ours(state, args.backbone).to(device, memory_format=layout).train()
     optimizer = OPTIMIZERS["sgd"]([value for value in model.parameters() if value.requires_grad], schedule)
     study = SimpleNamespace(schedule=schedule, compute=SimpleNamespace(precision=args.precision))
+    passes = Passes(args.precision, args.groups_at_once, args.common_canvas)
     run: Any = SimpleNamespace(recipe=make_recipe(schedule, stream), study=study, seed=0)
-    training, pending = Training(run, Ranks(0, 1, device), model, optimizer, Progress()), None
+    training, pending = Training(run, Ranks(0, 1, device), model, optimizer, Progress(), passes), None
     for step, groups in enumerate(batches):
         moved = [group.to(device) for group in groups]
         queued = take_step(training, moved, step)
@@ -105,16 +106,21 @@ def stream_of(num_images: int) -> SampleStream:
 
 
 def drawn_groups(args: argparse.Namespace) -> Iterator[list[Batch]]:
-    """The same scenes at every step, in groups."""
+    """The same scenes at every step, in groups, to the nearest byte."""
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     whole = network.scenes_for_ours(args.num_images)
     groups = []
     for first in range(0, args.num_images, GROUP):
         own = slice(first, first + GROUP)
-        pixels = whole.pixels[own].contiguous(memory_format=layout)
+        pixels = as_bytes(whole.pixels[own]).contiguous(memory_format=layout)
         sizes = whole.sizes_hw[own]
         groups.append(Batch(pixels, sizes, sizes, whole.image_ids[own], whole.targets[own]))
     return itertools.repeat(groups)
+
+
+def as_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels of a scene as those of a photograph."""
+    return (pixels * 58 + 114).clamp(0, 255).to(torch.uint8)
 
 
 def read_groups(args: argparse.Namespace, folder: Path) -> Iterator[list[Batch]]:
@@ -136,8 +142,8 @@ def write_files(folder: Path) -> None:
     images, annotations = [], []
     for image in range(1, NUM_FILES + 1):
         pixels, boxes, outlines, labels = network.scene(image)
-        painted = (pixels.permute(1, 2, 0) * 58 + 114).clamp(0, 255).to(torch.uint8).numpy()
-        Image.fromarray(painted).save(folder / "images" / f"{image:012}.jpg", quality=90)
+        painted = Image.fromarray(as_bytes(pixels).permute(1, 2, 0).numpy())
+        painted.save(folder / "images" / f"{image:012}.jpg", quality=90)
         images.append(
             {"id": image, "height": 480, "width": 640, "file_name": f"{image:012}.jpg",
              "neg_category_ids": [], "not_exhaustive_category_ids": []}
@@ -160,7 +166,7 @@ def write_files(folder: Path) -> None:
 def measure(args: argparse.Namespace) -> dict[str, float]:
     """In this process."""
     torch.set_num_threads(args.threads)
-    set_full_precision()
+    set_precision(args.precision)
     state = network.sharpened(torch.load(args.weights, weights_only=True), "trained")
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +203,8 @@ def in_own_process(
     """:func:`measure` in a fresh process."""
     words = ["--measure", which, "--num-images", images, "--precision", precision, "--weights", weights]
     words += ["--backbone", args.backbone, "--device", args.device, "--threads", args.threads, "--steps", args.steps]
-    words += ["--size", *args.size, "--workers", args.workers, *(["--channels-last"] if args.channels_last else [])]
+    words += ["--size", *args.size, "--workers", args.workers, "--groups-at-once", args.groups_at_once]
+    words += [f"--{name}" for name in ("channels-last", "common-canvas") if vars(args)[name.replace("-", "_")]]
     done = subprocess.run([sys.executable, __file__, *map(str, words)], check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found
@@ -229,7 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", choices=BACKBONES, nargs="+", default=["r50", "x101_64x4d"])
     parser.add_argument("--images", type=int, nargs="+", default=[2, 16], help="images a step; even")
-    parser.add_argument("--precisions", choices=["fp32", "bf16"], nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--precisions", choices=["fp32", "tf32", "bf16"], nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -238,6 +245,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="counted steps of each process")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each implementation")
     parser.add_argument("--channels-last", action="store_true", help="compute.channels_last of a study, here")
+    parser.add_argument("--groups-at-once", type=int, default=1, help="compute.groups_at_once of a study, here")
+    parser.add_argument("--common-canvas", action="store_true", help="compute.common_canvas of a study, here")
     parser.add_argument("--workers", type=int, default=0, help="of the loader; 0 leaves its row out")
     hidden: dict[str, Callable[[str], object]] = {
         "measure": str, "backbone": str, "precision": str, "num-images": int, "weights": Path,

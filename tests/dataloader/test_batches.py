@@ -19,7 +19,7 @@ from PIL import Image
 from lvis_rcnn.config.schema import Augmentation
 from lvis_rcnn.dataloader import batches as batches_module
 from lvis_rcnn.dataloader import transforms
-from lvis_rcnn.dataloader.repeat_factors import read_sampling, usable_annotations
+from lvis_rcnn.dataloader.repeat_factors import read_sampling
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataset.images import ImageFile, ImageFiles, read_image_bgr
 from lvis_rcnn.dataset.store import build_store, open_store
@@ -106,13 +106,18 @@ def test_rescaled_sizes_keep_the_ratio_and_the_limits(height, width, short_px):
 # Pixels
 
 
+def network_input(samples, channels_last=False):
+    pixels = batches_module.batch_pixels(samples, channels_last)
+    return transforms.normalised(pixels, [sample.size_hw for sample in samples])
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_pixels_equal_a_chain_written_out(drawn, flip):
     path = sorted(drawn.images.rglob("*.png"))[0]
     image_bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     height, width = image_bgr.shape[:2]
     assert np.array_equal(read_image_bgr(ImageFile(path), height, width), image_bgr)
-    (found,) = batches_module.network_batch([batches_module.Sample(0, image_bgr, (50, 70), flip)], channels_last=False)
+    (found,) = network_input([batches_module.Sample(0, image_bgr, (50, 70), flip)])
     resized = cv2.resize(image_bgr, (70, 50), interpolation=cv2.INTER_LINEAR)
     rgb = (resized[:, ::-1] if flip else resized)[:, :, ::-1].astype(np.float64)
     expected = np.zeros((3, 64, 96))
@@ -135,8 +140,19 @@ def test_pixels_are_the_published_operations_to_the_bit(original_hw, size_hw, fl
     resized = mmcv.imresize(image, size_hw[::-1], interpolation="bilinear")
     rgb = mmcv.bgr2rgb(mmcv.imflip(resized) if flip else resized).astype(np.float32)
     expected = mmcv.impad_to_multiple((rgb - transforms.MEAN_RGB) / transforms.STD_RGB, 32).transpose(2, 0, 1)
-    (found,) = batches_module.network_batch([batches_module.Sample(0, image, size_hw, flip)], channels_last)
+    (found,) = network_input([batches_module.Sample(0, image, size_hw, flip)], channels_last)
     assert np.array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_every_byte_of_every_channel_is_normalised_to_the_bit(layout):
+    pixels = torch.arange(256, dtype=torch.uint8).expand(2, 3, 32, 256).contiguous(memory_format=layout)
+    found = transforms.normalised(pixels, [(32, 256), (16, 256)])
+    values = (np.arange(256, dtype=np.float32)[:, None] - transforms.MEAN_RGB) / transforms.STD_RGB
+    assert (found.dtype, found.stride()) == (torch.float32, pixels.stride())
+    assert np.array_equal(found[0].numpy(), np.broadcast_to(values.T[:, None], (3, 32, 256)))
+    assert torch.equal(found[1, :, :16], found[0, :, :16])
+    assert not found[1, :, 16:].any()
 
 
 @pytest.mark.parametrize(("channels_last", "strides"), [(False, (12288, 4096, 64, 1)), (True, (12288, 1, 192, 3))])
@@ -144,7 +160,7 @@ def test_a_batch_is_padded_right_and_below(channels_last, strides):
     samples = [
         batches_module.Sample(0, np.full((4, 4, 3), 255, np.uint8), size, False) for size in ((32, 64), (64, 30))
     ]
-    batch = batches_module.network_batch(samples, channels_last)
+    batch = network_input(samples, channels_last)
     assert (batch.shape, batch.stride()) == ((2, 3, 64, 64), strides)
     assert (batch[0, :, :32] > 2).all()
     assert (batch[0, :, 32:] == 0).all()
@@ -211,7 +227,7 @@ def test_unusable_annotations_are_left_out(tmp_path):
             usable | {"id": 10, "ignore": 1},
         ],
     )
-    assert store.annotation_ids[usable_annotations(store, store.annotations_of(0))].tolist() == [1, 5, 6]
+    assert store.annotation_ids[store.is_trained].tolist() == [1, 5, 6]
 
 
 def test_a_target_by_hand(tmp_path):
@@ -324,6 +340,7 @@ def test_workers_read_the_same_batches(drawn):
     steps = make_steps(drawn)
     alone, together = (list(batches_module.read_in_order(steps, range(2, 7), workers)) for workers in (0, 2))
     assert len(alone) == 5
+    assert {batch.pixels.dtype for step in together for batch in step} == {torch.uint8}
     for one, other in zip(alone, together, strict=True):
         same(one, other)
 
@@ -342,9 +359,11 @@ def test_an_unreadable_image_is_one_line_from_workers_too(tmp_path, workers):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_worker_writes_into_memory_that_is_shared(monkeypatch, layout):
-    alone = batches_module.uninitialised((2, 3, 32, 64), layout)
+    alone = batches_module.zero_bytes((2, 3, 32, 64), layout)
     monkeypatch.setattr(batches_module, "get_worker_info", lambda: "a worker")
-    shared = batches_module.uninitialised((2, 3, 32, 64), layout)
+    shared = batches_module.zero_bytes((2, 3, 32, 64), layout)
+    assert not alone.any()
+    assert not shared.any()
     assert (alone.is_shared(), shared.is_shared()) == (False, True)
     assert (shared.shape, shared.stride(), shared.dtype) == (alone.shape, alone.stride(), alone.dtype)
 
@@ -414,7 +433,6 @@ def test_pinning_keeps_every_value(drawn, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: asked.append(tensor) or tensor.clone())
     batch, pinned = pinned_batch(drawn)
     same_batch(batch, pinned)
-    same_batch(batch, batch.to(torch.device("cpu")))
     assert len(asked) == 1 + 5 * len(batch.targets)  # pixels; boxes, labels and three tensors of masks
 
 
@@ -427,7 +445,27 @@ def test_batches_for_a_gpu_are_pinned_and_channels_last(drawn):
         same_batch(batch, make_steps(drawn)[0][0])
         assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
         assert all(tensor.is_pinned() for tensor in (batch.pixels, batch.targets[0].masks.pixels))
-        same_batch(batch.to(torch.device("cuda")).to(torch.device("cpu")), batch)
+        on_gpu = batch.to(torch.device("cuda"))
+        assert on_gpu.pixels.is_contiguous(memory_format=torch.channels_last)
+        same_batch(on_gpu.mapped(torch.Tensor.cpu), batch.to(torch.device("cpu")))
+
+
+def test_shared_memory_that_is_too_small_is_said_before_anything_is_read(monkeypatch):
+    # 2 items of 16 images of 800 x 1344 pixels, 3 bytes each: 103.2 MB for each worker.
+    monkeypatch.setattr(batches_module, "free_shared_memory", lambda: 420_000_000)
+    batches_module.require_shared_memory(16, 800, 1333, workers=4)
+    expected = (
+        "/dev/shm: has 420 MB of shared memory free, and 5 loader workers fill up to 516 with images that they read "
+        "ahead; allowed: 103 MB for each worker; fix: set resources.loader_workers to 4, or give the container more "
+        "(--shm-size)"
+    )
+    with pytest.raises(InputError) as raised:
+        batches_module.require_shared_memory(16, 800, 1333, workers=5)
+    assert str(raised.value) == expected
+    monkeypatch.setattr(batches_module, "free_shared_memory", lambda: 0)
+    batches_module.require_shared_memory(16, 800, 1333, workers=0)  # reads in the process itself
+    monkeypatch.setattr(batches_module, "free_shared_memory", lambda: None)
+    batches_module.require_shared_memory(16, 800, 1333, workers=5)
 
 
 SIGNALLED = """

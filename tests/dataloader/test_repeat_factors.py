@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from lvis_rcnn.dataloader.repeat_factors import (
     ROUNDINGS,
     category_factors,
+    counted_annotations,
     read_sampling,
     repeat_factors,
     summary,
-    usable_annotations,
 )
 from lvis_rcnn.dataset.store import build_store, open_store
 from lvis_rcnn.repeat_factors import write_factor_tables
@@ -184,8 +184,9 @@ def test_exponents(exponent, expected):
 )
 def test_usable_annotations_by_hand(tmp_path, change, usable):
     store = one_changed(tmp_path, change)
-    assert usable_annotations(store, slice(0, 3)).tolist() == ([0, 1, 2] if usable else [0, 2])
-    assert usable_annotations(store, store.annotations_of(1)).tolist() == ([1] if usable else [])
+    assert store.is_trained.tolist() == [True, usable, True]
+    assert store.is_trained is store.is_trained  # found once, not for each image
+    assert counted_annotations(store).tolist() == ([0, 1, 2] if usable else [0, 2])
 
 
 def one_changed(folder, change):

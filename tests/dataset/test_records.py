@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvis_rcnn.dataset import reader
-from lvis_rcnn.dataset.records import positions
+from lvis_rcnn.dataset.lookup import positions
 from lvis_rcnn.system import files
 from lvis_rcnn.system.cli import InputError
 from tests.dataset.test_store import assert_same

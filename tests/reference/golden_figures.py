@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lvis_rcnn.config.schema import BACKBONES, Inference, Model
-from lvis_rcnn.dataloader.batches import Batch, Sample, network_batch
+from lvis_rcnn.dataloader.batches import Batch, Sample, batch_pixels
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.model.mmdet import to_ours
 
@@ -99,4 +99,5 @@ def golden_batch(*images: int) -> Batch:
         Sample(image, figures[f"img{image}_original"], size, flip=False)
         for image, size in zip(images, sizes, strict=True)
     ]
-    return Batch(network_batch(samples, channels_last=False), sizes, originals, list(images), [])
+    read = Batch(batch_pixels(samples, channels_last=False), sizes, originals, list(images), [])
+    return read.to(torch.device("cpu"))

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lvis_rcnn.dataloader import repeat_factors as repeat_factors_module
-from lvis_rcnn.dataloader.repeat_factors import repeat_factors, usable_annotations
+from lvis_rcnn.dataloader.repeat_factors import repeat_factors
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataloader.transforms import rescaled_size_hw
 from lvis_rcnn.dataset.store import build_store, image_candidates, open_store
@@ -57,7 +57,8 @@ def test_parsed_images(golden_store):
 
 def parsed(store, image):
     """An image as MMDetection parses it: boxes not clipped yet, labels from 0, no object to ignore."""
-    rows = usable_annotations(store, store.annotations_of(image))
+    annotations = store.annotations_of(image)
+    rows = annotations.start + np.flatnonzero(store.is_trained[annotations])
     x, y, width, height = store.boxes_xywh[rows].T
     labels = (store.labels[rows] - 1).tolist()
     return {

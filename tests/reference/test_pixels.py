@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lvis_rcnn.dataloader.batches import Sample, network_batch, read_target
-from lvis_rcnn.dataloader.transforms import padded_size_hw, rescaled_size_hw
+from lvis_rcnn.dataloader.batches import Sample, batch_pixels, read_target
+from lvis_rcnn.dataloader.transforms import normalised, padded_size_hw, rescaled_size_hw
 from lvis_rcnn.dataset.images import ImageFile, read_image_bgr
 from lvis_rcnn.model.roi_losses import mask_targets
 from tests.helpers.bitmaps import pasted
@@ -23,7 +23,7 @@ def test_pixels_of_the_test_pipeline(image):
     size_hw = rescaled_size_hw(*original.shape[:2], short_edge_px, long_edge_px)
     assert [*size_hw, 3] == figure(f"test{image}_resized_bgr_shape").tolist()
     assert list(padded_size_hw(size_hw)) == figure(f"test{image}_pad_shape").tolist()
-    pixels = network_batch([Sample(0, original, size_hw, flip=False)], channels_last=False)
+    pixels = normalised(batch_pixels([Sample(0, original, size_hw, flip=False)], channels_last=False), [size_hw])
     assert list(pixels.shape) == figure(f"test{image}_input__shape").tolist()
     found = pixels.reshape(-1)[:: int(figure(f"test{image}_input__step"))].numpy()
     differences = np.abs(found - figure(f"test{image}_input__sample"))
@@ -79,7 +79,7 @@ def test_lvis_annotations_through_the_training_pipeline(golden_store, number):
 def test_pixels_of_the_training_pipeline(number):
     expected, image_id, original_hw, size_hw, flip = case(number)
     original = np.random.RandomState(image_id).randint(0, 256, (*original_hw, 3), np.uint8)
-    (pixels,) = network_batch([Sample(0, original, size_hw, flip)], channels_last=False)
+    (pixels,) = normalised(batch_pixels([Sample(0, original, size_hw, flip)], channels_last=False), [size_hw])
     found = pixels[:, : size_hw[0], : size_hw[1]].numpy().transpose(1, 2, 0)
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     bytes_bgr = np.rint(found * std + mean)[..., ::-1]

@@ -389,10 +389,11 @@ def test_surroundings_stay_in_the_image():
 
 
 def test_the_input_of_the_network_becomes_colours_again():
-    from lvis_rcnn.dataloader.batches import Sample, network_batch
+    from lvis_rcnn.dataloader.batches import Sample, batch_pixels
+    from lvis_rcnn.dataloader.transforms import normalised
 
     image = np.random.default_rng(0).integers(0, 255, (32, 64, 3), np.uint8)
-    (pixels,) = network_batch([Sample(0, image, (32, 64), flip=False)], channels_last=False)
+    (pixels,) = normalised(batch_pixels([Sample(0, image, (32, 64), flip=False)], channels_last=False), [(32, 64)])
     assert np.array_equal(colours_of(pixels), image[..., ::-1])
     assert colours_of(torch.zeros(3, 1, 1)).tolist() == [[[124, 116, 104]]]
 

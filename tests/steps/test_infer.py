@@ -367,7 +367,7 @@ def test_every_image_is_in_one_batch_with_its_like(drawn, positions, most):
         assert len({padded_size_hw(images.size_hw(image)) for image in batch}) == 1
 
 
-def test_bf16_is_asked_for_and_said(drawn, model_path, tmp_path, monkeypatch):
+def test_precision_is_asked_for_and_said(drawn, model_path, tmp_path, monkeypatch):
     types = []
 
     def noted(*given):
@@ -379,7 +379,11 @@ def test_bf16_is_asked_for_and_said(drawn, model_path, tmp_path, monkeypatch):
     assert set(types) == {None}  # the precision of training is another setting
     _, half = run(drawn, model_path, tmp_path / "half", inference={"precision": "bf16"})
     assert types[7:] == 7 * [torch.bfloat16]
-    assert (full["precision"], half["precision"][:13]) == ("fp32 without TF32", "bf16 autocast")
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+    _, fast = run(drawn, model_path, tmp_path / "fast", inference={"precision": "tf32"})
+    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "tf32"
+    records = [full["precision"], half["precision"][:13], fast["precision"][:14]]
+    assert records == ["fp32 without TF32", "bf16 autocast", "fp32 with TF32"]
 
 
 # Models that do not belong here

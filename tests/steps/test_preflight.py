@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lvis_rcnn import preflight as preflight_step
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import check_study, read_yaml
+from lvis_rcnn.dataloader import batches
 from lvis_rcnn.dataset.checks import image_errors, image_finding
 from lvis_rcnn.dataset.images import ImageFile, read_image_bgr
 from lvis_rcnn.dataset.store import build_store, open_store
@@ -23,12 +25,13 @@ from lvis_rcnn.dataset.versions import LvisVersion
 from lvis_rcnn.preflight import (
     image_folders,
     machine_warnings,
-    page_text,
     preflight,
     run_bytes,
     write_page,
 )
+from lvis_rcnn.reporting.preflight_text import page_text
 from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.training.memory import StepMemory
 from tests.conftest import SHARED_DATA
 
 REPOSITORY = Path(__file__).parents[2]
@@ -703,6 +706,25 @@ def test_disk_of_a_run(backbone):
     """Parameter counts at 1230 classes are published: MMDetection's own structures."""
     published = {"r50": 50_585_636, "r101": 69_577_764, "x101_32x4d": 69_206_308, "x101_64x4d": 108_483_876}
     assert run_bytes(study(), backbone, 1231) == 28 * published[backbone]
+
+
+def test_the_memory_of_a_pass_is_told_for_a_gpu(tmp_path, monkeypatch):
+    memory = StepMemory(state=10 * 2**30, casts=2**30, image=8 * 2**30)
+    monkeypatch.setattr(preflight_step, "step_memory", lambda study, backbone, num_labels: memory)
+    changes = {"compute": {"device": "cuda"}, "schedule": {"images_per_step": 16, "normalisation_group": 2}}
+    text = page_text(check(tmp_path, settings=study(**changes), images=False))
+    # 0.7 of 80 GB hold 10 + 5 * 8, and 11 + 11 * 4.
+    assert "  r50         fp32  2 images  26.0 GB, 16 images 138.0 GB; 80 GB hold 2 of 8 groups at once\n" in text
+    assert "  x101_64x4d  bf16  2 images  19.0 GB, 16 images  75.0 GB; 80 GB hold 5 of 8 groups at once\n" in text
+    assert "Memory of" not in page_text(check(tmp_path, images=False))  # a CPU's is that of the processes
+
+
+def test_too_little_shared_memory_for_the_loader_is_told_here_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "free_shared_memory", lambda: 10**6)
+    changes = {"schedule": {"images_per_step": 16}, "augmentation": {"short_edges_px": [96, 104], "long_edge_px": 160}}
+    (line,) = machine_warnings(study(**changes, resources={"loader_workers": 4, "memory_mb": 1}), tmp_path, 26)
+    # 4 workers, 2 steps each, 16 images of 128 x 160 pixels of 3 bytes.
+    assert re.match(r"/dev/shm: has 1 MB .* 4 loader workers fill up to 8 with .*; a training on this machine", line)
 
 
 def test_too_little_disk_or_memory_is_told(tmp_path, monkeypatch):

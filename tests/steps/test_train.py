@@ -20,7 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lvis_rcnn import train
-from lvis_rcnn.dataloader.batches import Batch
+from lvis_rcnn.dataloader.batches import Batch, TrainingSteps
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES
 from lvis_rcnn.model.weights import load_model
 from lvis_rcnn.runs.attempts import read_attempts
@@ -269,13 +269,13 @@ def test_after_an_error_the_heartbeat_says_why(drawn, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("few_numbers")
 def test_rates_and_random_numbers_depend_on_the_step_alone(drawn, tmp_path):
     run = make_run(drawn, tmp_path / "run")
-    items = train.TrainingSteps(drawn.train_store, drawn.images, run.recipe.stream, run.study.augmentation)
-    results = []
+    items = TrainingSteps(drawn.train_store, drawn.images, run.recipe.stream, run.study.augmentation)
+    groups, results = [group.to(ALONE.device) for group in items[4]], []
     for noise in (0, 1):
         torch.manual_seed(7)
         training = training_of(run)
         torch.manual_seed(noise)
-        queued = train.take_step(training, items[4], 4)
+        queued = train.take_step(training, groups, 4)
         results.append((queued.values(), training.model.state_dict()))
         assert training.optimizer.param_groups[0]["lr"] == run.recipe.learning_rate(4)
     assert results[0][0] == results[1][0]

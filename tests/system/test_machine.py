@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lvis_rcnn.runs.attempts import begin_attempt, cost_of, end_attempt, read_attempts
+from lvis_rcnn.system import machine
 from lvis_rcnn.system.files import write_json
 from lvis_rcnn.system.machine import Allocation, allocation, cpu_s_of_others
 from tests.helpers.busy import busy_cores
@@ -112,3 +113,12 @@ def test_busy_processes_beside_this_one_count_and_work_of_this_one_does_not() ->
     assert before is not None
     assert after is not None
     assert 0.4 * cores < (after - before) / elapsed < cores - own / elapsed + 0.1
+
+
+def test_shared_memory_is_that_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path)
+    free = machine.free_shared_memory()
+    assert free is not None
+    assert abs(free - os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize) < 2**30  # others write meanwhile
+    monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path / "none")
+    assert machine.free_shared_memory() is None

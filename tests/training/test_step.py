@@ -14,6 +14,7 @@ from lvis_rcnn.dataloader.masks import mask_crops
 from lvis_rcnn.dataloader.seeds import losses_seed
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, losses
 from lvis_rcnn.model.matcher import random_choice
+from lvis_rcnn.training.setup import Passes
 from lvis_rcnn.training.step import add_gradients
 from tests.helpers.tiny_run import SMALL, SMALLEST
 
@@ -113,6 +114,23 @@ def test_each_group_has_its_own_divisors(of_one_process):
     ]
     for name, value in parts.items():
         assert np.mean([float(one[name].detach()) for one in each]) == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("groups_at_once", [2, pytest.param(3, marks=pytest.mark.slow), 8])
+def test_groups_at_once_add_up_to_one_after_the_other(groups_at_once, of_one_process):
+    model, groups = small_network(), step_groups()
+    passes = Passes(groups_at_once=groups_at_once)
+    # Two shares, as two processes have them.
+    parts = [
+        add_gradients(model, groups[share::2], range(8)[share::2], 8, step=3, seed=5, passes=passes) for share in (0, 1)
+    ]
+    expected, gradients = of_one_process
+    found = torch.cat(parts).mean(dim=0).tolist()
+    assert dict(zip(LOSS_NAMES, found, strict=True)) == pytest.approx(expected, rel=1e-6)
+    found_gradients = gradients_of(model)
+    assert found_gradients.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert (found_gradients[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
 
 
 def test_a_smaller_group_weighs_as_much():
