@@ -409,11 +409,13 @@ def test_a_damaged_image_is_one_line(drawn, tmp_path, monkeypatch, capsys, few_n
 # The real network
 
 
-def test_the_real_network_learns_and_resumes(drawn, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_the_real_network_learns_and_resumes(drawn, tmp_path, monkeypatch, precision):
     monkeypatch.setitem(train.BACKBONES, "r50", SMALLEST)
-    schedule = {"steps": 3}
-    whole = outcome(make_run(drawn, tmp_path / "whole", schedule=schedule), tmp_path / "whole")
-    run = make_run(drawn, tmp_path / "stopped", schedule=schedule)
+    changes = {"schedule": {"steps": 3}, "compute": {"precision": precision}}
+    whole = outcome(make_run(drawn, tmp_path / "whole", **changes), tmp_path / "whole")
+    assert torch.bfloat16 not in {value.dtype for value in whole[0].values()}
+    run = make_run(drawn, tmp_path / "stopped", **changes)
     interrupt(monkeypatch, run, tmp_path / "stopped", 1, signal.SIGTERM)
     assert_same(outcome(run, tmp_path / "stopped"), whole)
     assert set(LOSS_NAMES) < set(whole[1][0])

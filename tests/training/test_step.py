@@ -142,3 +142,18 @@ def test_a_smaller_group_weighs_as_much():
         add_gradients(model, [replace(batch)], range(number, number + 1), 1, step=0, seed=0)
     for name, gradient in gradients_of(model).items():
         torch.testing.assert_close(gradient / 2, both[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_bf16_is_fp32_to_its_rounding(groups):
+    found = {}
+    for precision in ("fp32", "bf16"):
+        model, passes = small_network(), Passes(precision, groups_at_once=groups)
+        parts = add_gradients(model, step_groups()[:groups], range(groups), groups, step=3, seed=5, passes=passes)
+        gradients = gradients_of(model)
+        assert {value.dtype for value in (parts, *gradients.values())} == {torch.float32}
+        found[precision] = parts.sum(), torch.cat([gradient.flatten() for gradient in gradients.values()])
+    (loss, gradient), (half_loss, half_gradient) = found["fp32"], found["bf16"]
+    # bfloat16 has 8 bits, so a rounding is 0.002 to 0.004 of a number.
+    assert half_loss == pytest.approx(float(loss), rel=0.01)
+    assert 0.002 < (half_gradient - gradient).norm() / gradient.norm() < 0.1
