@@ -24,7 +24,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import cv2
 import msgspec
@@ -77,16 +77,22 @@ def detect_all(
                 pixels = read_image_bgr(image.file)
             except InputError as error:
                 unread.append(str(error))
-                bar.write(f"left out: {error}", file=sys.stderr)
+                tell(bar, f"left out: {error}", sys.stderr)
                 continue
             found = network.detections(pixels, image_id, wanted)
             for record in records(found, image, names):
                 file.write(separator + msgspec.json.encode(record))
                 separator = b",\n"
             write_picture(out / image.place, drawn(pixels, found, names))
-            bar.write(f"{summary(image, found, names)}; {out / image.place}", file=sys.stdout)
+            tell(bar, f"{summary(image, found, names)}; {out / image.place}", sys.stdout)
         file.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
     return unread
+
+
+def tell(bar: "tqdm[Listed]", line: str, stream: TextIO) -> None:
+    """Print a line above the bar, and write it to the log file, if there is one."""
+    log.debug("%s", line)
+    bar.write(line, file=stream)
 
 
 def records(found: Detections, image: Listed, names: dict[int, str]) -> Iterator[dict[str, Any]]:

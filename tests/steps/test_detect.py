@@ -67,9 +67,11 @@ def test_pictures_of_all_sources_are_detected_drawn_and_named_and_a_broken_one_i
     Path("own").mkdir()
     Path("own/two.png").write_bytes(paths[1].read_bytes())
     Path("own/broken.jpg").write_bytes(b"\xff\xd8 no picture")
-    assert run(monkeypatch, model, "own", "more.zip", "--out", "found", "--device", "cpu", *ALL_OF_FEW) == 2
+    words = ("own", "more.zip", "--out", "found", "--device", "cpu", "--log", "log.txt")
+    assert run(monkeypatch, model, *words, *ALL_OF_FEW) == 2
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
+    assert all(line in Path("log.txt").read_text() for line in lines)
     assert [line.split(":")[0] for line in lines] == ["own/two.png", "more.zip/deep/one.png"]
     assert all("7 detections (" in line for line in lines)
     assert "left out: own/broken.jpg: is no complete image" in printed.err

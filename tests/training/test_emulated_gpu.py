@@ -39,7 +39,7 @@ LINES = {
     "x[rows]": (0, 0, 0, 1),
     "x[rows.cpu()]": (2, 0, 0, 1),
     "x.index_fill_(0, rows, 1.0)": (0, 0, 0, 1),
-    "x.index_add_(0, rows, x[:2])": (0, 0, 0, 1),
+    "x.index_add_(0, rows, boxes[:2, 0])": (0, 0, 0, 1),
     "x.view(3, 1)": (0, 0, 0, 0),
     "nms(boxes, x, 0.5)": (1, 0, 0, 1),
     "x.repeat_interleave(rows.new_ones(3))": (1, 0, 0, 3),
@@ -51,7 +51,7 @@ LINES = {
     "x.to('cpu', non_blocking=True)": (0, 0, 0, 0),
     "x + torch.rand(3)": (0, 0, 1, 1),
     "x + torch.tensor(2.0)": (0, 0, 0, 1),
-    "torch.inference_mode()(torch.nn.functional.linear)(boxes, boxes)": (0, 0, 0, 2),
+    "torch.inference_mode()(torch.nn.functional.linear)(boxes, boxes)": (0, 0, 0, 1),
 }
 PROGRAM = """
 import json, sys, torch
