@@ -138,7 +138,9 @@ def measured_training(
     set_arithmetic(run)
     network = load_trained(study.model, backbone, model_path, run.store)
     training, recipe = new_training(run, Ranks(0, 1, device), network), run.recipe
-    steps = largest_steps(recipe.stream, run.store, study.augmentation, recipe.steps)[: study.measure.training_steps]
+    at_once = training.passes.groups_at_once
+    steps = largest_steps(recipe.stream, run.store, study.augmentation, recipe.steps, at_once)
+    steps = steps[: study.measure.training_steps]
     images, of_steps = 0, zip(steps, batches_of(training, steps), strict=True)
     with Watch(training.ranks) as watch:
         for step, groups in tqdm(of_steps, f"measure memory {backbone}", len(steps), unit="step", disable=None):
@@ -146,7 +148,7 @@ def measured_training(
                 take_step(training, [group.to(device) for group in groups], step).values()
             images += sum(len(group.image_ids) for group in groups)
     log.info("trained %d steps of the largest images", len(steps))
-    of_training = hardware(study, Progress(peak_memory_bytes=peak_memory_bytes(device)))
+    of_training = hardware(study, Progress(peak_memory_bytes=peak_memory_bytes(device), passes=str(training.passes)))
     return {
         "definition": of_training.pop("memory_definition"),
         **of_training,
@@ -155,8 +157,10 @@ def measured_training(
     }
 
 
-def largest_steps(stream: SampleStream, store: AnnotationStore, augmentation: Augmentation, steps: int) -> list[int]:
-    """Steps in descending order of the padded pixels of their largest group, which a device holds at a time."""
+def largest_steps(
+    stream: SampleStream, store: AnnotationStore, augmentation: Augmentation, steps: int, groups_at_once: int
+) -> list[int]:
+    """Steps in descending order of the padded pixels of their largest pass, which a device holds at a time."""
 
     def pixels(group: list[int]) -> int:
         sizes = [
@@ -169,9 +173,11 @@ def largest_steps(stream: SampleStream, store: AnnotationStore, augmentation: Au
         ]
         return len(group) * max(height for height, _ in sizes) * max(width for _, width in sizes)
 
-    searched = range(min(steps, STEPS_SEARCHED))
-    largest = [max(pixels(group) for group in stream.groups_of_step(step) if group) for step in searched]
-    return sorted(searched, key=lambda step: -largest[step])
+    def largest_pass(step: int) -> int:
+        groups = [pixels(group) for group in stream.groups_of_step(step) if group]
+        return max(sum(groups[first : first + groups_at_once]) for first in range(0, len(groups), groups_at_once))
+
+    return sorted(range(min(steps, STEPS_SEARCHED)), key=largest_pass, reverse=True)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def test_memory_and_both_speeds_say_how_they_were_measured(drawn, model_path, tm
     training, inference = record["training"], record["inference"]
     assert training["memory_gb"] > 0.1
     assert (training["steps"], training["images"], training["precision"]) == (1, 2, "fp32 without TF32")
+    assert training["passes"] == "one normalisation group at a time"
     assert training["resolution"] == "short edge 64 px, long edge at most 96 px"
     assert training["definition"] == "peak resident memory of the training process"
     assert (inference["images"], inference["warmup_images"], inference["batch_size"]) == (1, 3, 1)
@@ -115,16 +116,18 @@ def test_a_study_that_trains_nothing_can_be_measured():
     assert len(settings_digest(study, "measure")) == 64
 
 
-def test_the_largest_padded_groups_come_first(drawn):
+@pytest.mark.parametrize(("at_once", "of_step"), [(1, max), (2, sum)])
+def test_the_largest_padded_passes_come_first(drawn, at_once, of_step):
     store = open_store(drawn.train_store)
     count = store.num_images
-    stream = SampleStream(np.ones(count), "ceil", np.asarray(store.widths < store.heights), 0, 1, 1)
+    stream = SampleStream(np.ones(count), "ceil", np.asarray(store.widths < store.heights), 0, 1, groups_per_step=2)
     steps = measure.largest_steps(
-        stream, store, Augmentation(short_edges_px=(256,), long_edge_px=512, flip_probability=0.5), 100
+        stream, store, Augmentation(short_edges_px=(256,), long_edge_px=512, flip_probability=0.5), 100, at_once
     )
     assert sorted(steps) == list(range(100))
     images = batches.TestImages(drawn.train_store, drawn.images, 256, 512)
-    pixels = [np.prod(batches.padded_size_hw(images.size_hw(stream.groups_of_step(step)[0][0]))) for step in steps]
+    sizes = [[images.size_hw(image) for (image,) in stream.groups_of_step(step)] for step in steps]
+    pixels = [of_step(np.prod(batches.padded_size_hw(size_hw)) for size_hw in of_groups) for of_groups in sizes]
     assert pixels == sorted(pixels, reverse=True)
     assert pixels[0] > pixels[-1]
 
