@@ -90,8 +90,14 @@ def equally_padded(groups):
     return padded
 
 
-@pytest.mark.parametrize("common_canvas", [False, True])
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("count", "common_canvas"),
+    [
+        (2, False),
+        (4, True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, False), (1, True), (2, True), (4, False))),
+    ],
+)
 def test_losses_and_gradients_are_those_of_group_by_group(groups, count, common_canvas):
     model = network()
     alone = equally_padded(groups[:count]) if common_canvas else groups[:count]
