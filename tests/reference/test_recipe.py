@@ -50,6 +50,7 @@ RECIPE = {
     "schedule.decay_factor": (0.1, 0.1),
     "schedule.gradient_clip_norm": (None, None),
     "compute.precision": ("fp32", "fp32"),
+    "compute.common_canvas": (False, False),
     "resources.log_every_steps": (50, 50),
     "backbones": (("r50", "r101", "x101_32x4d", "x101_64x4d"),) * 2,
     "inference.short_edge_px": (800, 800),
@@ -69,11 +70,13 @@ RECIPE = {
 NOT_THE_RECIPES = {
     *("study", "title", "dataset.name", "dataset.train.images", "dataset.val.images", "seeds"),
     *("augmentation.skip_broken_images", "compute.device", "compute.threads", "compute.channels_last"),
+    *("compute.groups_at_once", "dataset.train.exhaustive", "dataset.val.exhaustive"),
     *("resources.loader_workers", "resources.memory_mb", "resources.runtime_minutes", "resources.weights_dir"),
     "resources.checkpoint_seconds",
     "resources.decode_images",
     *("resources.gpus", "resources.nodes", "resources.gpu_model", "resources.cpus_per_gpu", "resources.of_backbone"),
     *("measure.training_steps", "measure.images", "evaluation.bootstrap_resamples"),
+    *("evaluation.protocols", "evaluation.subsets"),
     *("dataset.draw", "dataset.splits", "schedule.steps", "zoo", "published", "report.base_url"),
     "report.compare_with",
 }
