@@ -26,8 +26,8 @@ ZOO = load_zoo(DEFAULT_ZOO)
 KEYS = """
     format version study backbone seed settings settings_digest run_digest annotations_sha256 num_categories steps
     images_seen images_per_step epoch_length epochs normalisation_group skipped_images broken_images initial_weights
-    memory_gb memory_definition device ranks passes threads precision resolution elapsed_s started_at finished_at attempts
-    cost model_file model_sha256 log_file versions code_version image_order
+    memory_gb memory_definition device ranks threads precision resolution elapsed_s started_at finished_at attempts
+    passes cost model_file model_sha256 log_file versions code_version image_order
 """
 STEM = r"mask_rcnn_r50_fpn_sample5e-2_6it_tiny_seed3_\d{8}_\d{6}"
 
