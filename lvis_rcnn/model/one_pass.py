@@ -1,8 +1,8 @@
 """Losses of several normalisation groups in one pass: what MMDetection's processes compute side by side.
 
-``mask_rcnn.losses`` of each group, with its divisors and its random numbers, but for all groups together: a step of
-eight groups launches a tenth of the kernels, and the host waits for the device a fortieth as often. A canvas is what
-passes through backbone and pyramid together:
+``mask_rcnn.losses`` of each group, with its divisors and its random numbers, but for all groups together: in a step of
+eight groups the host waits for the device a fortieth as often, and launches half of the kernels, or with a common
+canvas a fifth (docs/performance.md). A canvas is what passes through backbone and pyramid together:
 
     a group      the canvas of MMDetection: values and gradients are those of group by group, to rounding
     common       all groups of one orientation, padded to one size: faster, but the features at the border of an image
