@@ -27,7 +27,7 @@ from lvis_rcnn.model.boxes import ROI_STDS, RPN_STDS, STRIDES_PX, anchors_in_ima
 from lvis_rcnn.model.device import sent
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.model.matcher import ROI_THRESHOLDS, RPN_THRESHOLDS, assign
-from lvis_rcnn.model.roi_heads import BOX_POOL, MASK_POOL, REGION_STRIDES_PX, level_of
+from lvis_rcnn.model.roi_heads import BOX_POOL, MASK_POOL, REGION_STRIDES_PX, RegionHeads, level_of
 from lvis_rcnn.model.roi_losses import MASK_SIZE, mask_targets_of_canvases, samples_of_regions
 from lvis_rcnn.model.rpn import POSITIVE_FRACTION, Predictions, ProposalNetwork
 from lvis_rcnn.model.together import (
@@ -234,47 +234,82 @@ def sampled_regions_together(model: MaskRcnn, canvases: Sequence[Canvas], images
     return Regions(samples, pad_sequence(boxes, batch_first=True)[image_of, samples.box_of], labels, objects)
 
 
+@dataclass(frozen=True)
+class Placed:
+    """Where regions lie: in which level of which canvas. RoIAlign takes them in that order."""
+
+    levels: list[list[Float[torch.Tensor, "_ c _ _"]]]
+    """Of each canvas, as far as regions are read from them."""
+    regions: Float[torch.Tensor, "r 5"]
+    """Place of the image in its canvas, and the box."""
+    order: Int64[torch.Tensor, " r"]
+    counts: list[int]
+    """Regions in each level of each canvas."""
+    positive_order: Int64[torch.Tensor, " p"]
+    positive_counts: list[int]
+    mask_samples: list[int]
+    """Of the positive regions, in their order."""
+
+
+def placed(canvases: Sequence[Canvas], regions: Regions, of_regions: Int64[torch.Tensor, "numbers r"]) -> Placed:
+    """Levels and order of regions; the host waits once. ``of_regions`` are :func:`numbers_of_images` of each."""
+    boxes, positive, num_levels = regions.boxes_xyxy, regions.samples.positive, len(REGION_STRIDES_PX)
+    keys = of_regions[3] * num_levels + level_of(boxes)
+    positive_order = positive[keys[positive].argsort(stable=True)]
+    kinds = torch.arange(len(canvases) * num_levels, device=boxes.device)[:, None]
+    counts = [(some == kinds).sum(dim=1) for some in (keys, keys[positive])]
+    numbers = torch.cat([*counts, samples_of_regions(boxes[positive_order])]).tolist()
+    return Placed(
+        [canvas.levels[:num_levels] for canvas in canvases],
+        torch.cat([of_regions[4].to(boxes.dtype)[:, None], boxes], dim=1),
+        keys.argsort(stable=True),
+        numbers[: len(kinds)],
+        positive_order,
+        numbers[len(kinds) : 2 * len(kinds)],
+        numbers[2 * len(kinds) :],
+    )
+
+
 def region_losses_together(
     model: MaskRcnn, canvases: Sequence[Canvas], regions: Regions, images: Images
 ) -> tuple[Float[torch.Tensor, " groups"], Float[torch.Tensor, " groups"], Float[torch.Tensor, " groups"]]:
     """``roi_losses.region_losses`` of each group: classification, box and mask."""
-    heads, boxes, groups = model.roi_heads, regions.boxes_xyxy, images.groups
-    samples, positive, truths = regions.samples, regions.samples.positive, images.truths
-    of_images = sent(boxes.device, torch.tensor(numbers_of_images(canvases, samples, images)).T)[0]
-    group_of, regions_of_group, cells_of_group, canvas_of, place_of, *canvas_hw = of_images[:, samples.image_of]
-    levels = [canvas.levels[: len(REGION_STRIDES_PX)] for canvas in canvases]
-    keys = canvas_of * len(REGION_STRIDES_PX) + level_of(boxes)
-    order, positive_order = keys.argsort(stable=True), positive[keys[positive].argsort(stable=True)]
-    kinds = torch.arange(len(canvases) * len(REGION_STRIDES_PX), device=boxes.device)[:, None]
-    counts = [(of_regions == kinds).sum(dim=1) for of_regions in (keys, keys[positive])]
-    mask_samples = samples_of_regions(boxes[positive_order])
-    # The one wait of the heads.
-    of_levels, of_positive_levels, of_masks = (
-        part.tolist()
-        for part in torch.cat([*counts, mask_samples]).cpu().split([len(kinds), len(kinds), len(positive)])
-    )
-    placed = torch.cat([place_of.to(boxes.dtype)[:, None], boxes], dim=1)
+    of_images = sent(regions.labels.device, torch.tensor(numbers_of_images(canvases, regions.samples, images)).T)[0]
+    of_regions = of_images[:, regions.samples.image_of]
+    where = placed(canvases, regions, of_regions)
+    of_scores, of_boxes = box_losses_together(model.roi_heads, where, regions, images, of_regions)
+    return of_scores, of_boxes, mask_losses_together(model.roi_heads, where, regions, images, of_regions)
 
-    hidden = heads.box_head(pooled(levels, placed[order], of_levels, BOX_POOL))
+
+def box_losses_together(
+    heads: RegionHeads, where: Placed, regions: Regions, images: Images, of_regions: Int64[torch.Tensor, "numbers r"]
+) -> tuple[Float[torch.Tensor, " groups"], Float[torch.Tensor, " groups"]]:
+    """Classification and box loss of each group."""
+    (group_of, regions_of_group), order, positive = of_regions[:2], where.order, regions.samples.positive
+    hidden = heads.box_head(pooled(where.levels, where.regions[order], where.counts, BOX_POOL))
     scores: torch.Tensor = heads.box_predictor.cls_score(hidden)
     of_scores = cross_entropy(scores.float(), regions.labels[order], reduction="none") / regions_of_group[order]
     row_of = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
     rows = torch.arange(len(positive), device=order.device)
     deltas = heads.box_predictor.deltas(hidden[row_of[positive]], rows, regions.labels[positive])
-    targets = encode(boxes[positive], truths.boxes_xyxy[regions.objects], ROI_STDS)
+    targets = encode(regions.boxes_xyxy[positive], images.truths.boxes_xyxy[regions.objects], ROI_STDS)
     distances = (deltas.float() - targets).abs().sum(dim=1) / regions_of_group[positive]
+    return by_group(of_scores, group_of[order], images.groups), by_group(distances, group_of[positive], images.groups)
 
-    features = pooled(levels, placed[positive_order], of_positive_levels, MASK_POOL)
-    logits: torch.Tensor = heads.mask_predictor(heads.mask_head(features), regions.labels[positive_order])
-    objects = torch.empty_like(order).index_copy(0, positive, regions.objects)[positive_order]
-    sizes_hw = torch.stack(canvas_hw, dim=1)[positive_order]
-    masks = mask_targets_of_canvases(truths.masks, boxes[positive_order], objects, sizes_hw, of_masks)
+
+def mask_losses_together(
+    heads: RegionHeads, where: Placed, regions: Regions, images: Images, of_regions: Int64[torch.Tensor, "numbers r"]
+) -> Float[torch.Tensor, " groups"]:
+    """Mask loss of each group."""
+    rows, of_objects = where.positive_order, torch.empty_like(where.order)
+    group_of, _, cells_of_group, _, _, *canvas_hw = of_regions[:, rows]
+    features = pooled(where.levels, where.regions[rows], where.positive_counts, MASK_POOL)
+    logits: torch.Tensor = heads.mask_predictor(heads.mask_head(features), regions.labels[rows])
+    objects = of_objects.index_copy(0, regions.samples.positive, regions.objects)[rows]
+    sizes_hw, boxes = torch.stack(canvas_hw, dim=1), regions.boxes_xyxy[rows]
+    masks = mask_targets_of_canvases(images.truths.masks, boxes, objects, sizes_hw, where.mask_samples)
     of_masks = binary_cross_entropy_with_logits(logits.float(), masks, reduction="none").sum(dim=(1, 2))
-    return (
-        by_group(of_scores, group_of[order], groups),
-        by_group(distances, group_of[positive], groups),
-        by_group(of_masks / cells_of_group[positive_order], group_of[positive_order], groups),
-    )
+    return by_group(of_masks / cells_of_group, group_of, images.groups)
 
 
 def numbers_of_images(canvases: Sequence[Canvas], samples: Samples, images: Images) -> list[tuple[int, ...]]:

@@ -10,24 +10,19 @@ from torch.nn.functional import pad
 from lvis_rcnn.dataloader.batches import Batch, Target
 from lvis_rcnn.dataloader.masks import mask_crops
 from lvis_rcnn.model import matcher
-from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, losses
+from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, losses
 from lvis_rcnn.model.one_pass import canvases_of, losses_together
-from tests.helpers.tiny_run import SMALL, SMALLEST
+from tests.training.test_step import small_network
 
-SETTINGS = SMALL.model_copy(update={"normalization": "fixed_batch", "frozen_stages": 1})
 # Sizes before padding; the second group holds an image without an object, the last one image.
 SIZES_HW = (((96, 128), (70, 128)), ((128, 64), (100, 96)), ((64, 64), (64, 33)), ((96, 160),))
 
 
 def network():
-    torch.manual_seed(0)
-    model = MaskRcnn(SMALLEST, 6, SETTINGS)
-    for name, value in model.named_parameters():
-        if name.endswith("bn3.weight"):
-            torch.nn.init.constant_(value, 0.5)  # a block that begins as zero passes no gradient on
-        elif name in ("rpn.head.cls_logits.weight", "rpn.head.bbox_pred.weight"):
-            torch.nn.init.normal_(value, std=0.1)  # scores and boxes that differ
-    return model.train()
+    model = small_network()
+    for layer in (model.rpn.head.cls_logits, model.rpn.head.bbox_pred):
+        torch.nn.init.normal_(layer.weight, std=0.1)  # scores and boxes that differ
+    return model
 
 
 def target(random, size_hw, count):
