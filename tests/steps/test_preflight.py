@@ -16,7 +16,8 @@ from PIL import Image
 
 from lvis_rcnn import preflight as preflight_step
 from lvis_rcnn.config.schema import BACKBONES
-from lvis_rcnn.config.study import check_study, read_yaml
+from lvis_rcnn.config.study import check_study
+from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.dataloader import batches
 from lvis_rcnn.dataset.checks import image_errors, image_finding
 from lvis_rcnn.dataset.images import ImageFile, read_image_bgr
