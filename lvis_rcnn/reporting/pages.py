@@ -17,6 +17,7 @@ from lvis_rcnn.reporting.cards import write_cards
 from lvis_rcnn.reporting.differences import differences_line
 from lvis_rcnn.reporting.figures import GROUPS
 from lvis_rcnn.reporting.html import Column, Value, page, text_page
+from lvis_rcnn.reporting.methods import methods_cells, methods_note
 from lvis_rcnn.reporting.notes import (
     failures_line,
     files_line,
@@ -83,13 +84,21 @@ def write_pages(study: Study, study_file: Path, results: Path, out: Path) -> Non
 def table_page(study: Study, rows: Sequence[Row]) -> str:
     """The results table."""
     lines = printed_cells(rows, write=in_html)
+    methods = methods_cells(rows)
     numbers = {title for name, title in column_titles(rows).items() if name not in (*rows[0].names, "download")}
     return page(
         "table",
         titled(study),
         columns=[Column(title, by_number=title in numbers) for title in lines[0]],
         rows=[list(line.values()) for line in lines],
-        notes=[failures_line(rows), differences_line(rows), measured_line(rows), reading_line(rows)],
+        methods=[[Column(title) for title in methods[0]], [list(line.values()) for line in methods]] if methods else [],
+        notes=[
+            methods_note(rows),
+            failures_line(rows),
+            differences_line(rows),
+            measured_line(rows),
+            reading_line(rows),
+        ],
         provenance=[provenance_line(study, rows), files_line(rows)],
     )
 

@@ -73,6 +73,15 @@ class Row:
     """Name of a trained row."""
     called: str = ""
     """What the study calls it; empty where it is called by its backbone."""
+    trained_as: str = ""
+    """Name of the row whose training it uses, often its own."""
+    is_baseline: bool = False
+    """Whether the other trained rows are compared with it."""
+
+    @property
+    def scored_seeds(self) -> list[int | None]:
+        """Seeds of the runs that ``sampled`` is of."""
+        return [run.seed for run in self.runs if "evaluate" in run.records]
 
     def protocol_measures(self) -> list[str]:
         """Names of all metrics by the further protocols."""
@@ -224,6 +233,8 @@ def trained_row(study: Study, results: Path, row: str, models: Mapping[str, ZooM
         sampled_by=sampled_by(runs, protocols),
         name=row,
         called=study.title_of(row) if row in study.rows else "",
+        trained_as=study.trained_as(row),
+        is_baseline=row == study.report.baseline,
     )
 
 
