@@ -376,6 +376,9 @@ def image_folders(train: Path | None, val: Path | None, *, skip: bool) -> tuple[
 def step(args: argparse.Namespace) -> None:
     """Check one study."""
     study = load_study_for_step(args.study, "preflight", None, args.row)
+    if args.row is not None and args.row not in study.trained_rows:
+        allowed = ", ".join(study.trained_rows)
+        raise InputError(f"--row {args.row}", "is no row of the study", allowed=allowed, fix="name one of them")
     train, val = open_store(args.train_store), open_store(args.val_store)
     for store in (train, val):
         require_annotations(store)
