@@ -151,6 +151,11 @@ class StudyPaths:
         """Folder of the repeat factors of the training images."""
         return f"{self.folder}/repeat_factors"
 
+    @property
+    def calibration(self) -> list[str]:
+        """Counts and fractal dimensions of the categories in training; none where no scores are calibrated."""
+        return [f"{self.folder}/calibration.csv"] if self.study.calibrations else []
+
     def if_available(self, path: str) -> list[str]:
         """``path`` where it exists or a rule makes it; otherwise none: the step itself says best what is missing."""
         is_drawn = self.study.dataset.draw is not None and Path(path).is_relative_to(self.drawn_folder)
@@ -229,6 +234,11 @@ class StudyPaths:
         threshold = sampling.oversample_threshold
         given = "" if threshold is None else f"--threshold {threshold} "
         return f"{given}--rounding {sampling.rounding} --exponent {sampling.exponent}"
+
+    @property
+    def calibration_option(self) -> str:
+        """By which table scores are calibrated, as an option; empty where they are not."""
+        return " ".join(["--calibration", *self.calibration]) if self.calibration else ""
 
     @property
     def subset_files(self) -> list[str]:

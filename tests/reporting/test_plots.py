@@ -13,7 +13,7 @@ from PIL import Image
 
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, RECALLS, UNDEFINED, ap_of_categories, mean_curves
-from lvis_rcnn.reporting import PLOTS, score_plots
+from lvis_rcnn.reporting import plots_of, score_plots
 from lvis_rcnn.reporting.figures import style
 from lvis_rcnn.reporting.plots import (
     History,
@@ -62,7 +62,8 @@ from tests.helpers.study_records import (
 def drawn(results: Path, study: Study, out: Path) -> dict[str, str]:
     """The texts of all plots of a study, by name."""
     write_plots(study, Path("study.yaml"), results, out)
-    assert {path.stem for path in out.glob("*.png")} == {path.stem for path in out.glob("*.svg")} == {*PLOTS}
+    names = {*plots_of(calibrated=bool(study.calibrations))}
+    assert {path.stem for path in out.glob("*.png")} == {path.stem for path in out.glob("*.svg")} == names
     return {path.stem: path.read_text() for path in out.glob("*.svg")}
 
 
@@ -80,7 +81,7 @@ def test_a_finished_study_has_every_plot_the_same_every_time_whatever_a_user_has
         ("precision_recall_mask", "no objects"),
     ):
         assert shows(texts[name], words), (name, words)
-    assert all(shows(texts[name], "R-50-FPN") for name in {*PLOTS} - {"repeat_factors"})
+    assert all(shows(texts[name], "R-50-FPN") for name in {*texts} - {"repeat_factors"})
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "svg.fonttype": "none"}):
         drawn(tmp_path, study, tmp_path / "again")
     for path in (tmp_path / "once").iterdir():

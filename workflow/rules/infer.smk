@@ -4,6 +4,7 @@ rule infer:
         model="results/{study}/{group}/{member}/model.pth",
         store=of_split(paths.store),
         images=ancient(of_split(paths.images)),
+        calibration=paths.calibration,
     output:
         detections=directory("results/{study}/{group}/{member}/detections"),
         summary="results/{study}/{group}/{member}/inference.json",
@@ -24,10 +25,11 @@ rule infer:
         study=untracked(STUDY_FILE),
         images=untracked(of_split(paths.image_folder)),
         backbone=untracked(of_row(paths.backbone_of)),
+        calibration=untracked(paths.calibration_option),
         folder=subpath(output.summary, parent=True),
     message:
         "Detecting with {wildcards.group}/{wildcards.member} in the validation images of {wildcards.study}"
     shell:
         'exec "$PYTHON" -m lvis_rcnn.infer --study {params.study:q} --settings-digest {params.digest}'
-        " --backbone {params.backbone} --model {input.model} --store {input.store} --images {params.images:q}"
+        " --backbone {params.backbone} --model {input.model} --store {input.store} --images {params.images:q} {params.calibration}"
         " --state results/state --run {wildcards.group}/{wildcards.member} --out {params.folder} --log {log}"
