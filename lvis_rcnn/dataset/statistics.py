@@ -92,8 +92,11 @@ def occupied_cells(
 ) -> Int64[np.ndarray, " c"]:
     """How many cells of a ``side`` x ``side`` grid hold a centre of each category; all centres are inside."""
     # The authors' edges, multiples of a rounded 1 / side: centres on an edge are common where coordinates are pixels.
-    edges = np.arange(side) * (1 / side)
-    columns, rows = (np.searchsorted(edges, positions, side="right") - 1 for positions in centres_xy.T)
+    edges = np.append(np.arange(side) * (1 / side), np.inf)
+    cells = (centres_xy * side).astype(np.int64)
+    cells -= centres_xy < edges[cells]
+    cells += centres_xy >= edges[cells + 1]
+    columns, rows = cells.T
     occupied = np.zeros((num_categories, side * side), bool)
     occupied[categories, rows * side + columns] = True
     return occupied.sum(axis=1)

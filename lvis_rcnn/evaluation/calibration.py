@@ -52,6 +52,16 @@ METHODS: dict[str, Callable[[Calibration, CategoryStatistics], Float64[np.ndarra
 }
 
 
+# What people call them with their parameters.
+TITLES = {"norcal": "NorCal, gamma {0.gamma:g}", "fracal": "FRACAL, lambda {0.dimension_exponent:g}, base {0.base:g}"}
+
+
+def title_of(settings: Calibration) -> str:
+    """A calibration as tables and plots call it."""
+    of_objects = " of objects" if settings.frequency == "instances" else ""
+    return TITLES[settings.method].format(settings) + of_objects
+
+
 def logit_shifts(settings: Calibration, seen: CategoryStatistics) -> Float64[np.ndarray, " c"]:
     """What is added to the logit of each category, while that of the background stays.
 

@@ -13,14 +13,12 @@ from matplotlib.ticker import FuncFormatter
 
 from lvis_rcnn.config.schema import Calibration
 from lvis_rcnn.dataset.statistics import read_statistics
-from lvis_rcnn.evaluation.calibration import logit_shifts
+from lvis_rcnn.evaluation.calibration import logit_shifts, title_of
 from lvis_rcnn.evaluation.results import KINDS, Kind
 from lvis_rcnn.reporting.figures import GROUPS, figure_file, legend_below, show_reason, style, write_reason
 from lvis_rcnn.reporting.notes import OTHER_WORK, places
 from lvis_rcnn.reporting.rows import TRAINED, Row, kept_sentence
 
-# What a plot calls a calibration.
-TITLES = {"norcal": "NorCal, gamma {0.gamma:g}", "fracal": "FRACAL, lambda {0.dimension_exponent:g}, base {0.base:g}"}
 GROUP_METRICS = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
 
 
@@ -384,7 +382,7 @@ def write_calibration(table: Path, calibrations: Sequence[Calibration], out: Pat
         for axes, settings in zip(others, calibrations, strict=True):
             scatter_by_group(axes, seen.frequencies, seen.image_counts, np.exp(logit_shifts(settings, seen)))
             axes.set(xscale="log", yscale="log", xlabel="training images with the category")
-            axes.set(ylabel="factor of score over background's", title=TITLES[settings.method].format(settings))
+            axes.set(ylabel="factor of score over background's", title=title_of(settings))
 
 
 def draw_instances(axes: Axes, figures: CategoryFigures) -> None:

@@ -141,6 +141,11 @@ def test_logs_and_benchmarks_are_named_after_steps(finished: Stubbed) -> None:
             {"infer": 2, "measure": 2, "evaluate": 2, "pictures": 2, **RENEWED},
             id="inference",
         ),
+        pytest.param(
+            {"inference": {"calibration": {"method": "norcal", "gamma": 0.6}}},
+            {"calibrate": 1, "infer": 2, "measure": 2, "evaluate": 2, "pictures": 2, **RENEWED},
+            id="calibration",
+        ),
         pytest.param({"schedule": {"steps": 9}}, {"preflight": 1, **shown(2), "training_pictures": 1}, id="schedule"),
         pytest.param(
             {"sampling": {"oversample_threshold": None}},
