@@ -53,13 +53,15 @@ METHODS: dict[str, Callable[[Calibration, CategoryStatistics], Float64[np.ndarra
 
 
 # What people call them with their parameters.
-TITLES = {"norcal": "NorCal, gamma {0.gamma:g}", "fracal": "FRACAL, lambda {0.dimension_exponent:g}, base {0.base:g}"}
+TITLES = {
+    "norcal": "NorCal, gamma {0.gamma:g}",
+    "fracal": "FRACAL{1}, lambda {0.dimension_exponent:g}, base {0.base:g}",
+}
 
 
 def title_of(settings: Calibration) -> str:
     """A calibration as tables and plots call it."""
-    of_objects = " of objects" if settings.frequency == "instances" else ""
-    return TITLES[settings.method].format(settings) + of_objects
+    return TITLES[settings.method].format(settings, " by objects" if settings.frequency == "instances" else "")
 
 
 def logit_shifts(settings: Calibration, seen: CategoryStatistics) -> Float64[np.ndarray, " c"]:

@@ -372,7 +372,7 @@ def write_calibration(table: Path, calibrations: Sequence[Calibration], out: Pat
     The factor is that of a score over the background's, exp of what is added to the logit.
     """
     if not table.exists():
-        return write_reason(out / "calibration", "the categories of the training images are not counted yet")
+        return write_reason(out / "calibration", "the training images of categories are not counted yet")
     seen = read_statistics(table)
     with figure_file(out / "calibration", height_in=3.2) as figure:
         left, *others = figure.subplots(1, 1 + len(calibrations))
