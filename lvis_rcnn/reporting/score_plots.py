@@ -377,11 +377,11 @@ def write_calibration(table: Path, calibrations: Sequence[Calibration], out: Pat
     with figure_file(out / "calibration", height_in=3.2) as figure:
         left, *others = figure.subplots(1, 1 + len(calibrations))
         scatter_by_group(left, seen.frequencies, seen.instance_counts, seen.dimensions)
-        left.set(xscale="log", xlabel="training objects of the category", ylabel="fractal dimension of their centres")
+        left.set(xscale="log", xlabel="training objects", ylabel="fractal dimension of their centres")
         left.legend(title="categories")
         for axes, settings in zip(others, calibrations, strict=True):
             scatter_by_group(axes, seen.frequencies, seen.image_counts, np.exp(logit_shifts(settings, seen)))
-            axes.set(xscale="log", yscale="log", xlabel="training images with the category")
+            axes.set(xscale="log", yscale="log", xlabel="training images")
             axes.set(ylabel="factor of score over background's", title=title_of(settings))
 
 
