@@ -257,10 +257,10 @@ class PublishedResult(NamedRow):
     sampling: Literal["none", "rfs"]
     """Images drawn once each, or by repeat factors of image frequencies with threshold 1e-3."""
     classification: Literal["softmax", "seesaw"]
-    normed_classifier: bool = False
-    """The classifier normalises features and weights, at temperature 20."""
-    normed_mask: bool = False
-    """So does the last layer of the mask head."""
+    box_classifier: Literal["linear", "normalised"] = "linear"
+    """normalised: cosines of features and weights, times 20."""
+    mask_predictor: Literal["linear", "normalised"] = "linear"
+    """The same of the last layer of the mask head."""
     calibration: Literal["norcal", "fracal"] | None = None
     beyond: str = ""
     """What else the model has and this project has not: such a result stands beside no row."""

@@ -116,7 +116,7 @@ class Detector:
 
 
 def class_shifts(
-    settings: Calibration | None, table: Path | None, names: Sequence[str], device: torch.device
+    settings: Calibration | None, table: Path | None, names: Sequence[str], model: MaskRcnn, device: torch.device
 ) -> Float[torch.Tensor, " k"] | None:
     """What calibration adds to the logits of background, first, and categories; None where scores stay as they are.
 
@@ -124,10 +124,12 @@ def class_shifts(
         settings: the study's ``inference.calibration``.
         table: what the step ``calibrate`` wrote of the split that the model was trained on.
         names: of the model's categories.
-        device: of the logits.
+        model: the network.
+        device: of its logits.
 
     Raises:
-        InputError: one of settings and table is given without the other, or the table is of other categories.
+        InputError: one of settings and table is given without the other, the table is of other categories, or the model
+            is no softmax over background and categories.
     """
     if settings is None and table is None:
         return None
@@ -135,6 +137,10 @@ def class_shifts(
         what = "is needed for inference.calibration" if settings else "is given, but the settings have no calibration"
         fix = "write it with python -m lvis_rcnn calibrate" if settings else "leave it out, or name a study that has"
         raise InputError("--calibration", what, allowed="both or neither", fix=fix)
+    classification = getattr(model.settings, "classification", "softmax")
+    if classification != "softmax":
+        what = f"is undefined for this model, whose classification is {classification}"
+        raise InputError("inference.calibration", what, allowed="null", fix="leave it out, or name another model")
     shifts = logit_shifts(settings, statistics_for(table, names))
     return torch.tensor([0.0, *shifts.tolist()], device=device)
 
@@ -158,8 +164,8 @@ def make_detector(
     images = TestImages(store_path, images_dir, test.short_edge_px, test.long_edge_px, channels_last=on_gpu)
     layout = torch.channels_last if on_gpu else torch.contiguous_format
     names = [category.name for category in images.store.categories]
-    shifts = class_shifts(test.calibration, calibration, names, device)
     model = load_trained(study.model, backbone, model_path, images.store)
+    shifts = class_shifts(test.calibration, calibration, names, model, device)
     model.to(device, memory_format=layout)  # type: ignore[call-overload]
     return Detector(model, images, device, test, shifts)
 

@@ -155,8 +155,8 @@ def load_standalone(
     if categories is None:
         categories = [NamedCategory(label, name) for label, name in enumerate(names, start=1)]
     set_precision(test.precision)
-    shifts = class_shifts(test.calibration, calibration, names, device)
     model = network_of(str(path), backbone, len(names) + 1, model_settings, state)
+    shifts = class_shifts(test.calibration, calibration, names, model, device)
     return Standalone(model.to(device), backbone, tuple(categories), test, device, shifts)
 
 

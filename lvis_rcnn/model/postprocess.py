@@ -77,7 +77,7 @@ def detect_boxes(
     """
     numbers = [len(regions) for regions in regions_xyxy]
     hidden = heads.box_head(region_features(features, regions_xyxy, BOX_POOL))
-    scores = calibrated(heads.box_predictor.cls_score(hidden), shifts)[:, 1:]
+    scores = calibrated(heads.box_predictor.cls_score(hidden), shifts).softmax(dim=1)[:, 1:]
     is_candidate = (scores > test.score_threshold).split(numbers)
     counts = torch.stack([of_image.sum() for of_image in is_candidate]).tolist()
     found = []
@@ -95,13 +95,8 @@ def detect_boxes(
 def calibrated(
     logits: Float[torch.Tensor, "r k"], shifts: Float[torch.Tensor, " k"] | None
 ) -> Float[torch.Tensor, "r k"]:
-    """Scores of background and categories, which sum to 1.
-
-    Args:
-        logits: of the regions, background first.
-        shifts: what calibration adds to them (evaluation.calibration), 0 for the background; None adds nothing.
-    """
-    return (logits if shifts is None else logits + shifts).softmax(dim=1)
+    """Logits of regions, background first, plus what calibration adds (evaluation.calibration); None adds nothing."""
+    return logits if shifts is None else logits + shifts
 
 
 def best_of_each_label(candidates: Candidates, test: Inference) -> Candidates:

@@ -223,9 +223,11 @@ def test_the_results_of_methods_as_printed() -> None:
     printed = {("r50", "none"): (25.0, 25.4), ("r101", "none"): (26.7, 27.3)}
     printed |= {("r50", "rfs"): (26.4, 26.8), ("r101", "rfs"): (27.6, 28.2)}
     for (backbone, sampling), aps in printed.items():
-        found = {row.normed_mask: row.mask_ap for row in seesaw if (row.backbone, row.sampling) == (backbone, sampling)}
-        assert found == dict(zip((False, True), aps, strict=True))
-    assert all(row.schedule == "2x" and row.normed_classifier for row in seesaw)
+        found = {
+            row.mask_predictor: row.mask_ap for row in seesaw if (row.backbone, row.sampling) == (backbone, sampling)
+        }
+        assert found == dict(zip(("linear", "normalised"), aps, strict=True))
+    assert all((row.schedule, row.box_classifier) == ("2x", "normalised") for row in seesaw)
     fracal = [row for row in RESULTS.values() if row.calibration == "fracal"]
     groups = {row.backbone: (row.mask_ap, row.mask_apr, row.mask_apc, row.mask_apf) for row in fracal}
     assert groups == {"r50": (28.5, 23.0, 28.1, 31.5), "r101": (29.9, 24.6, 29.3, 32.8)}

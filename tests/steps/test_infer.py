@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ from lvis_rcnn.evaluate import evaluate
 from lvis_rcnn.evaluation.calibration import logit_shifts
 from lvis_rcnn.evaluation.scoring import Scoring
 from lvis_rcnn.inference import detector, shards
-from lvis_rcnn.model.mask_rcnn import ImageDetections
+from lvis_rcnn.model.mask_rcnn import ImageDetections, network_on_meta
 from lvis_rcnn.model.weights import save_model
 from lvis_rcnn.runs.inference import inferred
 from lvis_rcnn.system.cli import InputError, log
@@ -45,7 +46,15 @@ from lvis_rcnn.system.files import sha256_of_file
 from lvis_rcnn.training.distributed import Ranks
 from tests.conftest import HANGS_S, REPOSITORY
 from tests.helpers.few_detections import few_detections
-from tests.helpers.tiny_run import make_data, model_meta, tiny_study, write_calibration, write_tiny_study
+from tests.helpers.tiny_run import (
+    SMALL,
+    SMALLEST,
+    make_data,
+    model_meta,
+    tiny_study,
+    write_calibration,
+    write_tiny_study,
+)
 
 KEYS = {
     *("format", "version", "images", "masks", "batch_size", "device", "threads", "ranks", "resolution", "precision"),
@@ -171,19 +180,44 @@ def test_an_inference_by_another_table_is_another(drawn, model_path, tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ("settings", "names", "message"),
+    ("settings", "is_given", "classification", "message"),
     [
-        (FRACAL, None, r"--calibration: is needed for inference\.calibration; .*; fix: write it with python -m"),
-        (None, ["a"], r"--calibration: is given, but the settings have no calibration; .*; fix: leave it out"),
-        (FRACAL, ["a"], r"calibration\.csv: has category 'a' in place of 'b'; allowed: the 2 of the model, in their"),
+        (
+            FRACAL,
+            False,
+            "softmax",
+            r"--calibration: is needed for inference\.calibration; .*; fix: write it with python",
+        ),
+        (
+            None,
+            True,
+            "softmax",
+            r"--calibration: is given, but the settings have no calibration; .*; fix: leave it out",
+        ),
+        (
+            FRACAL,
+            True,
+            "softmax",
+            r"calibration\.csv: has category 'a' in place of 'b'; allowed: the 2 of the model, in",
+        ),
+        (
+            FRACAL,
+            True,
+            "seesaw",
+            r"inference\.calibration: is undefined for this model, whose classification is seesaw",
+        ),
     ],
 )
-def test_a_calibration_without_its_table_is_refused(tmp_path, settings, names, message):
+def test_a_calibration_without_its_table_or_of_another_classifier_is_refused(
+    tmp_path, settings, is_given, classification, message
+):
     table = tmp_path / "calibration.csv"
     table.write_text("name,frequency,image_count,instance_count,images_of_split,fractal_dimension\na,r,1,1,2,1.5\n")
-    calibration = Calibration(**settings) if settings else None
+    model = network_on_meta(SMALLEST, 3, SMALL)
+    model.settings = SimpleNamespace(classification=classification)
+    given = (Calibration(**settings) if settings else None, table if is_given else None)
     with pytest.raises(InputError, match=message):
-        detector.class_shifts(calibration, table if names else None, ["b", "a"], torch.device("cpu"))
+        detector.class_shifts(*given, ["b", "a"], model, torch.device("cpu"))
 
 
 def contents(folder):
