@@ -99,7 +99,8 @@ def occupied_cells(
     columns, rows = cells.T
     occupied = np.zeros((num_categories, side * side), bool)
     occupied[categories, rows * side + columns] = True
-    return occupied.sum(axis=1)
+    counts: np.ndarray = occupied.sum(axis=1)
+    return counts
 
 
 def write_statistics(path: Path, store: AnnotationStore, statistics: CategoryStatistics) -> None:
