@@ -5,7 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from lvis_rcnn.config.study import check_study, read_yaml
+from lvis_rcnn.config.study import check_study
+from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.reporting.notes import provenance_line
 from lvis_rcnn.reporting.pages import write_pages
 from lvis_rcnn.reporting.rows import rows_of
