@@ -151,6 +151,18 @@ def read_heartbeat(state_dir: Path) -> dict[str, Any]:
     return found if {"step", "steps"} <= found.keys() else {}
 
 
+def running(study: Study, results: Path, zoo: Mapping[str, ZooModel]) -> dict[str, dict[str, Any]]:
+    """The heartbeats of the trainings of a study that run now, by the names of their runs."""
+    found = {}
+    for name in study.backbones:
+        for seed in study.seeds:
+            state_dir, _ = state_dirs(study, results, name, seed, zoo)
+            heartbeat = read_heartbeat(state_dir) if state_dir else {}
+            if state_dir and heartbeat and heartbeat_state(state_dir, heartbeat)[0] == "running":
+                found[f"{name} seed {seed}"] = heartbeat
+    return found
+
+
 def what_it_does(
     study: Study, results: Path, run: RunRecord, state_dir: Path | None, heartbeat: Mapping[str, Any]
 ) -> tuple[str, str]:
