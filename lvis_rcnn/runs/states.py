@@ -21,6 +21,7 @@ from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.runs.identity import identities, own_identity
 from lvis_rcnn.runs.inference import START, inferred
 from lvis_rcnn.runs.paths import state_of_run
+from lvis_rcnn.runs.price import DEVICES, step_flops
 from lvis_rcnn.runs.records import (
     FAILED,
     RECORDS,
@@ -32,7 +33,7 @@ from lvis_rcnn.runs.records import (
     read_published,
     read_run,
 )
-from lvis_rcnn.runs.shapes import Heartbeat, InferenceStart, Store
+from lvis_rcnn.runs.shapes import Heartbeat, InferenceStart, Preflight, Store
 from lvis_rcnn.system.cli import duration
 from lvis_rcnn.system.machine import ENDED, start_ticks
 
@@ -251,8 +252,10 @@ class Pace:
     seconds_per_step: float
     ranks: int
     """Processes that were measured."""
-    measured_on: str
-    """The log it is from, for a person."""
+    basis: str
+    """What it is from, for a person."""
+    is_estimated: bool = False
+    """Whether no run of the backbone has logged a step: it follows from arithmetic (runs/price.py)."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +268,7 @@ class Work:
     steps: int | None
     """Steps of the whole training; None where unknown."""
     pace: Pace | None
-    """None where no run of this backbone has logged a step."""
+    """None of a published model."""
 
     @property
     def training(self) -> str:
@@ -305,18 +308,37 @@ def work_of(study: Study, state: RunState, states: Sequence[RunState]) -> Work:
     # A killed run repeats the steps after its last checkpoint.
     first_step = step if state.state == "running" else state.heartbeat.get("saved_step", step)
     known = [state.steps, study.schedule.steps if study.schedule else None, *(other.steps for other in states)]
-    steps = next((steps for steps in known if steps is not None), None)
-    return Work(state, first_step, steps, pace_of(state, states))
+    steps = next((steps for steps in (*known, steps_by_preflight(state.run)) if steps is not None), None)
+    return Work(state, first_step, steps, None if state.run.seed is None else pace_of(study, state, states))
 
 
-def pace_of(state: RunState, states: Sequence[RunState]) -> Pace | None:
-    """The pace of the run itself, or of another seed of its backbone."""
-    others = [other for other in states if other.backbone == state.backbone and other is not state]
-    found = (pace_in(one, "its own log" if one is state else f"seed {one.run.seed}") for one in (state, *others))
-    return next(filter(None, found), None)
+def steps_by_preflight(run: RunRecord) -> int | None:
+    """Steps of a training of its study as preflight counted them; None before it has."""
+    facts = read_json_object(run.folder.parents[1] / "preflight.json", Preflight).get("facts", {})
+    steps: int | None = facts.get("schedule", {}).get("steps")
+    return steps
 
 
-def pace_in(state: RunState, measured_on: str) -> Pace | None:
+def pace_of(study: Study, state: RunState, states: Sequence[RunState]) -> Pace:
+    """The pace of the run itself, else of another seed, else an estimate from another backbone or from a device."""
+    trained = sorted(
+        (one for one in states if one.run.seed is not None),
+        key=lambda one: (one is not state, one.backbone != state.backbone),
+    )
+    for one in trained:
+        is_own, is_alike = one is state, one.backbone == state.backbone
+        name = "its own log" if is_own else f"seed {one.run.seed}" if is_alike else f"estimated from {one.backbone}"
+        if pace := pace_in(one, name):
+            times = step_flops(study, state.backbone) / step_flops(study, one.backbone)
+            return replace(pace, seconds_per_step=times * pace.seconds_per_step, is_estimated=not is_alike)
+    asked, device = study.asked(state.backbone), DEVICES[study.compute.device]
+    ranks = (asked.gpus or 1) * (asked.nodes or 1)
+    processors = ranks if study.compute.device == "cuda" else study.compute.threads
+    seconds = step_flops(study, state.backbone) / device.flops_per_s / processors
+    return Pace(seconds, ranks, f"estimated, {device.name}", is_estimated=True)
+
+
+def pace_in(state: RunState, basis: str) -> Pace | None:
     """Median of the last lines of a run's log; None where there is no log of these settings."""
     folder: Path | None = state.state_dir
     if folder is None and "train" in state.run.records:
@@ -325,7 +347,7 @@ def pace_in(state: RunState, measured_on: str) -> Pace | None:
     times = [line["time"] for line in lines if "time" in line]
     if not times:
         return None
-    return Pace(statistics.median(times), state.heartbeat.get("ranks", 1), measured_on)
+    return Pace(statistics.median(times), state.heartbeat.get("ranks", 1), basis)
 
 
 def processor_hours(study: Study, work: Work) -> float | None:
