@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -193,12 +192,18 @@ def test_a_detection_finds_the_object_of_its_category_that_it_overlaps_most_and_
     assert judged(scenes, 2, []) == ({}, set())
 
 
-def test_objects_of_one_category_have_different_colours():
-    many = SimpleNamespace(labels=np.array([2, 1, 1, 2, 1, 1, 2]), annotations_of=lambda image: slice(0, 7))
-    colours = colours_of_objects(many, 0)
+def test_objects_of_one_category_have_different_colours(tmp_path):
+    values = dataset()
+    bear, kite = values["annotations"][:2]  # type: ignore[index]
+    mixed = [kite, bear, bear, kite, bear, bear, kite]
+    values["annotations"] = [one | {"id": number} for number, one in enumerate(mixed, start=1)]
+    (tmp_path / "many.json").write_text(json.dumps(values))
+    build_store(tmp_path / "many.json", tmp_path / "many.store")
+    store = open_store(tmp_path / "many.store")
+    colours = colours_of_objects(store, 0)
     for label in (1, 2):
-        of_label = [colours[row] for row in range(7) if many.labels[row] == label]
-        assert len(set(of_label)) == len(of_label)
+        of_label = [colour for row, colour in colours.items() if store.labels[row] == label]
+        assert len(set(of_label)) == len(of_label) > 2
 
 
 def test_marks_and_colours_say_what_is_right(scenes, monkeypatch):
