@@ -103,12 +103,23 @@ onstart:
         refusals.extend(lacking_gpus(snakemake_internals.planned_jobs(workflow)))
     if refusals:
         sys.exit("\n".join(f"error: {refusal}" for refusal in refusals))
+    # Trainings on this machine show a bar on a terminal.
+    if on_a_cluster or not sys.stderr.isatty():
+        # Here, since every process of Snakemake reads this file, and one needs it.
+        from progress_lines import start_telling
+
+        start_telling(study, STUDY_FILE, snakemake_internals.say_progress)
 
 
 onsuccess:
     for left in Path(paths.folder).glob("partial_table.*"):
         left.unlink()
-    for name, place in paths.results_to_look_at():
+    found = paths.results_to_look_at()
+    if found:
+        of_study = f" --configfile {STUDY_FILE}" * bool(named_files)
+        whole = f"snakemake --report report.html{of_study}"
+        found.append(("report, all in one file, is made by", whole))
+    for name, place in found:
         logger.info(f"The {name}: {place}")
 
 

@@ -41,7 +41,8 @@ from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.dataset.versions import version_of
 from lvis_rcnn.evaluation.subsets import IN_MINIVAL, read_ids
 from lvis_rcnn.model.mask_rcnn import network_on_meta
-from lvis_rcnn.reporting.preflight_text import GPU_GB, Page, page_text
+from lvis_rcnn.reporting.preflight_text import GPU_GB, Page, page_text, price_lines
+from lvis_rcnn.runs.price import DEVICES, estimated_hours, step_flops
 from lvis_rcnn.runs.records import SEEN_BY_WEIGHTS
 from lvis_rcnn.system.cli import InputError, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import atomic_file, write_json
@@ -281,6 +282,7 @@ def facts(
         "schedule": schedule_facts(recipe),
         "learning_rate": recipe.rate_sentence,
         "gpu_memory": memory_facts(study, train.num_labels) if study.compute.device == "cuda" else {},
+        "price": price_facts(study, recipe.steps),
         "weights": study.model.weights,
         "backbones": list(dict.fromkeys(map(study.backbone_of, study.trained_rows))),
         "seeds": list(study.seeds),
@@ -302,6 +304,22 @@ def memory_facts(study: Study, num_labels: int) -> dict[str, dict[str, dict[str,
         for name, memory in (
             (row, step_memory(study.of_row(row), study.backbone_of(row), num_labels)) for row in study.rows_to_train
         )
+    }
+
+
+def price_facts(study: Study, steps: int) -> dict[str, Any]:
+    """What each run costs by its arithmetic, and on which device."""
+    own = {row: study.of_row(row) for row in study.rows_to_train}
+    return {
+        "estimated_for": DEVICES[study.compute.device].name,
+        "unit": "GPU-hours" if study.compute.device == "cuda" else "core-hours",
+        "of_a_run": {
+            row: {
+                "tflop_per_image": step_flops(of_row, study.backbone_of(row)) / of_row.schedule.images_per_step / 1e12,
+                "hours": estimated_hours(of_row, study.backbone_of(row), of_row.schedule.steps or steps),
+            }
+            for row, of_row in own.items()
+        },
     }
 
 
@@ -394,6 +412,7 @@ def step(args: argparse.Namespace) -> None:
         log.warning("warning: %s", warning)
     write_page(page, args.out)
     schedule = page.facts["schedule"]
+    log.info("%s", next(price_lines(page.facts)))
     log.info(
         "%s: ok; %s steps, %s images seen, %.2f epochs of %s images",
         args.out,

@@ -24,9 +24,9 @@ from lvis_rcnn.config.zoo import load_zoo, scored_models
 from lvis_rcnn.runs.states import STATES, RunState, Work, processor_hours, states_of, work_left
 from lvis_rcnn.system.cli import add_number, check_folder, duration, rate, run_step, step_parser
 
-TEXT_COLUMNS = {"row", "state", "where", "training", "measured on", "then"}
+TEXT_COLUMNS = {"row", "state", "where", "training", "speed from", "then"}
 # Columns that are left out on a narrow terminal, in this order.
-LEAST_NEEDED = ("where", "measured on", "starts", "images/s", "s/step")
+LEAST_NEEDED = ("where", "speed from", "starts", "images/s", "s/step")
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 TableRow = dict[str, str]
@@ -100,16 +100,17 @@ def plan_row(study: Study, work: Work) -> TableRow:
     """The table row of a run in the plan; the cells of training are empty where none is left."""
     state, hours = work.state, processor_hours(study, work)
     trained = {"training": "" if state.run.seed is None else work.training, "time": "", unit(study): ""}
-    if not state.is_trained:
-        trained["time"] = "unknown" if work.seconds is None else duration(work.seconds)
-        trained[unit(study)] = "unknown" if hours is None else f"{hours:.2f}"
     pace = None if state.is_trained else work.pace
+    about = "~" if pace and pace.is_estimated else ""
+    if not state.is_trained:
+        trained["time"] = "unknown" if work.seconds is None else f"{about}{duration(work.seconds)}"
+        trained[unit(study)] = "unknown" if hours is None else f"{about}{hours:.2f}"
     return {
         "row": state.row,
         "seed": "" if state.run.seed is None else str(state.run.seed),
         **trained,
-        "s/step": "" if pace is None else f"{pace.seconds_per_step:.3g}",
-        "measured on": "" if pace is None else pace.measured_on,
+        "s/step": "" if pace is None else f"{about}{pace.seconds_per_step:.3g}",
+        "speed from": "" if pace is None else pace.basis,
         "then": ", ".join(work.then),
     }
 
@@ -118,13 +119,15 @@ def totals(study: Study, works: Sequence[Work]) -> list[str]:
     """What all runs of a plan need together, and the runs for which that is unknown."""
     steps = Counter(step for work in works for step in (["train"] if not work.state.is_trained else []) + work.then)
     lines = ["to do: " + ", ".join(f"{number} x {step}" for step, number in steps.items())]
-    hours = {work.state.name: processor_hours(study, work) for work in works if not work.state.is_trained}
-    known = [value for value in hours.values() if value is not None]
-    unknown = ", ".join(name for name, value in hours.items() if value is None)
+    trained = [(work, processor_hours(study, work)) for work in works if not work.state.is_trained]
+    known = [(hours, work.pace) for work, hours in trained if hours is not None]
+    estimated = sum(hours for hours, pace in known if pace and pace.is_estimated)
     if known:
-        lines.append(f"training: {sum(known):.2f} {unit(study)}{' plus what is unknown' if unknown else ''}")
-    if unknown:
-        lines.append(f"unknown, since no run of the row has logged a step: {unknown}")
+        part = f", {estimated:.2f} of them estimated by arithmetic (docs/performance.md)" * (estimated > 0)
+        rest = " plus what is unknown" * (len(known) < len(trained))
+        lines.append(f"training: {sum(hours for hours, _ in known):.2f} {unit(study)}{part}{rest}")
+    if unknown := ", ".join(work.state.name for work, hours in trained if hours is None):
+        lines.append(f"unknown until preflight has counted the optimizer steps: {unknown}")
     return lines
 
 

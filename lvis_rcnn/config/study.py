@@ -56,20 +56,8 @@ VARIED = ("sampling", "augmentation", "model", "schedule", "inference")
 
 # Folders of results/<study>/ and rules of the workflow, which share their names with rows.
 RESERVED = {
-    *(
-        "all",
-        "batch",
-        "benchmarks",
-        "calibrate",
-        "compare",
-        "comparison",
-        "data",
-        "draw",
-        "evaluate",
-        "fetch",
-        "import_published",
-    ),
-    *("infer", "logs", "measure", "pages", "pictures", "plots", "preflight", "preflight_of_row"),
+    *("all", "batch", "benchmarks", "calibrate", "compare", "comparison", "data", "draw", "evaluate", "fetch"),
+    *("import_published", "infer", "logs", "measure", "pages", "pictures", "plots", "preflight", "preflight_of_row"),
     *("published", "repeat_factors", "results_table", "state", "store", "table", "train", "training_pictures"),
 }
 

@@ -4,12 +4,12 @@ rows         the rows of the table, as numbers
 differences  which rows differ: paired tests of every two
 methods      differences of each row to the baseline of its study, a table
 notes        the text around the table: how to read it, what failed, how its numbers were made
-table        table.md, .csv and .json: columns and cells
+table        table.md, .tex, .csv and .json: columns and cells
 figures      how every plot looks
 plots        all plots of a study; training curves
 score_plots  plots of rows and of categories
 comparison   differences between two rows, as text
-difference_plots  the same, as plots
+difference_plots  the same, as plots; of every two rows of a study
 drawing      objects on images
 pictures     what a run detects and misses
 html         pages from templates
@@ -42,6 +42,7 @@ CARD = "README.md"
 # results/<study>/plots/NAME.png and .svg
 PLOTS = {
     "ap_by_group": ("2 Plots", "AP of rare, common and frequent categories"),
+    "row_differences": ("2 Plots", "paired differences between all rows"),
     "ap_and_images": ("2 Plots", "AP of each category against its training images"),
     "ap_and_cost": ("2 Plots", "AP against inference time and memory"),
     "precision_recall_box": ("2 Plots", "precision and recall of boxes"),

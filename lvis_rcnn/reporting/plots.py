@@ -14,6 +14,7 @@ from matplotlib.ticker import StrMethodFormatter
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel, known_models
 from lvis_rcnn.reporting import plots_of
+from lvis_rcnn.reporting.difference_plots import write_row_differences
 from lvis_rcnn.reporting.figures import LEGEND_LINE, LINES, figure_file, legend_below, show_reason, style, write_reason
 from lvis_rcnn.reporting.rows import TRAINED, Row, rows_of
 from lvis_rcnn.reporting.score_plots import (
@@ -61,6 +62,7 @@ def write_plots(study: Study, study_file: Path, results: Path, out: Path) -> Non
     figures, image_counts = read_category_figures(tables) or (None, {})
     writers: dict[str, Callable[[], None]] = {
         "ap_by_group": lambda: write_ap_by_group(rows, out),
+        "row_differences": lambda: write_row_differences(rows, out),
         "ap_and_images": lambda: write_ap_and_images(rows, image_counts, "segm", out),
         "ap_and_cost": lambda: write_ap_and_cost(rows, out),
         "precision_recall_box": lambda: write_precision_recall(rows, "bbox", out),

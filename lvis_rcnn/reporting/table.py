@@ -1,4 +1,4 @@
-"""The results table: table.md for people, table.csv and table.json for programs."""
+"""The results table: table.md for people, table.tex for papers, table.csv and table.json for programs."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -88,12 +88,13 @@ def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, ou
         study: what should have been run.
         models: published models by name, those that the study scores among them.
         results: folder that all steps write into.
-        out: path of table.md; .csv and .json appear beside it.
+        out: path of table.md; .tex, .csv and .json appear beside it.
     """
     rows = rows_of(study, results, models)
     link = links_from(out.parent, results, study.report.base_url)
     records = [row_record(row, link) | methods_record(rows, row) for row in rows]
     write_text(out, markdown(study, rows, link))
+    write_text(out.with_suffix(".tex"), latex(study, rows))
     write_text(out.with_suffix(".csv"), spreadsheet(study, rows, records))
     table = {"format": "lvis_rcnn.table", "version": 1, "study": study.study, "title": titled(study), "rows": records}
     write_json(out.with_suffix(".json"), table | {"provenance": provenance(study, rows)})
@@ -356,6 +357,37 @@ def markdown(study: Study, rows: Sequence[Row], link: Link) -> str:
     below = [*methods, in_markdown(failures_line(rows)), in_markdown(differences_line(rows))]
     parts = [f"# {titled(study)}", table, *below, provenance_line(study, rows), measured_line(rows), *notes]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def latex(study: Study, rows: Sequence[Row]) -> str:
+    """The text of table.tex: a tabular for the package booktabs, its notes as comments."""
+
+    def write(text: str, is_best: bool) -> str:
+        return rf"\textbf{{{in_latex(text)}}}" if is_best else in_latex(text)
+
+    lines = printed_cells(rows, write=write)
+    head, *body = (
+        " & ".join(cells) + r" \\" for cells in ([*map(in_latex, lines[0])], *(one.values() for one in lines))
+    )
+    texts = (f"{titled(study)}. Needs \\usepackage{{booktabs}}.", failures_line(rows), differences_line(rows))
+    below = (reading_line(rows), measured_line(rows), provenance_line(study, rows))
+    notes = [f"% {part}" for text in (*texts, *below) for part in fill(text, TERMINAL_CHARACTERS).splitlines()]
+    columns = f"{{{'l' * len(lines[0])}}}"
+    table = [rf"\begin{{tabular}}{columns}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*notes, *table]) + "\n"
+
+
+IN_LATEX: dict[str, str | int | None] = {
+    **{letter: rf"\{letter}" for letter in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "[": "{[}", "]": "{]}"},
+    **{"±": r"$\pm$", UNRANKED: r"$\approx$", SEEN_BEFORE: "$^1$", "†": r"\dag{}", "‡": r"\ddag{}", "§": r"\S{}"},
+    **{"<": "$<$", ">": "$>$"},
+}
+
+
+def in_latex(text: str) -> str:
+    """A text that LaTeX sets as it is; a bracket after a line's end would be taken for a length."""
+    return text.translate(str.maketrans(IN_LATEX))
 
 
 def in_markdown(text: str) -> str:

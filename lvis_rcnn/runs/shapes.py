@@ -163,10 +163,17 @@ class Part(TypedDict):
     whole_s: float
 
 
+class Steps(TypedDict):
+    """Of the schedule among the facts of preflight.json."""
+
+    steps: Positive
+
+
 class Facts(TypedDict, total=False):
-    """The facts of preflight.json that the table shows."""
+    """The facts of preflight.json that table and status show."""
 
     val_images_seen_by_initial_weights: int
+    schedule: Steps
 
 
 class Preflight(TypedDict):

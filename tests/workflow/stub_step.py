@@ -42,7 +42,7 @@ MAKES: dict[str, Callable[[argparse.Namespace], list[Path]]] = {
     "measure": lambda args: [args.out],
     "evaluate": lambda args: [args.out, args.matches],
     "compare": lambda args: [args.out, args.out.with_suffix(".html"), *in_two_forms(args.plot, DIFFERENCES)],
-    "report table": lambda args: [args.out.with_suffix(suffix) for suffix in (".md", ".csv", ".json")],
+    "report table": lambda args: [args.out.with_suffix(suffix) for suffix in (".md", ".tex", ".csv", ".json")],
     "report plots": lambda args: in_two_forms(args.out, PLOTS),
     "report pages": lambda args: [
         *(args.out / f"{name}.html" for name in PAGES),

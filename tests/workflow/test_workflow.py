@@ -107,6 +107,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Stubbed:
         "The pages: results/tiny/*.html",
         "The plots: results/tiny/plots",
         "The pictures: results/tiny/*/*/pictures",
+        "The report, all in one file, is made by: snakemake --report report.html "
+        f"--configfile {stubbed.folder / 'tiny.yaml'}",
     ]
     assert "Training r101 (seed 0) on tiny" in ended.text
     return stubbed

@@ -18,7 +18,7 @@ rule table:
         **of_all_runs,
     output:
         page=shown(f"{paths.folder}/table.md", "table", TABLE),
-        others=multiext(f"{paths.folder}/table", ".csv", ".json"),
+        others=multiext(f"{paths.folder}/table", ".tex", ".csv", ".json"),
     log:
         f"{paths.folder}/logs/table.log",
     benchmark:
@@ -47,7 +47,7 @@ rule results_table:
         f"{paths.folder}/table.md",
     output:
         page="results/table.md",
-        others=multiext("results/table", ".csv", ".json"),
+        others=multiext("results/table", ".tex", ".csv", ".json"),
     log:
         f"{paths.folder}/logs/results_table.log",
     benchmark:
