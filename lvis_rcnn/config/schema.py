@@ -123,10 +123,13 @@ class Sampling(Section):
 
     oversample_threshold: Annotated[float, Field(gt=0, le=1)] | None
     """Categories in fewer than this fraction of the images are oversampled; null turns oversampling off."""
+    frequency: Literal["image", "instance_aware"] = "image"
+    """What is compared with the threshold: image, the fraction of images with the category; instance_aware (IRFS,
+    arXiv 2305.08069), its geometric mean with the category's fraction of all objects."""
     rounding: Literal["ceil", "stochastic"] = "ceil"
     """Copies of an image from its real-valued factor: ceil (MMDetection) or stochastic (paper, detectron2)."""
     exponent: Annotated[float, Field(gt=0, le=MOST_EXPONENT)] = 0.5
-    """Exponent of threshold / frequency; 0.5 is the paper's square root."""
+    """Exponent of threshold / frequency; 0.5 is the paper's square root, 1 is linear."""
 
 
 class Augmentation(Section):

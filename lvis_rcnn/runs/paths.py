@@ -228,7 +228,9 @@ class StudyPaths:
         sampling = self.study.sampling
         threshold = sampling.oversample_threshold
         given = "" if threshold is None else f"--threshold {threshold} "
-        return f"{given}--rounding {sampling.rounding} --exponent {sampling.exponent}"
+        # Only where it is not the default, so that nothing is planned again that was done before there was a choice.
+        frequency = "" if sampling.frequency == "image" else f" --frequency {sampling.frequency}"
+        return f"{given}--rounding {sampling.rounding} --exponent {sampling.exponent}{frequency}"
 
     @property
     def subset_files(self) -> list[str]:

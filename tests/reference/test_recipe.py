@@ -23,6 +23,7 @@ RECIPE = {
     "sampling.oversample_threshold": (1e-3, 1e-3),
     "sampling.rounding": ("ceil", "ceil"),
     "sampling.exponent": (0.5, 0.5),
+    "sampling.frequency": ("image", "image"),
     "augmentation.short_edges_px": ((640, 672, 704, 736, 768, 800),) * 2,
     "augmentation.long_edge_px": (1333, 1333),
     "augmentation.flip_probability": (0.5, 0.5),
