@@ -145,6 +145,20 @@ class Augmentation(Section):
     """Replace an image that cannot be read by another one instead of stopping; each is named and counted."""
 
 
+class Seesaw(Section):
+    """Seesaw loss (Wang et al. 2021, arXiv 2008.10032)."""
+
+    mitigation: float = Field(default=0.8, ge=0)
+    """Exponent p of the ratio of how often two classes were seen; 0 turns mitigation off."""
+    compensation: float = Field(default=2.0, ge=0)
+    """Exponent q of the ratio of two classes' scores; 0 turns compensation off."""
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """The score of the right class counts as at least this in that ratio."""
+    counters: Count = 1
+    """1: all normalisation groups of a step share one count of each class, summed after the step. More: group g has
+    count number g modulo this; in MMDetection each GPU has its own, 8 in the published runs."""
+
+
 class Model(Section):
     """Everything about the network but its backbone."""
 
@@ -166,6 +180,21 @@ class Model(Section):
     """Regions sampled per image for the box and mask losses."""
     roi_positive_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
     """At most this fraction of them is positive; each positive region costs one mask."""
+    classification: Literal["softmax", "seesaw"] = "softmax"
+    """Loss and scores of the box head: softmax, cross entropy over classes and background; seesaw, Seesaw loss over
+    the classes, and objectness."""
+    seesaw: Seesaw = Seesaw()
+    box_classifier: Literal["linear", "normalised"] = "linear"
+    """Last layer of the classification: normalised is 20 times the cosine of features and weights, plus a bias."""
+    mask_predictor: Literal["linear", "normalised"] = "linear"
+    """Last layer of the mask head, in the same two forms."""
+
+    @model_validator(mode="after")
+    def seesaw_is_used(self) -> Self:
+        """Settings of a loss that is not used would be a mistake."""
+        if self.classification != "seesaw" and self.seesaw != Seesaw():
+            raise ValueError("model.seesaw only with model.classification seesaw")
+        return self
 
     @model_validator(mode="after")
     def scratch_is_trained(self) -> Self:

@@ -254,6 +254,31 @@ def test_a_loss_that_is_not_finite_is_named_and_touches_no_weight(drawn, tmp_pat
     assert all(torch.equal(value, before[name]) for name, value in training.model.named_parameters())
 
 
+def test_labels_are_counted_once_and_not_where_a_loss_is_not_finite(drawn, tmp_path, monkeypatch, few_numbers):
+    run = make_run(drawn, tmp_path / "run")
+    training = training_of(run)
+    items = TrainingSteps(drawn.train_store, drawn.images, run.recipe.stream, run.study.augmentation)
+    seen = []
+    for step in range(2):
+        seen += [target.labels for batch in items[step] for target in batch.targets]
+        train.take_step(training, items[step], step).values()
+    counts = torch.bincount(torch.cat(seen), minlength=training.model.counters.cum_samples.shape[1])
+    assert training.model.counters.cum_samples.tolist() == [counts.tolist()]
+
+    def infinite(*given):
+        return {name: value * torch.inf for name, value in few_losses(*given).items()}
+
+    monkeypatch.setattr(step_module, "losses", infinite)
+    with pytest.raises(InputError, match="is not finite"):
+        train.take_step(training, items[2], 2).values()
+    monkeypatch.setattr(step_module, "losses", few_losses)
+    assert training.model.counters.cum_samples.tolist() == [counts.tolist()]
+    train.take_step(training, items[2], 2).values()
+    again = torch.cat([target.labels for batch in items[2] for target in batch.targets])
+    expected = counts + torch.bincount(again, minlength=len(counts))
+    assert training.model.counters.cum_samples.tolist() == [expected.tolist()]
+
+
 @pytest.mark.usefixtures("few_numbers")
 def test_after_an_error_the_heartbeat_says_why(drawn, tmp_path, monkeypatch):
     run = make_run(drawn, tmp_path / "run")
