@@ -44,6 +44,8 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Precision = Literal["fp32", "tf32", "bf16"]
+Loss = Literal["softmax", "seesaw"]
+Predictor = Literal["linear", "normalised"]
 
 
 class Section(BaseModel):
@@ -180,13 +182,14 @@ class Model(Section):
     """Regions sampled per image for the box and mask losses."""
     roi_positive_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
     """At most this fraction of them is positive; each positive region costs one mask."""
-    classification: Literal["softmax", "seesaw"] = "softmax"
+    classification: Loss = "softmax"
     """Loss and scores of the box head: softmax, cross entropy over classes and background; seesaw, Seesaw loss over
     the classes, and objectness."""
     seesaw: Seesaw = Seesaw()
-    box_classifier: Literal["linear", "normalised"] = "linear"
+    """Its factors; only with classification seesaw."""
+    box_classifier: Predictor = "linear"
     """Last layer of the classification: normalised is 20 times the cosine of features and weights, plus a bias."""
-    mask_predictor: Literal["linear", "normalised"] = "linear"
+    mask_predictor: Predictor = "linear"
     """Last layer of the mask head, in the same two forms."""
 
     @model_validator(mode="after")
@@ -202,6 +205,10 @@ class Model(Section):
         if self.weights == "none" and (self.frozen_stages or self.normalization == "fixed_batch"):
             raise ValueError("with weights: none, frozen_stages must be 0 and normalization batch or group")
         return self
+
+
+# Settings in which published models of other methods differ from the recipe, beside sampling.
+HEADS = ("classification", "box_classifier", "mask_predictor")
 
 
 class Schedule(Section):

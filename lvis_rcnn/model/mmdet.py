@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lvis_rcnn import __version__
-from lvis_rcnn.config.schema import BACKBONES, Backbone, Model, Seesaw
+from lvis_rcnn.config.schema import BACKBONES, HEADS, Backbone, Model, Seesaw
 from lvis_rcnn.config.zoo import checked_sha256, digest_in_name
 from lvis_rcnn.model.mask_rcnn import network_on_meta
 from lvis_rcnn.model.normalised import TEMPERATURE
@@ -66,8 +66,7 @@ COUNTER = "num_batches_tracked"  # of batch normalisation: old files lack it, no
 # The published networks: the shapes do not depend on the rest of the section.
 PUBLISHED = Model(weights="imagenet", normalization="fixed_batch", frozen_stages=1)
 
-# Settings of the heads that published models differ in, and the layers by which a config says so.
-HEADS = ("classification", "box_classifier", "mask_predictor")
+# Layers by which a config says that predictors are normalised.
 NORMALISED = {"box_classifier": "NormedLinear", "mask_predictor": "NormedConv2d"}
 
 

@@ -21,7 +21,8 @@ def unit(
     values: Float[torch.Tensor, "*shape"], dims: int | Sequence[int], power: float = 1.0, epsilon: float = 1e-6
 ) -> Float[torch.Tensor, "*shape"]:
     """Values divided by (their norm over ``dims`` to the ``power``, and ``epsilon``); the gradient is of all of it."""
-    return values / (torch.linalg.vector_norm(values, dim=dims, keepdim=True) ** power + epsilon)
+    norms: torch.Tensor = torch.linalg.vector_norm(values, dim=dims, keepdim=True)
+    return values / (norms.pow(power) + epsilon)
 
 
 class NormalisedLinear(nn.Linear):

@@ -98,7 +98,8 @@ class LabelCounters(nn.Module):
         """
         counters, num_labels = self.cum_samples.shape
         cells = labels.new_zeros(len(numbers) * num_labels)
-        own = cells.index_add(0, group_of * num_labels + labels, torch.ones_like(labels)).unflatten(0, (-1, num_labels))
+        cells = cells.index_add(0, group_of * num_labels + labels, torch.ones_like(labels))
+        own = cells.view(len(numbers), num_labels)
         rows = [number % counters for number in numbers]
         self.of_step += zip(rows, own, strict=True)
         return torch.stack([self.cum_samples[row] for row in rows]) + own

@@ -56,7 +56,7 @@ class Row:
     """Memory and speed, measured with the first of them; None of PUBLISHED."""
     model: ZooModel | None = None
     reference: ZooModel | None = None
-    """Whose published numbers the row is compared with: the same backbone, data and schedule."""
+    """Whose published numbers the row is compared with: the same backbone, data, schedule and method."""
     sampled: Mapping[Kind, Sampled] = field(default_factory=dict)
     """Metrics of all scored runs and of their resamples; empty where there are none."""
     why_no_intervals: str = ""
@@ -201,8 +201,7 @@ def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel]) -> list
         schedule = schedule_name(study.schedule)
         runs = tuple(state_of(study, results, backbone, seed, models).run for seed in study.seeds)
         measured = read_measured(study, results, runs[0])
-        same = (one for one in models.values() if (one.kind, one.backbone, one.schedule) == (data, backbone, schedule))
-        reference = next(same, None)
+        reference = next((one for one in models.values() if one.is_trained_like(study, backbone, schedule)), None)
         sampled = sampled_runs(runs)
         seen = images_seen_by_weights(study, results)
         found = {"protocols": protocols, "sampled_by": sampled_by(runs, protocols)}

@@ -33,7 +33,9 @@ def seesaw_state():
 
 
 def file_of(config, state=None):
-    return MmdetFile(Path("seesaw.pth"), "", seesaw_state() if state is None else state, {"config": config, "CLASSES": NAMES})
+    return MmdetFile(
+        Path("seesaw.pth"), "", seesaw_state() if state is None else state, {"config": config, "CLASSES": NAMES}
+    )
 
 
 def test_names_shapes_and_order_of_rows():

@@ -188,7 +188,7 @@ def test_the_peak_memory_of_a_killed_start_counts(drawn, tmp_path, monkeypatch):
 
 
 def training_of(run):
-    return setup.new_training(run, ALONE, FewNumbers(None, 0, None))
+    return setup.new_training(run, ALONE, FewNumbers(None, run.store.num_labels, None))
 
 
 @pytest.mark.usefixtures("few_numbers")
