@@ -26,6 +26,7 @@ report: "workflow/report/workflow.rst"
 wildcard_constraints:
     study=re.escape(study.study),
     row="|".join(map(re.escape, paths.rows)),
+    sampled=f"(?:{'|'.join(map(re.escape, paths.samplings))})",
     seed="|".join(map(str, study.seeds)),
     group="|".join([*map(re.escape, paths.trained_rows), "published"]),
     member="|".join(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -40,6 +40,8 @@ BackboneName = Literal["r50", "r101", "x101_32x4d", "x101_64x4d"]
 assert set(BackboneName.__args__) == set(BACKBONES)  # type: ignore[attr-defined]
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$", description="lower-case letters, digits, '_' and '.'")]
+# Names of rows are names of Snakemake's rules, too.
+RowName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", description="lower-case letters, digits and '_'")]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -406,6 +408,30 @@ class Measure(Section):
     """Images whose inference is timed; all where there are fewer."""
 
 
+class Variant(Section):
+    """A row that is trained with settings of its own: keys here replace those of the study's section, key by key."""
+
+    backbone: BackboneName
+    """Its backbone."""
+    title: str | None = None
+    """What the table calls it; null is its name."""
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    """Keys of ``sampling`` that differ."""
+    augmentation: dict[str, Any] = Field(default_factory=dict)
+    """Keys of ``augmentation`` that differ."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Keys of ``model`` that differ."""
+    schedule: dict[str, Any] = Field(default_factory=dict)
+    """Keys of ``schedule`` that differ."""
+    inference: dict[str, Any] = Field(default_factory=dict)
+    """Keys of ``inference`` that differ; rows that differ in nothing else share one training."""
+
+    @property
+    def changes(self) -> dict[str, dict[str, Any]]:
+        """What differs from the study, by section; sections without a difference are left out."""
+        return {section: changed for section, changed in self if isinstance(changed, dict) and changed}
+
+
 class Published(Section):
     """A published checkpoint that is scored here without training."""
 
@@ -422,3 +448,5 @@ class Report(Section):
     """Prefix of the links of model and log; null links to the files beside the table."""
     compare_with: Name | None = None
     """Name of another study, scored in results/<name>, which rows are compared with; null for none."""
+    baseline: RowName | None = None
+    """Name of the row that the table compares the other trained rows with; null for none."""

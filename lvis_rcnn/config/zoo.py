@@ -6,14 +6,15 @@ Whatever a study needs of either and does not have can be fetched: ``lacking_wei
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
 from lvis_rcnn.config.schema import HEADS, BackboneName, Count, Loss, Name, Positive, Predictor, Section
-from lvis_rcnn.config.study import CONFIGS, Study, read_yaml, zoo_of
+from lvis_rcnn.config.study import CONFIGS, Study, zoo_of
+from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.dataset.versions import VERSIONS
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.download import download
@@ -212,10 +213,16 @@ def initial_model(zoo: Mapping[str, ZooModel], kind: str, backbone: str) -> ZooM
 
 
 def initial_warnings(
-    zoo: Mapping[str, ZooModel], kind: str, backbones: Sequence[str], weights_dir: Path
+    zoo: Mapping[str, ZooModel], initial_weights: Iterable[tuple[str, str]], weights_dir: Path
 ) -> Iterator[str]:
-    """What trainings will fetch when they start, and which of them cannot start; looks into the folder only."""
-    for backbone in backbones if kind != "none" else ():
+    """What trainings will fetch when they start, and which of them cannot start; looks into the folder only.
+
+    Args:
+        zoo: the published models.
+        initial_weights: as ``Study.initial_weights``.
+        weights_dir: folder of the published files.
+    """
+    for kind, backbone in initial_weights:
         try:
             model = initial_model(zoo, kind, backbone)
         except InputError as error:
@@ -353,10 +360,9 @@ def lacking_weights(study: Study, study_file: Path) -> dict[str, ZooModel]:
 
 def initial_models(study: Study, study_file: Path) -> Iterator[ZooModel]:
     """The published weights that the trainings of a study start from; the zoo is read only if there are some."""
-    backbones = study.backbones if study.model.weights != "none" else ()
-    zoo = load_zoo(zoo_of(study, study_file)) if backbones else {}
-    for backbone in backbones:
+    zoo = load_zoo(zoo_of(study, study_file)) if study.initial_weights else {}
+    for kind, backbone in study.initial_weights:
         try:
-            yield initial_model(zoo, study.model.weights, backbone)
+            yield initial_model(zoo, kind, backbone)
         except InputError:
             continue

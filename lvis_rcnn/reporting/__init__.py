@@ -2,6 +2,7 @@
 
 rows         the rows of the table, as numbers
 differences  which rows differ: paired tests of every two
+methods      differences of each row to the baseline of its study, a table
 notes        the text around the table: how to read it, what failed, how its numbers were made
 table        table.md, .csv and .json: columns and cells
 figures      how every plot looks

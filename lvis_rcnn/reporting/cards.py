@@ -53,7 +53,8 @@ def card(study: Study, row: Row, run: RunRecord) -> Iterator[str]:
     yield from ("", "## Scores", "", *score_lines(row, run))
     yield from ("", "## Use", "", "With lvis-rcnn:", "", "```")
     yield "python -m lvis_rcnn detect model.pth photos --out found        # pictures and results.json"
-    if study.model.normalization != "group":
+    own = study.of_row(row.name) if row.name else study
+    if own.model.normalization != "group":
         yield "python -m lvis_rcnn weights export model.pth --out theirs.pth  # for MMDetection 2.x and 3.x"
     yield from ("```", "", "Keep `inference.json` beside `model.pth`: it holds the settings of the test images.")
     yield from ("", "## Limits", "", *(f"* {limit}" for limit in limits(row, origin)), "", "## Licence", "", terms)

@@ -25,6 +25,7 @@ from lvis_rcnn.reporting.score_plots import (
     write_sampling_figure,
 )
 from lvis_rcnn.runs.attempts import read_attempts
+from lvis_rcnn.runs.paths import first_repeat_factors
 from lvis_rcnn.runs.records import read_json_object, read_log
 from lvis_rcnn.runs.shapes import RepeatFactors
 from lvis_rcnn.runs.states import state_dirs
@@ -55,7 +56,7 @@ def write_plots(study: Study, study_file: Path, results: Path, out: Path) -> Non
     zoo = known_models(study, study_file)
     rows = [row for row in rows_of(study, results, zoo) if row.runs]
     histories = histories_of(study, results, zoo, rows)
-    tables = results / study.study / "repeat_factors"
+    tables = first_repeat_factors(study, results)
     figures, image_counts = read_category_figures(tables) or (None, {})
     writers: dict[str, Callable[[], None]] = {
         "ap_by_group": lambda: write_ap_by_group(rows, out),
@@ -81,7 +82,7 @@ class History:
     restarts: Sequence[int]
     """Steps that were done when it was restarted."""
     place: int = 0
-    """Position of its backbone in the study."""
+    """Position of its row in the study."""
     seed: int = 0
 
     def values(self, key: str) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
@@ -97,7 +98,9 @@ def histories_of(study: Study, results: Path, zoo: Mapping[str, ZooModel], rows:
     for place, row in enumerate(row for row in rows if row.source == TRAINED):
         for run in row.runs:
             assert run.seed is not None
-            state_dir, _ = state_dirs(study, results, row.backbone, run.seed, zoo)
+            if run.uses:
+                continue
+            state_dir, _ = state_dirs(study, results, row.name, run.seed, zoo)
             lines = read_log((state_dir or run.folder) / "log.json")
             attempts = read_attempts(state_dir) if state_dir else []
             restarts = [attempt.begin.step for attempt in attempts[1:]]

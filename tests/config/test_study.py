@@ -14,11 +14,11 @@ from lvis_rcnn.config.study import (
     check_study,
     load_study,
     load_study_for_step,
-    read_yaml,
     settings_digest,
     settings_of_step,
     zoo_of,
 )
+from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.system.cli import InputError
 
 REPOSITORY = Path(__file__).parents[2]

@@ -247,12 +247,12 @@ def test_the_file_that_a_training_begins_with() -> None:
 
 def test_what_will_be_fetched_is_said_before_training(tmp_path: Path) -> None:
     (tmp_path / ZOO["coco_r50"].file_name).touch()
-    fetched, missing = initial_warnings(ZOO, "coco", ["r50", "r101", "x101_64x4d"], tmp_path)
+    fetched, missing = initial_warnings(ZOO, [("coco", name) for name in ("r50", "r101", "x101_64x4d")], tmp_path)
     row = ZOO["coco_r101"]
     assert fetched == f"model.weights: {row.file_name} is not in {tmp_path}; training will fetch it from {row.url}"
     assert missing.startswith("model.weights: is coco, but the zoo has no file of that kind for x101_64x4d")
     assert missing.endswith("; its training will not start")
-    assert list(initial_warnings(ZOO, "none", ["r50"], tmp_path)) == []
+    assert list(initial_warnings(ZOO, [], tmp_path)) == []
 
 
 SOURCES = load_sources()

@@ -83,7 +83,7 @@ NOT_THE_RECIPES = {
     *("measure.training_steps", "measure.images", "evaluation.bootstrap_resamples"),
     *("evaluation.protocols", "evaluation.subsets"),
     *("dataset.draw", "dataset.splits", "schedule.steps", "zoo", "published", "report.base_url"),
-    "report.compare_with",
+    *("report.compare_with", "report.baseline", "rows"),
 }
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from lvis_rcnn.config.study import check_study, read_yaml
+from lvis_rcnn.config.study import check_study
+from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.reporting.pages import write_pages
 from tests.helpers.study_records import MINI, put, put_everything, put_run, study_with, table_of
 

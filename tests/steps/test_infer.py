@@ -426,7 +426,7 @@ def test_weights_of_another_normalisation_are_refused(drawn, model_path, tmp_pat
 def arguments(drawn, model_path, study, folder):
     paths = [drawn.val_store, drawn.images, folder / "state", folder / "out"]
     options = [f"{name}={path}" for name, path in zip(("--store", "--images", "--state", "--out"), paths, strict=True)]
-    return ["--study", str(study), "--backbone", "r50", "--run=r50/seed0", "--model", str(model_path), *options]
+    return ["--study", str(study), "--run=r50/seed0", "--model", str(model_path), *options]
 
 
 def test_a_gpu_that_is_not_there_is_said(drawn, model_path, tmp_path, monkeypatch, capsys):

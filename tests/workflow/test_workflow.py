@@ -148,6 +148,16 @@ def test_logs_and_benchmarks_are_named_after_steps(finished: Stubbed) -> None:
             id="sampling",
         ),
         pytest.param({"backbones": ["r50", "r101", "x101_32x4d"]}, shown(1), id="one more backbone"),
+        pytest.param(
+            {"rows": {"plain": {"backbone": "r50", "sampling": {"oversample_threshold": None}}}},
+            {"preflight_of_row": 1, "repeat_factors": 1, **shown(1)},
+            id="one more row",
+        ),
+        pytest.param(
+            {"rows": {"few": {"backbone": "r50", "inference": {"detections_per_image": 9}}}},
+            {step: number for step, number in shown(1).items() if step != "train"},
+            id="a row that uses the training of another",
+        ),
     ],
 )
 def test_a_change_reruns_what_it_touches(finished: Stubbed, changes: dict[str, Any], jobs: dict[str, int]) -> None:
@@ -439,12 +449,12 @@ def test_a_published_model_is_imported_detected_with_and_scored_on_its_split(
     (call,) = [call["arguments"] for call in finished.calls() if call["step"] == "weights"]
     assert call[:2] == ["import", f"my weights/{PUBLISHED.file_name}"]
     detected = arguments_of(finished, "infer", folder)
-    assert (detected["--backbone"], detected["--run"]) == ("r50", "published/lvis_v0.5_r50")
+    assert detected["--run"] == "published/lvis_v0.5_r50"
     assert (detected["--store"], detected["--images"]) == (made["--store"], "far images")
     assert (detected["--model"], detected["--out"]) == (made["--out"], folder)
     assert arguments_of(finished, "evaluate", folder)["--annotations"] == "far.json"
     trained = arguments_of(finished, "infer", "results/both/r50/seed0")
-    assert (trained["--run"], trained["--backbone"]) == ("r50/seed0", "r50")
+    assert trained["--run"] == "r50/seed0"
     assert trained["--store"] == "results/both/data/val.store"
 
 
@@ -464,7 +474,7 @@ def test_a_measurement_is_recorded_as_it_always_was(finished: Stubbed, with_publ
     given = arguments_of(finished, "measure", "results/both/r50/measure.json")
     assert given["--train-store"] == "results/both/data/train.store"
     given = arguments_of(finished, "measure", "results/both/published/lvis_v0.5_r50/measure.json")
-    assert (given["--backbone"], given["--val-store"]) == ("r50", "results/both/data/far.store")
+    assert (given["--row"], given["--val-store"]) == ("published/lvis_v0.5_r50", "results/both/data/far.store")
     assert "--train-store" not in given
 
 
