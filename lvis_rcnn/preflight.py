@@ -73,7 +73,8 @@ def preflight(
         InputError: nothing is left to train on.
     """
     sampling = study.sampling
-    factors = repeat_factors(train, sampling.oversample_threshold, sampling.rounding, sampling.exponent)
+    settings = sampling.oversample_threshold, sampling.rounding, sampling.exponent, sampling.frequency
+    factors = repeat_factors(train, *settings)
     # Of the first seed; others differ only in what stochastic rounding draws.
     stream = stream_of(Sampling(factors.image_factors, factors.rounding), train, study.schedule, study.seeds[0])
     recipe = make_recipe(study.schedule, stream)

@@ -46,6 +46,8 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Precision = Literal["fp32", "tf32", "bf16"]
+Loss = Literal["softmax", "seesaw"]
+Predictor = Literal["linear", "normalised"]
 
 
 class Section(BaseModel):
@@ -125,10 +127,13 @@ class Sampling(Section):
 
     oversample_threshold: Annotated[float, Field(gt=0, le=1)] | None
     """Categories in fewer than this fraction of the images are oversampled; null turns oversampling off."""
+    frequency: Literal["image", "instance_aware"] = "image"
+    """What is compared with the threshold: image, the fraction of images with the category; instance_aware (IRFS,
+    arXiv 2305.08069), its geometric mean with the category's fraction of all objects."""
     rounding: Literal["ceil", "stochastic"] = "ceil"
     """Copies of an image from its real-valued factor: ceil (MMDetection) or stochastic (paper, detectron2)."""
     exponent: Annotated[float, Field(gt=0, le=MOST_EXPONENT)] = 0.5
-    """Exponent of threshold / frequency; 0.5 is the paper's square root."""
+    """Exponent of threshold / frequency; 0.5 is the paper's square root, 1 is linear."""
 
 
 class Augmentation(Section):
@@ -142,6 +147,20 @@ class Augmentation(Section):
     """Probability of a horizontal flip."""
     skip_broken_images: bool = False
     """Replace an image that cannot be read by another one instead of stopping; each is named and counted."""
+
+
+class Seesaw(Section):
+    """Seesaw loss (Wang et al. 2021, arXiv 2008.10032)."""
+
+    mitigation: float = Field(default=0.8, ge=0)
+    """Exponent p of the ratio of how often two classes were seen; 0 turns mitigation off."""
+    compensation: float = Field(default=2.0, ge=0)
+    """Exponent q of the ratio of two classes' scores; 0 turns compensation off."""
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """The score of the right class counts as at least this in that ratio."""
+    counters: Count = 1
+    """1: all normalisation groups of a step share one count of each class, summed after the step. More: group g has
+    count number g modulo this; in MMDetection each GPU has its own, 8 in the published runs."""
 
 
 class Model(Section):
@@ -165,6 +184,22 @@ class Model(Section):
     """Regions sampled per image for the box and mask losses."""
     roi_positive_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
     """At most this fraction of them is positive; each positive region costs one mask."""
+    classification: Loss = "softmax"
+    """Loss and scores of the box head: softmax, cross entropy over classes and background; seesaw, Seesaw loss over
+    the classes, and objectness."""
+    seesaw: Seesaw = Seesaw()
+    """Its factors; only with classification seesaw."""
+    box_classifier: Predictor = "linear"
+    """Last layer of the classification: normalised is 20 times the cosine of features and weights, plus a bias."""
+    mask_predictor: Predictor = "linear"
+    """Last layer of the mask head, in the same two forms."""
+
+    @model_validator(mode="after")
+    def seesaw_is_used(self) -> Self:
+        """Settings of a loss that is not used would be a mistake."""
+        if self.classification != "seesaw" and self.seesaw != Seesaw():
+            raise ValueError("model.seesaw only with model.classification seesaw")
+        return self
 
     @model_validator(mode="after")
     def scratch_is_trained(self) -> Self:
@@ -172,6 +207,10 @@ class Model(Section):
         if self.weights == "none" and (self.frozen_stages or self.normalization == "fixed_batch"):
             raise ValueError("with weights: none, frozen_stages must be 0 and normalization batch or group")
         return self
+
+
+# Settings in which published models of other methods differ from the recipe, beside sampling.
+HEADS = ("classification", "box_classifier", "mask_predictor")
 
 
 class Schedule(Section):

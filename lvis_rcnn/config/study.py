@@ -188,11 +188,9 @@ class Study(Section):
         if self.inference.calibration and not self.dataset.is_trained_on:
             allowed = "dataset.draw, or dataset.train and dataset.val: it counts the categories of the training split"
             raise ValueError(f"inference.calibration with {allowed}")
-        classification = getattr(self.model, "classification", "softmax")
-        if self.inference.calibration and classification != "softmax":
-            raise ValueError(
-                f"inference.calibration with model.classification softmax; of {classification} it is undefined"
-            )
+        if self.inference.calibration and self.model.classification != "softmax":
+            of = self.model.classification
+            raise ValueError(f"inference.calibration with model.classification softmax; of {of} it is undefined")
         return self
 
     @model_validator(mode="after")

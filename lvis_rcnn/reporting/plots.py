@@ -138,6 +138,8 @@ def write_repeat_factors(figures: CategoryFigures | None, tables: Path, out: Pat
         return write_reason(out / "repeat_factors", "no repeat factors have been computed")
     summary = read_json_object(tables / "summary.json", RepeatFactors)
     threshold = "no threshold" if summary.get("threshold") is None else f"threshold {summary['threshold']:g}"
+    if (frequency := summary.get("frequency", "image")) != "image":
+        threshold += f" on the {frequency} frequency"
     length, kept = summary.get("expected_epoch_length", 0), summary.get("images_kept", 0)
     write_sampling_figure(figures, f"{threshold}, an epoch of {length:,.0f} from {kept:,} images", out)
 

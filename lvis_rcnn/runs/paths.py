@@ -263,7 +263,9 @@ class StudyPaths:
         sampling = self.study.of_row(row).sampling
         threshold = sampling.oversample_threshold
         given = "" if threshold is None else f"--threshold {threshold} "
-        return f"{given}--rounding {sampling.rounding} --exponent {sampling.exponent}"
+        # Only where it is not the default, so that nothing is planned again that was done before there was a choice.
+        frequency = "" if sampling.frequency == "image" else f" --frequency {sampling.frequency}"
+        return f"{given}--rounding {sampling.rounding} --exponent {sampling.exponent}{frequency}"
 
     def calibration_of(self, row: str) -> list[str]:
         """The same where the scores of a row are calibrated, else none."""

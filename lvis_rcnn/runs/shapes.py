@@ -186,6 +186,7 @@ class RepeatFactors(TypedDict, total=False):
     """summary.json of the repeat factors."""
 
     threshold: float | None
+    frequency: str
     expected_epoch_length: float
     images_kept: int
 

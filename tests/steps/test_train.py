@@ -188,7 +188,7 @@ def test_the_peak_memory_of_a_killed_start_counts(drawn, tmp_path, monkeypatch):
 
 
 def training_of(run):
-    return setup.new_training(run, ALONE, FewNumbers(None, 0, None))
+    return setup.new_training(run, ALONE, FewNumbers(None, run.store.num_labels, None))
 
 
 @pytest.mark.usefixtures("few_numbers")
@@ -252,6 +252,35 @@ def test_a_loss_that_is_not_finite_is_named_and_touches_no_weight(drawn, tmp_pat
     with pytest.raises(InputError, match=expected):
         queued.values()
     assert all(torch.equal(value, before[name]) for name, value in training.model.named_parameters())
+
+
+def test_labels_are_counted_once_and_not_where_a_loss_is_not_finite(drawn, tmp_path, monkeypatch, few_numbers):
+    run = make_run(drawn, tmp_path / "run")
+    training = training_of(run)
+    items = TrainingSteps(drawn.train_store, drawn.images, run.recipe.stream, run.study.augmentation)
+    steps = [[group.to(ALONE.device) for group in items[step]] for step in range(3)]
+    of_steps = [
+        torch.bincount(
+            torch.cat([target.labels for batch in groups for target in batch.targets]),
+            minlength=run.store.num_labels,
+        )
+        for groups in steps
+    ]
+    for step in range(2):
+        train.take_step(training, steps[step], step).values()
+    counts = of_steps[0] + of_steps[1]
+    assert training.model.counters.cum_samples.tolist() == [counts.tolist()]
+
+    def infinite(*given):
+        return {name: value * torch.inf for name, value in few_losses(*given).items()}
+
+    monkeypatch.setattr(step_module, "losses", infinite)
+    with pytest.raises(InputError, match="is not finite"):
+        train.take_step(training, steps[2], 2).values()
+    monkeypatch.setattr(step_module, "losses", few_losses)
+    assert training.model.counters.cum_samples.tolist() == [counts.tolist()]
+    train.take_step(training, steps[2], 2).values()
+    assert training.model.counters.cum_samples.tolist() == [sum(of_steps).tolist()]
 
 
 @pytest.mark.usefixtures("few_numbers")
