@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lvis_rcnn.config.schema import BACKBONES, Ask
+from lvis_rcnn.config.machine import Ask
+from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import SECTIONS_OF_STEP, Study, load_study, zoo_of
 from lvis_rcnn.config.zoo import (
     SCORED_KINDS,
