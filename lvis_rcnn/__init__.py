@@ -32,6 +32,7 @@ STEPS = (
     "repeat_factors",
     "weights",
     "train",
+    "track",
     "infer",
     "detect",
     "export",

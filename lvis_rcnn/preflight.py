@@ -47,7 +47,7 @@ from lvis_rcnn.system.cli import InputError, add_output, log, run_step, step_par
 from lvis_rcnn.system.files import atomic_file, write_json
 from lvis_rcnn.training.memory import step_memory
 from lvis_rcnn.training.setup import require_memory_of_loader
-from lvis_rcnn.training.solver import Recipe, make_recipe
+from lvis_rcnn.training.solver import Recipe, make_recipe, point_errors
 
 GB = 1e9
 # At most this many categories are named in a warning.
@@ -80,6 +80,7 @@ def preflight(
     errors += [*version_errors(train, study.dataset.name), *version_errors(val, study.dataset.name)]
     errors += [*box_errors(train), *box_errors(val), *object_errors(val)]
     errors += [*settings_errors(study.augmentation, study.model), *protocol_errors(val, study.evaluation)]
+    errors += point_errors(recipe, study.evaluation)
     missing: list[str] = []
     skipped: list[str] = []
     doubtful: list[Problem] = []

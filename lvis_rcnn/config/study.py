@@ -130,6 +130,19 @@ class Study(Section):
         return self
 
     @model_validator(mode="after")
+    def points_lie_inside(self) -> Self:
+        """Weights are kept within the budget of a training; steps of a budget in epochs are checked when it begins."""
+        epochs, steps = self.evaluation.score_at_epochs, self.evaluation.score_at_steps
+        if (epochs or steps) and not self.backbones:
+            raise ValueError("evaluation.score_at_epochs and score_at_steps only with backbones, which are trained")
+        if epochs and self.schedule.epochs is None:
+            raise ValueError("evaluation.score_at_steps, not score_at_epochs, since schedule.steps is the budget")
+        for name, points, budget in (("epochs", epochs, self.schedule.epochs), ("steps", steps, self.schedule.steps)):
+            if points and budget is not None and max(points) > budget:
+                raise ValueError(f"evaluation.score_at_{name} up to schedule.{name}, {budget}, not {max(points)}")
+        return self
+
+    @model_validator(mode="after")
     def every_process_has_work(self) -> Self:
         """A process takes whole normalisation groups of a step; one without any would only wait."""
         groups = self.schedule.images_per_step // self.schedule.normalisation_group if self.schedule else 1

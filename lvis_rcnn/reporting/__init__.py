@@ -46,6 +46,8 @@ PLOTS = {
     "training_losses": ("4 Training", "parts of the loss"),
     "repeat_factors": ("5 Data", "repeat factors of categories"),
 }
+# The same, of a study whose trainings keep weights to be scored on the way
+PLOTS_SO_FAR = {"ap_and_steps": ("2 Plots", "AP against training steps")}
 # results/<study>/comparison/<row>/NAME.png and .svg
 DIFFERENCES = {
     "differences": ("2 Plots", "differences"),

@@ -24,6 +24,7 @@ from lvis_rcnn.reporting.notes import (
     provenance,
     provenance_line,
     reading_line,
+    so_far_line,
     titled,
 )
 from lvis_rcnn.reporting.plots import read_category_figures
@@ -88,7 +89,7 @@ def table_page(study: Study, rows: Sequence[Row]) -> str:
         titled(study),
         columns=[Column(title, by_number=title in numbers) for title in lines[0]],
         rows=[list(line.values()) for line in lines],
-        notes=[failures_line(rows), differences_line(rows), measured_line(rows), reading_line(rows)],
+        notes=[failures_line(rows), so_far_line(rows), differences_line(rows), measured_line(rows), reading_line(rows)],
         provenance=[provenance_line(study, rows), files_line(rows)],
     )
 

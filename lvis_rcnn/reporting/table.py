@@ -26,6 +26,7 @@ from lvis_rcnn.reporting.notes import (
     provenance,
     provenance_line,
     reading_line,
+    so_far_line,
     titled,
 )
 from lvis_rcnn.reporting.rows import (
@@ -96,7 +97,7 @@ def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, ou
     write_text(out.with_suffix(".csv"), spreadsheet(study, rows, records))
     table = {"format": "lvis_rcnn.table", "version": 1, "study": study.study, "title": titled(study), "rows": records}
     write_json(out.with_suffix(".json"), table | {"provenance": provenance(study, rows)})
-    texts = (failures_line(rows), differences_line(rows), reading_line(rows), measured_line(rows))
+    texts = (failures_line(rows), so_far_line(rows), differences_line(rows), reading_line(rows), measured_line(rows))
     notes = [fill(text, TERMINAL_CHARACTERS) for text in texts if text]
     return "\n\n".join([terminal_table(printed_cells(rows)), *notes])
 
@@ -137,6 +138,8 @@ def row_record(row: Row, link: Link) -> dict[str, Any]:
         "measures": {name: row.measure(name) for name in (*MEASURES_IN_ORDER, *row.protocol_measures())},
         "missing": {run_key(run): missing for run in row.runs if (missing := missing_of(row, run))},
     }
+    if so_far := {run_key(run): list(run.so_far) for run in row.runs if run.so_far}:
+        record["so_far"] = so_far
     if row.reference is not None and row.source != PUBLISHED:
         record["published"] = {name: published_value(row, name) for name in ("memory_gb", *COMPARED)}
         record["difference"] = {name: difference(row, name) for name in COMPARED}
@@ -348,7 +351,7 @@ def markdown(study: Study, rows: Sequence[Row], link: Link) -> str:
     table = tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=aligned)
     several = "Download: the first seed that is done." if any(len(row.runs) > 1 for row in rows) else ""
     notes = [" ".join(filter(None, [several, in_markdown(reading_line(rows))])), files_line(rows)]
-    below = [in_markdown(failures_line(rows)), in_markdown(differences_line(rows))]
+    below = [in_markdown(line(rows)) for line in (failures_line, so_far_line, differences_line)]
     parts = [f"# {titled(study)}", table, *below, provenance_line(study, rows), measured_line(rows), *notes]
     return "\n\n".join(filter(None, parts)) + "\n"
 

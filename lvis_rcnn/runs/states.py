@@ -21,6 +21,7 @@ from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.runs.identity import identities, own_identity
 from lvis_rcnn.runs.inference import START, inferred
 from lvis_rcnn.runs.paths import state_of_run
+from lvis_rcnn.runs.points import read_so_far
 from lvis_rcnn.runs.records import (
     FAILED,
     RECORDS,
@@ -113,6 +114,8 @@ def state_of(study: Study, results: Path, backbone: str, seed: int, zoo: Mapping
     state, reason = what_it_does(study, results, run, state_dir, heartbeat)
     if state_dir and not (run.folder / RECORDS["train"][0]).exists():
         run = replace(run, missing=dict.fromkeys(run.missing, cell_text(state, reason, heartbeat)))
+    digest = state_dir.name if state_dir else run.records.get("train", {}).get("run_digest", "")
+    run = replace(run, so_far=read_so_far(run.folder, digest, study))
     return RunState(run, backbone, state, reason, heartbeat, state_dir, older)
 
 
