@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from lvis_rcnn.config.study import Study, settings_digest
 from lvis_rcnn.dataset.store import open_store
 from lvis_rcnn.evaluation.interface import annotations_of, any_detections, kinds_of_truth
-from lvis_rcnn.evaluation.scoring import Scoring, score_detections
+from lvis_rcnn.evaluation.scoring import Annotations, Scoring, score_detections
 from lvis_rcnn.evaluation.subsets import only_images
 from lvis_rcnn.inference.detector import make_detector
 from lvis_rcnn.inference.shards import infer_shards, number_of_shards
@@ -80,13 +80,14 @@ def scored_point(weights: Path, sha256: str, backbone: str, on: Validation, devi
         "annotations_sha256": store.annotations_sha256,
         "images": len(chosen),
     }
+    annotations = annotations_with(store.annotations_sha256, on)  # first: what is wrong is said before hours of work
     shards_dir = weights.with_suffix("") / f"{inference_folder(identity)}-{len(chosen)}"
     shards_dir.mkdir(parents=True, exist_ok=True)
     begin_inference(shards_dir, identity)
     detector = make_detector(study, backbone, weights, on.store, on.images, device)
     options = (study.inference.batch_size, study.resources.loader_workers, f"{backbone} step {step_of(weights)}")
     infer_shards(detector, shards_dir, *options, range(number_of_shards(len(chosen))), chosen.tolist())
-    metrics = metrics_of(shards_dir, store.image_ids[chosen], store.annotations_sha256, on)
+    metrics = metrics_of(shards_dir, annotations, store.image_ids[chosen], study)
     shutil.rmtree(weights.with_suffix(""))
     _, meta = load_model(weights)
     return {
@@ -101,21 +102,22 @@ def scored_point(weights: Path, sha256: str, backbone: str, on: Validation, devi
     }
 
 
-def metrics_of(
-    shards_dir: Path, image_ids: Int64[np.ndarray, " k"], annotations_sha256: str, on: Validation
-) -> dict[str, Any]:
-    """The value of metrics.json for these images alone, without intervals and without the lvis package.
-
-    Raises:
-        InputError: the annotations are not those with this digest.
-    """
+def annotations_with(sha256: str, on: Validation) -> Annotations:
+    """The annotations of the validation split; InputError where they are not those that the store was made from."""
     annotations = annotations_of(on.annotations, on.coco_exhaustive, on.frequencies)
-    if annotations.sha256 != annotations_sha256:
+    if annotations.sha256 != sha256:
         fix = "build the store again, as Snakemake does"
         raise InputError(str(on.store), f"is of other annotations than {on.annotations}", fix=fix)
+    return annotations
+
+
+def metrics_of(
+    shards_dir: Path, annotations: Annotations, image_ids: Int64[np.ndarray, " k"], study: Study
+) -> dict[str, Any]:
+    """The value of metrics.json for these images alone, without intervals and without the lvis package."""
     truth = only_images(annotations.truth, np.isin(annotations.truth.image_ids, image_ids))
     found = any_detections(shards_dir, truth, kinds_of_truth(truth))
-    scoring = Scoring(detections_per_image=on.study.evaluation.detections_per_image)
+    scoring = Scoring(detections_per_image=study.evaluation.detections_per_image)
     metrics, _ = score_detections(replace(annotations, truth=truth), found, scoring)
     return metrics
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lvis_rcnn.reporting import CARD, DIFFERENCES, PAGES, PICTURES, PLOTS
+from lvis_rcnn.reporting import CARD, DIFFERENCES, PAGES, PICTURES, PLOTS, PLOTS_SO_FAR
 from lvis_rcnn.system.cli import InputError, run_step
 
 STEP = Path(__file__).stem
@@ -37,12 +37,13 @@ MAKES: dict[str, Callable[[argparse.Namespace], list[Path]]] = {
     "repeat_factors": lambda args: [args.out / "images.csv"],
     "weights": lambda args: [args.out, args.report],
     "train": lambda args: [args.out / name for name in ("model.pth", "train.json", "log.json")],
+    "track": lambda args: [Path("results/tiny", *args.run, "ap_so_far.json")],
     "infer": lambda args: [args.out / name for name in ("detections/shard-00000.npz", "inference.json")],
     "measure": lambda args: [args.out],
     "evaluate": lambda args: [args.out, args.matches],
     "compare": lambda args: [args.out, args.out.with_suffix(".html"), *in_two_forms(args.plot, DIFFERENCES)],
     "report table": lambda args: [args.out.with_suffix(suffix) for suffix in (".md", ".csv", ".json")],
-    "report plots": lambda args: in_two_forms(args.out, PLOTS),
+    "report plots": lambda args: in_two_forms(args.out, {**PLOTS, **PLOTS_SO_FAR}),
     "report pages": lambda args: [
         *(args.out / f"{name}.html" for name in PAGES),
         *(model.with_name(CARD) for model in args.out.glob("*/*/model.pth")),
@@ -81,6 +82,7 @@ def main() -> None:
     for name in ("log", "out", "zoo", "report", "matches", "plot"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--weights")
+    parser.add_argument("--run", nargs=1)
     parser.add_argument("command", nargs="?")
     known, _ = parser.parse_known_args()
     parser.parse_args = lambda: known  # type: ignore[assignment,misc]

@@ -9,6 +9,7 @@ from lvis_rcnn.reporting import (
     PAGES,
     PICTURES,
     PLOTS,
+    PLOTS_SO_FAR,
     TABLE,
     TRAINING_BATCH,
 )

@@ -7,6 +7,7 @@ of_all_runs = {
     "measurements": paths.of_rows("measure.json"),
     "zoo": paths.zoo_compared_with,
 }
+plots_of_study = {**PLOTS, **(PLOTS_SO_FAR if paths.so_far else {})}
 if_trained = {"repeat_factors": [paths.repeat_factors] if paths.trained_rows else []}
 
 
@@ -109,12 +110,13 @@ rule plots:
         inferences=paths.of_runs("inference.json"),
         measurements=paths.of_rows("measure.json"),
         histories=paths.of_trained_runs("log.json"),
+        so_far=paths.so_far,
     output:
         [
             shown(f"{paths.folder}/plots/{name}.png", name, where)
-            for name, where in PLOTS.items()
+            for name, where in plots_of_study.items()
         ],
-        [f"{paths.folder}/plots/{name}.svg" for name in PLOTS],
+        [f"{paths.folder}/plots/{name}.svg" for name in plots_of_study],
     log:
         f"{paths.folder}/logs/plots.log",
     benchmark:
