@@ -133,7 +133,9 @@ class Study(Section):
     def points_lie_inside(self) -> Self:
         """Weights are kept within the budget of a training; steps of a budget in epochs are checked when it begins."""
         epochs, steps = self.evaluation.score_at_epochs, self.evaluation.score_at_steps
-        if (epochs or steps) and not self.backbones:
+        if not (epochs or steps):
+            return self
+        if not self.backbones or self.schedule is None:
             raise ValueError("evaluation.score_at_epochs and score_at_steps only with backbones, which are trained")
         if epochs and self.schedule.epochs is None:
             raise ValueError("evaluation.score_at_steps, not score_at_epochs, since schedule.steps is the budget")

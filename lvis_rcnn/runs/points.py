@@ -29,7 +29,7 @@ def kept_file(state_dir: Path, step: int) -> Path:
 
 def kept_files(state_dir: Path) -> list[Path]:
     """The weights that are kept, by their steps."""
-    return sorted((state_dir / "points").glob("step*.pth"))
+    return sorted((state_dir / "points").glob("step*.pth"), key=step_of)
 
 
 def step_of(weights: Path) -> int:

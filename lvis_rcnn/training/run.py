@@ -86,7 +86,7 @@ class Run:
             InputError: one is beyond the last step.
         """
         for problem in point_errors(self.recipe, self.study.evaluation):
-            raise InputError(*problem)
+            raise InputError(problem.where, problem.what, allowed=problem.allowed, fix=problem.fix)
         return kept_steps(self.recipe, self.study.evaluation)
 
     @property
