@@ -87,7 +87,7 @@ def ap_so_far(study: Study, states: Sequence[RunState]) -> list[str]:
             lines.append(f"{state.name}: AP so far, {last_sentence(state.run.so_far)}")
         if waiting := unscored(state.state_dir, study) if study.evaluation.scores_on_the_way else []:
             steps = ", ".join(f"{step_of(file):,}" for file in waiting)
-            lines.append(f"{state.name}: weights of step {steps} are not scored; python -m lvis_rcnn track scores them")
+            lines.append(f"{state.name}: weights of step {steps} are not scored: python -m lvis_rcnn track --study …")
     return lines
 
 

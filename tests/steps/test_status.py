@@ -126,7 +126,7 @@ def test_ap_so_far_and_weights_that_wait_to_be_scored_are_noted(tmp_path, result
     put(results / "smoke" / "r50" / "seed0" / "ap_so_far.json", {"state": "0123456789ab", "points": [scores]})
     assert status.status_text(study, look(study, results)).splitlines()[5:] == [
         "r50 seed 0: AP so far, step 100 (epoch 0.833): box AP 25.0, mask AP 12.5, on 100 images",
-        "r50 seed 0: weights of step 200 are not scored; python -m lvis_rcnn track scores them",
+        "r50 seed 0: weights of step 200 are not scored: python -m lvis_rcnn track --study …",
     ]
 
 
