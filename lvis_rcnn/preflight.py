@@ -247,9 +247,10 @@ def machine_warnings(study: Study, results_dir: Path, num_labels: int) -> Iterat
 
 
 def run_bytes(study: Study, backbone: str, num_labels: int) -> int:
-    """Disk of one run: two checkpoints of weights and two moments of the optimizer, and the model, in float32."""
+    """Disk of one run: two checkpoints of weights and two moments, the model and kept weights, all in float32."""
     network = network_on_meta(BACKBONES[backbone], num_labels, study.model)
-    return 4 * (2 * 3 + 1) * sum(value.numel() for value in network.parameters())
+    points = len(study.evaluation.score_at_epochs) + len(study.evaluation.score_at_steps)
+    return 4 * (2 * 3 + 1 + points) * sum(value.numel() for value in network.parameters())
 
 
 def facts(

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from lvis_rcnn.config.zoo import load_zoo
+from lvis_rcnn.dataset.store import open_store
 from lvis_rcnn.inference.kept import Validation, score_weights, write_ap_events
 from lvis_rcnn.runs.paths import RESULTS, StudyPaths, load_study_paths
 from lvis_rcnn.runs.points import SO_FAR, last_sentence, scored_points, unscored, write_so_far
@@ -66,7 +67,7 @@ def states_of_runs(paths: StudyPaths, runs: Sequence[str]) -> list[RunState]:
 
 def score_run(paths: StudyPaths, state: RunState, device: Callable[[], torch.device]) -> int:
     """Score the weights of a run that wait for it, and write its ap_so_far.json; returns how many there were."""
-    waiting = unscored(state.state_dir, paths.study)
+    waiting = unscored(state.state_dir, paths.study, scored_annotations(paths))
     for weights in waiting:
         score_weights(weights, state.backbone, validation_of(paths), device())
         write_scores(paths, state)
@@ -86,14 +87,20 @@ def write_scores(paths: StudyPaths, state: RunState) -> None:
         if state.is_trained and not (folder / SO_FAR).exists():
             write_so_far(folder, state.run.records["train"].get("run_digest", ""), [])
         return
-    points, ended = scored_points(state_dir, study), is_finished(state_dir)
-    if (ended and unscored(state_dir, study)) or not (ended or points):
+    wanted, ended = scored_annotations(paths), is_finished(state_dir)
+    points = scored_points(state_dir, study, wanted)
+    if (ended and unscored(state_dir, study, wanted)) or not (ended or points):
         return
     if write_so_far(folder, state_dir.name, points) and points:
         write_ap_events(state_dir / "tensorboard" / "ap", points)
         log.info("%s, %s", state.name, last_sentence(points))
     elif not points:
         log.warning("warning: the training of %s kept no weights: its points came into the study later", state.name)
+
+
+def scored_annotations(paths: StudyPaths) -> str:
+    """Digest of the validation annotations."""
+    return open_store(Path(paths.store("val"))).annotations_sha256
 
 
 def validation_of(paths: StudyPaths) -> Validation:

@@ -60,11 +60,12 @@ def score_weights(weights: Path, backbone: str, on: Validation, device: torch.de
         InputError: as :func:`make_detector` and :func:`score_detections`, or the store is of other annotations.
     """
     scores = weights.with_suffix(".json")
+    annotations = open_store(on.store).annotations_sha256
     with locked_part(scores):
-        if score_of(weights, on.study):
+        if score_of(weights, on.study, annotations):
             return
         sha256, known = sha256_of_file(weights), read_json_object(scores, Point)
-        if known and known["model_sha256"] == sha256 and is_of_study(known, on.study):
+        if known and known["model_sha256"] == sha256 and is_of_study(known, on.study, annotations):
             os.utime(scores)  # a resumed training wrote the same weights again
         else:
             write_json(scores, scored_point(weights, sha256, backbone, on, device))

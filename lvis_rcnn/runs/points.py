@@ -37,35 +37,37 @@ def step_of(weights: Path) -> int:
     return int(weights.stem.removeprefix("step"))
 
 
-def is_of_study(point: Mapping[str, Any], study: Study) -> bool:
-    """Whether a point was scored with the settings that the study has now."""
+def is_of_study(point: Mapping[str, Any], study: Study, annotations_sha256: str | None = None) -> bool:
+    """Whether a point was scored with the settings that the study has now, on these annotations if they are given."""
     most = study.evaluation.score_images or point["images_of_split"]
     return (
-        point["settings_digest"] in digests_of(study, "infer")
+        point["annotations_sha256"] == (annotations_sha256 or point["annotations_sha256"])
+        and point["settings_digest"] in digests_of(study, "infer")
         and point["detections_per_image"] == study.evaluation.detections_per_image
         and point["images"] == min(most, point["images_of_split"])
     )
 
 
-def score_of(weights: Path, study: Study) -> dict[str, Any]:
-    """The scores of these weights by the settings of the study; empty where they have none.
+def score_of(weights: Path, study: Study, annotations_sha256: str | None = None) -> dict[str, Any]:
+    """The scores of these weights, as :func:`is_of_study`; empty where they have none.
 
     Scores are newer than their weights: a resumed training may write these again.
     """
     scores = weights.with_suffix(".json")
     point = read_json_object(scores, Point)
-    fits = point and is_of_study(point, study) and scores.stat().st_mtime >= weights.stat().st_mtime
+    fits = point and is_of_study(point, study, annotations_sha256) and scores.stat().st_mtime >= weights.stat().st_mtime
     return point if fits else {}
 
 
-def unscored(state_dir: Path | None, study: Study) -> list[Path]:
+def unscored(state_dir: Path | None, study: Study, annotations_sha256: str | None = None) -> list[Path]:
     """Weights that wait to be scored."""
-    return [file for file in kept_files(state_dir) if not score_of(file, study)] if state_dir else []
+    kept = kept_files(state_dir) if state_dir else []
+    return [file for file in kept if not score_of(file, study, annotations_sha256)]
 
 
-def scored_points(state_dir: Path, study: Study) -> list[dict[str, Any]]:
+def scored_points(state_dir: Path, study: Study, annotations_sha256: str | None = None) -> list[dict[str, Any]]:
     """The scores of all weights of a training that have some, by their steps."""
-    return [point for file in kept_files(state_dir) if (point := score_of(file, study))]
+    return [point for file in kept_files(state_dir) if (point := score_of(file, study, annotations_sha256))]
 
 
 def write_so_far(run_folder: Path, digest: str, points: Sequence[Mapping[str, Any]]) -> bool:

@@ -77,6 +77,7 @@ class Point(TypedDict):
     epoch: float
     model_sha256: str
     settings_digest: str
+    annotations_sha256: str
     detections_per_image: int
     images: Positive
     images_of_split: Positive

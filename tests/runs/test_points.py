@@ -41,6 +41,7 @@ def test_weights_are_found_by_their_steps_and_scores_beside_them(tmp_path):
     assert [step_of(file) for file in kept_files(tmp_path)] == [20, 123_456_789]
     assert unscored(tmp_path, STUDY) == [later]
     assert scored_points(tmp_path, STUDY) == [point()]
+    assert scored_points(tmp_path, STUDY, "of other annotations") == []
     # Written again by a resumed training: perhaps other weights.
     os.utime(first, (2e9, 2e9))
     assert unscored(tmp_path, STUDY) == [first, later]

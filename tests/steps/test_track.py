@@ -174,6 +174,7 @@ def in_no_time(weights, sha256, backbone, on, device):
     """Stands for ``kept.scored_point``."""
     point = {"step": step_of(weights), "epoch": 0.5, "model_sha256": sha256, "images": 4, "images_of_split": 4}
     point |= {"settings_digest": settings_digest(on.study, "infer"), "detections_per_image": 300, "scored_at": 0.0}
+    point |= {"annotations_sha256": open_store(on.store).annotations_sha256}
     return point | {"bbox": {"AP": 0.25}, "segm": {"AP": 0.5}}
 
 
