@@ -26,6 +26,7 @@ report: "workflow/report/workflow.rst"
 wildcard_constraints:
     study=re.escape(study.study),
     row="|".join(map(re.escape, paths.rows)),
+    sampled=f"(?:{'|'.join(map(re.escape, paths.samplings))})",
     seed="|".join(map(str, study.seeds)),
     group="|".join([*map(re.escape, paths.trained_rows), "published"]),
     member="|".join(
@@ -53,6 +54,11 @@ if paths.trained_rows:
 if paths.so_far:
 
     include: "workflow/rules/track.smk"
+
+
+if paths.calibration:
+
+    include: "workflow/rules/calibrate.smk"
 
 
 if paths.published:

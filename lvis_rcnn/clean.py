@@ -30,7 +30,7 @@ def leftovers(study: Study, results: Path, state: RunState) -> list[Path]:
     """The state folders of a finished run: those that its records name, of its training and of its inference."""
     records = state.run.records
     names = [inference_folder(records["infer"])]
-    if digest := records.get("train", {}).get("run_digest"):
+    if not state.run.uses and (digest := records.get("train", {}).get("run_digest")):
         names.append(state_folder_name(digest))
     run = state_of_run(results, study, str(state.run.folder.relative_to(results / study.study)))
     return [run / name for name in names if (run / name).is_dir()]
@@ -55,7 +55,7 @@ def clean(study: Study, study_file: Path, results: Path, *, remove: bool) -> flo
         if held := [folder for folder in folders if is_held(folder)]:
             log.info("%s: kept, since a process holds %s", state.name, held[0])
             continue
-        if study.evaluation.scores_on_the_way and unscored(state.state_dir, study):
+        if study.evaluation.scores_on_the_way and unscored(state.state_dir, study.of_row(state.row)):
             log.info("%s: kept, since weights of it are not scored: python -m lvis_rcnn track", state.name)
             continue
         freed += bytes_freed(folders)

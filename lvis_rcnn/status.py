@@ -25,7 +25,7 @@ from lvis_rcnn.runs.points import last_sentence, step_of, unscored
 from lvis_rcnn.runs.states import STATES, RunState, Work, processor_hours, states_of, work_left
 from lvis_rcnn.system.cli import add_number, check_folder, duration, rate, run_step, step_parser
 
-TEXT_COLUMNS = {"backbone", "state", "where", "training", "measured on", "then"}
+TEXT_COLUMNS = {"row", "state", "where", "training", "measured on", "then"}
 # Columns that are left out on a narrow terminal, in this order.
 LEAST_NEEDED = ("where", "measured on", "starts", "images/s", "s/step")
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
@@ -47,7 +47,7 @@ def status_row(state: RunState) -> TableRow:
     images_per_s, eta_s, loss = beat.get("images_per_s"), beat.get("eta_s"), beat.get("loss")
     started = state.steps is not None and step is not None
     return {
-        "backbone": state.backbone,
+        "row": state.row,
         "seed": "" if state.run.seed is None else str(state.run.seed),
         "state": state.state,
         "step": f"{step}/{state.steps}" if started else "",
@@ -85,7 +85,8 @@ def ap_so_far(study: Study, states: Sequence[RunState]) -> list[str]:
     for state in states:
         if state.run.so_far and state.state != "done":
             lines.append(f"{state.name}: AP so far, {last_sentence(state.run.so_far)}")
-        if waiting := unscored(state.state_dir, study) if study.evaluation.scores_on_the_way else []:
+        asked = study.evaluation.scores_on_the_way and state.state_dir
+        if waiting := unscored(state.state_dir, study.of_row(state.row)) if asked else []:
             steps = ", ".join(f"{step_of(file):,}" for file in waiting)
             lines.append(f"{state.name}: weights of step {steps} are not scored: python -m lvis_rcnn track --study …")
     return lines
@@ -118,7 +119,7 @@ def plan_row(study: Study, work: Work) -> TableRow:
         trained[unit(study)] = "unknown" if hours is None else f"{hours:.2f}"
     pace = None if state.is_trained else work.pace
     return {
-        "backbone": state.backbone,
+        "row": state.row,
         "seed": "" if state.run.seed is None else str(state.run.seed),
         **trained,
         "s/step": "" if pace is None else f"{pace.seconds_per_step:.3g}",
@@ -137,7 +138,7 @@ def totals(study: Study, works: Sequence[Work]) -> list[str]:
     if known:
         lines.append(f"training: {sum(known):.2f} {unit(study)}{' plus what is unknown' if unknown else ''}")
     if unknown:
-        lines.append(f"unknown, since no run of the backbone has logged a step: {unknown}")
+        lines.append(f"unknown, since no run of the row has logged a step: {unknown}")
     return lines
 
 
@@ -175,8 +176,7 @@ def study_text(study_file: Path, results: Path, plan: bool) -> str:
         InputError: the study or its zoo is wrong.
     """
     study = load_study(study_file)
-    from_zoo = study.backbones and study.model.weights != "none"
-    zoo = load_zoo(zoo_of(study, study_file)) if from_zoo else {}
+    zoo = load_zoo(zoo_of(study, study_file)) if study.initial_weights else {}
     states = states_of(study, results, scored_models(study, study_file), zoo)
     # Any width where the output is not a terminal, unless COLUMNS is set.
     width = shutil.get_terminal_size(fallback=(0, 0)).columns or None

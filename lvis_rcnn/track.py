@@ -60,16 +60,16 @@ def track(paths: StudyPaths, runs: Sequence[str], watch_s: float | None) -> None
 
 def states_of_runs(paths: StudyPaths, runs: Sequence[str]) -> list[RunState]:
     """The states of these runs, named as ``r50/seed0``."""
-    zoo = {} if paths.study.model.weights == "none" else load_zoo(paths.zoo)
+    zoo = load_zoo(paths.zoo) if paths.study.initial_weights else {}
     split = [run.split("/seed") for run in runs]
     return [state_of(paths.study, Path(RESULTS), row, int(seed), zoo) for row, seed in split]
 
 
 def score_run(paths: StudyPaths, state: RunState, device: Callable[[], torch.device]) -> int:
     """Score the weights of a run that wait for it, and write its ap_so_far.json; returns how many there were."""
-    waiting = unscored(state.state_dir, paths.study, scored_annotations(paths))
+    waiting = unscored(state.state_dir, paths.study_of(state.row), scored_annotations(paths))
     for weights in waiting:
-        score_weights(weights, state.backbone, validation_of(paths), device())
+        score_weights(weights, paths.backbone_of(state.row), validation_of(paths, state.row), device())
         write_scores(paths, state)
     if not waiting:
         write_scores(paths, state)
@@ -82,7 +82,7 @@ def write_scores(paths: StudyPaths, state: RunState) -> None:
     That of a trained run is the output of a rule: it is written once all its weights are scored, and then even if there
     are none, as where points were added to the study after the training had passed them.
     """
-    study, folder, state_dir = paths.study, state.run.folder, state.state_dir
+    study, folder, state_dir = paths.study_of(state.row), state.run.folder, state.state_dir
     if state_dir is None:
         if state.is_trained and not (folder / SO_FAR).exists():
             write_so_far(folder, state.run.records["train"].get("run_digest", ""), [])
@@ -103,16 +103,18 @@ def scored_annotations(paths: StudyPaths) -> str:
     return open_store(Path(paths.store("val"))).annotations_sha256
 
 
-def validation_of(paths: StudyPaths) -> Validation:
-    """The validation split of a study."""
+def validation_of(paths: StudyPaths, row: str) -> Validation:
+    """The validation split of a study, and the settings of a row."""
+    calibration = paths.calibration_of(row)
     exhaustive, counted = paths.is_exhaustive("val"), paths.frequency_files("val")
     return Validation(
-        paths.study,
+        paths.study_of(row),
         Path(paths.store("val")),
         Path(paths.image_folder("val")),
         Path(paths.annotation_file("val")),
         exhaustive,
         Path(counted[0]) if counted else None,
+        Path(calibration[0]) if calibration else None,
     )
 
 

@@ -20,7 +20,7 @@ from lvis_rcnn.evaluation.subsets import only_images
 from lvis_rcnn.inference.detector import make_detector
 from lvis_rcnn.inference.shards import infer_shards, number_of_shards
 from lvis_rcnn.model.weights import load_model
-from lvis_rcnn.runs.inference import begin_inference, inference_folder
+from lvis_rcnn.runs.inference import CALIBRATION, begin_inference, inference_folder
 from lvis_rcnn.runs.points import is_of_study, score_of, step_of
 from lvis_rcnn.runs.records import read_json_object
 from lvis_rcnn.runs.shapes import Point
@@ -43,6 +43,8 @@ class Validation:
     coco_exhaustive: bool
     frequencies: Path | None
     """Both as :func:`annotations_of` takes them."""
+    calibration: Path | None
+    """As :func:`make_detector` takes it."""
 
 
 def evenly(count: int, most: int | None) -> Int64[np.ndarray, " k"]:
@@ -75,17 +77,19 @@ def scored_point(weights: Path, sha256: str, backbone: str, on: Validation, devi
     """The scores of weights with this digest, as ``runs.shapes.Point``."""
     study, store = on.study, open_store(on.store)
     chosen = evenly(store.num_images, study.evaluation.score_images)
-    identity = {
+    identity: dict[str, Any] = {
         "settings_digest": settings_digest(study, "infer"),
         "model_sha256": sha256,
         "annotations_sha256": store.annotations_sha256,
         "images": len(chosen),
     }
+    if on.calibration:
+        identity[CALIBRATION] = sha256_of_file(on.calibration)
     annotations = annotations_with(store.annotations_sha256, on)  # first: what is wrong is said before hours of work
     shards_dir = weights.with_suffix("") / f"{inference_folder(identity)}-{len(chosen)}"
     shards_dir.mkdir(parents=True, exist_ok=True)
     begin_inference(shards_dir, identity)
-    detector = make_detector(study, backbone, weights, on.store, on.images, device)
+    detector = make_detector(study, backbone, weights, on.store, on.images, device, on.calibration)
     options = (study.inference.batch_size, study.resources.loader_workers, f"{backbone} step {step_of(weights)}")
     infer_shards(detector, shards_dir, *options, range(number_of_shards(len(chosen))), chosen.tolist())
     metrics = metrics_of(shards_dir, annotations, store.image_ids[chosen], study)

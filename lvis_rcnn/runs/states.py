@@ -50,8 +50,8 @@ class RunState:
     """The state of one run of a study."""
 
     run: RunRecord
-    backbone: str
-    """Row of ``config.schema.BACKBONES``, or name of a published model."""
+    row: str
+    """Name of a trained row, or of a published model."""
     state: str
     """One of ``STATES``; "trained" runs are not scored yet."""
     reason: str = ""
@@ -61,19 +61,19 @@ class RunState:
     state_dir: Path | None = None
     """Folder of the heartbeat."""
     older: tuple[Path, ...] = ()
-    """State folders of the same backbone and seed with other settings, data or code."""
+    """State folders of the same row and seed with other settings, data or code."""
     is_unmeasured: bool = False
     """Whether the row is measured on this run, and memory and speed are still missing."""
 
     @property
     def name(self) -> str:
         """Name of the run, for a person."""
-        return self.backbone if self.run.seed is None else f"{self.backbone} seed {self.run.seed}"
+        return self.row if self.run.seed is None else f"{self.row} seed {self.run.seed}"
 
     @property
     def is_trained(self) -> bool:
-        """Whether nothing is left to train, as for every published model."""
-        return self.run.seed is None or has_model(self.run, self.heartbeat)
+        """Whether it has nothing left to train, as a published model and what uses another row's training."""
+        return self.run.seed is None or self.run.uses is not None or has_model(self.run, self.heartbeat)
 
     @property
     def steps(self) -> int | None:
@@ -93,7 +93,7 @@ def states_of(
         scored: the published models that it scores, by name.
         zoo: the published models that trainings begin with.
     """
-    states = [state_of(study, results, name, seed, zoo) for name in study.backbones for seed in study.seeds]
+    states = [state_of(study, results, row, seed, zoo) for row in study.trained_rows for seed in study.seeds]
     for row in study.published:
         run = read_published(study, results, row, scored[row.model])
         states.append(RunState(run, row.model, *what_it_does(study, results, run, None, {})))
@@ -106,17 +106,17 @@ def is_unmeasured(study: Study, results: Path, run: RunRecord) -> bool:
     return is_first and bool(read_measured(study, results, run).missing)
 
 
-def state_of(study: Study, results: Path, backbone: str, seed: int, zoo: Mapping[str, ZooModel]) -> RunState:
+def state_of(study: Study, results: Path, row: str, seed: int, zoo: Mapping[str, ZooModel]) -> RunState:
     """The state of a trained run; its record says for the table what is missing because of it."""
-    run = read_run(study, results, backbone, seed)
-    state_dir, older = state_dirs(study, results, backbone, seed, zoo)
+    run = read_run(study, results, row, seed)
+    state_dir, older = (None, ()) if run.uses else state_dirs(study, results, row, seed, zoo)
     heartbeat = read_heartbeat(state_dir) if state_dir else {}
-    state, reason = what_it_does(study, results, run, state_dir, heartbeat)
+    state, reason = what_it_does(study.of_row(row), results, run, state_dir, heartbeat)
     if state_dir and not (run.folder / RECORDS["train"][0]).exists():
         run = replace(run, missing=dict.fromkeys(run.missing, cell_text(state, reason, heartbeat)))
     digest = state_dir.name if state_dir else run.records.get("train", {}).get("run_digest", "")
-    run = replace(run, so_far=read_so_far(run.folder, digest, study))
-    return RunState(run, backbone, state, reason, heartbeat, state_dir, older)
+    run = replace(run, so_far=read_so_far(run.folder, digest, study.of_row(row)))
+    return RunState(run, row, state, reason, heartbeat, state_dir, older)
 
 
 def cell_text(state: str, reason: str, heartbeat: Mapping[str, Any]) -> str:
@@ -130,19 +130,20 @@ def cell_text(state: str, reason: str, heartbeat: Mapping[str, Any]) -> str:
 
 
 def state_dirs(
-    study: Study, results: Path, backbone: str, seed: int, zoo: Mapping[str, ZooModel]
+    study: Study, results: Path, row: str, seed: int, zoo: Mapping[str, ZooModel]
 ) -> tuple[Path | None, tuple[Path, ...]]:
     """The state folder of a run, None where it has none, and those of other settings, data or code.
 
     Without the store of annotations the run's own is unknown; then it is the last that was written undamaged.
     """
-    folder = state_of_run(results, study, f"{backbone}/seed{seed}")
+    folder = state_of_run(results, study, f"{row}/seed{seed}")
     heartbeats = sorted(folder.glob("*/progress.json"), key=lambda file: file.stat().st_mtime)
     found = [file.parent for file in heartbeats]
     annotations = read_json_object(results / study.study / "data" / "train.store" / "store.json", Store)
     own = next((one for one in reversed(found) if read_heartbeat(one)), found[-1] if found else None)
     if "annotations_sha256" in annotations:
-        known = identities(study, backbone, seed, annotations["annotations_sha256"], zoo)
+        own_study, backbone = study.of_row(row), study.backbone_of(row)
+        known = identities(own_study, backbone, seed, annotations["annotations_sha256"], zoo)
         named = folder / own_identity(folder, known).folder_name
         own = named if named in found else None
     return own, tuple(one for one in found if one != own)
@@ -256,11 +257,13 @@ class Work:
     steps: int | None
     """Steps of the whole training; None where unknown."""
     pace: Pace | None
-    """None where no run of this backbone has logged a step."""
+    """None where no run of this row has logged a step."""
 
     @property
     def training(self) -> str:
         """What training is left, for a person."""
+        if self.state.run.uses:
+            return f"that of {self.state.run.uses.parent.name}"
         if self.state.is_trained:
             return "is done"
         if self.state.state == "running":
@@ -295,14 +298,15 @@ def work_of(study: Study, state: RunState, states: Sequence[RunState]) -> Work:
     step = state.heartbeat.get("step", 0)
     # A killed run repeats the steps after its last checkpoint.
     first_step = step if state.state == "running" else state.heartbeat.get("saved_step", step)
-    known = [state.steps, study.schedule.steps if study.schedule else None, *(other.steps for other in states)]
+    own = study.of_row(state.row).schedule if state.row in study.trained_rows else None
+    known = [state.steps, own.steps if own else None, *(other.steps for other in states)]
     steps = next((steps for steps in known if steps is not None), None)
     return Work(state, first_step, steps, pace_of(state, states))
 
 
 def pace_of(state: RunState, states: Sequence[RunState]) -> Pace | None:
-    """The pace of the run itself, or of another seed of its backbone."""
-    others = [other for other in states if other.backbone == state.backbone and other is not state]
+    """The pace of the run itself, or of another seed of its row."""
+    others = [other for other in states if other.row == state.row and other is not state]
     found = (pace_in(one, "its own log" if one is state else f"seed {one.run.seed}") for one in (state, *others))
     return next(filter(None, found), None)
 

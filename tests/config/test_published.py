@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-from lvis_rcnn.config.study import Study, check_study, read_yaml
+from lvis_rcnn.config.study import Study, check_study
+from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.config.zoo import scored_models
 from lvis_rcnn.system.cli import InputError
 from tests.conftest import copy_study

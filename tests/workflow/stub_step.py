@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lvis_rcnn.reporting import CARD, DIFFERENCES, PAGES, PICTURES, PLOTS, PLOTS_SO_FAR
+from lvis_rcnn.reporting import CARD, DIFFERENCES, PAGES, PICTURES, PLOTS
 from lvis_rcnn.system.cli import InputError, run_step
 
 STEP = Path(__file__).stem
@@ -35,6 +35,7 @@ MAKES: dict[str, Callable[[argparse.Namespace], list[Path]]] = {
     "store": lambda args: [args.out / "store.json"],
     "preflight": lambda args: [args.out, args.out.with_suffix(".txt")],
     "repeat_factors": lambda args: [args.out / "images.csv"],
+    "calibrate": lambda args: [args.out],
     "weights": lambda args: [args.out, args.report],
     "train": lambda args: [args.out / name for name in ("model.pth", "train.json", "log.json")],
     "track": lambda args: [Path("results/tiny", *args.run, "ap_so_far.json")],
@@ -43,7 +44,7 @@ MAKES: dict[str, Callable[[argparse.Namespace], list[Path]]] = {
     "evaluate": lambda args: [args.out, args.matches],
     "compare": lambda args: [args.out, args.out.with_suffix(".html"), *in_two_forms(args.plot, DIFFERENCES)],
     "report table": lambda args: [args.out.with_suffix(suffix) for suffix in (".md", ".csv", ".json")],
-    "report plots": lambda args: in_two_forms(args.out, {**PLOTS, **PLOTS_SO_FAR}),
+    "report plots": lambda args: in_two_forms(args.out, PLOTS),
     "report pages": lambda args: [
         *(args.out / f"{name}.html" for name in PAGES),
         *(model.with_name(CARD) for model in args.out.glob("*/*/model.pth")),

@@ -7,8 +7,12 @@ of_all_runs = {
     "measurements": paths.of_rows("measure.json"),
     "zoo": paths.zoo_compared_with,
 }
-plots_of_study = {**PLOTS, **(PLOTS_SO_FAR if paths.so_far else {})}
-if_trained = {"repeat_factors": [paths.repeat_factors] if paths.trained_rows else []}
+plots_of_study = plots_of(
+    calibrated=bool(paths.calibration), on_the_way=bool(paths.so_far)
+)
+if_trained = {
+    "repeat_factors": [paths.repeat_factors(row) for row in paths.trained_rows[:1]]
+}
 
 
 rule table:
@@ -73,7 +77,7 @@ rule pages:
     input:
         **of_all_runs,
         **if_trained,
-        preflight=(f"{paths.folder}/preflight.txt" if paths.trained_rows else []),
+        preflight=paths.preflight_pages,
     output:
         [
             shown(f"{paths.folder}/{name}.html", name, where)
@@ -110,6 +114,7 @@ rule plots:
         inferences=paths.of_runs("inference.json"),
         measurements=paths.of_rows("measure.json"),
         histories=paths.of_trained_runs("log.json"),
+        calibration=paths.calibration,
         so_far=paths.so_far,
     output:
         [
@@ -179,7 +184,7 @@ if paths.trained_rows:
         """Draw the first training step, as the network sees it."""
         input:
             store="results/{study}/data/train.store",
-            repeat_factors="results/{study}/repeat_factors",
+            repeat_factors=paths.repeat_factors(paths.trained_rows[0]),
             images=ancient(paths.images("train")),
         output:
             shown(
@@ -196,7 +201,7 @@ if paths.trained_rows:
             mem_mb=study.resources.memory_mb,
             runtime=30,
         params:
-            settings=settings("preflight"),
+            settings=settings("preflight", paths.trained_rows[0]),
             study=untracked(STUDY_FILE),
             images=untracked(paths.image_folder("train")),
         message:

@@ -5,6 +5,7 @@ rule track:
         store=paths.store("val"),
         images=ancient(paths.images("val")),
         annotations=ancient(paths.annotations("val")),
+        calibration=of_row(paths.calibration_of),
     output:
         "results/{study}/{row}/seed{seed}/ap_so_far.json",
     log:
@@ -20,7 +21,7 @@ rule track:
         **inference_resources(),
         runtime=INFERENCE_MINUTES,
     params:
-        settings=settings("infer"),
+        settings=settings_of_row("infer"),
         points=[study.evaluation.score_at_epochs, study.evaluation.score_at_steps],
         images=study.evaluation.score_images,
         detections_per_image=study.evaluation.detections_per_image,
