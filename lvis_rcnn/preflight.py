@@ -48,7 +48,7 @@ from lvis_rcnn.system.cli import InputError, add_output, log, run_step, step_par
 from lvis_rcnn.system.files import atomic_file, write_json
 from lvis_rcnn.training.memory import step_memory
 from lvis_rcnn.training.setup import require_memory_of_loader
-from lvis_rcnn.training.solver import Recipe, make_recipe
+from lvis_rcnn.training.solver import Recipe, make_recipe, point_errors
 
 GB = 1e9
 # At most this many categories are named in a warning.
@@ -82,6 +82,7 @@ def preflight(
     errors += [*version_errors(train, study.dataset.name), *version_errors(val, study.dataset.name)]
     errors += [*box_errors(train), *box_errors(val), *object_errors(val)]
     errors += [*settings_errors(study.augmentation, study.model), *protocol_errors(val, study.evaluation)]
+    errors += point_errors(recipe, study.evaluation)
     missing: list[str] = []
     skipped: list[str] = []
     doubtful: list[Problem] = []
@@ -248,9 +249,10 @@ def machine_warnings(study: Study, results_dir: Path, num_labels: int) -> Iterat
 
 
 def run_bytes(study: Study, row: str, num_labels: int) -> int:
-    """Disk of one run: two checkpoints of weights and two moments of the optimizer, and the model, in float32."""
+    """Disk of one run: two checkpoints of weights and two moments, the model and kept weights, all in float32."""
     network = network_on_meta(BACKBONES[study.backbone_of(row)], num_labels, study.of_row(row).model)
-    return 4 * (2 * 3 + 1) * sum(value.numel() for value in network.parameters())
+    points = len(study.evaluation.score_at_epochs) + len(study.evaluation.score_at_steps)
+    return 4 * (2 * 3 + 1 + points) * sum(value.numel() for value in network.parameters())
 
 
 def facts(

@@ -1,4 +1,4 @@
-"""The sections of a study file: names, types, ranges, defaults; machine.py has two more, study.py puts them together."""
+"""The sections of a study file: names, types, ranges, defaults; two more are in machine.py. study.py joins them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,10 @@ Positive = Annotated[float, Field(gt=0)]
 Precision = Literal["fp32", "tf32", "bf16"]
 Loss = Literal["softmax", "seesaw"]
 Predictor = Literal["linear", "normalised"]
+
+
+MOST_POINTS = 12
+"""Points of a training at which weights are kept: some 0.2 to 0.4 GB each for LVIS."""
 
 
 class Section(BaseModel):
@@ -334,6 +338,28 @@ class Evaluation(Section):
     minival_boundary, minival_boundary_fixed, and those of ``subsets``."""
     subsets: tuple[str, ...] = ()
     """Text files with one image id a line: street.txt adds the protocols street, street_fixed, street_boundary, ..."""
+    score_at_epochs: tuple[Count, ...] = ()
+    """Weights after so many epochs are kept and scored, also while the training goes on; for a budget in epochs."""
+    score_at_steps: tuple[Count, ...] = ()
+    """The same after so many optimizer steps; both together at most 12. Neither changes what is trained."""
+    score_images: Count | None = None
+    """Validation images that these weights are scored on, evenly spread over the split; null for all."""
+
+    @property
+    def scores_on_the_way(self) -> bool:
+        """Whether weights are kept and scored before a training ends."""
+        return bool(self.score_at_epochs or self.score_at_steps)
+
+    @model_validator(mode="after")
+    def few_points(self) -> Self:
+        """Each point is named once, and their number bounds the disk that the weights take."""
+        points = (*self.score_at_epochs, *self.score_at_steps)
+        repeated = any(len(set(one)) < len(one) for one in (self.score_at_epochs, self.score_at_steps))
+        if repeated or len(points) > MOST_POINTS:
+            raise ValueError(f"at most {MOST_POINTS} points in score_at_epochs and score_at_steps, none of them twice")
+        if self.score_images is not None and not points:
+            raise ValueError("score_images only with score_at_epochs or score_at_steps, whose weights they are for")
+        return self
 
     @property
     def subset_names(self) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ VARIED = ("sampling", "augmentation", "model", "schedule", "inference")
 RESERVED = {
     *("all", "batch", "benchmarks", "calibrate", "compare", "comparison", "data", "draw", "evaluate", "fetch"),
     *("import_published", "infer", "logs", "measure", "pages", "pictures", "plots", "preflight", "preflight_of_row"),
-    *("published", "repeat_factors", "results_table", "state", "store", "table", "train", "training_pictures"),
+    *("published", "repeat_factors", "results_table", "state", "store", "table", "track", "train", "training_pictures"),
 }
 
 RESERVED_STARTS = ("fetch_", "repeat_factors_")
@@ -209,6 +209,21 @@ class Study(Section):
             raise ValueError(f"{key} are trained, which also needs dataset.draw, or dataset.train and dataset.val")
         if not self.trained_rows and not self.published:
             raise ValueError("at least one row: of backbones, which are trained, or of published models")
+        return self
+
+    @model_validator(mode="after")
+    def points_lie_inside(self) -> Self:
+        """Weights are kept within the budget of a training; steps of a budget in epochs are checked when it begins."""
+        epochs, steps = self.evaluation.score_at_epochs, self.evaluation.score_at_steps
+        if not (epochs or steps):
+            return self
+        if not self.trained_rows or self.schedule is None:
+            raise ValueError("evaluation.score_at_epochs and score_at_steps only with rows that are trained")
+        if epochs and self.schedule.epochs is None:
+            raise ValueError("evaluation.score_at_steps, not score_at_epochs, since schedule.steps is the budget")
+        for name, points, budget in (("epochs", epochs, self.schedule.epochs), ("steps", steps, self.schedule.steps)):
+            if points and budget is not None and max(points) > budget:
+                raise ValueError(f"evaluation.score_at_{name} up to schedule.{name}, {budget}, not {max(points)}")
         return self
 
     @model_validator(mode="after")

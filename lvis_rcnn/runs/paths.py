@@ -109,6 +109,11 @@ class StudyPaths:
         """The file ``name`` of every run that is trained."""
         return [f"{self.folder}/{run}/{name}" for run in self.trained_runs]
 
+    @property
+    def so_far(self) -> list[str]:
+        """Scores of weights that the trainings keep on their way; none where the study names no points for them."""
+        return self.of_trained_runs("ap_so_far.json") if self.study.evaluation.scores_on_the_way else []
+
     def of_rows(self, name: str) -> list[str]:
         """The file ``name`` of every row."""
         return [f"{self.folder}/{row}/{name}" for row in self.rows]

@@ -21,6 +21,7 @@ from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.runs.identity import identities, own_identity
 from lvis_rcnn.runs.inference import START, inferred
 from lvis_rcnn.runs.paths import CHECKED, name_end, state_of_run
+from lvis_rcnn.runs.points import read_so_far
 from lvis_rcnn.runs.price import DEVICES, step_flops
 from lvis_rcnn.runs.records import (
     FAILED,
@@ -114,6 +115,8 @@ def state_of(study: Study, results: Path, row: str, seed: int, zoo: Mapping[str,
     state, reason = what_it_does(study.of_row(row), results, run, state_dir, heartbeat)
     if state_dir and not (run.folder / RECORDS["train"][0]).exists():
         run = replace(run, missing=dict.fromkeys(run.missing, cell_text(state, reason, heartbeat)))
+    digest = state_dir.name if state_dir else run.records.get("train", {}).get("run_digest", "")
+    run = replace(run, so_far=read_so_far(run.folder, digest, study.of_row(row)))
     return RunState(run, row, state, reason, heartbeat, state_dir, older)
 
 
