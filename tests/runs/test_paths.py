@@ -144,11 +144,20 @@ def test_training_memory_is_measured_of_rows_that_are_trained(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("threshold", "options"),
-    [(0.3, "--threshold 0.3 --rounding stochastic --exponent 0.5"), (None, "--rounding stochastic --exponent 0.5")],
+    ("changes", "options"),
+    [
+        ({"oversample_threshold": 0.3}, "--threshold 0.3 --rounding stochastic --exponent 0.5"),
+        ({"oversample_threshold": None}, "--rounding stochastic --exponent 0.5"),
+        # The default is left out: a study that was finished before there was a choice plans nothing again.
+        ({"oversample_threshold": None, "frequency": "image"}, "--rounding stochastic --exponent 0.5"),
+        (
+            {"oversample_threshold": None, "frequency": "instance_aware"},
+            "--rounding stochastic --exponent 0.5 --frequency instance_aware",
+        ),
+    ],
 )
-def test_sampling_is_given_as_options(tmp_path: Path, threshold: float | None, options: str) -> None:
-    sampling = {"oversample_threshold": threshold, "rounding": "stochastic", "exponent": 0.5}
+def test_sampling_is_given_as_options(tmp_path: Path, changes: dict[str, Any], options: str) -> None:
+    sampling = {"rounding": "stochastic", "exponent": 0.5, **changes}
     assert paths_of(tmp_path, sampling=sampling).sampling_options("r50") == options
 
 
