@@ -26,6 +26,7 @@ report: "workflow/report/workflow.rst"
 wildcard_constraints:
     study=re.escape(study.study),
     row="|".join(map(re.escape, paths.rows)),
+    sampled=f"(?:{'|'.join(map(re.escape, paths.samplings))})",
     seed="|".join(map(str, study.seeds)),
     group="|".join([*map(re.escape, paths.trained_rows), "published"]),
     member="|".join(
@@ -48,6 +49,11 @@ if paths.trained_rows:
     include: "workflow/rules/preflight.smk"
     include: "workflow/rules/repeat_factors.smk"
     include: "workflow/rules/train.smk"
+
+
+if paths.calibration:
+
+    include: "workflow/rules/calibrate.smk"
 
 
 if paths.published:

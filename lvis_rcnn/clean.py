@@ -29,7 +29,7 @@ def leftovers(study: Study, results: Path, state: RunState) -> list[Path]:
     """The state folders of a finished run: those that its records name, of its training and of its inference."""
     records = state.run.records
     names = [inference_folder(records["infer"])]
-    if digest := records.get("train", {}).get("run_digest"):
+    if not state.run.uses and (digest := records.get("train", {}).get("run_digest")):
         names.append(state_folder_name(digest))
     run = state_of_run(results, study, str(state.run.folder.relative_to(results / study.study)))
     return [run / name for name in names if (run / name).is_dir()]

@@ -4,7 +4,7 @@ What is done is saved in a state folder about twice a minute, and a new start ma
 share the shards; a shard depends on its images alone, so that its bytes are the same whichever process writes it. The
 speed of a row is measured by lvis_rcnn.measure.
 
-    python -m lvis_rcnn infer --study configs/mini.yaml --backbone r50 --run r50/seed0 --model model.pth
+    python -m lvis_rcnn infer --study configs/mini.yaml --run r50/seed0 --model model.pth
         --store val.store --images IMAGES --state results/state --out results/mini/r50/seed0
     torchrun --standalone --nproc-per-node 4 -m -- lvis_rcnn.infer --study …     the same on four GPUs
 
@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import Study, digests_of, load_study_for_step, settings_digest, settings_of_step
 from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.inference.detector import MASKS, conditions, make_detector
@@ -28,8 +27,8 @@ from lvis_rcnn.inference.shards import (
     infer_shards,
     number_of_shards,
 )
-from lvis_rcnn.runs.inference import begin_inference, inference_folder
-from lvis_rcnn.runs.paths import check_run
+from lvis_rcnn.runs.inference import CALIBRATION, begin_inference, inference_folder
+from lvis_rcnn.runs.paths import backbone_of_run, row_of_run
 from lvis_rcnn.system.cli import InputError, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, write_json
 from lvis_rcnn.system.provenance import code_version, library_versions
@@ -47,15 +46,18 @@ def infer(
     state_dir: Path,
     out_dir: Path,
     ranks: Ranks,
+    calibration: Path | None = None,
 ) -> None:
     """Write ``detections/`` and ``inference.json`` into ``out_dir``, going on where an earlier start stopped.
 
     Shards are written to a folder of ``state_dir`` that is named by model, settings and annotations.
     """
     require_masks(study, open_store(store_path))
-    detector = make_detector(study, backbone, model_path, store_path, images_dir, ranks.device)
+    detector = make_detector(study, backbone, model_path, store_path, images_dir, ranks.device, calibration)
     store = detector.images.store
     record = inference_record(study, store, sha256_of_file(model_path), ranks)
+    if calibration:
+        record[CALIBRATION] = sha256_of_file(calibration)
     shards_dir = shards_folder(state_dir, record, digests_of(study, "infer"))
     shards_dir.mkdir(parents=True, exist_ok=True)
     if ranks.is_first:
@@ -113,14 +115,14 @@ def inference_record(study: Study, store: AnnotationStore, model_sha256: str, ra
 
 def step(args: argparse.Namespace) -> None:
     """Infer with the model that the arguments name."""
-    study = load_study_for_step(args.study, "infer", args.settings_digest)
-    check_run(study, args.study, args.run, args.backbone)
+    study = load_study_for_step(args.study, "infer", args.settings_digest, row_of_run(args.run))
+    backbone = backbone_of_run(study, args.study, args.run)
     require_device(study, args.study)
     state_dir = args.state / study.study / args.run
     with started(study.compute.device) as ranks:
         if not ranks.is_first:
             log.setLevel(logging.WARNING)
-        infer(study, args.backbone, args.model, args.store, args.images, state_dir, args.out, ranks)
+        infer(study, backbone, args.model, args.store, args.images, state_dir, args.out, ranks, args.calibration)
 
 
 def main() -> None:
@@ -128,13 +130,14 @@ def main() -> None:
     parser = step_parser(__doc__)
     parser.add_argument("--study", type=Path, required=True, metavar="FILE", help="study file (configs/*.yaml)")
     parser.add_argument("--settings-digest", metavar="HEX", help="refuse a study whose test settings changed")
-    parser.add_argument("--backbone", choices=BACKBONES, required=True, help="row of the table")
     parser.add_argument("--run", required=True, metavar="NAME", help="folder of the run in its study, r50/seed0")
     parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="model.pth of the training step")
     parser.add_argument(
         "--store", type=Path, required=True, metavar="DIR", help="annotation store of the validation split"
     )
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of its images")
+    table = "output of calibrate, of the training split, where the study has an inference.calibration"
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help=table)
     add_output(parser, "--state", "where unfinished work lives", is_folder=True)
     add_output(parser, "--out", "folder for detections/ and inference.json", is_folder=True)
     run_step(parser, step)

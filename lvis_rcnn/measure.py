@@ -1,6 +1,6 @@
 """Measure memory and speed of a row of the table on one device that does nothing else.
 
-    python -m lvis_rcnn measure --study configs/mini.yaml --backbone r50 --model model.pth --out measure.json …
+    python -m lvis_rcnn measure --study configs/mini.yaml --row r50 --model model.pth --out measure.json …
 
 Memory is the peak of training (MMDetection, ``docs/model_zoo.md``) in a few steps from the trained weights: those of
 the first epoch whose batches are largest, with all images at the largest scale. Inference time is that of MMDetection's
@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lvis_rcnn.config.schema import BACKBONES, Augmentation
+from lvis_rcnn.config.schema import Augmentation
 from lvis_rcnn.config.study import Study, load_study_for_step, settings_digest
 from lvis_rcnn.dataloader.batches import Batch, original_size_hw, read_in_order
 from lvis_rcnn.dataloader.sampler import SampleStream
@@ -49,7 +49,7 @@ from lvis_rcnn.inference.detector import (
 )
 from lvis_rcnn.inference.paste import bitmaps, pasted_crops
 from lvis_rcnn.model.weights import load_trained
-from lvis_rcnn.runs.paths import runs_of
+from lvis_rcnn.runs.paths import row_of_run, runs_of
 from lvis_rcnn.runs.records import CPU_TIME, WALL_TIME, other_work
 from lvis_rcnn.system.cli import InputError, add_output, log, rate, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, write_json
@@ -97,6 +97,8 @@ class TestData:
     model: Path
     store: Path
     images: Path
+    calibration: Path | None = None
+    """Output of calibrate, where the study calibrates scores."""
 
 
 def measure(study: Study, backbone: str, test: TestData, data: TrainingData | None) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def measure(study: Study, backbone: str, test: TestData, data: TrainingData | No
     device = process_device(study.compute.device, 0)
     # Training comes first: of the resident memory of a process only the peak so far is known.
     training = measured_training(study, backbone, test.model, data, device) if data else None
-    detector = make_detector(study, backbone, test.model, test.store, test.images, device)
+    detector = make_detector(study, backbone, test.model, test.store, test.images, device, test.calibration)
     # Of all masks, as MMDetection's, also where inference makes only those that are scored.
     detector = replace(detector, test=detector.test.model_copy(update={"masks": "all"}))
     where = conditions(study, device)
@@ -272,18 +274,17 @@ def finished(device: torch.device) -> float:
 
 def step(args: argparse.Namespace) -> None:
     """Measure the row that the arguments name."""
-    study = load_study_for_step(args.study, "measure", args.settings_digest)
-    backbones = sorted(set(runs_of(study, args.study).values()))
-    if args.backbone not in backbones:
+    study = load_study_for_step(args.study, "measure", args.settings_digest, args.row)
+    rows = {row_of_run(run): backbone for run, backbone in runs_of(study, args.study).items()}
+    if args.row not in rows:
         fix = "name one of them, or add it to the study"
-        raise InputError(
-            f"--backbone {args.backbone}", "is of no row of the study", allowed=", ".join(backbones), fix=fix
-        )
+        raise InputError(f"--row {args.row}", "is no row of the study", allowed=", ".join(rows), fix=fix)
     data = training_data(args.train_store, args.train_images, args.repeat_factors)
     require_device(study, args.study)
-    record = measure(study, args.backbone, TestData(args.model, args.val_store, args.val_images), data)
+    test = TestData(args.model, args.val_store, args.val_images, args.calibration)
+    record = measure(study, rows[args.row], test, data)
     write_json(args.out, record)
-    log.info("%s on %s: %s", args.backbone, record["device"], sentence(record))
+    log.info("%s on %s: %s", args.row, record["device"], sentence(record))
     if others := other_work(record["inference"]):
         log.warning("the table will not show this speed, since other work ran meanwhile: %s", others)
 
@@ -311,10 +312,12 @@ def main() -> None:
     parser = step_parser(__doc__)
     parser.add_argument("--study", type=Path, required=True, metavar="FILE", help="study file (configs/*.yaml)")
     parser.add_argument("--settings-digest", metavar="HEX", help="refuse a study whose settings changed")
-    parser.add_argument("--backbone", choices=BACKBONES, required=True, help="row of the table")
+    parser.add_argument("--row", required=True, metavar="NAME", help="row of the study, r50 or published/NAME")
     parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="model.pth of a run of this row")
     parser.add_argument("--val-store", type=Path, required=True, metavar="DIR", help="store of the validation split")
     parser.add_argument("--val-images", type=Path, required=True, metavar="DIR", help="folder of its images")
+    table = "output of calibrate, of the training split, where the study has an inference.calibration"
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help=table)
     training = parser.add_argument_group("training, for Mem", "all three; without them only the speed is measured")
     training.add_argument("--train-store", type=Path, metavar="DIR", help="store of the training split")
     training.add_argument("--train-images", type=Path, metavar="DIR", help="folder of its images")

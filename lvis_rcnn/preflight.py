@@ -227,7 +227,7 @@ def settings_warnings(recipe: Recipe, model: Model, factors: RepeatFactors) -> I
 def machine_warnings(study: Study, results_dir: Path, num_labels: int) -> Iterator[str]:
     """Too little disk, too little shared memory for the loader, or less memory than a job asks for."""
     results_dir.mkdir(parents=True, exist_ok=True)
-    needed_bytes = sum(run_bytes(study, name, num_labels) for name in study.backbones) * len(study.seeds)
+    needed_bytes = sum(run_bytes(study, row, num_labels) for row in study.rows_to_train) * len(study.seeds)
     free_bytes = shutil.disk_usage(results_dir).free
     if free_bytes < needed_bytes:
         yield (
@@ -246,9 +246,9 @@ def machine_warnings(study: Study, results_dir: Path, num_labels: int) -> Iterat
         )
 
 
-def run_bytes(study: Study, backbone: str, num_labels: int) -> int:
+def run_bytes(study: Study, row: str, num_labels: int) -> int:
     """Disk of one run: two checkpoints of weights and two moments of the optimizer, and the model, in float32."""
-    network = network_on_meta(BACKBONES[backbone], num_labels, study.model)
+    network = network_on_meta(BACKBONES[study.backbone_of(row)], num_labels, study.of_row(row).model)
     return 4 * (2 * 3 + 1) * sum(value.numel() for value in network.parameters())
 
 
@@ -284,13 +284,13 @@ def facts(
         "gpu_memory": memory_facts(study, train.num_labels) if study.compute.device == "cuda" else {},
         "price": price_facts(study, recipe.steps),
         "weights": study.model.weights,
-        "backbones": list(study.backbones),
+        "backbones": list(dict.fromkeys(map(study.backbone_of, study.trained_rows))),
         "seeds": list(study.seeds),
     }
 
 
 def memory_facts(study: Study, num_labels: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Least memory of a training step on one GPU by backbone and precision, in GB of 2^30 bytes."""
+    """Least memory of a training step on one GPU by row and precision, in GB of 2^30 bytes."""
     group, images = study.schedule.normalisation_group, study.schedule.images_per_step
     return {
         name: {
@@ -301,22 +301,24 @@ def memory_facts(study: Study, num_labels: int) -> dict[str, dict[str, dict[str,
             }
             for precision in ("fp32", "bf16")
         }
-        for name, memory in ((name, step_memory(study, name, num_labels)) for name in study.backbones)
+        for name, memory in (
+            (row, step_memory(study.of_row(row), study.backbone_of(row), num_labels)) for row in study.rows_to_train
+        )
     }
 
 
 def price_facts(study: Study, steps: int) -> dict[str, Any]:
-    """What each run costs by its arithmetic, and on which device."""
-    flops = {name: step_flops(study, name) for name in study.backbones}
+    """What each run costs by its arithmetic, and on which device; of ``steps`` where its row sets no other number."""
+    of_rows = {row: study.of_row(row).schedule for row in study.rows_to_train}
     return {
         "estimated_for": DEVICES[study.compute.device].name,
         "unit": "GPU-hours" if study.compute.device == "cuda" else "core-hours",
         "of_a_run": {
-            name: {
-                "tflop_per_image": of_step / study.schedule.images_per_step / 1e12,
-                "hours": estimated_hours(study, name, steps),
+            row: {
+                "tflop_per_image": step_flops(study, row) / schedule.images_per_step / 1e12,
+                "hours": estimated_hours(study, row, schedule.steps or steps),
             }
-            for name, of_step in flops.items()
+            for row, schedule in of_rows.items()
         },
     }
 
@@ -391,15 +393,21 @@ def image_folders(train: Path | None, val: Path | None, *, skip: bool) -> tuple[
 
 def step(args: argparse.Namespace) -> None:
     """Check one study."""
-    study = load_study_for_step(args.study, "preflight", None)
+    study = load_study_for_step(args.study, "preflight", None, args.row)
+    if args.row is not None and args.row not in study.trained_rows:
+        allowed = ", ".join(study.trained_rows)
+        raise InputError(f"--row {args.row}", "is no row of the study", allowed=allowed, fix="name one of them")
     train, val = open_store(args.train_store), open_store(args.val_store)
     for store in (train, val):
         require_annotations(store)
     folders = image_folders(args.train_images, args.val_images, skip=args.no_images)
     page = preflight(study, train, val, folders)
     zoo, weights_dir = load_zoo(zoo_of(study, args.study)), Path(study.resources.weights_dir)
-    page.warnings.extend(machine_warnings(study, args.out.parent, train.num_labels))
-    page.warnings.extend(initial_warnings(zoo, study.model.weights, study.backbones, weights_dir))
+    if args.row is not None:
+        page.facts["study"] += f", row {args.row}"
+    else:
+        page.warnings.extend(machine_warnings(study, args.out.parent, train.num_labels))
+    page.warnings.extend(initial_warnings(zoo, study.initial_weights, weights_dir))
     for warning in page.warnings:
         log.warning("warning: %s", warning)
     write_page(page, args.out)
@@ -419,6 +427,7 @@ def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
     parser.add_argument("--study", type=Path, required=True, metavar="FILE", help="study file")
+    parser.add_argument("--row", metavar="NAME", help="check what this row of the study changes")
     parser.add_argument("--train-store", type=Path, required=True, metavar="STORE", help="annotation store")
     parser.add_argument("--val-store", type=Path, required=True, metavar="STORE", help="annotation store")
     parser.add_argument("--train-images", type=Path, metavar="DIR", help="folder of the training images")

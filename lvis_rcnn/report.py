@@ -16,7 +16,6 @@ import argparse
 import inspect
 from pathlib import Path
 
-from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import Study, load_study, load_study_for_step
 from lvis_rcnn.config.zoo import known_models
 from lvis_rcnn.dataset.store import open_store
@@ -111,7 +110,8 @@ def batch(args: argparse.Namespace) -> None:
     study = load_study_for_step(args.study, "train", None)
     seed = study.seeds[0] if args.seed is None else args.seed
     # The images of a step are the same for all backbones.
-    run = Run(study, next(iter(BACKBONES)), seed, args.store, args.images, args.repeat_factors, Path(), {})
+    row = study.trained_rows[0]
+    run = Run(study.of_row(row), row, seed, args.store, args.images, args.repeat_factors, Path(), {})
     write_picture(args.out, step_picture(run, args.step))
     log.info("wrote step %d of seed %d: %s", args.step, seed, args.out)
 

@@ -24,7 +24,7 @@ from lvis_rcnn.config.zoo import load_zoo, scored_models
 from lvis_rcnn.runs.states import STATES, RunState, Work, processor_hours, states_of, work_left
 from lvis_rcnn.system.cli import add_number, check_folder, duration, rate, run_step, step_parser
 
-TEXT_COLUMNS = {"backbone", "state", "where", "training", "speed from", "then"}
+TEXT_COLUMNS = {"row", "state", "where", "training", "speed from", "then"}
 # Columns that are left out on a narrow terminal, in this order.
 LEAST_NEEDED = ("where", "speed from", "starts", "images/s", "s/step")
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
@@ -46,7 +46,7 @@ def status_row(state: RunState) -> TableRow:
     images_per_s, eta_s, loss = beat.get("images_per_s"), beat.get("eta_s"), beat.get("loss")
     started = state.steps is not None and step is not None
     return {
-        "backbone": state.backbone,
+        "row": state.row,
         "seed": "" if state.run.seed is None else str(state.run.seed),
         "state": state.state,
         "step": f"{step}/{state.steps}" if started else "",
@@ -106,7 +106,7 @@ def plan_row(study: Study, work: Work) -> TableRow:
         trained["time"] = "unknown" if work.seconds is None else f"{about}{duration(work.seconds)}"
         trained[unit(study)] = "unknown" if hours is None else f"{about}{hours:.2f}"
     return {
-        "backbone": state.backbone,
+        "row": state.row,
         "seed": "" if state.run.seed is None else str(state.run.seed),
         **trained,
         "s/step": "" if pace is None else f"{about}{pace.seconds_per_step:.3g}",
@@ -165,8 +165,7 @@ def study_text(study_file: Path, results: Path, plan: bool) -> str:
         InputError: the study or its zoo is wrong.
     """
     study = load_study(study_file)
-    from_zoo = study.backbones and study.model.weights != "none"
-    zoo = load_zoo(zoo_of(study, study_file)) if from_zoo else {}
+    zoo = load_zoo(zoo_of(study, study_file)) if study.initial_weights else {}
     states = states_of(study, results, scored_models(study, study_file), zoo)
     # Any width where the output is not a terminal, unless COLUMNS is set.
     width = shutil.get_terminal_size(fallback=(0, 0)).columns or None

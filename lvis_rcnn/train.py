@@ -1,11 +1,11 @@
-"""Train one backbone and seed of a study; stopped anywhere, the next start goes on.
+"""Train one row and seed of a study; stopped anywhere, the next start goes on.
 
 The sample stream, the learning rate and the random numbers of a step are pure functions of (seed, step), so a
 checkpoint holds only weights, optimizer and progress, and any number of processes can go on from it. State lives in
-``STATE/<study>/<backbone>/seed<k>/<digest>``, outside the outputs that Snakemake deletes when a job fails; one training
+``STATE/<study>/<row>/seed<k>/<digest>``, outside the outputs that Snakemake deletes when a job fails; one training
 at a time holds its lease.
 
-    python -m lvis_rcnn train --study configs/mini.yaml --backbone r50 --seed 0 --store train.store --images IMAGES
+    python -m lvis_rcnn train --study configs/mini.yaml --row r50 --seed 0 --store train.store --images IMAGES
         --repeat-factors repeat_factors --state results/state --out results/mini/r50/seed0
     torchrun --standalone --nproc-per-node 4 -m -- lvis_rcnn.train --study …     the same run on four GPUs
 """
@@ -21,12 +21,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import load_study_for_step, zoo_of
 from lvis_rcnn.config.zoo import load_zoo
 from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.runs.lease import Lease, held_lease
-from lvis_rcnn.runs.paths import check_run
+from lvis_rcnn.runs.paths import backbone_of_run
 from lvis_rcnn.system.cli import add_number, add_output, log, run_step, step_parser
 from lvis_rcnn.training.checkpoint import drop_checkpoints
 from lvis_rcnn.training.distributed import Ranks, Watch, require_device, started
@@ -51,14 +50,14 @@ def train(run: Run, out_dir: Path, ranks: Ranks) -> None:
     run.state_dir.mkdir(parents=True, exist_ok=True)
     with held_state(run, ranks) as lease:
         if is_finished(run.state_dir):
-            log.info("%s seed %d is trained; to train it again, delete %s", run.backbone, run.seed, run.state_dir)
+            log.info("%s seed %d is trained; to train it again, delete %s", run.row, run.seed, run.state_dir)
             if ranks.is_first:
                 drop_checkpoints(run.state_dir)  # a kill after the record was written may have left them
         else:
             train_to_the_end(run, ranks, lease, stop)
         if ranks.is_first:
             export(run.state_dir, out_dir)
-    log.info("trained %s seed %d: %s", run.backbone, run.seed, out_dir / "model.pth")
+    log.info("trained %s seed %d: %s", run.row, run.seed, out_dir / "model.pth")
 
 
 @contextmanager
@@ -98,7 +97,7 @@ def take_steps(training: Training, recorder: Recorder, stop: "StopRequest", watc
     stop.waits_for_step = True
     # None: tqdm shows the bar where there is a terminal.
     hide_bar = None if ranks.is_first else True
-    with tqdm(total=last, initial=first, desc=f"train {run.backbone}", unit="step", disable=hide_bar) as bar:
+    with tqdm(total=last, initial=first, desc=f"train {run.row}", unit="step", disable=hide_bar) as bar:
         queue = StepQueue(training, bar)
         for step in range(first, last):
             began = time.monotonic()
@@ -195,11 +194,11 @@ def leave(training: Training, recorder: Recorder) -> None:
 
 def step(args: argparse.Namespace) -> None:
     """Train the run that the arguments name."""
-    study = load_study_for_step(args.study, "train", args.settings_digest)
-    check_run(study, args.study, f"{args.backbone}/seed{args.seed}", args.backbone)
+    study = load_study_for_step(args.study, "train", args.settings_digest, args.row)
+    backbone_of_run(study, args.study, f"{args.row}/seed{args.seed}")
     require_device(study, args.study)
     zoo = load_zoo(zoo_of(study, args.study))
-    run = Run(study, args.backbone, args.seed, args.store, args.images, args.repeat_factors, args.state, zoo)
+    run = Run(study, args.row, args.seed, args.store, args.images, args.repeat_factors, args.state, zoo)
     with started(study.compute.device) as ranks:
         if not ranks.is_first:
             log.setLevel(logging.WARNING)
@@ -211,7 +210,7 @@ def main() -> None:
     parser = step_parser(__doc__)
     parser.add_argument("--study", type=Path, required=True, metavar="FILE", help="study file (configs/*.yaml)")
     parser.add_argument("--settings-digest", metavar="HEX", help="refuse a study whose training settings changed")
-    parser.add_argument("--backbone", choices=BACKBONES, required=True, help="row of the table")
+    parser.add_argument("--row", required=True, metavar="NAME", help="row of the study: a backbone, or a name of rows")
     add_number(parser, "--seed", "seed of initialisation, order and augmentation", 0, required=True)
     parser.add_argument("--store", type=Path, required=True, metavar="DIR", help="store of the training split")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of its images")

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
-from lvis_rcnn.config.study import read_yaml
+from lvis_rcnn.config.yaml_files import read_yaml
 from tests.helpers.forks import run_module
 from tests.helpers.lvis_like import write_lvis_like
 

@@ -2,6 +2,7 @@
 
 schema     the sections of a study; the four backbones, rows of one table
 study      a study file becomes checked values, or an error that names the key; digests of what a step uses
+yaml_files  YAML as studies are written in it: a value that may be read as two things is an error
 protocols  the protocols by which detections can be scored, by name
 zoo        published models, and where the files of LVIS come from: the rows of configs/zoo
 __main__   checks study files, writes their JSON Schema: ``python -m lvis_rcnn.config``

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -40,6 +40,8 @@ BackboneName = Literal["r50", "r101", "x101_32x4d", "x101_64x4d"]
 assert set(BackboneName.__args__) == set(BACKBONES)  # type: ignore[attr-defined]
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$", description="lower-case letters, digits, '_' and '.'")]
+# Names of rows are names of Snakemake's rules, too.
+RowName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", description="lower-case letters, digits and '_'")]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -291,6 +293,32 @@ class Resources(Ask):
     """Folder of published weights, under their published file names; missing files are fetched into it."""
 
 
+class Calibration(Section):
+    """Scores corrected after training for how often training shows each category, and where in its images."""
+
+    method: Literal["norcal", "fracal"]
+    """norcal (Pan et al. 2021, arXiv 2107.02170) or fracal (Alexandridis et al. 2025, arXiv 2410.11774)."""
+    gamma: Annotated[float, Field(ge=0)] | None = None
+    """norcal: exponent of the number of training images. Its authors give no value, so it has no default."""
+    dimension_exponent: float = Field(default=2.0, ge=0)
+    """fracal: exponent of the fractal dimension, the paper's lambda."""
+    base: float = Field(default=10.0, gt=1)
+    """fracal: base of the logarithm of the frequency."""
+    frequency: Literal["images", "instances"] = "images"
+    """fracal: whether a category's share of the training images is its frequency, or its share of all objects."""
+
+    @model_validator(mode="after")
+    def keys_of_its_method(self) -> Self:
+        """NorCal needs gamma; no key of the other method is given."""
+        is_norcal = self.method == "norcal"
+        if is_norcal and self.gamma is None:
+            raise ValueError("norcal with gamma, for which there is no default: above 0 rare categories score higher")
+        others = {"dimension_exponent", "base", "frequency"} if is_norcal else {"gamma"}
+        if wrong := sorted(others & self.model_dump(exclude_defaults=True).keys()):
+            raise ValueError(f"{self.method} without {wrong[0]}, which is not its own")
+        return self
+
+
 class Inference(Section):
     """The test pipeline."""
 
@@ -318,6 +346,8 @@ class Inference(Section):
     """Images that pass through the network together, padded to one size; numbers are equal up to rounding."""
     precision: Precision = "fp32"
     """Of inference: fp32 (without TF32), as published; tf32 and bf16 as in ``compute``."""
+    calibration: Calibration | None = None
+    """How scores are corrected after training; null leaves them as the network gives them."""
 
 
 class Evaluation(Section):
@@ -367,6 +397,30 @@ class Measure(Section):
     """Images whose inference is timed; all where there are fewer."""
 
 
+class Variant(Section):
+    """A row that is trained with settings of its own: keys here replace those of the study's section, key by key."""
+
+    backbone: BackboneName
+    """Its backbone."""
+    title: str | None = None
+    """What the table calls it; null is its name."""
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    """Keys of ``sampling`` that differ."""
+    augmentation: dict[str, Any] = Field(default_factory=dict)
+    """Keys of ``augmentation`` that differ."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Keys of ``model`` that differ."""
+    schedule: dict[str, Any] = Field(default_factory=dict)
+    """Keys of ``schedule`` that differ."""
+    inference: dict[str, Any] = Field(default_factory=dict)
+    """Keys of ``inference`` that differ; rows that differ in nothing else share one training."""
+
+    @property
+    def changes(self) -> dict[str, dict[str, Any]]:
+        """What differs from the study, by section; sections without a difference are left out."""
+        return {section: changed for section, changed in self if isinstance(changed, dict) and changed}
+
+
 class Published(Section):
     """A published checkpoint that is scored here without training."""
 
@@ -383,3 +437,5 @@ class Report(Section):
     """Prefix of the links of model and log; null links to the files beside the table."""
     compare_with: Name | None = None
     """Name of another study, scored in results/<name>, which rows are compared with; null for none."""
+    baseline: RowName | None = None
+    """Name of the row that the table compares the other trained rows with; null for none."""

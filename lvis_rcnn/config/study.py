@@ -8,19 +8,20 @@ import argparse
 import difflib
 import itertools
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lvis_rcnn.config.protocols import FEW_PER_IMAGE
 from lvis_rcnn.config.schema import (
+    BACKBONES,
     Ask,
     Augmentation,
     BackboneName,
+    Calibration,
     Compute,
     Dataset,
     Evaluation,
@@ -31,12 +32,14 @@ from lvis_rcnn.config.schema import (
     Published,
     Report,
     Resources,
+    RowName,
     Sampling,
     Schedule,
     Section,
+    Variant,
 )
+from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.system.cli import InputError
-from lvis_rcnn.system.encodings import text_start
 from lvis_rcnn.system.files import sha256_of_json
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -48,6 +51,18 @@ DEFAULT_STUDY = CONFIGS / "mini.yaml"
 # Steps that also run, with less to do, where nothing is trained.
 WITHOUT_TRAINING = ("measure",)
 
+# What a row can change of the study.
+VARIED = ("sampling", "augmentation", "model", "schedule", "inference")
+
+# Folders of results/<study>/ and rules of the workflow, which share their names with rows.
+RESERVED = {
+    *("all", "batch", "benchmarks", "compare", "comparison", "data", "draw", "evaluate", "fetch", "import_published"),
+    *("infer", "logs", "measure", "pages", "pictures", "plots", "preflight", "preflight_of_row"),
+    *("published", "repeat_factors", "results_table", "state", "store", "table", "train", "training_pictures"),
+}
+
+RESERVED_STARTS = ("fetch_", "repeat_factors_")
+
 # Value of the sections of training where nothing is trained. Their types do not admit it, since load_study_for_step
 # refuses such a study for every step that reads them.
 ABSENT: Any = None
@@ -56,8 +71,8 @@ ABSENT: Any = None
 class Study(Section):
     """One study: what is trained here, and which published models are scored beside it.
 
-    ``backbones`` are trained, which needs ``sampling``, ``augmentation``, ``schedule`` and ``seeds``; ``published``
-    models are only scored. A study has at least one of the two.
+    ``backbones`` and ``rows`` are trained, which needs ``sampling``, ``augmentation``, ``schedule`` and ``seeds``;
+    ``published`` models are only scored. A study has at least one of the three.
     """
 
     study: Name
@@ -73,8 +88,10 @@ class Study(Section):
     resources: Resources
     backbones: tuple[BackboneName, ...] = ()
     """Rows of the table that are trained, in this order."""
+    rows: dict[RowName, Variant] = Field(default_factory=dict)
+    """Further rows that are trained, by name, each with what it changes of the study."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """One run of each backbone for each seed."""
+    """One run of each trained row for each seed."""
     zoo: str | None = None
     """File of the published models, relative to the study file; null is the checkout's configs/zoo/mmdetection.yaml."""
     published: tuple[Published, ...] = ()
@@ -102,12 +119,80 @@ class Study(Section):
         return self
 
     @model_validator(mode="after")
+    def rows_have_names(self) -> Self:
+        """A row has a name of its own, and the baseline is one of the rows."""
+        for name in self.rows:
+            if name in RESERVED or name in BACKBONES or name.startswith(RESERVED_STARTS):
+                raise ValueError(f"a name other than {name} for that row, which the workflow uses itself")
+        baseline = self.report.baseline
+        if baseline is not None and baseline not in self.trained_rows:
+            raise ValueError(f"report.baseline among the trained rows {', '.join(self.trained_rows)}, not {baseline}")
+        return self
+
+    @property
+    def trained_rows(self) -> tuple[str, ...]:
+        """Names of all rows that are trained; one of ``backbones`` is named by its backbone."""
+        return (*self.backbones, *self.rows)
+
+    def backbone_of(self, row: str) -> str:
+        """The backbone of a trained row."""
+        return self.rows[row].backbone if row in self.rows else row
+
+    def title_of(self, row: str) -> str:
+        """What the table calls a trained row."""
+        return self.rows[row].title or row if row in self.rows else BACKBONES[row].title
+
+    def of_row(self, row: str) -> "Study":
+        """The study as if a trained row were its only one, with what that changes in the sections themselves."""
+        return study_of_row(self.model_dump_json(exclude_unset=True), row)
+
+    def trained_as(self, row: str) -> str:
+        """The row whose training a trained row uses: the first of the same backbone and settings, often itself."""
+        own = self.training_of(row)
+        return next(one for one in self.trained_rows if self.training_of(one) == own)
+
+    @property
+    def rows_to_train(self) -> list[str]:
+        """The rows that have a training of their own."""
+        return [row for row in self.trained_rows if self.trained_as(row) == row]
+
+    @property
+    def initial_weights(self) -> list[tuple[str, str]]:
+        """Kind and backbone of the published weights that trainings start from, each pair once."""
+        pairs = [(self.of_row(row).model.weights, self.backbone_of(row)) for row in self.trained_rows]
+        return [pair for pair in dict.fromkeys(pairs) if pair[0] != "none"]
+
+    def training_of(self, row: str) -> tuple[str, str]:
+        """What tells whether two rows end with the same weights: backbone, and digest of the settings."""
+        return self.backbone_of(row), settings_digest(self.of_row(row), "train")
+
+    @model_validator(mode="after")
     def no_detection_is_kept_for_nothing(self) -> Self:
         """AP counts 300 detections of an image: more are for AP-fixed."""
         kept, protocols = self.inference.detections_per_image, self.evaluation.asked_protocols
         if kept > FEW_PER_IMAGE and not any(one.is_fixed for one in protocols):
             allowed = f"at most {FEW_PER_IMAGE}, not {kept}, or fixed in evaluation.protocols"
             raise ValueError(f"inference.detections_per_image {allowed}: only AP-fixed counts more")
+        return self
+
+    @property
+    def calibrations(self) -> tuple[Calibration, ...]:
+        """How the scores of its rows are calibrated, each way once."""
+        found = [self.of_row(row).inference.calibration for row in self.trained_rows]
+        found += [self.inference.calibration] if self.published else []
+        return tuple(dict.fromkeys(filter(None, found)))
+
+    @model_validator(mode="after")
+    def calibration_is_defined(self) -> Self:
+        """Calibration counts the categories of a training split, and shifts the logits of a plain softmax."""
+        if self.inference.calibration and not self.dataset.is_trained_on:
+            allowed = "dataset.draw, or dataset.train and dataset.val: it counts the categories of the training split"
+            raise ValueError(f"inference.calibration with {allowed}")
+        classification = getattr(self.model, "classification", "softmax")
+        if self.inference.calibration and classification != "softmax":
+            raise ValueError(
+                f"inference.calibration with model.classification softmax; of {classification} it is undefined"
+            )
         return self
 
     @model_validator(mode="after")
@@ -121,11 +206,12 @@ class Study(Section):
     def training_is_whole(self) -> Self:
         """Backbones need everything that training needs; without them there are published models."""
         absent = [key for key in ("sampling", "augmentation", "schedule", "seeds") if not getattr(self, key)]
-        if self.backbones and absent:
-            raise ValueError(f"backbones are trained, which also needs {', '.join(absent)}")
-        if self.backbones and not self.dataset.is_trained_on:
-            raise ValueError("backbones are trained, which also needs dataset.draw, or dataset.train and dataset.val")
-        if not self.backbones and not self.published:
+        key = "backbones" if self.backbones else "rows"
+        if self.trained_rows and absent:
+            raise ValueError(f"{key} are trained, which also needs {', '.join(absent)}")
+        if self.trained_rows and not self.dataset.is_trained_on:
+            raise ValueError(f"{key} are trained, which also needs dataset.draw, or dataset.train and dataset.val")
+        if not self.trained_rows and not self.published:
             raise ValueError("at least one row: of backbones, which are trained, or of published models")
         return self
 
@@ -133,7 +219,7 @@ class Study(Section):
     def every_process_has_work(self) -> Self:
         """A process takes whole normalisation groups of a step; one without any would only wait."""
         groups = self.schedule.images_per_step // self.schedule.normalisation_group if self.schedule else 1
-        for backbone in self.backbones:
+        for backbone in dict.fromkeys(map(self.backbone_of, self.trained_rows)):
             ask = self.asked(backbone)
             processes = (ask.gpus or 1) * (ask.nodes or 1)
             if processes > groups:
@@ -179,7 +265,7 @@ SECTIONS_OF_STEP: dict[str, tuple[str, ...]] = {
     "train": ("sampling", "augmentation", "model", "schedule", "compute"),
     "infer": ("model", "inference", "compute"),
     "measure": ("augmentation", "model", "schedule", "compute", "inference", "measure"),
-    "report": ("title", "report", "schedule", "backbones", "seeds", "published"),
+    "report": ("title", "report", "schedule", "backbones", "rows", "seeds", "published"),
 }
 
 
@@ -254,14 +340,22 @@ def load_study(path: Path) -> Study:
     return check_study(read_yaml(path), where=str(path))
 
 
-def load_study_for_step(path: Path, step: str, expected_digest: str | None) -> Study:
+def load_study_for_step(path: Path, step: str, expected_digest: str | None, row: str | None = None) -> Study:
     """:func:`load_study`, which also refuses a file that changed since Snakemake planned this job.
+
+    Args:
+        path: the study file.
+        step: a key of ``SECTIONS_OF_STEP``.
+        expected_digest: of the step's settings; None takes any.
+        row: the study is that of this row, where it is a trained one.
 
     Raises:
         InputError: as :func:`load_study`, or the step's settings are not those of ``expected_digest``, or the study
             trains nothing and the step needs a section of training.
     """
     study = load_study(path)
+    if row in study.trained_rows:
+        study = study.of_row(row)
     absent = any(getattr(study, section) is None for section in SECTIONS_OF_STEP[step])
     if absent and step not in WITHOUT_TRAINING:
         raise InputError(str(path), f"trains nothing: step {step!r} has no settings", fix="name another study")
@@ -281,95 +375,48 @@ def zoo_of(study: Study, study_file: Path) -> Path:
 
 
 def check_study(values: Any, where: str) -> Study:
-    """Check values as read from YAML; ``where`` begins the error message."""
+    """Check values as read from YAML, each row with what it changes; ``where`` begins the error message."""
+    text = json.dumps(values, default=str)  # a bare date becomes a string
+    study = validated(text, where)
+    for name, row in study.rows.items():
+        if row.changes:
+            validated(json.dumps(row_values(json.loads(text), name)), f"{where}: row {name}")
+    require_rows_that_differ(study, where)
+    return study
+
+
+def validated(text: str, where: str) -> Study:
+    """The study of a JSON text."""
     try:
-        return Study.model_validate_json(json.dumps(values, default=str))  # a bare date becomes a string
+        return Study.model_validate_json(text)
     except ValidationError as error:
         raise explained(error, where) from None
 
 
-class StudyLoader(yaml.SafeLoader):
-    """YAML with ``1e-3`` as a number (YAML 1.2; PyYAML reads a string), every error in it with its line."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Build a value; refuse what is not of its type, as a date without such a day, half a character, and sets."""
-        try:
-            value = super().construct_object(node, deep)
-            if isinstance(value, str):
-                value.encode()
-            if isinstance(value, set | bytes):
-                raise ValueError
-        except (ValueError, LookupError, AttributeError):
-            kind = node.tag.rpartition(":")[2]
-            shown = repr(node.value[:40]) if isinstance(node, yaml.ScalarNode) else "a value"
-            raise refused(f"{shown} cannot be read as {kind}", node) from None
-        return value
+def row_values(values: Mapping[str, Any], row: str) -> dict[str, Any]:
+    """The values of a study as if ``row`` were its only one, its changes made in the sections; of no report."""
+    only = {key: value for key, value in values.items() if key not in ("backbones", "rows", "published", "report")}
+    if row in values.get("backbones", ()):
+        return {**only, "backbones": [row]}
+    own = dict(values["rows"][row])
+    changed = {section: {**(values.get(section) or {}), **own.pop(section)} for section in VARIED if section in own}
+    return {**only, **changed, "rows": {row: own}}
 
 
-def refused(what: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
-    """An error that names the line."""
-    return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+@lru_cache(maxsize=256)
+def study_of_row(study: str, row: str) -> Study:
+    """The study of a row; a process of Snakemake asks for the same few a hundred times."""
+    return Study.model_validate_json(json.dumps(row_values(json.loads(study), row)))
 
 
-FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
-StudyLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
-
-
-def unique_mapping(loader: StudyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """Build a mapping; refuse a repeated key, one that JSON does not have, and ``<<``, which YAML 1.2 does not have."""
-    if merged := [key for key, _ in node.value if key.tag == "tag:yaml.org,2002:merge"]:
-        raise refused("keys of another section (<<) are not copied: write them out", merged[0])
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for key, (key_node, _) in zip(keys, node.value, strict=True):
-        if not isinstance(key, str | int | float | None):
-            raise refused("a key that is no text: write it in quotes", key_node)
-        if keys.count(key) > 1:
-            raise refused(f"key {key!r} is repeated", node)
-    return loader.construct_mapping(node, deep=True)
-
-
-def decimal_number(loader: StudyLoader, node: yaml.ScalarNode) -> int | float:
-    """Build a number; refuse one that YAML 1.1 takes for octal or base 60, and YAML 1.2 for decimal or a text.
-
-    Neither reading would do: Snakemake reads the study, too, by YAML 1.1.
-    """
-    text = loader.construct_scalar(node)
-    as_text = "or in quotes if it is a text"
-    if ":" in text:
-        raise refused(f"{text[:40]} would be a number in base 60: write it in decimal, {as_text}", node)
-    if leading := re.fullmatch(r"([-+]?)0[0_]*([\d_]+)", text):
-        what = f"{text[:40]} has leading zeros, which may mean octal"
-        raise refused(f"{what}: write {''.join(leading.groups())[:40]}, {as_text}", node)
-    number: int | float = NUMBERS[node.tag](loader, node)
-    return number
-
-
-NUMBERS = {
-    f"tag:yaml.org,2002:{kind}": yaml.SafeLoader.yaml_constructors[f"tag:yaml.org,2002:{kind}"]
-    for kind in ("int", "float")
-}
-for number_tag in NUMBERS:
-    StudyLoader.add_constructor(number_tag, decimal_number)
-StudyLoader.add_constructor("tag:yaml.org,2002:map", unique_mapping)
-
-
-def read_yaml(path: Path) -> Any:
-    """Parse a YAML file.
-
-    Raises:
-        InputError: the file is missing or no YAML.
-    """
-    try:
-        content = path.read_bytes()
-        return yaml.load(content[text_start(content[:32], str(path)) :].decode(), Loader=StudyLoader)
-    except FileNotFoundError:
-        raise InputError(str(path), "no such study file", fix="name a file of configs/") from None
-    except OSError as error:
-        raise InputError(str(path), f"not readable: {error.strerror}", fix="name a file of configs/") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(str(path), f"not readable as YAML: {error}", fix="correct the file") from None
-    except RecursionError:
-        raise InputError(str(path), "not readable as YAML: nested too deeply", fix="correct the file") from None
+def require_rows_that_differ(study: Study, where: str) -> None:
+    """InputError for two rows that would have the same numbers."""
+    seen: dict[tuple[str, str, str], str] = {}
+    for row in study.trained_rows if study.rows else ():
+        other = seen.setdefault((*study.training_of(row), settings_digest(study.of_row(row), "infer")), row)
+        if other != row:
+            what = f"has the backbone and all settings of row {other}"
+            raise InputError(f"{where}: row {row}", what, allowed="rows that differ", fix="change a key, or remove it")
 
 
 def explained(error: ValidationError, where: str) -> InputError:

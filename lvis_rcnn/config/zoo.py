@@ -1,4 +1,4 @@
-"""The files of configs/zoo: published models with their digests and numbers, and where the files of LVIS come from.
+"""The files of configs/zoo: published models with their digests and numbers, results, and where LVIS's files come from.
 
 Whatever a study needs of either and does not have can be fetched: ``lacking_weights``, ``lacking_files``.
 """
@@ -6,20 +6,22 @@ Whatever a study needs of either and does not have can be fetched: ``lacking_wei
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
 from lvis_rcnn.config.schema import BackboneName, Count, Name, Positive, Section
-from lvis_rcnn.config.study import CONFIGS, Study, read_yaml, zoo_of
+from lvis_rcnn.config.study import CONFIGS, Study, zoo_of
+from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.dataset.versions import VERSIONS
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.download import download
 from lvis_rcnn.system.files import sha256_of_file
 
 DEFAULT_SOURCES = CONFIGS / "zoo" / "lvis.yaml"
+DEFAULT_RESULTS = CONFIGS / "zoo" / "results.yaml"
 
 # Models of these kinds are scored; the others only initialise a training (model.weights).
 SCORED_KINDS = tuple(f"lvis_{version.name}" for version in VERSIONS)
@@ -33,7 +35,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class NamedRow(Section):
-    """A row of one of the two files."""
+    """A row of one of the files."""
 
     name: Name
     """Unique in its file."""
@@ -199,10 +201,16 @@ def initial_model(zoo: Mapping[str, ZooModel], kind: str, backbone: str) -> ZooM
 
 
 def initial_warnings(
-    zoo: Mapping[str, ZooModel], kind: str, backbones: Sequence[str], weights_dir: Path
+    zoo: Mapping[str, ZooModel], initial_weights: Iterable[tuple[str, str]], weights_dir: Path
 ) -> Iterator[str]:
-    """What trainings will fetch when they start, and which of them cannot start; looks into the folder only."""
-    for backbone in backbones if kind != "none" else ():
+    """What trainings will fetch when they start, and which of them cannot start; looks into the folder only.
+
+    Args:
+        zoo: the published models.
+        initial_weights: as ``Study.initial_weights``.
+        weights_dir: folder of the published files.
+    """
+    for kind, backbone in initial_weights:
         try:
             model = initial_model(zoo, kind, backbone)
         except InputError as error:
@@ -244,6 +252,37 @@ def scored_models(study: Study, study_file: Path) -> dict[str, ZooModel]:
             raise InputError(where, what, allowed=", ".join(scored), fix=fix)
         models[row.model] = zoo[row.model]
     return models
+
+
+class PublishedResult(NamedRow):
+    """What was published of a method on the validation split: Mask R-CNN, AP in percent, without a file to score."""
+
+    kind: Kind
+    """The version of LVIS."""
+    backbone: BackboneName
+    schedule: Literal["1x", "2x"]
+    sampling: Literal["none", "rfs"]
+    """Images drawn once each, or by repeat factors of image frequencies with threshold 1e-3."""
+    classification: Literal["softmax", "seesaw"]
+    box_classifier: Literal["linear", "normalised"] = "linear"
+    """normalised: cosines of features and weights, times 20."""
+    mask_predictor: Literal["linear", "normalised"] = "linear"
+    """The same of the last layer of the mask head."""
+    calibration: Literal["norcal", "fracal"] | None = None
+    beyond: str = ""
+    """What else the model has and this project has not: such a result stands beside no row."""
+    box_ap: Percent | None = None
+    mask_ap: Percent
+    mask_apr: Percent | None = None
+    mask_apc: Percent | None = None
+    mask_apf: Percent | None = None
+    source: str
+    """Where it was read."""
+
+
+def load_results(path: Path = DEFAULT_RESULTS) -> dict[str, PublishedResult]:
+    """The published results by name; InputError as :func:`load_zoo`."""
+    return load_rows(path, "results", "published results", PublishedResult)
 
 
 class Counts(Section):
@@ -340,10 +379,9 @@ def lacking_weights(study: Study, study_file: Path) -> dict[str, ZooModel]:
 
 def initial_models(study: Study, study_file: Path) -> Iterator[ZooModel]:
     """The published weights that the trainings of a study start from; the zoo is read only if there are some."""
-    backbones = study.backbones if study.model.weights != "none" else ()
-    zoo = load_zoo(zoo_of(study, study_file)) if backbones else {}
-    for backbone in backbones:
+    zoo = load_zoo(zoo_of(study, study_file)) if study.initial_weights else {}
+    for kind, backbone in study.initial_weights:
         try:
-            yield initial_model(zoo, study.model.weights, backbone)
+            yield initial_model(zoo, kind, backbone)
         except InputError:
             continue

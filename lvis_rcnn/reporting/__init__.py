@@ -2,6 +2,7 @@
 
 rows         the rows of the table, as numbers
 differences  which rows differ: paired tests of every two
+methods      differences of each row to the baseline of its study, a table
 notes        the text around the table: how to read it, what failed, how its numbers were made
 table        table.md, .tex, .csv and .json: columns and cells
 figures      how every plot looks
@@ -21,6 +22,9 @@ Below are the only lists of the pages, plots and pictures, each with its chapter
 declare these files, steps write them, tests look for them. The caption of NAME is workflow/report/NAME.rst, the
 function of a plot an entry of ``write_plots`` in plots.py. Nothing is imported here.
 """
+
+# results/<study>/calibration.csv, of studies that calibrate scores
+CALIBRATION = ("5 Data", "images, objects and fractal dimension of each category in training")
 
 # results/<study>/table.md and training_batch.png
 TABLE = ("1 Results", "the results table, as Markdown with links")
@@ -46,7 +50,15 @@ PLOTS = {
     "training_curves": ("4 Training", "loss, gradient norm, learning rate, speed"),
     "training_losses": ("4 Training", "parts of the loss"),
     "repeat_factors": ("5 Data", "repeat factors of categories"),
+    "calibration": ("5 Data", "fractal dimensions of categories, and how calibration changes scores"),
 }
+
+
+def plots_of(*, calibrated: bool) -> dict[str, tuple[str, str]]:
+    """The plots of a study: all, but that of calibration only where scores are calibrated."""
+    return {name: where for name, where in PLOTS.items() if calibrated or name != "calibration"}
+
+
 # results/<study>/comparison/<row>/NAME.png and .svg
 DIFFERENCES = {
     "differences": ("2 Plots", "differences"),

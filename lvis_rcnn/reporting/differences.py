@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from lvis_rcnn.evaluation.compare import PRIMARY
-from lvis_rcnn.evaluation.results import KINDS
-from lvis_rcnn.evaluation.uncertainty import FEWEST_SEEDS, LEVEL, Estimate, Interval, estimates, holm
+from lvis_rcnn.evaluation.results import KINDS, Kind
+from lvis_rcnn.evaluation.uncertainty import FEWEST_SEEDS, LEVEL, Estimate, Interval, Sampled, estimates, holm
 from lvis_rcnn.reporting.rows import PUBLISHED, RESCORED, Row
 
 # The measure of each primary metric.
@@ -34,15 +34,19 @@ class PairTest:
 
 
 def paired_tests(rows: Sequence[Row]) -> list[PairTest]:
-    """The tests of every two rows in every measure of ``TESTED``; none where resamples are lacking."""
+    """The tests of every two rows in every measure of ``TESTED``; none where resamples are lacking.
+
+    Where the study names a baseline, each other row is tested against it alone, which are fewer tests.
+    """
     found: dict[tuple[int, int, str], Estimate] = {}
+    has_baseline = any(row.is_baseline for row in rows)
     for one, other in combinations([at for at, row in enumerate(rows) if row.source != PUBLISHED], 2):
-        ours, theirs = rows[one].sampled, rows[other].sampled
+        if has_baseline and not (rows[one].is_baseline or rows[other].is_baseline):
+            continue
         if rows[one].scored_annotations() != rows[other].scored_annotations():
             continue
-        of_kinds = {kind: estimates(ours[kind], theirs[kind]) for kind in ours if kind in theirs}
         for name, (kind, metric) in TESTED.items():
-            if estimate := of_kinds.get(kind, {}).get(metric):
+            if estimate := difference_of(rows[one], rows[other], kind).get(metric):
                 found[one, other, name] = estimate
     corrected = holm({key: estimate.p for key, estimate in found.items()})
     tests = []
@@ -53,6 +57,22 @@ def paired_tests(rows: Sequence[Row]) -> list[PairTest]:
     return tests
 
 
+def difference_of(row: Row, minus: Row, kind: Kind, protocol: str = "") -> dict[str, Estimate | None]:
+    """How much a row exceeds another in each metric; empty where one has no resamples.
+
+    Rows that use the same trainings are compared seed by seed: what varies between seeds is common to both.
+    """
+    both = [one.sampled_by.get(protocol, {}) if protocol else one.sampled for one in (row, minus)]
+    if not all(kind in sampled for sampled in both):
+        return {}
+    ours, theirs = (sampled[kind] for sampled in both)
+    if row.trained_as and row.trained_as == minus.trained_as and row.scored_seeds == minus.scored_seeds:
+        resamples = min(ours.samples.shape[1], theirs.samples.shape[1])
+        samples = ours.samples[:, :resamples] - theirs.samples[:, :resamples]
+        return estimates(Sampled(ours.metrics - theirs.metrics, samples))
+    return estimates(ours, theirs)
+
+
 def is_shown_best(row: Row, rows: Sequence[Row], name: str, tests: Sequence[PairTest]) -> bool:
     """Whether a row is shown to be better than every other one that is scored here on the same data."""
     others = [one for one in rows if one is not row and one.source != PUBLISHED and one.scored_on == row.scored_on]
@@ -61,9 +81,12 @@ def is_shown_best(row: Row, rows: Sequence[Row], name: str, tests: Sequence[Pair
 
 
 def differences_line(rows: Sequence[Row]) -> str:
-    """Which rows differ, in words; empty where fewer than two rows are scored, or no resamples were made."""
+    """Which rows differ, in words; empty where fewer than two rows are scored, or no resamples were made.
+
+    Of a study with a baseline the table of methods says it.
+    """
     scored = [row for row in rows if row.sampled and row.source != PUBLISHED]
-    if len(scored) < 2:
+    if len(scored) < 2 or any(row.is_baseline for row in rows):
         return ""
     if not (tests := paired_tests(rows)):
         few = any(1 < len(one.metrics) < FEWEST_SEEDS for row in scored for one in row.sampled.values())

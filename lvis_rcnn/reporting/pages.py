@@ -17,6 +17,7 @@ from lvis_rcnn.reporting.cards import write_cards
 from lvis_rcnn.reporting.differences import differences_line
 from lvis_rcnn.reporting.figures import GROUPS
 from lvis_rcnn.reporting.html import Column, Value, page, text_page
+from lvis_rcnn.reporting.methods import methods_cells, methods_note
 from lvis_rcnn.reporting.notes import (
     failures_line,
     files_line,
@@ -30,6 +31,7 @@ from lvis_rcnn.reporting.plots import read_category_figures
 from lvis_rcnn.reporting.rows import Row, kept_sentence, rows_of
 from lvis_rcnn.reporting.score_plots import category_aps, metrics_of, row_name
 from lvis_rcnn.reporting.table import column_titles, printed_cells
+from lvis_rcnn.runs.paths import CHECKED, first_repeat_factors, name_end
 from lvis_rcnn.runs.records import QUANTITIES, RunRecord
 from lvis_rcnn.system.cli import duration
 from lvis_rcnn.system.files import write_text
@@ -66,7 +68,7 @@ def write_pages(study: Study, study_file: Path, results: Path, out: Path) -> Non
         InputError: tables of repeat factors are damaged.
     """
     rows = rows_of(study, results, known_models(study, study_file))
-    counted = read_category_figures(results / study.study / "repeat_factors")
+    counted = read_category_figures(first_repeat_factors(study, results))
     makers: dict[str, Callable[[], str]] = {
         "table": lambda: table_page(study, rows),
         "per_category": lambda: per_category_page(study, rows, counted[1] if counted else {}),
@@ -82,13 +84,21 @@ def write_pages(study: Study, study_file: Path, results: Path, out: Path) -> Non
 def table_page(study: Study, rows: Sequence[Row]) -> str:
     """The results table."""
     lines = printed_cells(rows, write=in_html)
+    methods = methods_cells(rows)
     numbers = {title for name, title in column_titles(rows).items() if name not in (*rows[0].names, "download")}
     return page(
         "table",
         titled(study),
         columns=[Column(title, by_number=title in numbers) for title in lines[0]],
         rows=[list(line.values()) for line in lines],
-        notes=[failures_line(rows), differences_line(rows), measured_line(rows), reading_line(rows)],
+        methods=[[Column(title) for title in methods[0]], [list(line.values()) for line in methods]] if methods else [],
+        notes=[
+            methods_note(rows),
+            failures_line(rows),
+            differences_line(rows),
+            measured_line(rows),
+            reading_line(rows),
+        ],
         provenance=[provenance_line(study, rows), files_line(rows)],
     )
 
@@ -131,7 +141,7 @@ def categories_table(rows: Sequence[Row], image_counts: Mapping[int, int]) -> tu
 
 def cost_page(study: Study, results: Path, rows: Sequence[Row]) -> str:
     """What trainings and jobs took."""
-    trained = [(row, run) for row in rows for run in row.runs if "train" in run.records]
+    trained = [(row, run) for row in rows for run in row.runs if "train" in run.records and not run.uses]
     jobs = job_costs(results / study.study / "benchmarks")
     wall, cpu = (duration(sum(float(job[at] or 0) for job in jobs)) for at in (1, 2))
     return page(
@@ -203,7 +213,8 @@ def in_words(value: Any) -> str:
 
 def preflight_page(study: Study, results: Path) -> str:
     """What was found before training."""
-    files = (results / study.study / name for name in ("preflight.txt", "preflight_failed.txt"))
-    text = next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
+    ends = dict.fromkeys(["", *(name_end(study, row, CHECKED) for row in study.rows_to_train)])
+    files = [results / study.study / f"preflight{end}{failed}.txt" for end in ends for failed in ("", "_failed")]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
     none = "Data and settings have not been checked, or nothing is trained."
     return text_page(f"Preflight of {study.study}", text, none)

@@ -13,7 +13,7 @@ from matplotlib.ticker import StrMethodFormatter
 
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel, known_models
-from lvis_rcnn.reporting import PLOTS
+from lvis_rcnn.reporting import plots_of
 from lvis_rcnn.reporting.difference_plots import write_row_differences
 from lvis_rcnn.reporting.figures import LEGEND_LINE, LINES, figure_file, legend_below, show_reason, style, write_reason
 from lvis_rcnn.reporting.rows import TRAINED, Row, rows_of
@@ -22,10 +22,12 @@ from lvis_rcnn.reporting.score_plots import (
     write_ap_and_cost,
     write_ap_and_images,
     write_ap_by_group,
+    write_calibration,
     write_precision_recall,
     write_sampling_figure,
 )
 from lvis_rcnn.runs.attempts import read_attempts
+from lvis_rcnn.runs.paths import first_repeat_factors
 from lvis_rcnn.runs.records import read_json_object, read_log
 from lvis_rcnn.runs.shapes import RepeatFactors
 from lvis_rcnn.runs.states import state_dirs
@@ -42,7 +44,7 @@ LOSS_PANELS = 3
 
 
 def write_plots(study: Study, study_file: Path, results: Path, out: Path) -> None:
-    """Write the plots of a study, those of PLOTS, into ``out``.
+    """Write the plots of a study, those of :func:`plots_of`, into ``out``.
 
     Args:
         study: what should have been run.
@@ -51,12 +53,12 @@ def write_plots(study: Study, study_file: Path, results: Path, out: Path) -> Non
         out: folder of the plots.
 
     Raises:
-        InputError: tables of repeat factors are damaged.
+        InputError: tables of repeat factors or of categories are damaged.
     """
     zoo = known_models(study, study_file)
     rows = [row for row in rows_of(study, results, zoo) if row.runs]
     histories = histories_of(study, results, zoo, rows)
-    tables = results / study.study / "repeat_factors"
+    tables = first_repeat_factors(study, results)
     figures, image_counts = read_category_figures(tables) or (None, {})
     writers: dict[str, Callable[[], None]] = {
         "ap_by_group": lambda: write_ap_by_group(rows, out),
@@ -68,8 +70,9 @@ def write_plots(study: Study, study_file: Path, results: Path, out: Path) -> Non
         "training_curves": lambda: write_training_curves(histories, out),
         "training_losses": lambda: write_training_losses(histories, out),
         "repeat_factors": lambda: write_repeat_factors(figures, tables, out),
+        "calibration": lambda: write_calibration(results / study.study / "calibration.csv", study.calibrations, out),
     }
-    for name in PLOTS:
+    for name in plots_of(calibrated=bool(study.calibrations)):
         writers[name]()
 
 
@@ -83,7 +86,7 @@ class History:
     restarts: Sequence[int]
     """Steps that were done when it was restarted."""
     place: int = 0
-    """Position of its backbone in the study."""
+    """Position of its row in the study."""
     seed: int = 0
 
     def values(self, key: str) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
@@ -99,7 +102,9 @@ def histories_of(study: Study, results: Path, zoo: Mapping[str, ZooModel], rows:
     for place, row in enumerate(row for row in rows if row.source == TRAINED):
         for run in row.runs:
             assert run.seed is not None
-            state_dir, _ = state_dirs(study, results, row.backbone, run.seed, zoo)
+            if run.uses:
+                continue
+            state_dir, _ = state_dirs(study, results, row.name, run.seed, zoo)
             lines = read_log((state_dir or run.folder) / "log.json")
             attempts = read_attempts(state_dir) if state_dir else []
             restarts = [attempt.begin.step for attempt in attempts[1:]]

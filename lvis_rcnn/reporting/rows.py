@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lvis_rcnn.config.protocols import Protocol
-from lvis_rcnn.config.schema import BACKBONES, Schedule
+from lvis_rcnn.config.schema import BACKBONES, Published, Schedule
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.evaluation.results import KINDS, Kind
@@ -69,6 +69,19 @@ class Row:
     """By which it is scored beside AP@300."""
     sampled_by: Mapping[str, Mapping[Kind, Sampled]] = field(default_factory=dict)
     """``sampled`` by each of these, by its name."""
+    name: str = ""
+    """Name of a trained row."""
+    called: str = ""
+    """What the study calls it; empty where it is called by its backbone."""
+    trained_as: str = ""
+    """Name of the row whose training it uses, often its own."""
+    is_baseline: bool = False
+    """Whether the other trained rows are compared with it."""
+
+    @property
+    def scored_seeds(self) -> list[int | None]:
+        """Seeds of the runs that ``sampled`` is of."""
+        return [run.seed for run in self.runs if "evaluate" in run.records]
 
     def protocol_measures(self) -> list[str]:
         """Names of all metrics by the further protocols."""
@@ -82,8 +95,8 @@ class Row:
 
     @property
     def title(self) -> str:
-        """Name of the backbone as people write it."""
-        return BACKBONES[self.backbone].title
+        """What a person calls it: often the name of its backbone."""
+        return self.called or BACKBONES[self.backbone].title
 
     @property
     def names(self) -> dict[str, str]:
@@ -193,31 +206,57 @@ def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel]) -> list
         results: folder that all steps write into.
         models: published models by name, those that the study scores among them.
     """
-    rows: list[Row] = []
-    found: dict[str, Any]
-    data, kept = study.dataset.name, study.inference.detections_per_image
-    protocols = study.evaluation.asked_protocols
-    for backbone in study.backbones:
-        schedule = schedule_name(study.schedule)
-        runs = tuple(state_of(study, results, backbone, seed, models).run for seed in study.seeds)
-        measured = read_measured(study, results, runs[0])
-        same = (one for one in models.values() if (one.kind, one.backbone, one.schedule) == (data, backbone, schedule))
-        reference = next(same, None)
-        sampled = sampled_runs(runs)
-        seen = images_seen_by_weights(study, results)
-        found = {"protocols": protocols, "sampled_by": sampled_by(runs, protocols)}
-        of_data = (backbone, schedule, data)
-        rows.append(Row(TRAINED, *of_data, runs, measured, None, reference, *sampled, kept, seen, **found))
+    rows = [trained_row(study, results, row, models) for row in study.trained_rows]
     for published in study.published:
-        model = models[published.model]
-        scored_on = data if published.split == "val" else published.split
-        run = read_published(study, results, published, model)
-        rows.append(Row(PUBLISHED, model.backbone, model.schedule, scored_on, (), None, model, model))
-        measured = read_measured(study, results, run)
-        of_data = (model.backbone, model.schedule, scored_on)
-        found = {"protocols": protocols, "sampled_by": sampled_by([run], protocols)}
-        rows.append(Row(RESCORED, *of_data, (run,), measured, model, model, *sampled_runs([run]), kept, **found))
+        rows += published_rows(study, results, published, models[published.model])
     return rows
+
+
+def trained_row(study: Study, results: Path, row: str, models: Mapping[str, ZooModel]) -> Row:
+    """A row that is trained; one with settings of its own is compared with nothing published."""
+    own, backbone, data = study.of_row(row), study.backbone_of(row), study.dataset.name
+    schedule = schedule_name(own.schedule)
+    runs = tuple(state_of(study, results, row, seed, models).run for seed in study.seeds)
+    alike = models.values() if row in study.backbones or not study.rows[row].changes else ()
+    same = (one for one in alike if (one.kind, one.backbone, one.schedule) == (data, backbone, schedule))
+    sampled, why_none = sampled_runs(runs)
+    protocols = study.evaluation.asked_protocols
+    return Row(
+        *(TRAINED, backbone, schedule, data, runs),
+        measured=read_measured(own, results, runs[0]),
+        reference=next(same, None),
+        sampled=sampled,
+        why_no_intervals=why_none,
+        detections_kept=own.inference.detections_per_image,
+        images_seen_before=images_seen_by_weights(study, results),
+        protocols=protocols,
+        sampled_by=sampled_by(runs, protocols),
+        name=row,
+        called=study.title_of(row) if row in study.rows else "",
+        trained_as=study.trained_as(row),
+        is_baseline=row == study.report.baseline,
+    )
+
+
+def published_rows(study: Study, results: Path, published: Published, model: ZooModel) -> list[Row]:
+    """A published model as it was published, and as it is scored here."""
+    scored_on = study.dataset.name if published.split == "val" else published.split
+    run = read_published(study, results, published, model)
+    sampled, why_none = sampled_runs([run])
+    protocols = study.evaluation.asked_protocols
+    of_data = (model.backbone, model.schedule, scored_on)
+    here = Row(
+        *(RESCORED, *of_data, (run,)),
+        measured=read_measured(study, results, run),
+        model=model,
+        reference=model,
+        sampled=sampled,
+        why_no_intervals=why_none,
+        detections_kept=study.inference.detections_per_image,
+        protocols=protocols,
+        sampled_by=sampled_by([run], protocols),
+    )
+    return [Row(PUBLISHED, *of_data, (), model=model, reference=model), here]
 
 
 def sampled_runs(runs: Sequence[RunRecord], protocol: str = "") -> tuple[Mapping[Kind, Sampled], str]:

@@ -13,6 +13,7 @@ from tabulate import tabulate
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.reporting.differences import differences_line, is_shown_best, paired_tests
+from lvis_rcnn.reporting.methods import methods_cells, methods_note, methods_record
 from lvis_rcnn.reporting.notes import (
     MARKS,
     OF_DEVICE,
@@ -91,15 +92,16 @@ def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, ou
     """
     rows = rows_of(study, results, models)
     link = links_from(out.parent, results, study.report.base_url)
-    records = [row_record(row, link) for row in rows]
+    records = [row_record(row, link) | methods_record(rows, row) for row in rows]
     write_text(out, markdown(study, rows, link))
     write_text(out.with_suffix(".tex"), latex(study, rows))
     write_text(out.with_suffix(".csv"), spreadsheet(study, rows, records))
     table = {"format": "lvis_rcnn.table", "version": 1, "study": study.study, "title": titled(study), "rows": records}
     write_json(out.with_suffix(".json"), table | {"provenance": provenance(study, rows)})
-    texts = (failures_line(rows), differences_line(rows), reading_line(rows), measured_line(rows))
+    texts = (methods_note(rows), failures_line(rows), differences_line(rows), reading_line(rows), measured_line(rows))
     notes = [fill(text, TERMINAL_CHARACTERS) for text in texts if text]
-    return "\n\n".join([terminal_table(printed_cells(rows)), *notes])
+    methods = [tabulate(cells, "keys", "simple", disable_numparse=True) for cells in [methods_cells(rows)] if cells]
+    return "\n\n".join([terminal_table(printed_cells(rows)), *methods, *notes])
 
 
 def links_from(folder: Path, results: Path, base_url: str | None) -> Link:
@@ -231,7 +233,8 @@ def column_titles(rows: Sequence[Row]) -> dict[str, str]:
     }
     ends = {name: TITLE_ENDS[name] for name, found in ways.items() if found and all(found)}
     protocols = {one: one.title(row.detections_kept) for row in rows for one in row.protocols}
-    return {name: title + ends.get(name, "") for name, title in COLUMNS.items()} | {
+    first = {"title": "Row"} if any(row.called for row in rows) else {}
+    return {name: title + ends.get(name, "") for name, title in (COLUMNS | first).items()} | {
         f"{one.name}_{name}": f"{title}: {shown}"
         for one, title in protocols.items()
         for name, shown in OF_PROTOCOL.items()
@@ -349,7 +352,9 @@ def markdown(study: Study, rows: Sequence[Row], link: Link) -> str:
     table = tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=aligned)
     several = "Download: the first seed that is done." if any(len(row.runs) > 1 for row in rows) else ""
     notes = [" ".join(filter(None, [several, in_markdown(reading_line(rows))])), files_line(rows)]
-    below = [in_markdown(failures_line(rows)), in_markdown(differences_line(rows))]
+    cells = [{key: in_markdown(text) for key, text in line.items()} for line in methods_cells(rows)]
+    methods = [tabulate(cells, "keys", "pipe", disable_numparse=True), in_markdown(methods_note(rows))] if cells else []
+    below = [*methods, in_markdown(failures_line(rows)), in_markdown(differences_line(rows))]
     parts = [f"# {titled(study)}", table, *below, provenance_line(study, rows), measured_line(rows), *notes]
     return "\n\n".join(filter(None, parts)) + "\n"
 

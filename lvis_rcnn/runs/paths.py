@@ -1,17 +1,19 @@
 """Where the files of a study lie and what its steps read: pure functions of the study, which the workflow's rules call.
 
-A row is a named variant of a study: one that is trained, whose name today is that of its backbone (``r50``), or a
-published model (``published/lvis_v0.5_r50``). A run is a row with a seed (``r50/seed0``), or a published row itself.
+A row is a named variant of a study: one that is trained, whose name is that of its backbone (``r50``) or the one that
+the study gives it (``seesaw``), or a published model (``published/lvis_v0.5_r50``). A run is a row with a seed
+(``r50/seed0``), or a published row itself.
 Paths are relative to the folder that Snakemake runs in.
 """
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lvis_rcnn.config.schema import BACKBONES, Ask
-from lvis_rcnn.config.study import Study, load_study, zoo_of
+from lvis_rcnn.config.study import SECTIONS_OF_STEP, Study, load_study, zoo_of
 from lvis_rcnn.config.zoo import (
     SCORED_KINDS,
     Source,
@@ -50,8 +52,8 @@ class StudyPaths:
 
     @property
     def trained_rows(self) -> list[str]:
-        """Rows that are trained."""
-        return list(self.study.backbones)
+        """Rows that are trained, or use the training of another row."""
+        return list(self.study.trained_rows)
 
     @property
     def rows(self) -> list[str]:
@@ -67,7 +69,12 @@ class StudyPaths:
 
     def backbone_of(self, row: str) -> str:
         """The backbone of a row: the one place that knows it."""
-        return self.published[row.removeprefix(PUBLISHED)].backbone if row.startswith(PUBLISHED) else row
+        is_published = row.startswith(PUBLISHED)
+        return self.published[row.removeprefix(PUBLISHED)].backbone if is_published else self.study.backbone_of(row)
+
+    def study_of(self, row: str) -> Study:
+        """The study as a row sees it, with the row's own settings."""
+        return self.study if row.startswith(PUBLISHED) else self.study.of_row(row)
 
     def split_of(self, row: str) -> str:
         """The validation split that a row is scored on."""
@@ -80,13 +87,18 @@ class StudyPaths:
 
     @property
     def trained_runs(self) -> list[str]:
-        """Every trained row with every seed."""
-        return [f"{row}/seed{seed}" for row in self.trained_rows for seed in self.study.seeds]
+        """Every row that has a training of its own, with every seed."""
+        return [f"{row}/seed{seed}" for row in self.study.rows_to_train for seed in self.study.seeds]
 
     @property
     def runs(self) -> list[str]:
         """All runs, each of which is scored."""
-        return [*self.trained_runs, *(row for row in self.rows if row.startswith(PUBLISHED))]
+        trained = [f"{row}/seed{seed}" for row in self.trained_rows for seed in self.study.seeds]
+        return [*trained, *(row for row in self.rows if row.startswith(PUBLISHED))]
+
+    def model(self, run: str) -> str:
+        """The weights of a run: its own, or those of the row whose training it uses."""
+        return f"{self.folder}/{trained_run(self.study, run)}/model.pth"
 
     def of_runs(self, name: str) -> list[str]:
         """The file ``name`` of every run."""
@@ -146,10 +158,34 @@ class StudyPaths:
         """Annotation store of a split."""
         return f"{self.folder}/data/{split}.store"
 
+    def repeat_factors(self, row: str) -> str:
+        """Folder of the repeat factors of the training images, one for all rows that are sampled alike."""
+        return f"{self.folder}/repeat_factors{name_end(self.study, row, SAMPLED)}"
+
     @property
-    def repeat_factors(self) -> str:
-        """Folder of the repeat factors of the training images."""
-        return f"{self.folder}/repeat_factors"
+    def samplings(self) -> dict[str, str]:
+        """The first row of each sampling, by the end of its folder's name."""
+        return {name_end(self.study, row, SAMPLED): row for row in reversed(self.trained_rows)}
+
+    @property
+    def checks(self) -> dict[str, str]:
+        """The first row of each check beyond that of the study itself, by the end of its file's name."""
+        found = {name_end(self.study, row, CHECKED): row for row in reversed(self.study.rows_to_train)}
+        return {end: row for end, row in found.items() if end}
+
+    def preflight(self, row: str) -> str:
+        """What preflight found for a row; rows that are trained alike share it."""
+        return f"{self.folder}/preflight{name_end(self.study, row, CHECKED)}.json"
+
+    @property
+    def preflight_pages(self) -> list[str]:
+        """All that preflight found, for people."""
+        return [f"{self.folder}/preflight{end}.txt" for end in ("", *self.checks)] if self.trained_rows else []
+
+    @property
+    def calibration(self) -> list[str]:
+        """Counts and fractal dimensions of the categories in training; none where no scores are calibrated."""
+        return [f"{self.folder}/calibration.csv"] if self.study.calibrations else []
 
     def if_available(self, path: str) -> list[str]:
         """``path`` where it exists or a rule makes it; otherwise none: the step itself says best what is missing."""
@@ -222,13 +258,20 @@ class StudyPaths:
 
     # Options of steps
 
-    @property
-    def sampling_options(self) -> str:
+    def sampling_options(self, row: str) -> str:
         """The sampling settings as options; without a threshold every image counts once."""
-        sampling = self.study.sampling
+        sampling = self.study.of_row(row).sampling
         threshold = sampling.oversample_threshold
         given = "" if threshold is None else f"--threshold {threshold} "
         return f"{given}--rounding {sampling.rounding} --exponent {sampling.exponent}"
+
+    def calibration_of(self, row: str) -> list[str]:
+        """The same where the scores of a row are calibrated, else none."""
+        return self.calibration if self.study_of(row).inference.calibration else []
+
+    def calibration_option(self, row: str) -> str:
+        """By which table the scores of a row are calibrated, as an option; empty where they are not."""
+        return " ".join(["--calibration", *table]) if (table := self.calibration_of(row)) else ""
 
     @property
     def subset_files(self) -> list[str]:
@@ -248,7 +291,7 @@ class StudyPaths:
 
     def training_inputs(self, row: str) -> list[str]:
         """What a measurement of training memory reads beside images; nothing for a published row."""
-        return [] if row.startswith(PUBLISHED) else [self.store("train"), self.repeat_factors]
+        return [] if row.startswith(PUBLISHED) else [self.store("train"), self.repeat_factors(row)]
 
     def training_images(self, row: str) -> list[str]:
         """The images that it reads."""
@@ -258,8 +301,8 @@ class StudyPaths:
         """Options of that measurement; empty for a published row, of which only the speed is measured."""
         if row.startswith(PUBLISHED):
             return ""
-        images = shlex.quote(self.image_folder("train"))
-        return f"--train-store {self.store('train')} --train-images {images} --repeat-factors {self.repeat_factors}"
+        images, factors = shlex.quote(self.image_folder("train")), self.repeat_factors(row)
+        return f"--train-store {self.store('train')} --train-images {images} --repeat-factors {factors}"
 
     # What a person looks at
 
@@ -331,23 +374,55 @@ def state_of_run(results: Path, study: Study, run: str) -> Path:
     return results / "state" / study.study / run
 
 
+# Sections of which rows that agree in them share repeat factors, and a check by preflight.
+SAMPLED, CHECKED = ("sampling",), SECTIONS_OF_STEP["preflight"]
+
+
+def name_end(study: Study, row: str, sections: Sequence[str]) -> str:
+    """How names end of what rows share: _ROW of the first that agrees in ``sections``, nothing where the study does."""
+
+    def settings(one: Study) -> list[Any]:
+        return [getattr(one, section) for section in sections]
+
+    own = settings(study.of_row(row))
+    if own == settings(study):
+        return ""
+    return next(f"_{one}" for one in study.trained_rows if settings(study.of_row(one)) == own)
+
+
+def first_repeat_factors(study: Study, results: Path) -> Path:
+    """Folder of the repeat factors of the first trained row, for what shows one of them."""
+    end = name_end(study, study.trained_rows[0], SAMPLED) if study.trained_rows else ""
+    return results / study.study / f"repeat_factors{end}"
+
+
+def row_of_run(run: str) -> str:
+    """The row of a run: ``r50`` of ``r50/seed0``."""
+    return run if run.startswith(PUBLISHED) else run.rpartition("/")[0]
+
+
+def trained_run(study: Study, run: str) -> str:
+    """The run whose weights a run uses: often itself."""
+    row = row_of_run(run)
+    return run if run == row else f"{study.trained_as(row)}{run.removeprefix(row)}"
+
+
 def runs_of(study: Study, study_file: Path) -> dict[str, str]:
     """The backbone of every run of a study, by the run's name; InputError as :func:`scored_models`."""
     published = scored_models(study, study_file)
     trained: dict[str, str] = {
-        f"{backbone}/seed{seed}": backbone for backbone in study.backbones for seed in study.seeds
+        f"{row}/seed{seed}": study.backbone_of(row) for row in study.trained_rows for seed in study.seeds
     }
     return trained | {f"{PUBLISHED}{name}": model.backbone for name, model in published.items()}
 
 
-def check_run(study: Study, study_file: Path, run: str, backbone: str) -> None:
-    """InputError unless ``run`` is one of the study's, and of this backbone."""
+def backbone_of_run(study: Study, study_file: Path, run: str) -> str:
+    """The backbone of a run; InputError unless it is one of the study's."""
     known = runs_of(study, study_file)
     if run not in known:
-        fix = "name another one, or add its backbone or seed to the study"
+        fix = "name another one, or add its row or seed to the study"
         raise InputError(f"{study_file}: run {run}", "is not one of the study", allowed=", ".join(known), fix=fix)
-    if known[run] != backbone:
-        raise InputError(f"--backbone {backbone}", f"is not that of {run}", allowed=known[run], fix="name that one")
+    return known[run]
 
 
 def load_study_paths(study_file: Path) -> StudyPaths:

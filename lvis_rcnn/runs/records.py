@@ -85,11 +85,17 @@ class RunRecord:
     """Name of the log of each step before all runs, and what the table calls that step."""
     records: dict[str, dict[str, Any]]
     missing: dict[str, str]
+    uses: Path | None = None
+    """Folder of the run whose training it uses; None where it has its own."""
 
     @property
     def name(self) -> str:
         """What the names of its logs end with."""
         return f"{self.folder.parent.name}_{self.folder.name}"
+
+    def folder_of(self, step: str) -> Path:
+        """Where a step writes its record."""
+        return self.uses if self.uses and step == "train" else self.folder
 
     def value(self, quantity: Quantity) -> float | None:
         """The recorded number; None where it is missing or undefined."""
@@ -109,15 +115,16 @@ class RunRecord:
         """Path of the published ``model`` or ``log``, or why there is none."""
         if "train" in self.missing:
             return self.missing["train"]
-        path = self.folder / self.records["train"][f"{kind}_file"]
+        path = self.folder_of("train") / self.records["train"][f"{kind}_file"]
         return path if path.is_file() else f"missing file: {path.name}"
 
 
-def read_run(study: Study, results: Path, backbone: str, seed: int) -> RunRecord:
+def read_run(study: Study, results: Path, row: str, seed: int) -> RunRecord:
     """The records of a trained run; the reason for the first missing one holds for all that follow."""
-    folder = results / study.study / backbone / f"seed{seed}"
-    earlier = {step: step for step in SHARED_STEPS}
-    return with_records(study, results, RunRecord(folder, seed, STEPS_OF_TRAINED, earlier, records={}, missing={}))
+    folder, trained = (results / study.study / of / f"seed{seed}" for of in (row, study.trained_as(row)))
+    earlier, uses = {step: step for step in SHARED_STEPS}, None if trained == folder else trained
+    run = RunRecord(folder, seed, STEPS_OF_TRAINED, earlier, records={}, missing={}, uses=uses)
+    return with_records(study.of_row(row), results, run)
 
 
 def read_published(study: Study, results: Path, row: Published, model: ZooModel) -> RunRecord:
@@ -163,7 +170,7 @@ def with_records(study: Study, results: Path, run: RunRecord) -> RunRecord:
     reason = ""
     for step in run.steps:
         if not reason:
-            path = run.folder / RECORDS[step][0]
+            path = run.folder_of(step) / RECORDS[step][0]
             error = "" if path.exists() else failure(study, results, run, step)
             record, reason = read_record(study, step, path, run.records, error)
         if reason:
@@ -250,11 +257,13 @@ def settings_changed(study: Study, step: str, found: dict[str, Any]) -> bool:
 
 
 def failure(study: Study, results: Path, run: RunRecord, step: str) -> str:
-    """The error in the log of a step or, for the first step, of a step before all runs; empty if there is none."""
-    logs = results / study.study / "logs"
-    candidates = [("", logs / f"{step}_{run.name}.log")]
+    """The error in the log of a step or of one before it that all runs share; empty if there is none."""
+    logs, folder = results / study.study / "logs", run.folder_of(step)
+    candidates = [("", logs / f"{step}_{folder.parent.name}_{folder.name}.log")]
     if step == run.steps[0]:
         candidates += [(f"{label}: ", logs / f"{log_name}.log") for log_name, label in run.earlier_logs.items()]
+    if step == "infer" and study.inference.calibration:
+        candidates.append(("calibrate: ", logs / "calibrate.log"))
     errors = ((prefix, last_error(path)) for prefix, path in candidates)
     return next((f"{prefix}{error}" for prefix, error in errors if error), "")
 

@@ -50,8 +50,8 @@ class RunState:
     """The state of one run of a study."""
 
     run: RunRecord
-    backbone: str
-    """Row of ``config.schema.BACKBONES``, or name of a published model."""
+    row: str
+    """Name of a trained row, or of a published model."""
     state: str
     """One of ``STATES``; "trained" runs are not scored yet."""
     reason: str = ""
@@ -61,19 +61,19 @@ class RunState:
     state_dir: Path | None = None
     """Folder of the heartbeat."""
     older: tuple[Path, ...] = ()
-    """State folders of the same backbone and seed with other settings, data or code."""
+    """State folders of the same row and seed with other settings, data or code."""
     is_unmeasured: bool = False
     """Whether the row is measured on this run, and memory and speed are still missing."""
 
     @property
     def name(self) -> str:
         """Name of the run, for a person."""
-        return self.backbone if self.run.seed is None else f"{self.backbone} seed {self.run.seed}"
+        return self.row if self.run.seed is None else f"{self.row} seed {self.run.seed}"
 
     @property
     def is_trained(self) -> bool:
-        """Whether nothing is left to train, as for every published model."""
-        return self.run.seed is None or has_model(self.run, self.heartbeat)
+        """Whether it has nothing left to train, as a published model and what uses another row's training."""
+        return self.run.seed is None or self.run.uses is not None or has_model(self.run, self.heartbeat)
 
     @property
     def steps(self) -> int | None:
@@ -93,7 +93,7 @@ def states_of(
         scored: the published models that it scores, by name.
         zoo: the published models that trainings begin with.
     """
-    states = [state_of(study, results, name, seed, zoo) for name in study.backbones for seed in study.seeds]
+    states = [state_of(study, results, row, seed, zoo) for row in study.trained_rows for seed in study.seeds]
     for row in study.published:
         run = read_published(study, results, row, scored[row.model])
         states.append(RunState(run, row.model, *what_it_does(study, results, run, None, {})))
@@ -106,15 +106,15 @@ def is_unmeasured(study: Study, results: Path, run: RunRecord) -> bool:
     return is_first and bool(read_measured(study, results, run).missing)
 
 
-def state_of(study: Study, results: Path, backbone: str, seed: int, zoo: Mapping[str, ZooModel]) -> RunState:
+def state_of(study: Study, results: Path, row: str, seed: int, zoo: Mapping[str, ZooModel]) -> RunState:
     """The state of a trained run; its record says for the table what is missing because of it."""
-    run = read_run(study, results, backbone, seed)
-    state_dir, older = state_dirs(study, results, backbone, seed, zoo)
+    run = read_run(study, results, row, seed)
+    state_dir, older = (None, ()) if run.uses else state_dirs(study, results, row, seed, zoo)
     heartbeat = read_heartbeat(state_dir) if state_dir else {}
-    state, reason = what_it_does(study, results, run, state_dir, heartbeat)
+    state, reason = what_it_does(study.of_row(row), results, run, state_dir, heartbeat)
     if state_dir and not (run.folder / RECORDS["train"][0]).exists():
         run = replace(run, missing=dict.fromkeys(run.missing, cell_text(state, reason, heartbeat)))
-    return RunState(run, backbone, state, reason, heartbeat, state_dir, older)
+    return RunState(run, row, state, reason, heartbeat, state_dir, older)
 
 
 def cell_text(state: str, reason: str, heartbeat: Mapping[str, Any]) -> str:
@@ -128,19 +128,20 @@ def cell_text(state: str, reason: str, heartbeat: Mapping[str, Any]) -> str:
 
 
 def state_dirs(
-    study: Study, results: Path, backbone: str, seed: int, zoo: Mapping[str, ZooModel]
+    study: Study, results: Path, row: str, seed: int, zoo: Mapping[str, ZooModel]
 ) -> tuple[Path | None, tuple[Path, ...]]:
     """The state folder of a run, None where it has none, and those of other settings, data or code.
 
     Without the store of annotations the run's own is unknown; then it is the last that was written undamaged.
     """
-    folder = state_of_run(results, study, f"{backbone}/seed{seed}")
+    folder = state_of_run(results, study, f"{row}/seed{seed}")
     heartbeats = sorted(folder.glob("*/progress.json"), key=lambda file: file.stat().st_mtime)
     found = [file.parent for file in heartbeats]
     annotations = read_json_object(results / study.study / "data" / "train.store" / "store.json", Store)
     own = next((one for one in reversed(found) if read_heartbeat(one)), found[-1] if found else None)
     if "annotations_sha256" in annotations:
-        known = identities(study, backbone, seed, annotations["annotations_sha256"], zoo)
+        own_study, backbone = study.of_row(row), study.backbone_of(row)
+        known = identities(own_study, backbone, seed, annotations["annotations_sha256"], zoo)
         named = folder / own_identity(folder, known).folder_name
         own = named if named in found else None
     return own, tuple(one for one in found if one != own)
@@ -155,7 +156,7 @@ def read_heartbeat(state_dir: Path) -> dict[str, Any]:
 def running(study: Study, results: Path, zoo: Mapping[str, ZooModel]) -> dict[str, dict[str, Any]]:
     """The heartbeats of the trainings of a study that run now, by the names of their runs."""
     found = {}
-    for name in study.backbones:
+    for name in study.rows_to_train:
         for seed in study.seeds:
             state_dir, _ = state_dirs(study, results, name, seed, zoo)
             heartbeat = read_heartbeat(state_dir) if state_dir else {}
@@ -255,7 +256,7 @@ class Pace:
     basis: str
     """What it is from, for a person."""
     is_estimated: bool = False
-    """Whether no run of the backbone has logged a step: it follows from arithmetic (runs/price.py)."""
+    """Whether no run of the row has logged a step: it follows from arithmetic (runs/price.py)."""
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,8 @@ class Work:
     @property
     def training(self) -> str:
         """What training is left, for a person."""
+        if self.state.run.uses:
+            return f"that of {self.state.run.uses.parent.name}"
         if self.state.is_trained:
             return "is done"
         if self.state.state == "running":
@@ -307,7 +310,8 @@ def work_of(study: Study, state: RunState, states: Sequence[RunState]) -> Work:
     step = state.heartbeat.get("step", 0)
     # A killed run repeats the steps after its last checkpoint.
     first_step = step if state.state == "running" else state.heartbeat.get("saved_step", step)
-    known = [state.steps, study.schedule.steps if study.schedule else None, *(other.steps for other in states)]
+    own = study.of_row(state.row).schedule if state.row in study.trained_rows else None
+    known = [state.steps, own.steps if own else None, *(other.steps for other in states)]
     steps = next((steps for steps in (*known, steps_by_preflight(state.run)) if steps is not None), None)
     return Work(state, first_step, steps, None if state.run.seed is None else pace_of(study, state, states))
 
@@ -320,21 +324,20 @@ def steps_by_preflight(run: RunRecord) -> int | None:
 
 
 def pace_of(study: Study, state: RunState, states: Sequence[RunState]) -> Pace:
-    """The pace of the run itself, else of another seed, else an estimate from another backbone or from a device."""
+    """The pace of the run itself, else of another seed, else an estimate from another row or from a device."""
     trained = sorted(
-        (one for one in states if one.run.seed is not None),
-        key=lambda one: (one is not state, one.backbone != state.backbone),
+        (one for one in states if one.run.seed is not None), key=lambda one: (one is not state, one.row != state.row)
     )
     for one in trained:
-        is_own, is_alike = one is state, one.backbone == state.backbone
-        name = "its own log" if is_own else f"seed {one.run.seed}" if is_alike else f"estimated from {one.backbone}"
+        is_own, is_alike = one is state, one.row == state.row
+        name = "its own log" if is_own else f"seed {one.run.seed}" if is_alike else f"estimated from {one.row}"
         if pace := pace_in(one, name):
-            times = step_flops(study, state.backbone) / step_flops(study, one.backbone)
+            times = 1.0 if is_alike else step_flops(study, state.row) / step_flops(study, one.row)
             return replace(pace, seconds_per_step=times * pace.seconds_per_step, is_estimated=not is_alike)
-    asked, device = study.asked(state.backbone), DEVICES[study.compute.device]
+    asked, device = study.asked(study.backbone_of(state.row)), DEVICES[study.compute.device]
     ranks = (asked.gpus or 1) * (asked.nodes or 1)
     processors = ranks if study.compute.device == "cuda" else study.compute.threads
-    seconds = step_flops(study, state.backbone) / device.flops_per_s / processors
+    seconds = step_flops(study, state.row) / device.flops_per_s / processors
     return Pace(seconds, ranks, f"estimated, {device.name}", is_estimated=True)
 
 

@@ -30,10 +30,11 @@ from lvis_rcnn.training.solver import Recipe, make_recipe
 
 @dataclass(frozen=True)
 class Run:
-    """One backbone and seed of a study: what it is made from and where its state lives."""
+    """One row and seed of a study: what it is made from and where its state lives."""
 
     study: Study
-    backbone: str
+    """As the row sees it (``Study.of_row``)."""
+    row: str
     seed: int
     store_path: Path
     images_dir: Path
@@ -41,6 +42,11 @@ class Run:
     state_root: Path
     zoo: Mapping[str, ZooModel]
     """The published models: initial weights are from there."""
+
+    @property
+    def backbone(self) -> str:
+        """Row of ``config.schema.BACKBONES``."""
+        return self.study.backbone_of(self.row)
 
     @cached_property
     def store(self) -> AnnotationStore:
@@ -80,8 +86,8 @@ class Run:
 
     @property
     def states_dir(self) -> Path:
-        """Folder of the states of this backbone and seed."""
-        return self.state_root / self.study.study / self.backbone / f"seed{self.seed}"
+        """Folder of the states of this row and seed."""
+        return self.state_root / self.study.study / self.row / f"seed{self.seed}"
 
     @property
     def state_dir(self) -> Path:
@@ -124,7 +130,7 @@ def run_record(run: Run, progress: Progress, finished_at: datetime) -> dict[str,
     """The value of train.json: how a run was trained."""
     recipe = run.recipe
     model_sha256 = sha256_of_file(run.state_dir / "model.pth")
-    stem = f"{published_stem(run.study, run.backbone, run.seed)}_{finished_at:%Y%m%d_%H%M%S}"
+    stem = f"{published_stem(run.study, run.row, run.seed)}_{finished_at:%Y%m%d_%H%M%S}"
     return {
         "format": "lvis_rcnn.run",
         "version": 1,
@@ -179,13 +185,14 @@ def hardware(study: Study, progress: Progress) -> dict[str, Any]:
     }
 
 
-def published_stem(study: Study, backbone: str, seed: int) -> str:
-    """File name as MMDetection's, without time and digest."""
+def published_stem(study: Study, row: str, seed: int) -> str:
+    """File name as MMDetection's, without time and digest; with the name of a row that is called otherwise."""
     threshold = study.sampling.oversample_threshold
     sampling = f"_sample{scientific(threshold)}" if threshold else ""
     scales = "_mstrain" if len(study.augmentation.short_edges_px) > 1 else ""
     schedule = f"{study.schedule.epochs}e" if study.schedule.epochs else f"{study.schedule.steps}it"
-    return f"mask_rcnn_{BACKBONES[backbone].file_stem}{sampling}{scales}_{schedule}_{study.study}_seed{seed}"
+    stem = f"mask_rcnn_{BACKBONES[study.backbone_of(row)].file_stem}{sampling}{scales}_{schedule}_{study.study}"
+    return f"{stem}_{row}_seed{seed}" if row in study.rows else f"{stem}_seed{seed}"
 
 
 def scientific(value: float) -> str:

@@ -14,11 +14,11 @@ from lvis_rcnn.config.study import (
     check_study,
     load_study,
     load_study_for_step,
-    read_yaml,
     settings_digest,
     settings_of_step,
     zoo_of,
 )
+from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.system.cli import InputError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -104,6 +104,18 @@ def test_the_studies_of_the_sampler_differ_in_nothing_else() -> None:
             r"per_image at most 300, not 301, or fixed in evaluation\.pro",
         ),
         ("inference.detections_per_image", 10_001, r"is 10001; allowed: less than or equal to 10000"),
+        ("inference.calibration", {"method": "x"}, r"calibration\.method: is \"x\"; allowed: 'norcal' or 'fracal'"),
+        ("inference.calibration", {"gamma": 1}, r"f: inference\.calibration\.method: missing; fix: add the key"),
+        (
+            "inference.calibration",
+            {"method": "norcal"},
+            r"f: inference\.calibration: .*allowed: norcal with gamma, for",
+        ),
+        ("inference.calibration", {"method": "norcal", "gamma": -1}, r"gamma: is -1; allowed: greater than or equal"),
+        ("inference.calibration", {"method": "norcal", "gamma": 1, "base": 2}, r"allowed: norcal without base, which"),
+        ("inference.calibration", {"method": "fracal", "gamma": 1}, r"allowed: fracal without gamma, which is not its"),
+        ("inference.calibration", {"method": "fracal", "base": 1}, r"calibration\.base: is 1; allowed: greater than 1"),
+        ("inference.calibration", {"method": "fracal", "lambda": 2}, r"lambda: unknown key; allowed: method, gamma, d"),
         ("evaluation", {"protocols": ["ap300"]}, r"allowed: protocols among fixed, boundary, .*, not ap300"),
         ("evaluation", {"protocols": ["fixed", "fixed"]}, r"protocols must not repeat an entry"),
         ("evaluation", {"protocols": ["a"], "subsets": ["a.txt", "x/a.txt"]}, r"two protocols would be named a:"),
@@ -207,6 +219,7 @@ def test_settings_ignore_defaults_written_out() -> None:
         ("schedule.steps", 7, {"preflight", "train", "measure", "report"}),
         ("compute.threads", 77, {"train", "infer", "measure"}),
         ("inference.score_threshold", 0.123, {"infer", "measure"}),
+        ("inference.calibration", {"method": "fracal"}, {"infer", "measure"}),
         ("model.rois_per_image", 77, {"preflight", "train", "infer", "measure"}),
         ("title", "other", {"report"}),
         ("backbones", ["r50"], {"report"}),
@@ -243,6 +256,10 @@ def test_a_study_that_trains_nothing_needs_no_section_of_training(tmp_path: Path
         ({"published": []}, r"at least one row: of backbones, which are trained, or of published models"),
         ({"published": [{"model": "a"}]}, r"published a on one of the splits lvis_v0\.5, lvis_v1, not on val"),
         ({"backbones": ["r50"]}, r"also needs sampling, augmentation, schedule, seeds"),
+        (
+            {"inference": {**MINI["inference"], "calibration": {"method": "fracal"}}},
+            r"inference\.calibration with dataset\.draw, or dataset\.train and dataset\.val: it counts the categories",
+        ),
         ({"dataset": {"name": "a"}}, r"either 'draw', or both 'train' and 'val', or only 'splits'"),
         (
             {key: MINI[key] for key in ("backbones", "seeds", "sampling", "augmentation", "schedule")},

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lvis_rcnn.config.study import DEFAULT_ZOO, Study, check_study, read_yaml, settings_digest
+from lvis_rcnn.config.study import DEFAULT_ZOO, Study, check_study, settings_digest
+from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.config.zoo import load_zoo
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, RECALLS
 from lvis_rcnn.reporting.table import write_tables

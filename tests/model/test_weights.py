@@ -192,9 +192,9 @@ def test_group_normalisation_has_no_published_weights(tmp_path, kind):
 def test_the_warning_is_gone_where_training_needs_no_fetching(tmp_path):
     zoo = zoo_of(tmp_path, "imagenet", {})
     row = zoo["one"]
-    assert list(initial_warnings(zoo, "imagenet", ["r50"], tmp_path)) == []
-    (absent,) = initial_warnings(zoo, "imagenet", ["r50"], tmp_path / "other")
+    assert list(initial_warnings(zoo, [("imagenet", "r50")], tmp_path)) == []
+    (absent,) = initial_warnings(zoo, [("imagenet", "r50")], tmp_path / "other")
     assert absent.startswith(f"model.weights: {row.file_name} is not in {tmp_path / 'other'}; training will fetch it")
-    (never,) = initial_warnings(zoo, "coco", ["r50"], tmp_path)
+    (never,) = initial_warnings(zoo, [("coco", "r50")], tmp_path)
     assert "allowed: no backbone with 'coco'; every backbone with 'none'" in never
     assert never.endswith("; its training will not start")

@@ -64,6 +64,7 @@ RECIPE = {
     "inference.batch_size": (1, 1),
     "inference.precision": ("fp32", "fp32"),
     "inference.masks": ("all", "all"),
+    "inference.calibration": (None, None),
     "evaluation.detections_per_image": (300, 300),
 }
 # What a study says of itself and of the machine; and steps, which a budget in epochs excludes.
@@ -78,7 +79,7 @@ NOT_THE_RECIPES = {
     *("measure.training_steps", "measure.images", "evaluation.bootstrap_resamples"),
     *("evaluation.protocols", "evaluation.subsets"),
     *("dataset.draw", "dataset.splits", "schedule.steps", "zoo", "published", "report.base_url"),
-    "report.compare_with",
+    *("report.compare_with", "report.baseline", "rows"),
 }
 
 

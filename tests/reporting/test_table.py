@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lvis_rcnn.config.study import Study, read_yaml
+from lvis_rcnn.config.study import Study
+from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.matches import FORMAT, VERSION
 from lvis_rcnn.reporting import difference_plots

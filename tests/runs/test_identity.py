@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from lvis_rcnn.config.study import ON_A_GPU, Study, check_study, read_yaml, settings_of_step
+from lvis_rcnn.config.study import ON_A_GPU, Study, check_study, settings_of_step
+from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.runs.identity import ORDERS, TRAINER_REVISION, identities, own_identity
 from lvis_rcnn.system.files import sha256_of_json
 from tests.conftest import REPOSITORY

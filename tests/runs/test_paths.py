@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lvis_rcnn.config.study import DEFAULT_ZOO, load_study
-from lvis_rcnn.runs.paths import StudyPaths, check_run, load_study_paths, runs_of
+from lvis_rcnn.runs.paths import StudyPaths, backbone_of_run, load_study_paths, runs_of
 from lvis_rcnn.system.cli import InputError
 from tests.conftest import REPOSITORY, write_study
 
@@ -71,6 +71,13 @@ def test_a_row_has_a_backbone_a_split_and_what_it_asks_for(tmp_path: Path) -> No
 )
 def test_a_job_belongs_to_a_row_however_its_rule_names_it(tmp_path: Path, wildcards: dict[str, str], row: str) -> None:
     assert with_published(tmp_path).row_of(wildcards) == row
+
+
+def test_only_a_study_that_calibrates_has_a_table_for_it(tmp_path: Path) -> None:
+    assert (paths_of(tmp_path).calibration, paths_of(tmp_path).calibration_option) == ([], "")
+    paths = paths_of(tmp_path, inference={"calibration": {"method": "norcal", "gamma": 0.6}})
+    assert paths.calibration == ["results/tiny/calibration.csv"]
+    assert paths.calibration_option == "--calibration results/tiny/calibration.csv"
 
 
 def test_drawn_data_are_inputs_before_they_exist_and_their_manifest_stands_for_them(tmp_path: Path) -> None:
@@ -142,7 +149,7 @@ def test_training_memory_is_measured_of_rows_that_are_trained(tmp_path: Path) ->
 )
 def test_sampling_is_given_as_options(tmp_path: Path, threshold: float | None, options: str) -> None:
     sampling = {"oversample_threshold": threshold, "rounding": "stochastic", "exponent": 0.5}
-    assert paths_of(tmp_path, sampling=sampling).sampling_options == options
+    assert paths_of(tmp_path, sampling=sampling).sampling_options("r50") == options
 
 
 def test_pictures_follow_from_the_rows(tmp_path: Path) -> None:
@@ -187,20 +194,19 @@ def test_every_process_of_snakemake_loads_it_without_what_only_steps_need() -> N
 
 
 @pytest.mark.parametrize(
-    ("run", "backbone", "message"),
+    ("run", "message"),
     [
-        ("../../x", "r50", "run ../../x: is not one of the study; allowed: r50/seed0, r50/seed1; fix: "),
-        ("r50/seed9", "r50", "run r50/seed9: is not one of the study"),
-        ("r101/seed0", "r101", "run r101/seed0: is not one of the study"),
-        ("published/lvis_v1_r50", "r50", "run published/lvis_v1_r50: is not one of the study"),
-        ("r50/seed0", "r101", "--backbone r101: is not that of r50/seed0; allowed: r50; fix: name that one"),
+        ("../../x", "run ../../x: is not one of the study; allowed: r50/seed0, r50/seed1; fix: "),
+        ("r50/seed9", "run r50/seed9: is not one of the study"),
+        ("r101/seed0", "run r101/seed0: is not one of the study"),
+        ("published/lvis_v1_r50", "run published/lvis_v1_r50: is not one of the study"),
     ],
 )
-def test_a_run_that_is_not_of_the_study_is_refused(tmp_path, run, backbone, message):
+def test_a_run_that_is_not_of_the_study_is_refused(tmp_path, run, message):
     file = write_study(tmp_path / "tiny.yaml", study="tiny", backbones=["r50"], seeds=[0, 1])
-    check_run(load_study(file), file, "r50/seed1", "r50")
+    assert backbone_of_run(load_study(file), file, "r50/seed1") == "r50"
     with pytest.raises(InputError) as refused:
-        check_run(load_study(file), file, run, backbone)
+        backbone_of_run(load_study(file), file, run)
     assert message in str(refused.value)
 
 

@@ -31,7 +31,7 @@ def start(drawn, folder, out="out", ranks=1, **environment):
     folder.mkdir(exist_ok=True)
     (folder / "model.pth").write_text("stands for a model")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, "--"] if ranks > 1 else []
-    words = ["--study", write_tiny_study(folder), "--backbone", "r50", "--run", "r50/seed0", "--model"]
+    words = ["--study", write_tiny_study(folder), "--run", "r50/seed0", "--model"]
     words += [folder / "model.pth", "--store", drawn.val_store, "--images", drawn.images]
     words += ["--state", folder / "state", "--out", folder / out]
     return subprocess.Popen(

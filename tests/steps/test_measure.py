@@ -31,7 +31,7 @@ def drawn(tmp_path_factory):
 
 def arguments(drawn, model_path, folder, training=True):
     study = write_tiny_study(folder, **SHORT)
-    words = ["--study", study, "--backbone", "r50", "--model", model_path, "--out", folder / "measure.json"]
+    words = ["--study", study, "--row", "r50", "--model", model_path, "--out", folder / "measure.json"]
     words += ["--val-store", drawn.val_store, "--val-images", drawn.images]
     if training:
         words += ["--train-store", drawn.train_store, "--train-images", drawn.images]
@@ -110,6 +110,14 @@ def test_a_measurement_beside_busy_processes_is_marked(drawn, model_path, tmp_pa
     assert "the table will not show this speed, since other work ran" in capsys.readouterr().err
 
 
+def test_a_table_is_for_studies_that_calibrate(drawn, model_path, tmp_path, monkeypatch, capsys):
+    words = arguments(drawn, model_path, tmp_path, training=False)
+    monkeypatch.setattr(sys, "argv", ["measure", *words, "--calibration", "calibration.csv"])
+    with pytest.raises(SystemExit, match="2"):
+        measure.main()
+    assert "--calibration: is given, but the settings have no calibration" in capsys.readouterr().err
+
+
 def test_a_study_that_trains_nothing_can_be_measured():
     study = load_study_for_step(REPOSITORY / "configs" / "published.yaml", "measure", None)
     assert study.schedule is None
@@ -137,7 +145,7 @@ def test_the_largest_padded_passes_come_first(drawn, at_once, of_step):
     [
         (["--train-images"], {}, "belong together; fix: name all three, or none"),
         (["--train-store"], {}, "belong together; fix: name all three, or none"),
-        ([], {"--backbone": "r101"}, "--backbone r101: is of no row of .*; allowed: r50; fix: "),
+        ([], {"--row": "r101"}, "--row r101: is no row of the study; allowed: r50; fix: "),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_is_measured(

@@ -16,7 +16,8 @@ from PIL import Image
 
 from lvis_rcnn import preflight as preflight_step
 from lvis_rcnn.config.schema import BACKBONES
-from lvis_rcnn.config.study import check_study, read_yaml
+from lvis_rcnn.config.study import check_study
+from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.dataloader import batches
 from lvis_rcnn.dataset.checks import image_errors, image_finding
 from lvis_rcnn.dataset.images import ImageFile, read_image_bgr
@@ -32,7 +33,7 @@ from lvis_rcnn.preflight import (
 from lvis_rcnn.reporting.preflight_text import page_text
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.training.memory import StepMemory
-from tests.conftest import SHARED_DATA
+from tests.conftest import SHARED_DATA, write_study
 
 REPOSITORY = Path(__file__).parents[2]
 PHOTOS = SHARED_DATA / "photos"
@@ -735,3 +736,26 @@ def test_too_little_disk_or_memory_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
     (line,) = machine_warnings(study(resources={"memory_mb": 1}), tmp_path / "new", 26)
     assert line == f"{tmp_path}/new: 1.0 GB free; checkpoints and models of the study take about 7.6 GB"
+
+
+ROWS = {
+    "short": {"backbone": "r50", "schedule": {"steps": 7}},
+    "few": {"backbone": "r50", "inference": {"nms_iou": 0.4}},
+}
+
+
+def test_a_row_is_checked_with_its_own_settings(tmp_path):
+    settings = study(rows=ROWS)
+    page = check(tmp_path, settings=settings.of_row("short"), images=False)
+    assert (page.facts["schedule"]["steps"], page.facts["backbones"]) == (7, ["r50"])
+    whole = check(tmp_path, settings=settings, images=False)
+    assert (whole.facts["schedule"]["steps"], whole.facts["backbones"]) == (300, list(BACKBONES))
+
+
+def test_a_row_that_is_not_of_the_study_is_refused(tmp_path, monkeypatch, capsys):
+    words = ["--study", write_study(tmp_path / "a.yaml", rows=ROWS), "--row", "long", "--no-images"]
+    words += ["--train-store", tmp_path, "--val-store", tmp_path, "--out", tmp_path / "preflight.json"]
+    monkeypatch.setattr(sys, "argv", ["preflight", *map(str, words)])
+    with pytest.raises(SystemExit):
+        preflight_step.main()
+    assert re.search("error: --row long: is no row .*; allowed: .*, short, few; fix: ", capsys.readouterr().err)

@@ -105,7 +105,7 @@ def test_a_running_run_says_how_far_and_how_fast_it_is(study, results):
     assert lines[:4] == [
         "smoke: 1 running, 3 not started",
         "",
-        "backbone    seed  state           step   %  images/s     ETA   loss  starts  where",
+        "row         seed  state           step   %  images/s     ETA   loss  starts  where",
         "r50            0  running      120/260  46      31.2  2h 05m  1.235       2  gpu17, job 4711",
     ]
     assert lines[4:] == [
@@ -270,7 +270,7 @@ def test_the_plan_says_what_starts_afresh_and_what_resumes_from_where(study, res
     assert status.plan_text(study, look(study, results)).splitlines() == [
         "smoke: 4 of 4 runs are not done, 2 rows to be measured",
         "",
-        "backbone    seed  training                      time  CPU-hours  s/step  speed from          then",
+        "row         seed  training                      time  CPU-hours  s/step  speed from          then",
         f"r50            0  resumes from step 100 of 260    9m       0.16     3.6  its own log         {tail}",
         f"r50            1  runs, at step 120 of 260       16m       0.28     7.2  its own log         {scored}",
         f"x101_64x4d     0  is done                                                                    {tail}",

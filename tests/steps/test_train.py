@@ -324,7 +324,7 @@ def test_a_broken_image_is_named_once_and_counted_over_all_starts(drawn, tmp_pat
 def arguments(drawn, study, folder, **changes):
     options = {
         "--study": study,
-        "--backbone": "r50",
+        "--row": "r50",
         "--seed": 0,
         "--store": drawn.train_store,
         "--images": drawn.images,
@@ -355,7 +355,7 @@ def test_processes_that_restored_different_steps_are_refused():
         setup.require_same_step(Behind(1, 2, torch.device("cpu")), 5)
 
 
-@pytest.mark.parametrize("change", [{"--backbone": "r101"}, {"--seed": 9}])
+@pytest.mark.parametrize("change", [{"--row": "r101"}, {"--seed": 9}])
 def test_a_run_that_is_not_of_the_study_is_refused(drawn, tmp_path, monkeypatch, capsys, change):
     line = error_of(monkeypatch, capsys, arguments(drawn, write_tiny_study(tmp_path), tmp_path, **change))
     assert "is not one of the study; allowed: r50/seed0; fix: name another one, or add" in line

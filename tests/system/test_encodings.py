@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from lvis_rcnn.config.study import read_yaml
+from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.encodings import text_start
 

@@ -52,7 +52,7 @@ class Program:
             resources={"checkpoint_seconds": checkpoint_seconds},
         )
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-        words = ["--study", study, "--backbone", "r50", "--seed", "0", "--store", drawn.train_store]
+        words = ["--study", study, "--row", "r50", "--seed", "0", "--store", drawn.train_store]
         words += ["--images", drawn.images, "--repeat-factors", drawn.repeat_factors]
         words += ["--state", folder / "state", "--out", folder / "out"]
         self.words = [sys.executable, *launcher, PROGRAM, *words]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from lvis_rcnn.reporting.notes import OTHER_WORK
 from tests.conftest import REPOSITORY, Ended, copy_study, run_snakemake, snakemake_command, write_study
 
 RUN = Path("results", "tiny", "r50", "seed0")
@@ -44,11 +45,18 @@ def run(study: Path, *arguments: str | Path) -> Ended:
     return run_snakemake(*arguments, "--cores", "2", "--configfile", study, cwd=study.parent)
 
 
+def lacking(line: dict[str, str]) -> str:
+    """What a line of table.csv lacks, but for a speed measured beside other tests: it is no number, and says why."""
+    disturbed = line["missing"].startswith(f"{OTHER_WORK} while fps was measured")
+    assert disturbed != bool(line["fps"])
+    return "" if disturbed else line["missing"]
+
+
 @pytest.mark.slow
 def test_one_command_draws_trains_scores_and_writes_the_table(finished_study: Path, tmp_path: Path) -> None:
     (row,) = csv.DictReader((finished_study / "results" / "tiny" / "table.csv").read_text().splitlines())
-    assert (row["study"], row["title"], row["missing"]) == ("tiny", "R-50-FPN", "")
-    assert all(float(row[column]) >= 0 for column in ("memory_gb", "fps", "box_AP", "mask_AP"))
+    assert (row["study"], row["title"], lacking(row)) == ("tiny", "R-50-FPN", "")
+    assert all(float(row[column]) >= 0 for column in ("memory_gb", "box_AP", "mask_AP"))
     record = json.loads((finished_study / RUN / "train.json").read_text())
     page = (finished_study / "results" / "tiny" / "table.md").read_text()
     assert f"[model](r50/seed0/{record['model_file']})" in page

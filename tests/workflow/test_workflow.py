@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from lvis_rcnn import STEPS
-from lvis_rcnn.config.study import DEFAULT_ZOO, load_study, settings_digest, settings_of_step
+from lvis_rcnn.config.study import DEFAULT_ZOO, load_study, read_yaml, settings_digest, settings_of_step
 from lvis_rcnn.config.zoo import load_zoo
 from tests.conftest import REPOSITORY, Ended, run_snakemake, snakemake_command, write_study
 from tests.system.test_cli import seen_on_a_terminal
 
 ZOO = load_zoo(DEFAULT_ZOO)
-PUBLISHED = ZOO["lvis_v0.5_r50"]
+MODEL = "lvis_v0.5_r50"
+PUBLISHED = ZOO[MODEL]
 EVERY_STEP = {"store": 2, "preflight": 1, "repeat_factors": 1, "table": 1}
 # What people see: all of it follows from the metrics, but for the pictures of runs and of the first training step.
 RENEWED = {"table": 1, "plots": 1, "pages": 1}
@@ -143,6 +144,11 @@ def test_logs_and_benchmarks_are_named_after_steps(finished: Stubbed) -> None:
             {"infer": 2, "measure": 2, "evaluate": 2, "pictures": 2, **RENEWED},
             id="inference",
         ),
+        pytest.param(
+            {"inference": {"calibration": {"method": "norcal", "gamma": 0.6}}},
+            {"calibrate": 1, "infer": 2, "measure": 2, "evaluate": 2, "pictures": 2, **RENEWED},
+            id="calibration",
+        ),
         pytest.param({"schedule": {"steps": 9}}, {"preflight": 1, **shown(2), "training_pictures": 1}, id="schedule"),
         pytest.param(
             {"sampling": {"oversample_threshold": None}},
@@ -150,6 +156,16 @@ def test_logs_and_benchmarks_are_named_after_steps(finished: Stubbed) -> None:
             id="sampling",
         ),
         pytest.param({"backbones": ["r50", "r101", "x101_32x4d"]}, shown(1), id="one more backbone"),
+        pytest.param(
+            {"rows": {"plain": {"backbone": "r50", "sampling": {"oversample_threshold": None}}}},
+            {"preflight_of_row": 1, "repeat_factors": 1, **shown(1)},
+            id="one more row",
+        ),
+        pytest.param(
+            {"rows": {"few": {"backbone": "r50", "inference": {"detections_per_image": 9}}}},
+            {step: number for step, number in shown(1).items() if step != "train"},
+            id="a row that uses the training of another",
+        ),
     ],
 )
 def test_a_change_reruns_what_it_touches(finished: Stubbed, changes: dict[str, Any], jobs: dict[str, int]) -> None:
@@ -441,13 +457,38 @@ def test_a_published_model_is_imported_detected_with_and_scored_on_its_split(
     (call,) = [call["arguments"] for call in finished.calls() if call["step"] == "weights"]
     assert call[:2] == ["import", f"my weights/{PUBLISHED.file_name}"]
     detected = arguments_of(finished, "infer", folder)
-    assert (detected["--backbone"], detected["--run"]) == ("r50", "published/lvis_v0.5_r50")
+    assert detected["--run"] == "published/lvis_v0.5_r50"
     assert (detected["--store"], detected["--images"]) == (made["--store"], "far images")
     assert (detected["--model"], detected["--out"]) == (made["--out"], folder)
     assert arguments_of(finished, "evaluate", folder)["--annotations"] == "far.json"
     trained = arguments_of(finished, "infer", "results/both/r50/seed0")
-    assert (trained["--run"], trained["--backbone"]) == ("r50/seed0", "r50")
+    assert trained["--run"] == "r50/seed0"
     assert trained["--store"] == "results/both/data/val.store"
+
+
+def test_a_published_model_is_calibrated_by_the_split_that_the_study_says_it_was_trained_on(
+    finished: Stubbed, with_published: Path
+) -> None:
+    """Nothing is trained or checked before a training; of the training split only the annotations are read."""
+    splits = {name: {"annotations": "far.json", "images": "far images"} for name in ("train", "val")}
+    values = {**read_yaml(with_published), "study": "calibrated", "backbones": [], "published": [{"model": MODEL}]}
+    values["dataset"] = {"name": "far", **splits}
+    values["inference"]["calibration"] = {"method": "norcal", "gamma": 0.6}
+    study = finished.folder / "calibrated.yaml"
+    study.write_text(json.dumps(values))
+    scores, folder = f"results/calibrated/published/{MODEL}/metrics.json", f"results/calibrated/published/{MODEL}"
+    ended = finished.snakemake(scores, "--cores", "2", study=study)
+    assert ended.code == 0, ended.text
+    once = dict.fromkeys(("calibrate", "import_published", "infer", "evaluate"), 1)
+    assert ended.jobs() == {"store": 2, **once}
+    table = "results/calibrated/calibration.csv"
+    assert arguments_of(finished, "calibrate", table)["--store"] == "results/calibrated/data/train.store"
+    assert arguments_of(finished, "infer", folder)["--calibration"] == table
+    assert finished.plan(study=study) == {"measure": 1, "pictures": 1, **RENEWED}
+    values["inference"]["calibration"] = {"method": "fracal"}
+    study.write_text(json.dumps(values))
+    assert finished.plan(scores, study=study) == {"infer": 1, "evaluate": 1}
+    assert "--calibration" not in arguments_of(finished, "infer", "results/both/r50/seed0")
 
 
 def recorded_parameters(folder: Path, output: str) -> set[str]:
@@ -466,7 +507,7 @@ def test_a_measurement_is_recorded_as_it_always_was(finished: Stubbed, with_publ
     given = arguments_of(finished, "measure", "results/both/r50/measure.json")
     assert given["--train-store"] == "results/both/data/train.store"
     given = arguments_of(finished, "measure", "results/both/published/lvis_v0.5_r50/measure.json")
-    assert (given["--backbone"], given["--val-store"]) == ("r50", "results/both/data/far.store")
+    assert (given["--row"], given["--val-store"]) == ("published/lvis_v0.5_r50", "results/both/data/far.store")
     assert "--train-store" not in given
 
 

@@ -1,9 +1,10 @@
 rule infer:
     """Detect objects in the validation images."""
     input:
-        model="results/{study}/{group}/{member}/model.pth",
+        model=lambda wildcards: paths.model(f"{wildcards.group}/{wildcards.member}"),
         store=of_split(paths.store),
         images=ancient(of_split(paths.images)),
+        calibration=of_row(paths.calibration_of),
     output:
         detections=directory("results/{study}/{group}/{member}/detections"),
         summary="results/{study}/{group}/{member}/inference.json",
@@ -19,15 +20,15 @@ rule infer:
         **inference_resources(),
         runtime=INFERENCE_MINUTES,
     params:
-        settings=settings("infer"),
-        digest=digest("infer"),
+        settings=settings_of_row("infer"),
+        digest=digest_of_row("infer"),
         study=untracked(STUDY_FILE),
         images=untracked(of_split(paths.image_folder)),
-        backbone=untracked(of_row(paths.backbone_of)),
+        calibration=untracked(of_row(paths.calibration_option)),
         folder=subpath(output.summary, parent=True),
     message:
         "Detecting with {wildcards.group}/{wildcards.member} in the validation images of {wildcards.study}"
     shell:
         'exec "$PYTHON" -m lvis_rcnn.infer --study {params.study:q} --settings-digest {params.digest}'
-        " --backbone {params.backbone} --model {input.model} --store {input.store} --images {params.images:q}"
+        " --model {input.model} --store {input.store} --images {params.images:q} {params.calibration}"
         " --state results/state --run {wildcards.group}/{wildcards.member} --out {params.folder} --log {log}"

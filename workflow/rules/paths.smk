@@ -3,26 +3,27 @@
 from lvis_rcnn.config.study import identities_of_step, settings_digest
 from lvis_rcnn.config.zoo import DEFAULT_SOURCES
 from lvis_rcnn.reporting import (
+    CALIBRATION,
     CARD,
     COMPARISON,
     DIFFERENCES,
     PAGES,
     PICTURES,
-    PLOTS,
     TABLE,
     TRAINING_BATCH,
+    plots_of,
 )
 from snakemake_internals import untracked
 
 
-def settings(step):
+def settings(step, row=None):
     """Parameters that rerun ``step``: the sections of the study that it uses, without what has no effect."""
-    return next(identities_of_step(study, step))
+    return next(identities_of_step(paths.study_of(row) if row else study, step))
 
 
-def digest(step):
+def digest(step, row=None):
     """With it a step refuses a study file that changed after the jobs were planned."""
-    return settings_digest(study, step)
+    return settings_digest(paths.study_of(row) if row else study, step)
 
 
 def of_row(function):
@@ -32,6 +33,16 @@ def of_row(function):
         return function(paths.row_of(dict(wildcards.items())))
 
     return of_job
+
+
+def settings_of_row(step):
+    """:func:`settings` of the row of a job."""
+    return of_row(lambda row: settings(step, row))
+
+
+def digest_of_row(step):
+    """:func:`digest` of the row of a job."""
+    return of_row(lambda row: digest(step, row))
 
 
 def of_split(function):

@@ -1,13 +1,13 @@
 rule repeat_factors:
-    """Say how often each training image is drawn."""
+    """Say how often each training image is drawn, once for all rows that are sampled alike."""
     input:
         store="results/{study}/data/train.store",
     output:
-        directory("results/{study}/repeat_factors"),
+        directory("results/{study}/repeat_factors{sampled}"),
     log:
-        "results/{study}/logs/repeat_factors.log",
+        "results/{study}/logs/repeat_factors{sampled}.log",
     benchmark:
-        "results/{study}/benchmarks/repeat_factors.tsv"
+        "results/{study}/benchmarks/repeat_factors{sampled}.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -15,7 +15,9 @@ rule repeat_factors:
         mem_mb=memory_without_gpu_mb,
         runtime=30,
     params:
-        sampling=paths.sampling_options,
+        sampling=lambda wildcards: paths.sampling_options(
+            paths.samplings[wildcards.sampled]
+        ),
     message:
         "Computing how often each training image of {wildcards.study} is drawn"
     shell:

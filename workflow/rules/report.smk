@@ -7,7 +7,9 @@ of_all_runs = {
     "measurements": paths.of_rows("measure.json"),
     "zoo": paths.zoo_compared_with,
 }
-if_trained = {"repeat_factors": [paths.repeat_factors] if paths.trained_rows else []}
+if_trained = {
+    "repeat_factors": [paths.repeat_factors(row) for row in paths.trained_rows[:1]]
+}
 
 
 rule table:
@@ -72,7 +74,7 @@ rule pages:
     input:
         **of_all_runs,
         **if_trained,
-        preflight=(f"{paths.folder}/preflight.txt" if paths.trained_rows else []),
+        preflight=paths.preflight_pages,
     output:
         [
             shown(f"{paths.folder}/{name}.html", name, where)
@@ -109,12 +111,16 @@ rule plots:
         inferences=paths.of_runs("inference.json"),
         measurements=paths.of_rows("measure.json"),
         histories=paths.of_trained_runs("log.json"),
+        calibration=paths.calibration,
     output:
         [
             shown(f"{paths.folder}/plots/{name}.png", name, where)
-            for name, where in PLOTS.items()
+            for name, where in plots_of(calibrated=bool(paths.calibration)).items()
         ],
-        [f"{paths.folder}/plots/{name}.svg" for name in PLOTS],
+        [
+            f"{paths.folder}/plots/{name}.svg"
+            for name in plots_of(calibrated=bool(paths.calibration))
+        ],
     log:
         f"{paths.folder}/logs/plots.log",
     benchmark:
@@ -177,7 +183,7 @@ if paths.trained_rows:
         """Draw the first training step, as the network sees it."""
         input:
             store="results/{study}/data/train.store",
-            repeat_factors="results/{study}/repeat_factors",
+            repeat_factors=paths.repeat_factors(paths.trained_rows[0]),
             images=ancient(paths.images("train")),
         output:
             shown(
@@ -194,7 +200,7 @@ if paths.trained_rows:
             mem_mb=study.resources.memory_mb,
             runtime=30,
         params:
-            settings=settings("preflight"),
+            settings=settings("preflight", paths.trained_rows[0]),
             study=untracked(STUDY_FILE),
             images=untracked(paths.image_folder("train")),
         message:

@@ -5,8 +5,8 @@ rule train:
     """
     input:
         store="results/{study}/data/train.store",
-        preflight="results/{study}/preflight.json",
-        repeat_factors="results/{study}/repeat_factors",
+        preflight=of_row(paths.preflight),
+        repeat_factors=of_row(paths.repeat_factors),
         images=ancient(paths.images("train")),
     output:
         model="results/{study}/{row}/seed{seed}/model.pth",
@@ -23,17 +23,16 @@ rule train:
     resources:
         **training_resources(),
     params:
-        settings=settings("train"),
-        digest=digest("train"),
+        settings=settings_of_row("train"),
+        digest=digest_of_row("train"),
         study=untracked(STUDY_FILE),
         images=untracked(paths.image_folder("train")),
-        backbone=untracked(of_row(paths.backbone_of)),
         launcher=untracked(of_row(training_launcher)),
         folder=subpath(output.model, parent=True),
     message:
         "Training {wildcards.row} (seed {wildcards.seed}) on {wildcards.study}"
     shell:
         "exec {params.launcher} lvis_rcnn.train --study {params.study:q} --settings-digest {params.digest}"
-        " --backbone {params.backbone} --seed {wildcards.seed}"
+        " --row {wildcards.row} --seed {wildcards.seed}"
         " --store {input.store} --images {params.images:q} --repeat-factors {input.repeat_factors}"
         " --state results/state --out {params.folder} --log {log}"
