@@ -51,6 +51,11 @@ if paths.trained_rows:
     include: "workflow/rules/train.smk"
 
 
+if paths.so_far:
+
+    include: "workflow/rules/track.smk"
+
+
 if paths.calibration:
 
     include: "workflow/rules/calibrate.smk"
@@ -77,6 +82,7 @@ rule all:
         runs=paths.of_runs("metrics.json"),
         # Whatever is named here is made again when it is deleted; a model is not, which may have taken weeks.
         measured=paths.of_rows("measure.json"),
+        so_far=paths.so_far,
         table=[*map(str, rules.table.output)],
         pages=[*map(str, rules.pages.output)],
         plots=[*map(str, rules.plots.output)],

@@ -48,7 +48,7 @@ from lvis_rcnn.system.cli import InputError, add_output, log, run_step, step_par
 from lvis_rcnn.system.files import atomic_file, write_json
 from lvis_rcnn.training.memory import step_memory
 from lvis_rcnn.training.setup import require_memory_of_loader
-from lvis_rcnn.training.solver import Recipe, make_recipe
+from lvis_rcnn.training.solver import Recipe, make_recipe, point_errors
 
 GB = 1e9
 # At most this many categories are named in a warning.
@@ -73,7 +73,8 @@ def preflight(
         InputError: nothing is left to train on.
     """
     sampling = study.sampling
-    factors = repeat_factors(train, sampling.oversample_threshold, sampling.rounding, sampling.exponent)
+    settings = sampling.oversample_threshold, sampling.rounding, sampling.exponent, sampling.frequency
+    factors = repeat_factors(train, *settings)
     # Of the first seed; others differ only in what stochastic rounding draws.
     stream = stream_of(Sampling(factors.image_factors, factors.rounding), train, study.schedule, study.seeds[0])
     recipe = make_recipe(study.schedule, stream)
@@ -81,6 +82,7 @@ def preflight(
     errors += [*version_errors(train, study.dataset.name), *version_errors(val, study.dataset.name)]
     errors += [*box_errors(train), *box_errors(val), *object_errors(val)]
     errors += [*settings_errors(study.augmentation, study.model), *protocol_errors(val, study.evaluation)]
+    errors += point_errors(recipe, study.evaluation)
     missing: list[str] = []
     skipped: list[str] = []
     doubtful: list[Problem] = []
@@ -247,9 +249,10 @@ def machine_warnings(study: Study, results_dir: Path, num_labels: int) -> Iterat
 
 
 def run_bytes(study: Study, row: str, num_labels: int) -> int:
-    """Disk of one run: two checkpoints of weights and two moments of the optimizer, and the model, in float32."""
+    """Disk of one run: two checkpoints of weights and two moments, the model and kept weights, all in float32."""
     network = network_on_meta(BACKBONES[study.backbone_of(row)], num_labels, study.of_row(row).model)
-    return 4 * (2 * 3 + 1) * sum(value.numel() for value in network.parameters())
+    points = len(study.evaluation.score_at_epochs) + len(study.evaluation.score_at_steps)
+    return 4 * (2 * 3 + 1 + points) * sum(value.numel() for value in network.parameters())
 
 
 def facts(
@@ -308,17 +311,17 @@ def memory_facts(study: Study, num_labels: int) -> dict[str, dict[str, dict[str,
 
 
 def price_facts(study: Study, steps: int) -> dict[str, Any]:
-    """What each run costs by its arithmetic, and on which device; of ``steps`` where its row sets no other number."""
-    of_rows = {row: study.of_row(row).schedule for row in study.rows_to_train}
+    """What each run costs by its arithmetic, and on which device."""
+    own = {row: study.of_row(row) for row in study.rows_to_train}
     return {
         "estimated_for": DEVICES[study.compute.device].name,
         "unit": "GPU-hours" if study.compute.device == "cuda" else "core-hours",
         "of_a_run": {
             row: {
-                "tflop_per_image": step_flops(study, row) / schedule.images_per_step / 1e12,
-                "hours": estimated_hours(study, row, schedule.steps or steps),
+                "tflop_per_image": step_flops(of_row, study.backbone_of(row)) / of_row.schedule.images_per_step / 1e12,
+                "hours": estimated_hours(of_row, study.backbone_of(row), of_row.schedule.steps or steps),
             }
-            for row, schedule in of_rows.items()
+            for row, of_row in own.items()
         },
     }
 

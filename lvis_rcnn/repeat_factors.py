@@ -4,10 +4,11 @@ dataloader/repeat_factors.py describes the method:
 
     python -m lvis_rcnn repeat_factors --store train.store --threshold 1e-3 --out repeat_factors
 
-categories.csv lists frequency, images, instances and factor of each category, and its instances in one oversampled
-epoch; repeat_factors.png and .svg show them. images.csv lists the factor of each image, 0 if it is dropped, and its
-copies in one epoch (with stochastic rounding the larger of its two numbers). summary.json has the length of an epoch
-and the number of images in the 24 epochs of the published schedule.
+categories.csv lists frequency (r, c, f), images, instances and factor of each category, the fraction that is compared
+with the threshold for it, and its instances in one oversampled epoch; repeat_factors.png and .svg show them. images.csv
+lists the factor of each image, 0 if it is dropped, and its copies in one epoch (with stochastic rounding the larger of
+its two numbers). summary.json has the length of an epoch and the number of images in the 24 epochs of the published
+schedule.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lvis_rcnn.config import MOST_EXPONENT
-from lvis_rcnn.dataloader.repeat_factors import ROUNDINGS, RepeatFactors, repeat_factors, summary
+from lvis_rcnn.dataloader.repeat_factors import FREQUENCIES, ROUNDINGS, RepeatFactors, repeat_factors, summary
 from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.system.cli import add_number, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import atomic_file, write_json
@@ -33,12 +34,14 @@ def write_factor_tables(store: AnnotationStore, factors: RepeatFactors, out: Pat
             store.categories,
             factors.image_counts.tolist(),
             factors.instance_counts.tolist(),
+            factors.category_frequencies.tolist(),
             factors.category_factors.tolist(),
             factors.instances_in_epoch.tolist(),
             strict=True,
         )
     )
-    header = ("category_id", "name", "frequency", "image_count", "instance_count", "factor", "instances_in_epoch")
+    counts = ("image_count", "instance_count", f"{factors.frequency}_frequency")
+    header = ("category_id", "name", "frequency", *counts, "factor", "instances_in_epoch")
     write_csv(out / "categories.csv", header, categories)
     images = zip(store.image_ids.tolist(), factors.image_factors.tolist(), factors.copies.tolist(), strict=True)
     write_csv(out / "images.csv", ("image_id", "factor", "copies"), images)
@@ -66,6 +69,8 @@ def write_figure(store: AnnotationStore, factors: RepeatFactors, out: Path) -> N
         instances_oversampled=factors.instances_in_epoch,
     )
     threshold = "no threshold" if factors.threshold is None else f"threshold {factors.threshold:g}"
+    if factors.frequency != "image":
+        threshold += f" on the {factors.frequency} frequency"
     title = f"{store.source_name}: {threshold}, {epoch_sentence(factors)} from {factors.images_kept:,} images"
     write_sampling_figure(figures, title, out)
 
@@ -73,7 +78,7 @@ def write_figure(store: AnnotationStore, factors: RepeatFactors, out: Path) -> N
 def step(args: argparse.Namespace) -> None:
     """Compute and write the factors of one training split."""
     store = open_store(args.store)
-    factors = repeat_factors(store, args.threshold, args.rounding, args.exponent)
+    factors = repeat_factors(store, args.threshold, args.rounding, args.exponent, args.frequency)
     write_figure(store, factors, args.out)
     write_factor_tables(store, factors, args.out)
     figures = summary(factors)
@@ -108,6 +113,12 @@ def main() -> None:
     )
     exponent = "of threshold over frequency, at most 2 (default: 0.5)"
     add_number(parser, "--exponent", exponent, 0, MOST_EXPONENT, kind=float, above=True, default=0.5, metavar="E")
+    parser.add_argument(
+        "--frequency",
+        choices=FREQUENCIES,
+        default="image",
+        help="what is compared with the threshold (default: image, of the paper; instance_aware: IRFS)",
+    )
     add_output(parser, "--out", "folder of the tables", is_folder=True)
     run_step(parser, step)
 

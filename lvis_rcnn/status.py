@@ -21,6 +21,7 @@ from tabulate import tabulate
 
 from lvis_rcnn.config.study import Study, add_studies, load_study, zoo_of
 from lvis_rcnn.config.zoo import load_zoo, scored_models
+from lvis_rcnn.runs.points import last_sentence, step_of, unscored
 from lvis_rcnn.runs.states import STATES, RunState, Work, processor_hours, states_of, work_left
 from lvis_rcnn.system.cli import add_number, check_folder, duration, rate, run_step, step_parser
 
@@ -36,7 +37,7 @@ def status_text(study: Study, states: Sequence[RunState], width: int | None = No
     """Table and notes of the runs of a study, within ``width`` characters if possible."""
     counts = Counter(state.state for state in states)
     summary = ", ".join(f"{counts[name]} {name}" for name in STATES if counts[name])
-    return page(f"{study.study}: {summary}", [status_row(state) for state in states], notes(states), width)
+    return page(f"{study.study}: {summary}", [status_row(state) for state in states], notes(study, states), width)
 
 
 def status_row(state: RunState) -> TableRow:
@@ -65,8 +66,8 @@ def where(state: RunState) -> str:
     return f"{host}, job {job}" if job else host
 
 
-def notes(states: Sequence[RunState]) -> list[str]:
-    """Notes below the table: reasons for states, and old state folders with the disk space they take."""
+def notes(study: Study, states: Sequence[RunState]) -> list[str]:
+    """Notes below the table: reasons for states, old state folders with their disk space, AP so far."""
     lines = [f"{state.name} {state.state}: {state.reason}" for state in states if state.reason]
     for state in states:
         if state.older:
@@ -75,6 +76,19 @@ def notes(states: Sequence[RunState]) -> list[str]:
             files = [file for older in state.older for file in older.rglob("*") if file.is_file()]
             megabytes = sum(file.stat().st_size for file in files) / 1e6
             lines.append(f"{state.name}: {what}, in {folder}: {megabytes:,.1f} MB")
+    return [*lines, *ap_so_far(study, states)]
+
+
+def ap_so_far(study: Study, states: Sequence[RunState]) -> list[str]:
+    """The last scores of each run that is not finished, and which of its weights are still to be scored."""
+    lines = []
+    for state in states:
+        if state.run.so_far and state.state != "done":
+            lines.append(f"{state.name}: AP so far, {last_sentence(state.run.so_far)}")
+        asked = study.evaluation.scores_on_the_way and state.state_dir
+        if waiting := unscored(state.state_dir, study.of_row(state.row)) if asked else []:
+            steps = ", ".join(f"{step_of(file):,}" for file in waiting)
+            lines.append(f"{state.name}: weights of step {steps} are not scored: python -m lvis_rcnn track --study …")
     return lines
 
 

@@ -65,6 +65,9 @@ def import_mmdet(
         notes.append(f"the file has no {COUNTER}: {added} are set to 0; nothing reads them")
     source: dict[str, Any] = {"file": file.path.name, "sha256": file.sha256, **recorded_training(file)}
     meta = {"backbone": backbone, "seed": None, "CLASSES": names, "source": source, "code_version": code_version()}
+    if heads := file.heads:
+        meta["heads"] = heads
+        notes.append(f"it is no plain Mask R-CNN: {', '.join(f'{key} {value}' for key, value in heads.items())}")
     save_model(out, state, meta)
     record = {"format": "lvis_rcnn.import", "version": 1, **source, "backbone": backbone, "num_categories": len(names)}
     record |= {"notes": notes, "model_sha256": sha256_of_file(out), "code_version": code_version()}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from lvis_rcnn.config.schema import BackboneName, Count, Name, Positive, Section
+from lvis_rcnn.config.schema import HEADS, BackboneName, Count, Loss, Name, Positive, Predictor, Section
 from lvis_rcnn.config.study import CONFIGS, Study, zoo_of
 from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.dataset.versions import VERSIONS
@@ -63,6 +63,12 @@ class ZooModel(NamedRow):
     """Published box AP."""
     mask_ap: Percent | None = None
     """Published mask AP."""
+    sampling: Literal["none", "image", "instance_aware"] = "image"
+    """``sampling.frequency`` of its training; none: each image once an epoch."""
+    classification: Loss = "softmax"
+    """``model.classification`` of its training, and so the next two."""
+    box_classifier: Predictor = "linear"
+    mask_predictor: Predictor = "linear"
 
     @model_validator(mode="after")
     def is_whole(self) -> Self:
@@ -73,6 +79,13 @@ class ZooModel(NamedRow):
         if (self.schedule == "") != (self.kind == "imagenet"):
             raise ValueError("a schedule, 1x or 2x, for every detector and for no classifier")
         return self
+
+    def is_trained_like(self, study: Study, backbone: str, schedule: str) -> bool:
+        """Whether it has the backbone, and the data, schedule, sampling and heads of a study."""
+        sampling = study.sampling.frequency if study.sampling.oversample_threshold else "none"
+        own = (self.backbone, self.kind, self.schedule, self.sampling)
+        same_heads = all(getattr(self, key) == getattr(study.model, key) for key in HEADS)
+        return own == (backbone, study.dataset.name, schedule, sampling) and same_heads
 
     @property
     def url(self) -> str:

@@ -3,17 +3,24 @@
 Repeat factor sampling (Gupta, Dollar and Girshick 2019, LVIS, arXiv 1908.03195v2, appendix B.2):
 
     1. f(c) = images that contain c / N           N = images that are trained on
-    2. r(c) = max(1, (t / f(c)) ^ 0.5)            t = threshold: categories rarer than t are repeated
+    2. r(c) = max(1, (t / f(c)) ^ 0.5)            t = threshold: categories rarer than t are repeated (RFS)
     3. r(I) = max over the categories c in I of r(c)
     4. copies(I): r(I) rounded to a whole number
 
 There are two roundings. ``ceil``, the default, is that of MMDetection's ClassBalancedDataset: an image of r(I) = 1.001
 counts twice in every epoch. ``stochastic`` is the paper's and detectron2's: one more than the integer part
-with the probability of the fraction, drawn in each epoch. The exponent is a setting; one half is the paper's.
+with the probability of the fraction, drawn in each epoch. The exponent is a setting; one half is the paper's, and 1 is
+the linear form that detectron2 has as ``sqrt=False`` (02b5c4e2, data/samplers/distributed_sampler.py).
+
+Instance-aware repeat factors (IRFS, arXiv 2305.08069) compare the geometric mean of two fractions with t in place of
+f(c), so that of two categories in equally many images the one with fewer objects is repeated more:
+
+    1. sqrt(f(c) b(c))                            b(c) = annotations of c / all annotations
 
 As in MMDetection 3.3.0, N counts the images that have an annotation and no edge below 32 pixels, and a category is in
-an image by the annotations that are trained on and by crowds (:func:`counted_annotations`). An image with none of those
-is kept and drawn once. MMDetection 2.x counts all annotations.
+an image by the annotations that are trained on and by crowds (:func:`counted_annotations`); b(c) is of these
+annotations in these images, too. An image with none of those is kept and drawn once. MMDetection 2.x counts all
+annotations.
 """
 
 import csv
@@ -61,6 +68,28 @@ ROUNDINGS: dict[str, Callable[[np.ndarray, int, int], Int64[np.ndarray, " n"]]] 
 }
 
 
+def image_frequency(
+    image_counts: Int64[np.ndarray, " c"], num_images: int, instance_counts: Int64[np.ndarray, " c"]
+) -> Float64[np.ndarray, " c"]:
+    """f(c): the fraction of images that contain the category."""
+    return image_counts / num_images
+
+
+def instance_aware_frequency(
+    image_counts: Int64[np.ndarray, " c"], num_images: int, instance_counts: Int64[np.ndarray, " c"]
+) -> Float64[np.ndarray, " c"]:
+    """sqrt(f(c) b(c)): the geometric mean of the fractions of images and of annotations."""
+    frequencies: np.ndarray = np.sqrt(image_counts / num_images * (instance_counts / instance_counts.sum()))
+    return frequencies
+
+
+# What is compared with the threshold. A new one is also a value of ``frequency`` in config/schema.py.
+FREQUENCIES: dict[str, Callable[[np.ndarray, int, np.ndarray], Float64[np.ndarray, " c"]]] = {
+    "image": image_frequency,
+    "instance_aware": instance_aware_frequency,
+}
+
+
 @dataclass(frozen=True, eq=False)
 class RepeatFactors:
     """Repeat factors of a training split, and what they are computed from."""
@@ -70,6 +99,8 @@ class RepeatFactors:
     rounding: str
     """A row of ``ROUNDINGS``."""
     exponent: float
+    frequency: str
+    """A row of ``FREQUENCIES``."""
     images_without_annotation: int
     images_too_small: int
     image_counts: Int64[np.ndarray, " c"]
@@ -78,6 +109,8 @@ class RepeatFactors:
     """Annotations of the category in kept images, those that ``image_counts`` counts images by."""
     instances_in_epoch: Float64[np.ndarray, " c"]
     """The same, each counted as often as its image is drawn in one epoch, on average."""
+    category_frequencies: Float64[np.ndarray, " c"]
+    """What is compared with the threshold."""
     category_factors: Float64[np.ndarray, " c"]
     image_factors: Float64[np.ndarray, " n"]
     """0 where the image is dropped."""
@@ -129,7 +162,11 @@ def nothing_to_train_on(store: AnnotationStore, kept: Bool[np.ndarray, " n"]) ->
 
 
 def repeat_factors(
-    store: AnnotationStore, threshold: float | None, rounding: str = "ceil", exponent: float = 0.5
+    store: AnnotationStore,
+    threshold: float | None,
+    rounding: str = "ceil",
+    exponent: float = 0.5,
+    frequency: str = "image",
 ) -> RepeatFactors:
     """Steps 1 to 3 for a training split.
 
@@ -140,6 +177,7 @@ def repeat_factors(
         threshold: in (0, 1]; None turns oversampling off.
         rounding: a row of ``ROUNDINGS``.
         exponent: above 0.
+        frequency: a row of ``FREQUENCIES``.
 
     Raises:
         InputError: nothing is left to train on; the causes are named.
@@ -160,7 +198,9 @@ def repeat_factors(
     pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     images, categories = np.divmod(pairs, num_categories)
     image_counts = np.bincount(categories, minlength=num_categories)
-    factors_of_categories = category_factors(image_counts, int(kept.sum()), threshold, exponent)
+    instance_counts = np.bincount(category_of, minlength=num_categories)
+    frequencies = FREQUENCIES[frequency](image_counts, int(kept.sum()), instance_counts)
+    factors_of_categories = category_factors(frequencies, threshold, exponent)
     factors_of_images = kept.astype(np.float64)
     np.maximum.at(factors_of_images, images, factors_of_categories[categories])
     times_drawn = np.ceil(factors_of_images) if rounding == "ceil" else factors_of_images
@@ -168,29 +208,31 @@ def repeat_factors(
         threshold=threshold,
         rounding=rounding,
         exponent=exponent,
+        frequency=frequency,
         images_without_annotation=int(without_annotation.sum()),
         images_too_small=int(too_small.sum()),
         image_counts=image_counts,
-        instance_counts=np.bincount(category_of, minlength=num_categories),
+        instance_counts=instance_counts,
         # np.bincount returns integers where there is nothing to add up.
         instances_in_epoch=np.bincount(category_of, times_drawn[image_of[of_kept]], num_categories).astype(np.float64),
+        category_frequencies=frequencies,
         category_factors=factors_of_categories,
         image_factors=factors_of_images,
     )
 
 
 def category_factors(
-    image_counts: Int64[np.ndarray, " c"], num_images: int, threshold: float | None, exponent: float = 0.5
+    frequencies: Float64[np.ndarray, " c"], threshold: float | None, exponent: float = 0.5
 ) -> Float64[np.ndarray, " c"]:
-    """Steps 1 and 2; a category without images has factor 1.
+    """Step 2; a category without images has factor 1.
 
     The order of operations is MMDetection's, so that ceil sees the same last bits; a power of one half may differ from
     the square root in the last bit.
     """
-    factors = np.ones(len(image_counts))
+    factors = np.ones(len(frequencies))
     if threshold is not None:
-        seen = image_counts > 0
-        ratios = threshold / (image_counts[seen] / num_images)
+        seen = frequencies > 0
+        ratios = threshold / frequencies[seen]
         factors[seen] = np.maximum(1.0, np.sqrt(ratios) if exponent == 0.5 else ratios**exponent)
     return factors
 
@@ -202,10 +244,11 @@ def why_none(factors: RepeatFactors) -> str | None:
     if factors.threshold is None:
         return "oversampling is off (no threshold)"
     rarest = int(factors.image_counts[factors.image_counts > 0].min())
-    return (
-        f"even the rarest category is in {rarest} of {factors.images_kept} images, a fraction of "
-        f"{rarest / factors.images_kept:.3g}; only categories below the threshold {factors.threshold:g} are repeated"
-    )
+    lowest = factors.category_frequencies[factors.image_counts > 0].min()
+    even = f"even the rarest category is in {rarest} of {factors.images_kept} images, a fraction of {lowest:.3g}"
+    if factors.frequency != "image":
+        even = f"the lowest {factors.frequency} frequency of a category is {lowest:.3g}"
+    return f"{even}; only categories below the threshold {factors.threshold:g} are repeated"
 
 
 def summary(factors: RepeatFactors) -> dict[str, Any]:
@@ -214,6 +257,7 @@ def summary(factors: RepeatFactors) -> dict[str, Any]:
         "threshold": factors.threshold,
         "rounding": factors.rounding,
         "exponent": factors.exponent,
+        "frequency": factors.frequency,
         "images": len(factors.image_factors),
         "images_kept": factors.images_kept,
         "images_dropped": len(factors.image_factors) - factors.images_kept,

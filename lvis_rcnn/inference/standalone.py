@@ -149,9 +149,11 @@ def load_standalone(
     if kind_of(state, meta) == OURS:
         require_finite(str(path), state)
         backbone, names = named_by(str(path), meta, categories)
+        heads = meta.get("heads") or {}
     else:
-        backbone, names, state = read_published(path, categories, trust_pickle)
+        backbone, names, state, heads = read_published(path, categories, trust_pickle)
     model_settings, test = (study.model, study.inference) if study else settings_of(path, meta)
+    model_settings = model_settings.model_copy(update=heads)
     if categories is None:
         categories = [NamedCategory(label, name) for label, name in enumerate(names, start=1)]
     set_precision(test.precision)
@@ -173,8 +175,8 @@ def named_by(
 
 def read_published(
     path: Path, categories: Sequence[NamedCategory] | None, trust_pickle: bool
-) -> tuple[str, tuple[str, ...], dict[str, torch.Tensor]]:
-    """Backbone, category names and weights of a file of MMDetection."""
+) -> tuple[str, tuple[str, ...], dict[str, torch.Tensor], dict[str, str]]:
+    """Backbone, category names, weights and heads (:attr:`MmdetFile.heads`) of a file of MMDetection."""
     file = read_mmdet(path, trust_pickle=trust_pickle)
     backbone = backbone_of(file.state, "backbone.")
     if backbone is None:
@@ -187,7 +189,7 @@ def read_published(
     state = converted(file, backbone, len(names))
     for note in (*file.notes, *name_notes(file, names)):
         log.info("note: %s", note)
-    return backbone, names, state
+    return backbone, names, state, file.heads
 
 
 def settings_of(path: Path, meta: Mapping[str, Any]) -> tuple[Model, Inference]:

@@ -7,6 +7,9 @@ In the order of the data:
     matcher      which ground truth a box is trained on, and which boxes are
     backbone     body and pyramid
     rpn          proposals
+    normalised   predictors of normalised weights and features
+    seesaw       Seesaw loss, its scores, and its counts of labels
+    classification  how regions are classified: losses and scores, a row for each way
     roi_heads    features of a region; box head and mask head
     roi_losses   what the heads learn; mask targets
     together     proposals, samples and region features of all images of a pass, with one wait for each

@@ -39,7 +39,7 @@ class MaskRcnn(nn.Module):
         super().__init__()
         self.backbone = build_backbone(backbone, settings.normalization, settings.frozen_stages)
         self.rpn = ProposalNetwork(FPN_CHANNELS, settings.anchor_scale)
-        self.roi_heads = RegionHeads(FPN_CHANNELS, num_labels)
+        self.roi_heads = RegionHeads(FPN_CHANNELS, num_labels, settings)
         self.settings = settings
 
     def train(self, mode: bool = True) -> "MaskRcnn":
@@ -55,8 +55,8 @@ def network_on_meta(backbone: Backbone, num_labels: int, settings: Model) -> Mas
         return MaskRcnn(backbone, num_labels, settings)
 
 
-def losses(model: MaskRcnn, batch: Batch, choose: Choose) -> dict[str, torch.Tensor]:
-    """The five training losses of one normalisation group; the model is in training mode.
+def losses(model: MaskRcnn, batch: Batch, choose: Choose, number: int = 0) -> dict[str, torch.Tensor]:
+    """The five training losses of one normalisation group, ``number`` of its step; the model is in training mode.
 
     ``choose`` samples first the anchors, then the regions, of each image in order, where there are too many.
     """
@@ -73,7 +73,7 @@ def losses(model: MaskRcnn, batch: Batch, choose: Choose) -> dict[str, torch.Ten
         for (boxes, _), target in zip(per_image, batch.targets, strict=True)
     ]
     height, width = batch.pixels.shape[2:]
-    return {**of_rpn, **region_losses(model.roi_heads, features, regions, batch.targets, (height, width))}
+    return {**of_rpn, **region_losses(model.roi_heads, features, regions, batch.targets, (height, width), number)}
 
 
 @torch.inference_mode()

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from lvis_rcnn import __version__
-from lvis_rcnn.config.schema import BACKBONES, Backbone, Model
+from lvis_rcnn.config.schema import BACKBONES, HEADS, Backbone, Model, Seesaw
 from lvis_rcnn.config.zoo import checked_sha256, digest_in_name
 from lvis_rcnn.model.mask_rcnn import network_on_meta
+from lvis_rcnn.model.normalised import TEMPERATURE
 from lvis_rcnn.model.weight_files import (
     MMDET,
     MMDETECTION,
@@ -44,6 +45,10 @@ KEY_MAP = (
     ("rpn_head.rpn_conv.", "rpn.head.conv.0.0."),
     ("rpn_head.rpn_cls.", "rpn.head.cls_logits."),
     ("rpn_head.rpn_reg.", "rpn.head.bbox_pred."),
+    (
+        "roi_head.bbox_head.loss_cls.",
+        "roi_heads.box_predictor.counters.",
+    ),  # of Seesaw; rolled by one, and of one process
     ("roi_head.bbox_head.fc_cls.", "roi_heads.box_predictor.cls_score."),  # rows rolled by one: the background
     ("roi_head.bbox_head.fc_reg.", "roi_heads.box_predictor.bbox_pred."),
     ("roi_head.bbox_head.shared_fcs.0.", "roi_heads.box_head.fc6."),
@@ -53,11 +58,16 @@ KEY_MAP = (
     ("roi_head.mask_head.conv_logits.", "roi_heads.mask_predictor.mask_fcn_logits."),
 )
 CLASSIFIER = "roi_heads.box_predictor.cls_score."
+COUNTS = "roi_heads.box_predictor.counters."
+COUNTS_THERE = "roi_head.bbox_head.loss_cls.cum_samples"
 IGNORED = "data_preprocessor."  # mean and std of 3.x, which dataloader/transforms.py has
 COUNTER = "num_batches_tracked"  # of batch normalisation: old files lack it, nothing reads it
 
 # The published networks: the shapes do not depend on the rest of the section.
 PUBLISHED = Model(weights="imagenet", normalization="fixed_batch", frozen_stages=1)
+
+# Layers by which a config says that predictors are normalised.
+NORMALISED = {"box_classifier": "NormedLinear", "mask_predictor": "NormedConv2d"}
 
 
 def patterns(side: int) -> tuple[re.Pattern[str], ...]:
@@ -93,7 +103,9 @@ def to_ours(state: Weights) -> dict[str, torch.Tensor]:
         if key.startswith(IGNORED):
             continue
         _, name = renamed(key, 0)
-        ours[name] = value.roll(1, 0) if name.startswith(CLASSIFIER) else value
+        ours[name] = value.roll(1, 0) if name.startswith((CLASSIFIER, COUNTS)) else value
+        if name.startswith(COUNTS):
+            ours[name] = ours[name].long()[None]
         if key.endswith("running_var") and key.replace("running_var", COUNTER) not in state:
             ours[name.replace("running_var", COUNTER)] = torch.zeros((), dtype=torch.int64)
     return ours
@@ -108,15 +120,15 @@ def to_mmdet(state: Weights) -> dict[str, torch.Tensor]:
     places = {key: renamed(key, 1) for key in state}
     theirs = {}
     for key in sorted(state, key=lambda key: places[key][0]):
-        value = state[key]
-        theirs[places[key][1]] = value.roll(-1, 0) if key.startswith(CLASSIFIER) else value
+        value = state[key][0].float() if key.startswith(COUNTS) else state[key]
+        theirs[places[key][1]] = value.roll(-1, 0) if key.startswith((CLASSIFIER, COUNTS)) else value
     return theirs
 
 
 @cache
-def layout(backbone: Backbone, num_categories: int) -> Shapes:
+def layout(backbone: Backbone, num_categories: int, settings: Model = PUBLISHED) -> Shapes:
     """Keys and shapes of MMDetection's state dict, in its order."""
-    network = network_on_meta(backbone, num_categories + 1, PUBLISHED)
+    network = network_on_meta(backbone, num_categories + 1, settings)
     return {key: tuple(value.shape) for key, value in to_mmdet(network.state_dict()).items()}
 
 
@@ -195,9 +207,28 @@ class MmdetFile:
 
     @property
     def num_categories(self) -> int | None:
-        """Rows of the classifier without the background; None without a classifier."""
+        """Rows of the classifier without background and, of Seesaw, object; None without a classifier."""
         bias = self.state.get("roi_head.bbox_head.fc_cls.bias")
-        return None if bias is None else len(bias) - 1
+        return None if bias is None else len(bias) - (2 if COUNTS_THERE in self.state else 1)
+
+    @property
+    def heads(self) -> dict[str, str]:
+        """Settings of ``Model`` in which its heads differ from the recipe's: weights and config tell them.
+
+        Raises:
+            InputError: a file of Seesaw without config, or with a temperature that predictors do not have here.
+        """
+        found = {key: "normalised" for key, layer in NORMALISED.items() if layer in self.config}
+        if COUNTS_THERE in self.state:
+            if not self.config:
+                what = "is of Seesaw loss and has no config: whether its predictors are normalised is not known"
+                raise InputError(str(self.path), what, fix="name the published file, whose meta has the config")
+            found["classification"] = "seesaw"
+        temperatures = {float(one) for one in re.findall(r"tempearture['\"]?\s*[=:]\s*([\d.]+)", self.config)}
+        if found and not temperatures <= {TEMPERATURE}:
+            what = f"has predictors of temperature {', '.join(map(str, sorted(temperatures)))}"
+            raise InputError(str(self.path), what, allowed=f"{TEMPERATURE:g}", fix="name another file")
+        return found
 
 
 def text_of(meta: dict[str, Any], key: str) -> str | None:
@@ -287,7 +318,8 @@ def converted(file: MmdetFile, backbone: str, num_categories: int) -> dict[str, 
             fix = "use the file of August 2020: the first of LVIS v1 had 1230 classes by mistake (mmdetection#3593)"
         raise InputError(where, f"has {classes} classes", allowed=f"{num_categories}, as in the annotations", fix=fix)
     what_for = f"{BACKBONES[backbone].title}, {num_categories} classes"
-    require_shapes(where, file.state, layout(BACKBONES[backbone], num_categories), what_for)
+    settings = PUBLISHED.model_copy(update=file.heads)
+    require_shapes(where, file.state, layout(BACKBONES[backbone], num_categories, settings), what_for)
     return to_ours(file.state)
 
 
@@ -348,9 +380,13 @@ def write_mmdet(path: Path, state: Weights, meta: dict[str, Any], *, publish: bo
         raise InputError("model", what, allowed="a model.pth of lvis_rcnn.train or lvis_rcnn.weights import")
     backbone = BACKBONES[name]
     theirs, what_for = to_mmdet(state), f"{backbone.title}, {len(classes)} classes, with batch normalisation"
-    expected = layout(backbone, len(classes))
+    heads = heads_of(meta)
+    expected = layout(backbone, len(classes), PUBLISHED.model_copy(update=heads))
     require_shapes("model", theirs, expected, what_for)
-    content = {"meta": mmdet_meta(backbone, tuple(classes), meta), "state_dict": {key: theirs[key] for key in expected}}
+    content = {
+        "meta": mmdet_meta(backbone, tuple(classes), meta, heads),
+        "state_dict": {key: theirs[key] for key in expected},
+    }
     with atomic_file(path) as temporary:
         torch.save(content, temporary, _use_new_zipfile_serialization=False)
     if not publish:
@@ -360,14 +396,42 @@ def write_mmdet(path: Path, state: Weights, meta: dict[str, Any], *, publish: bo
     return published
 
 
-def mmdet_meta(backbone: Backbone, classes: tuple[str, ...], meta: dict[str, Any]) -> dict[str, Any]:
+def heads_of(meta: dict[str, Any]) -> dict[str, Any]:
+    """Settings of ``Model`` in which the heads of one of our models differ from the recipe's, by its meta.
+
+    An imported model has those of its file, a trained one those of its study.
+    """
+    settings = meta.get("settings") or {}
+    given = meta.get("heads") or {key: settings.get("model", {}).get(key) for key in HEADS}
+    return {key: value for key, value in given.items() if value not in (None, getattr(PUBLISHED, key))}
+
+
+def head_configs(classes: int, heads: dict[str, Any], meta: dict[str, Any]) -> tuple[str, str]:
+    """Arguments of MMDetection's box and mask head that say what differs from the recipe, if anything."""
+    box, mask = "", ""
+    if "box_classifier" in heads:
+        box += f", cls_predictor_cfg=dict(type='NormedLinear', tempearture={TEMPERATURE:g})"
+    if "classification" in heads:
+        seesaw = Seesaw(**(meta.get("settings") or {"model": {}})["model"].get("seesaw", {}))
+        factors = f"p={seesaw.mitigation}, q={seesaw.compensation}, eps={seesaw.epsilon}"
+        box += f", loss_cls=dict(type='SeesawLoss', {factors}, num_classes={classes}, loss_weight=1.0)"
+    if "mask_predictor" in heads:
+        mask = f", predictor_cfg=dict(type='NormedConv2d', tempearture={TEMPERATURE:g})"
+    return box, mask
+
+
+def mmdet_meta(
+    backbone: Backbone, classes: tuple[str, ...], meta: dict[str, Any], heads: dict[str, Any]
+) -> dict[str, Any]:
     """Meta for 3.x (cfg, dataset_meta) and for 2.x (CLASSES)."""
+    box, mask = head_configs(len(classes), heads, meta)
     kind = "ResNet" if backbone.groups == 1 else "ResNeXt"
     depth = 3 * sum(backbone.blocks) + 2
     groups = "" if backbone.groups == 1 else f", groups={backbone.groups}, base_width={backbone.width_per_group}"
     config = (
         f"model = dict(type='MaskRCNN', backbone=dict(type='{kind}', depth={depth}{groups}, style='pytorch'), "
-        f"roi_head=dict(bbox_head=dict(num_classes={len(classes)}), mask_head=dict(num_classes={len(classes)})))\n"
+        f"roi_head=dict(bbox_head=dict(num_classes={len(classes)}{box}), "
+        f"mask_head=dict(num_classes={len(classes)}{mask})))\n"
     )
     return {
         "cfg": config,

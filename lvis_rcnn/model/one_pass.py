@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad
+from torch.nn.functional import binary_cross_entropy_with_logits, pad
 from torch.nn.utils.rnn import pad_sequence
 
 from lvis_rcnn import SizeHW
@@ -24,6 +24,7 @@ from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.dataloader.transforms import padded_size_hw
 from lvis_rcnn.model.backbone import folded
 from lvis_rcnn.model.boxes import ROI_STDS, RPN_STDS, STRIDES_PX, anchors_in_image, encode
+from lvis_rcnn.model.classification import Labels
 from lvis_rcnn.model.device import sent
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.model.matcher import ROI_THRESHOLDS, RPN_THRESHOLDS, assign
@@ -55,8 +56,13 @@ class Images:
     """Position of the group of each image in the pass."""
     generators: list[torch.Generator]
     """Of each image: those of a group share theirs."""
-    groups: int
-    """Of the pass."""
+    numbers: Sequence[int]
+    """Places of the groups of the pass in the step."""
+
+    @property
+    def groups(self) -> int:
+        """Of the pass."""
+        return len(self.numbers)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,11 @@ class Canvas:
 
 
 def losses_together(
-    model: MaskRcnn, groups: Sequence[Batch], generators: Sequence[torch.Generator], common_canvas: bool
+    model: MaskRcnn,
+    groups: Sequence[Batch],
+    generators: Sequence[torch.Generator],
+    common_canvas: bool,
+    numbers: Sequence[int],
 ) -> Float[torch.Tensor, "groups 5"]:
     """The losses of each group (``LOSS_NAMES``); the model is in training mode.
 
@@ -86,6 +96,7 @@ def losses_together(
         groups: on its device.
         generators: of the random numbers of each group, on the CPU.
         common_canvas: whether the groups of one orientation share a canvas.
+        numbers: places of the groups in their step.
     """
     shared = canvases_of(groups, common_canvas)
     order = [position for positions in shared for position in positions]
@@ -106,7 +117,7 @@ def losses_together(
         [size_hw for position in order for size_hw in groups[position].sizes_hw],
         group_of,
         [generators[position] for position in group_of],
-        len(groups),
+        numbers,
     )
     of_rpn = rpn_losses_together(model, canvases, images)
     regions = sampled_regions_together(model, canvases, images)
@@ -287,9 +298,9 @@ def box_losses_together(
     """Classification and box loss of each group."""
     (group_of, regions_of_group), order, positive = of_regions[:2], where.order, regions.samples.positive
     hidden = heads.box_head(pooled(where.levels, where.regions[order], where.counts, BOX_POOL))
-    scores: torch.Tensor = heads.box_predictor.cls_score(hidden)
-    of_scores = cross_entropy(scores.float(), regions.labels[order], reduction="none") / regions_of_group[order]
     row_of = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
+    labels = Labels(regions.labels[order], row_of[positive], group_of[order], images.numbers)
+    of_scores = heads.box_predictor.class_losses(hidden, labels, "none") / regions_of_group[order]
     rows = torch.arange(len(positive), device=order.device)
     deltas = heads.box_predictor.deltas(hidden[row_of[positive]], rows, regions.labels[positive])
     targets = encode(regions.boxes_xyxy[positive], images.truths.boxes_xyxy[regions.objects], ROI_STDS)

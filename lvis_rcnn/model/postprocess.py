@@ -16,6 +16,7 @@ from torchvision.ops import nms
 from lvis_rcnn import SizeHW
 from lvis_rcnn.config.schema import Inference
 from lvis_rcnn.model.boxes import ROI_STDS, best_rows, clip, decode
+from lvis_rcnn.model.classification import class_scores
 from lvis_rcnn.model.roi_heads import (
     BOX_POOL,
     MASK_POOL,
@@ -77,7 +78,8 @@ def detect_boxes(
     """
     numbers = [len(regions) for regions in regions_xyxy]
     hidden = heads.box_head(region_features(features, regions_xyxy, BOX_POOL))
-    scores = calibrated(heads.box_predictor.cls_score(hidden), shifts).softmax(dim=1)[:, 1:]
+    logits = calibrated(heads.box_predictor.cls_score(hidden), shifts)
+    scores = class_scores(logits, heads.box_predictor.classification)
     is_candidate = (scores > test.score_threshold).split(numbers)
     counts = torch.stack([of_image.sum() for of_image in is_candidate]).tolist()
     found = []

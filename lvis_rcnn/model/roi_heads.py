@@ -2,6 +2,8 @@
 
 torchvision's modules and parameter names, but without box and mask rows for the background, which nothing reads.
 
+How regions are classified, and whether weights are normalised, are rows of tables (classification.py, normalised.py).
+
 Initial weights are MMDetection's (3.3.0, ``init_weights``); torchvision leaves the linear layers and the biases of the
 mask predictor at PyTorch's defaults.
 """
@@ -16,7 +18,11 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.ops import roi_align
 
+from lvis_rcnn.config.schema import Model
 from lvis_rcnn.model.boxes import STRIDES_PX, areas
+from lvis_rcnn.model.classification import CLASSIFICATIONS, Labels
+from lvis_rcnn.model.normalised import BOX_CLASSIFIERS, MASK_PREDICTORS
+from lvis_rcnn.model.seesaw import LabelCounters
 
 BOX_POOL = 7
 MASK_POOL = 14
@@ -26,14 +32,24 @@ HIDDEN = 1024
 class BoxPredictor(nn.Module):
     """Scores of ``num_labels`` labels, background first, and four deltas for each label but the background."""
 
-    def __init__(self, num_labels: int) -> None:
+    def __init__(self, num_labels: int, settings: Model) -> None:
         super().__init__()
-        self.cls_score = nn.Linear(HIDDEN, num_labels)
+        self.classification = settings.classification
+        way = CLASSIFICATIONS[settings.classification]
+        self.cls_score = BOX_CLASSIFIERS[settings.box_classifier](HIDDEN, num_labels + way.more_outputs)
+        self.counters = LabelCounters(settings.seesaw, num_labels) if way.counts_labels else None
         self.bbox_pred = nn.Linear(HIDDEN, 4 * (num_labels - 1))
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
         for layer in (self.cls_score, self.bbox_pred):
             nn.init.zeros_(layer.bias)
+
+    def class_losses(
+        self, hidden: Float[torch.Tensor, "r hidden"], labels: Labels, reduction: str
+    ) -> Float[torch.Tensor, "*r"]:
+        """Classification loss of each region (``reduction`` none), or their sum."""
+        losses = CLASSIFICATIONS[self.classification].losses
+        return losses(self.cls_score(hidden).float(), labels, self.counters, reduction)
 
     def deltas(
         self,
@@ -53,8 +69,9 @@ class MaskPredictor(nn.Module):
     and gradients are the same, and all 1230 rows would be 942 MiB for the 256 positive regions of two images.
     """
 
-    def __init__(self, num_labels: int) -> None:
+    def __init__(self, num_labels: int, kind: str) -> None:
         super().__init__()
+        self.kind = kind
         self.conv5_mask = nn.ConvTranspose2d(256, 256, 2, 2)
         self.mask_fcn_logits = nn.Conv2d(256, num_labels - 1, 1)
         for name, value in self.named_parameters():
@@ -69,7 +86,7 @@ class MaskPredictor(nn.Module):
         """Mask logits for the label (1 to C) of each region."""
         upsampled = relu(self.conv5_mask(features), inplace=True)
         weight, bias = self.mask_fcn_logits.parameters()
-        rows = weight[labels - 1, :, 0, 0]
+        upsampled, rows = MASK_PREDICTORS[self.kind](upsampled, weight[labels - 1, :, 0, 0])
         logits = torch.bmm(rows[:, None], upsampled.flatten(2))[:, 0] + bias[labels - 1, None]
         return logits.reshape(len(features), *upsampled.shape[2:])
 
@@ -77,15 +94,15 @@ class MaskPredictor(nn.Module):
 class RegionHeads(nn.Module):
     """``roi_heads`` of the module tree."""
 
-    def __init__(self, channels: int, num_labels: int) -> None:
+    def __init__(self, channels: int, num_labels: int, settings: Model) -> None:
         super().__init__()
         self.box_head = TwoMLPHead(channels * BOX_POOL**2, HIDDEN)
         for layer in (self.box_head.fc6, self.box_head.fc7):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
-        self.box_predictor = BoxPredictor(num_labels)
+        self.box_predictor = BoxPredictor(num_labels, settings)
         self.mask_head = MaskRCNNHeads(channels, (256, 256, 256, 256), dilation=1)
-        self.mask_predictor = MaskPredictor(num_labels)
+        self.mask_predictor = MaskPredictor(num_labels, settings.mask_predictor)
 
 
 # P2 to P5; regions with sides from 112 pixels on are read from P3, from 224 on from P4, from 448 on from P5.

@@ -4,7 +4,8 @@ torchvision's ``RoIHeads`` differs: it adds the ground truth before matching, so
 both; it has no low-quality matches, smooth L1, and soft mask targets; it computes the box deltas of all regions, where
 only those of positive regions count, and all mask channels.
 
-A new loss is returned here (or by rpn.py) and named in ``mask_rcnn.LOSS_NAMES``; log and plots follow.
+A new loss is returned here (or by rpn.py) and named in ``mask_rcnn.LOSS_NAMES``; log and plots follow. Another loss of
+the classification is a row of classification.py.
 """
 
 from collections.abc import Sequence
@@ -13,12 +14,13 @@ from itertools import accumulate, groupby
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, l1_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss
 
 from lvis_rcnn import SizeHW
 from lvis_rcnn.dataloader.batches import Target
 from lvis_rcnn.dataloader.masks import MaskCrops
 from lvis_rcnn.model.boxes import ROI_STDS, encode
+from lvis_rcnn.model.classification import Labels
 from lvis_rcnn.model.matcher import ROI_THRESHOLDS, Choose, assign, sample
 from lvis_rcnn.model.roi_heads import BOX_POOL, MASK_POOL, RegionHeads, region_features
 
@@ -63,11 +65,13 @@ def region_losses(
     regions: list[SampledRegions],
     targets: list[Target],
     canvas_hw: SizeHW,
+    number: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """Classification (cross entropy), box (L1) and mask (binary cross entropy) loss of a group.
+    """Classification (``model.classification``), box (L1) and mask (binary cross entropy) loss of a group.
 
     Box and mask are those predicted for the label of a positive region. The first two are sums over the group divided
-    by its number of regions, the mask loss is the mean over all cells of its positive regions.
+    by its number of regions, the mask loss is the mean over all cells of its positive regions. ``number`` is the place
+    of the group in its step.
     """
     hidden = heads.box_head(region_features(features, [sampled.boxes_xyxy for sampled in regions], BOX_POOL))
     labels = torch.cat([sampled.labels for sampled in regions])
@@ -78,8 +82,9 @@ def region_losses(
     ]
     rows = torch.arange(len(positive), device=labels.device)
     deltas = heads.box_predictor.deltas(hidden[positive], rows, labels[positive])
+    of_group = Labels(labels, positive, torch.zeros_like(labels), [number])
     return {
-        "loss_cls": cross_entropy(heads.box_predictor.cls_score(hidden), labels, reduction="sum") / len(labels),
+        "loss_cls": heads.box_predictor.class_losses(hidden, of_group, "sum") / len(labels),
         "loss_bbox": l1_loss(deltas, torch.cat(target_deltas), reduction="sum") / len(labels),
         "loss_mask": mask_loss(heads, features, regions, targets, canvas_hw),
     }

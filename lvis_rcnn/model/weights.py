@@ -26,8 +26,9 @@ MODEL = "a model.pth of lvis_rcnn.train or weights import"
 
 def save_model(path: Path, state_dict: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
     """Write a model.pth: weights, without optimizer, and ``meta``, which says what they are."""
-    with atomic_file(path) as temporary:
-        torch.save({"meta": meta, "state_dict": state_dict}, temporary)
+    # Given a path, torch would write its name into the file, and that of a temporary file differs each time.
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        torch.save({"meta": meta, "state_dict": state_dict}, file)
 
 
 def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -59,6 +60,7 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 # Their rows are the categories of the dataset: those of another dataset do not fit.
 CLASS_LAYERS = (
     "roi_heads.box_predictor.cls_score",
+    "roi_heads.box_predictor.counters",
     "roi_heads.box_predictor.bbox_pred",
     "roi_heads.mask_predictor.mask_fcn_logits",
 )
@@ -116,7 +118,8 @@ def load_detector(model: nn.Module, path: Path) -> None:
     initialised = {key: value for key, value in model.state_dict().items() if key.startswith(CLASS_LAYERS)}
     load_strictly(model, shared, initialised, str(path), "a Mask R-CNN of this backbone")
     classes = len(ours[f"{CLASS_LAYERS[0]}.bias"]) - 1
-    log.info("%s was trained on %d classes; not loaded from it: %s", path.name, classes, ", ".join(CLASS_LAYERS))
+    layers = dict.fromkeys(layer for layer in CLASS_LAYERS for key in initialised if key.startswith(layer))
+    log.info("%s was trained on %d classes; not loaded from it: %s", path.name, classes, ", ".join(layers))
 
 
 def load_strictly(
@@ -142,6 +145,8 @@ def load_trained(settings: Model, backbone: str, model_path: Path, store: Annota
     """
     state, meta = load_model(model_path)
     require_fit(str(model_path), backbone, meta, [category.name for category in store.categories])
+    # An imported model says what its heads are; the study says so of those that it trains.
+    settings = settings.model_copy(update=meta.get("heads"))
     model = MaskRcnn(BACKBONES[backbone], store.num_labels, settings)
     try:
         model.load_state_dict(state)
@@ -149,7 +154,8 @@ def load_trained(settings: Model, backbone: str, model_path: Path, store: Annota
         raise InputError(
             str(model_path),
             "its weights do not fit the network",
-            allowed=f"a model of the study's model.normalization, {settings.normalization}",
+            allowed=f"a model of the study's model.normalization, {settings.normalization}, and classification, "
+            f"{settings.classification}",
             fix="train again, or name the model that was trained for this study",
         ) from None
     return model.eval()

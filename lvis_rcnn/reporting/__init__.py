@@ -47,6 +47,7 @@ PLOTS = {
     "ap_and_cost": ("2 Plots", "AP against inference time and memory"),
     "precision_recall_box": ("2 Plots", "precision and recall of boxes"),
     "precision_recall_mask": ("2 Plots", "precision and recall of masks"),
+    "ap_and_steps": ("2 Plots", "AP against training steps"),
     "training_curves": ("4 Training", "loss, gradient norm, learning rate, speed"),
     "training_losses": ("4 Training", "parts of the loss"),
     "repeat_factors": ("5 Data", "repeat factors of categories"),
@@ -54,9 +55,10 @@ PLOTS = {
 }
 
 
-def plots_of(*, calibrated: bool) -> dict[str, tuple[str, str]]:
-    """The plots of a study: all, but that of calibration only where scores are calibrated."""
-    return {name: where for name, where in PLOTS.items() if calibrated or name != "calibration"}
+def plots_of(*, calibrated: bool, on_the_way: bool) -> dict[str, tuple[str, str]]:
+    """The plots of a study: those of calibration and of AP so far only where it has them."""
+    left_out = {"calibration": not calibrated, "ap_and_steps": not on_the_way}
+    return {name: where for name, where in PLOTS.items() if not left_out.get(name)}
 
 
 # results/<study>/comparison/<row>/NAME.png and .svg

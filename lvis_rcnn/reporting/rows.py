@@ -56,7 +56,7 @@ class Row:
     """Memory and speed, measured with the first of them; None of PUBLISHED."""
     model: ZooModel | None = None
     reference: ZooModel | None = None
-    """Whose published numbers the row is compared with: the same backbone, data and schedule."""
+    """Whose published numbers the row is compared with: the same backbone, data, schedule and method."""
     sampled: Mapping[Kind, Sampled] = field(default_factory=dict)
     """Metrics of all scored runs and of their resamples; empty where there are none."""
     why_no_intervals: str = ""
@@ -213,12 +213,13 @@ def rows_of(study: Study, results: Path, models: Mapping[str, ZooModel]) -> list
 
 
 def trained_row(study: Study, results: Path, row: str, models: Mapping[str, ZooModel]) -> Row:
-    """A row that is trained; one with settings of its own is compared with nothing published."""
+    """A row that is trained; one with images or inference of its own is compared with nothing published."""
     own, backbone, data = study.of_row(row), study.backbone_of(row), study.dataset.name
     schedule = schedule_name(own.schedule)
     runs = tuple(state_of(study, results, row, seed, models).run for seed in study.seeds)
-    alike = models.values() if row in study.backbones or not study.rows[row].changes else ()
-    same = (one for one in alike if (one.kind, one.backbone, one.schedule) == (data, backbone, schedule))
+    compared = row in study.backbones or {*study.rows[row].changes} <= {"sampling", "model", "schedule"}
+    alike = models.values() if compared else ()
+    same = (one for one in alike if one.is_trained_like(own, backbone, schedule))
     sampled, why_none = sampled_runs(runs)
     protocols = study.evaluation.asked_protocols
     return Row(

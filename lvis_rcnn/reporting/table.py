@@ -27,6 +27,7 @@ from lvis_rcnn.reporting.notes import (
     provenance,
     provenance_line,
     reading_line,
+    so_far_line,
     titled,
 )
 from lvis_rcnn.reporting.rows import (
@@ -98,7 +99,8 @@ def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, ou
     write_text(out.with_suffix(".csv"), spreadsheet(study, rows, records))
     table = {"format": "lvis_rcnn.table", "version": 1, "study": study.study, "title": titled(study), "rows": records}
     write_json(out.with_suffix(".json"), table | {"provenance": provenance(study, rows)})
-    texts = (methods_note(rows), failures_line(rows), differences_line(rows), reading_line(rows), measured_line(rows))
+    lines = (methods_note, failures_line, so_far_line, differences_line, reading_line, measured_line)
+    texts = [line(rows) for line in lines]
     notes = [fill(text, TERMINAL_CHARACTERS) for text in texts if text]
     methods = [tabulate(cells, "keys", "simple", disable_numparse=True) for cells in [methods_cells(rows)] if cells]
     return "\n\n".join([terminal_table(printed_cells(rows)), *methods, *notes])
@@ -140,6 +142,8 @@ def row_record(row: Row, link: Link) -> dict[str, Any]:
         "measures": {name: row.measure(name) for name in (*MEASURES_IN_ORDER, *row.protocol_measures())},
         "missing": {run_key(run): missing for run in row.runs if (missing := missing_of(row, run))},
     }
+    if so_far := {run_key(run): list(run.so_far) for run in row.runs if run.so_far}:
+        record["so_far"] = so_far
     if row.reference is not None and row.source != PUBLISHED:
         record["published"] = {name: published_value(row, name) for name in ("memory_gb", *COMPARED)}
         record["difference"] = {name: difference(row, name) for name in COMPARED}
@@ -354,7 +358,7 @@ def markdown(study: Study, rows: Sequence[Row], link: Link) -> str:
     notes = [" ".join(filter(None, [several, in_markdown(reading_line(rows))])), files_line(rows)]
     cells = [{key: in_markdown(text) for key, text in line.items()} for line in methods_cells(rows)]
     methods = [tabulate(cells, "keys", "pipe", disable_numparse=True), in_markdown(methods_note(rows))] if cells else []
-    below = [*methods, in_markdown(failures_line(rows)), in_markdown(differences_line(rows))]
+    below = [*methods, *(in_markdown(line(rows)) for line in (failures_line, so_far_line, differences_line))]
     parts = [f"# {titled(study)}", table, *below, provenance_line(study, rows), measured_line(rows), *notes]
     return "\n\n".join(filter(None, parts)) + "\n"
 

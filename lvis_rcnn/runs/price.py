@@ -85,12 +85,12 @@ def mean_image_px(settings: Augmentation) -> float:
     return sum(edge * min(ASPECT * edge, settings.long_edge_px) for edge in edges) / len(edges)
 
 
-def step_flops(study: Study, row: str) -> float:
-    """Floating-point operations of an optimizer step of a row that is trained."""
-    own, backbone = study.of_row(row), BACKBONES[study.backbone_of(row)]
-    return own.schedule.images_per_step * training_flops(backbone, own.model, mean_image_px(own.augmentation))
+def step_flops(study: Study, backbone: str) -> float:
+    """Floating-point operations of an optimizer step of a study that trains."""
+    image_px = mean_image_px(study.augmentation)
+    return study.schedule.images_per_step * training_flops(BACKBONES[backbone], study.model, image_px)
 
 
-def estimated_hours(study: Study, row: str, steps: int) -> float:
+def estimated_hours(study: Study, backbone: str, steps: int) -> float:
     """GPU-hours, or core-hours on a CPU, of so many steps at the speed of the study's row of ``DEVICES``."""
-    return steps * step_flops(study, row) / DEVICES[study.compute.device].flops_per_s / 3600
+    return steps * step_flops(study, backbone) / DEVICES[study.compute.device].flops_per_s / 3600

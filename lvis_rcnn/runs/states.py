@@ -20,7 +20,8 @@ from lvis_rcnn.config.study import Study, settings_digest
 from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.runs.identity import identities, own_identity
 from lvis_rcnn.runs.inference import START, inferred
-from lvis_rcnn.runs.paths import state_of_run
+from lvis_rcnn.runs.paths import CHECKED, name_end, state_of_run
+from lvis_rcnn.runs.points import read_so_far
 from lvis_rcnn.runs.price import DEVICES, step_flops
 from lvis_rcnn.runs.records import (
     FAILED,
@@ -114,6 +115,8 @@ def state_of(study: Study, results: Path, row: str, seed: int, zoo: Mapping[str,
     state, reason = what_it_does(study.of_row(row), results, run, state_dir, heartbeat)
     if state_dir and not (run.folder / RECORDS["train"][0]).exists():
         run = replace(run, missing=dict.fromkeys(run.missing, cell_text(state, reason, heartbeat)))
+    digest = state_dir.name if state_dir else run.records.get("train", {}).get("run_digest", "")
+    run = replace(run, so_far=read_so_far(run.folder, digest, study.of_row(row)))
     return RunState(run, row, state, reason, heartbeat, state_dir, older)
 
 
@@ -312,13 +315,16 @@ def work_of(study: Study, state: RunState, states: Sequence[RunState]) -> Work:
     first_step = step if state.state == "running" else state.heartbeat.get("saved_step", step)
     own = study.of_row(state.row).schedule if state.row in study.trained_rows else None
     known = [state.steps, own.steps if own else None, *(other.steps for other in states)]
-    steps = next((steps for steps in (*known, steps_by_preflight(state.run)) if steps is not None), None)
+    steps = next((steps for steps in (*known, steps_by_preflight(study, state)) if steps is not None), None)
     return Work(state, first_step, steps, None if state.run.seed is None else pace_of(study, state, states))
 
 
-def steps_by_preflight(run: RunRecord) -> int | None:
-    """Steps of a training of its study as preflight counted them; None before it has."""
-    facts = read_json_object(run.folder.parents[1] / "preflight.json", Preflight).get("facts", {})
+def steps_by_preflight(study: Study, state: RunState) -> int | None:
+    """Steps of a training of its row as preflight counted them; None before it has."""
+    if state.row not in study.trained_rows:
+        return None
+    name = f"preflight{name_end(study, state.row, CHECKED)}.json"
+    facts = read_json_object(state.run.folder.parents[1] / name, Preflight).get("facts", {})
     steps: int | None = facts.get("schedule", {}).get("steps")
     return steps
 
@@ -326,19 +332,25 @@ def steps_by_preflight(run: RunRecord) -> int | None:
 def pace_of(study: Study, state: RunState, states: Sequence[RunState]) -> Pace:
     """The pace of the run itself, else of another seed, else an estimate from another row or from a device."""
     trained = sorted(
-        (one for one in states if one.run.seed is not None), key=lambda one: (one is not state, one.row != state.row)
+        (one for one in states if one.run.seed is not None),
+        key=lambda one: (one is not state, one.row != state.row),
     )
     for one in trained:
         is_own, is_alike = one is state, one.row == state.row
         name = "its own log" if is_own else f"seed {one.run.seed}" if is_alike else f"estimated from {one.row}"
         if pace := pace_in(one, name):
-            times = 1.0 if is_alike else step_flops(study, state.row) / step_flops(study, one.row)
+            times = flops_of(study, state.row) / flops_of(study, one.row)
             return replace(pace, seconds_per_step=times * pace.seconds_per_step, is_estimated=not is_alike)
     asked, device = study.asked(study.backbone_of(state.row)), DEVICES[study.compute.device]
     ranks = (asked.gpus or 1) * (asked.nodes or 1)
     processors = ranks if study.compute.device == "cuda" else study.compute.threads
-    seconds = step_flops(study, state.row) / device.flops_per_s / processors
+    seconds = flops_of(study, state.row) / device.flops_per_s / processors
     return Pace(seconds, ranks, f"estimated, {device.name}", is_estimated=True)
+
+
+def flops_of(study: Study, row: str) -> float:
+    """Arithmetic of a training step of a row."""
+    return step_flops(study.of_row(row), study.backbone_of(row))
 
 
 def pace_in(state: RunState, basis: str) -> Pace | None:

@@ -18,6 +18,7 @@ from lvis_rcnn.model.device import sent
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, MaskRcnn, losses
 from lvis_rcnn.model.matcher import random_choice
 from lvis_rcnn.model.one_pass import losses_together
+from lvis_rcnn.model.seesaw import counters_of
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.training.distributed import Ranks
 from lvis_rcnn.training.setup import FIX_MEMORY, GROUP_BY_GROUP, Passes, Training, peak_memory_bytes
@@ -90,7 +91,8 @@ class QueuedStep:
 def take_step(training: Training, groups: list[Batch], step: int, *, stop: bool = False) -> QueuedStep:
     """One optimizer step on this process's share of a step's normalisation groups.
 
-    Weights and optimizer stay as they are where a loss or the gradient is not finite, in all processes alike.
+    Weights, optimizer and counters of labels stay as they are where a loss or the gradient is not finite, in all
+    processes alike.
 
     Args:
         training: the run.
@@ -103,6 +105,7 @@ def take_step(training: Training, groups: list[Batch], step: int, *, stop: bool 
         InputError: the device has not enough memory.
     """
     run, ranks, optimizer = training.run, training.ranks, training.optimizer
+    counters = counters_of(training.model)
     for group in optimizer.param_groups:
         group["lr"] = run.recipe.learning_rate(step)
     optimizer.zero_grad(set_to_none=True)
@@ -115,14 +118,22 @@ def take_step(training: Training, groups: list[Batch], step: int, *, stop: bool 
         parameters = [value for group in optimizer.param_groups for value in group["params"] if value.grad is not None]
         gradients = [value.grad for value in parameters]
         counts = sent(group_losses.device, torch.tensor([int(stop), sum(len(batch.broken) for batch in groups)]))[0]
-        totals = ranks.add_up(gradients, torch.cat([group_losses.sum(dim=0) / num_groups, counts.float()]), step)
+        numbers = torch.cat([group_losses.sum(dim=0) / num_groups, counts.float()])
+        if counters is not None:
+            # Exact: a float32 counts to 2^24, and a step has no more regions.
+            numbers = torch.cat([numbers, counters.taken().flatten().float()])
+        totals = ranks.add_up(gradients, numbers, step)
+        totals, of_labels = totals[: len(LOSS_NAMES) + len(counts)], totals[len(LOSS_NAMES) + len(counts) :]
         norm = torch.nn.utils.get_total_norm(gradients)
         if run.study.schedule.gradient_clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, run.study.schedule.gradient_clip_norm, norm)
         totals = torch.cat([totals, norm[None]])
         # How PyTorch's own GradScaler keeps an update from happening without asking the device.
-        optimizer.grad_scale, optimizer.found_inf = None, (~totals.isfinite().all()).float()  # type: ignore[attr-defined]
+        is_finite = totals.isfinite().all()
+        optimizer.grad_scale, optimizer.found_inf = None, (~is_finite).float()  # type: ignore[attr-defined]
         optimizer.step()
+        if counters is not None:
+            counters.add(of_labels, is_finite)
         return QueuedStep(step, HostCopy(totals), HostCopy(group_losses), [batch.image_ids for batch in groups])
 
 
@@ -156,20 +167,20 @@ def add_gradients(
     for first in range(0, len(groups), passes.groups_at_once):
         together = slice(first, first + passes.groups_at_once)
         with torch.autocast(device.type, torch.bfloat16, enabled=passes.precision == "bf16"):
-            values = losses_of_pass(model, groups[together], seeds[together], passes)
+            values = losses_of_pass(model, groups[together], seeds[together], numbers[together], passes)
         (values.sum() / num_groups).backward()
         group_losses.append(values.detach())
     return torch.cat(group_losses) if group_losses else torch.zeros(0, len(LOSS_NAMES), device=device)
 
 
 def losses_of_pass(
-    model: MaskRcnn, groups: Sequence[Batch], seeds: Sequence[int], passes: Passes
+    model: MaskRcnn, groups: Sequence[Batch], seeds: Sequence[int], numbers: Sequence[int], passes: Passes
 ) -> Float[torch.Tensor, "groups losses"]:
     """The losses of each group; one that passes alone is computed image by image, as its bits have always been."""
     if passes.groups_at_once > 1:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return losses_together(model, groups, generators, passes.common_canvas)
-    named = losses(model, groups[0], random_choice(torch.manual_seed(seeds[0])))
+        return losses_together(model, groups, generators, passes.common_canvas, numbers)
+    named = losses(model, groups[0], random_choice(torch.manual_seed(seeds[0])), numbers[0])
     return torch.stack([named[name].float() for name in LOSS_NAMES])[None]
 
 

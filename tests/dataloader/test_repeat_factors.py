@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvis_rcnn.dataloader.repeat_factors import (
+    FREQUENCIES,
     ROUNDINGS,
     category_factors,
     counted_annotations,
@@ -88,10 +89,12 @@ def test_tables_have_every_image_and_come_back(tmp_path):
         "frequency": "r",
         "image_count": "1",
         "instance_count": "1",
+        "image_frequency": "0.1",
         "factor": repr(math.sqrt(5)),
         "instances_in_epoch": "3.0",
     }
     written = json.loads((tmp_path / "factors" / "summary.json").read_text())
+    assert written["frequency"] == "image"
     assert (written["threshold"], written["rounding"], written["exponent"]) == (0.5, "ceil", 0.5)
     assert (written["expected_epoch_length"], written["images_seen_in_2x"]) == (14, 24 * 14)
 
@@ -104,6 +107,8 @@ def test_it_says_why_nothing_is_repeated(tmp_path):
     low = repeat_factors(store, 0.1)
     assert low.expected_epoch_length == 10
     assert "1 of 10 images, a fraction of 0.1; only categories below the threshold 0.1" in summary(low)["why_none"]
+    instances = summary(repeat_factors(store, 0.05, frequency="instance_aware"))["why_none"]
+    assert instances.startswith("the lowest instance_aware frequency of a category is 0.0877; only")  # 130 ** -0.5
 
 
 @pytest.mark.parametrize("threshold", [0.1, None])
@@ -145,7 +150,7 @@ def image_counts_of_lvis(version):
 )
 def test_figures_of_lvis(version, num_images, repeated, largest):
     """Of the official counts of images; leaving images without annotation out first turns 11 copies into 10."""
-    factors = category_factors(image_counts_of_lvis(version), num_images, 1e-3)
+    factors = category_factors(image_counts_of_lvis(version) / num_images, 1e-3)
     assert int((factors > 1).sum()) == repeated
     assert factors.max() == pytest.approx(largest, abs=5e-4)
 
@@ -154,19 +159,71 @@ def test_figures_of_lvis(version, num_images, repeated, largest):
 def test_longest_epoch_of_lvis(version, num_images, longest):
     """Reached if no image held two repeated categories; a log of the v1 run shows 7,674 steps of 16, 122,784 images."""
     image_counts = image_counts_of_lvis(version)
-    copies = ROUNDINGS["ceil"](category_factors(image_counts, num_images, 1e-3), 0, 0)
+    copies = ROUNDINGS["ceil"](category_factors(image_counts / num_images, 1e-3), 0, 0)
     assert num_images + int(((copies - 1) * image_counts).sum()) == longest
 
 
 def test_factor_of_a_category_in_ten_images():
     ten = np.array([10])
-    assert category_factors(ten, 57_263, 1e-3)[0] == pytest.approx(2.393, abs=5e-4)
-    assert category_factors(ten, 100_170, 1e-3)[0] == pytest.approx(3.165, abs=5e-4)
+    assert category_factors(ten / 57_263, 1e-3)[0] == pytest.approx(2.393, abs=5e-4)
+    assert category_factors(ten / 100_170, 1e-3)[0] == pytest.approx(3.165, abs=5e-4)
 
 
 @pytest.mark.parametrize(("exponent", "expected"), [(0.5, [1, 2, 4]), (1.0, [1, 4, 16]), (0.25, [1, 2**0.5, 2])])
 def test_exponents(exponent, expected):
-    assert category_factors(np.array([100, 20, 5]), 320, 0.25, exponent).tolist() == expected
+    assert category_factors(np.array([100, 20, 5]) / 320, 0.25, exponent).tolist() == expected
+
+
+# Figures of detectron2 and of two programs for IRFS (shared/golden/longtail, of which these are a part).
+GOLDEN = np.load(COUNTS / "repeat_factors.npz")
+KINDS = {"rfs": ("image", 0.5), "rfs_linear": ("image", 1.0), "irfs": ("instance_aware", 0.5)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("threshold", ["0.001", "0.01"])
+def test_factors_of_lvis_are_those_of_others(kind, threshold):
+    with (COUNTS / "lvis_v0.5_train_counts.csv").open(newline="") as rows:
+        counts = [(int(row["image_count"]), int(row["instance_count"])) for row in csv.DictReader(rows)]
+    images, instances = np.array(counts).T
+    assert instances.sum() == GOLDEN["v0.5/boxes"]
+    frequency, exponent = KINDS[kind]
+    frequencies = FREQUENCIES[frequency](images, int(GOLDEN["v0.5/images"]), instances)
+    found = category_factors(frequencies, float(threshold), exponent)
+    assert found == pytest.approx(GOLDEN[f"v0.5/t{threshold}/{kind}"], rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("threshold", ["0.05", "0.3"])
+def test_factors_of_images_are_those_of_others(tmp_path, kind, threshold):
+    """Through a store. It leaves empty images out, which the figures count: that is another threshold."""
+    num_images = int(GOLDEN["small/num_images"])
+    categories_of_images = [[] for _ in range(num_images)]
+    for image, category in zip(GOLDEN["small/object_image"], GOLDEN["small/object_category"], strict=True):
+        categories_of_images[image].append(int(category) + 1)
+    store = store_of(tmp_path, categories_of_images, num_categories=len(GOLDEN["small/image_count"]))
+    ratio = num_images / sum(map(bool, categories_of_images))
+    frequency, exponent = KINDS[kind]
+    equal = float(threshold) * (ratio if frequency == "image" else ratio**0.5)
+    factors = repeat_factors(store, equal, exponent=exponent, frequency=frequency)
+    found = np.maximum(factors.image_factors, 1)
+    expected = GOLDEN[f"small/t{threshold}/{kind}_images"]
+    assert found == pytest.approx(expected, rel=1e-6 if expected.dtype == np.float32 else 1e-9)
+    if kind == "irfs":
+        assert np.maximum(factors.copies, 1).tolist() == GOLDEN[f"small/t{threshold}/irfs_images_ceil"].tolist()
+
+
+def test_of_two_categories_in_equally_many_images_the_one_with_fewer_objects_is_repeated_more(tmp_path):
+    """By hand: 6 images, 12 objects; categories 1 and 2 are in two images each, with 4 objects and with 2."""
+    store = store_of(tmp_path, [[1, 1], [1, 1], [2], [2], [3] * 3, [3] * 3])
+    factors = repeat_factors(store, 0.5, frequency="instance_aware")
+    fractions = [math.sqrt(1 / 3 * 1 / 3), math.sqrt(1 / 3 * 1 / 6), math.sqrt(1 / 3 * 1 / 2)]
+    assert factors.category_frequencies.tolist() == pytest.approx(fractions)
+    assert factors.category_factors.tolist() == pytest.approx([math.sqrt(0.5 / one) for one in fractions])
+    assert repeat_factors(store, 0.5).category_factors.tolist() == [math.sqrt(0.5 / (1 / 3))] * 3
+    write_factor_tables(store, factors, tmp_path)
+    with (tmp_path / "categories.csv").open(newline="") as file:
+        column = [float(row["instance_aware_frequency"]) for row in csv.DictReader(file)]
+    assert column == factors.category_frequencies.tolist()
 
 
 @pytest.mark.parametrize(
@@ -250,11 +307,13 @@ def test_invariants(tmp_path_factory, categories_of_images, one, other):
 
 
 @settings(max_examples=40)
-@given(lists, thresholds, st.sampled_from(sorted(ROUNDINGS)), st.floats(0.1, 2))
-def test_factors_come_back_to_the_last_digit(tmp_path_factory, categories_of_images, threshold, rounding, exponent):
+@given(lists, thresholds, st.sampled_from(sorted(ROUNDINGS)), st.floats(0.1, 2), st.sampled_from(sorted(FREQUENCIES)))
+def test_factors_come_back_to_the_last_digit(
+    tmp_path_factory, categories_of_images, threshold, rounding, exponent, frequency
+):
     folder = tmp_path_factory.mktemp("store")
     store = store_of(folder, categories_of_images)
-    factors = repeat_factors(store, threshold, rounding, exponent)
+    factors = repeat_factors(store, threshold, rounding, exponent, frequency)
     write_factor_tables(store, factors, folder)
     sampling = read_sampling(folder)
     assert (sampling.factors.tolist(), sampling.rounding) == (factors.image_factors.tolist(), rounding)
@@ -309,7 +368,7 @@ def test_the_command(tmp_path):
         *("categories.csv", "images.csv", "repeat_factors.png", "repeat_factors.svg", "summary.json")
     ]
     assert "10 of 12 images, an epoch of 14; 2 categories repeated, largest factor 2.236" in good.stderr
-    options = ["--threshold", "0.5", "--rounding", "stochastic", "--exponent", "1"]
+    options = ["--threshold", "0.5", "--rounding", "stochastic", "--exponent", "1", "--frequency", "image"]
     other = subprocess.run([*command, *options], capture_output=True, text=True, cwd=root, check=True)
     # 7 + 2.5 + 2.5 + 5
     assert "an epoch of 17.0 on average (stochastic rounding); 2 categories repeated" in other.stderr

@@ -5,18 +5,18 @@ from typing import Any
 
 import torch
 
-from lvis_rcnn.config.schema import Backbone
-from lvis_rcnn.model.mmdet import CLASSIFIER, KEY_MAP, layout
+from lvis_rcnn.config.schema import Backbone, Model
+from lvis_rcnn.model.mmdet import CLASSIFIER, KEY_MAP, PUBLISHED, layout
 from lvis_rcnn.system.files import sha256_of_file
 
 CLASSIFIER_THERE = next(theirs for theirs, ours in KEY_MAP if ours == CLASSIFIER)
 
 
-def flat_state(backbone: Backbone, num_categories: int) -> dict[str, torch.Tensor]:
+def flat_state(backbone: Backbone, num_categories: int, settings: Model = PUBLISHED) -> dict[str, torch.Tensor]:
     """A state dict in which every tensor has another number; the classifier's rows are 0, 1, ..."""
     return {
         key: rows_of(shape) if key.startswith(CLASSIFIER_THERE) else flat(shape, number)
-        for number, (key, shape) in enumerate(layout(backbone, num_categories).items(), start=1)
+        for number, (key, shape) in enumerate(layout(backbone, num_categories, settings).items(), start=1)
     }
 
 

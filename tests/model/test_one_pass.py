@@ -7,19 +7,21 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
+from lvis_rcnn.config.schema import Seesaw
 from lvis_rcnn.dataloader.batches import Batch, Target
 from lvis_rcnn.dataloader.masks import mask_crops
 from lvis_rcnn.model import matcher
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES, losses
 from lvis_rcnn.model.one_pass import canvases_of, losses_together
+from lvis_rcnn.model.seesaw import counters_of
 from tests.training.test_step import small_network
 
 # Sizes before padding; the second group holds an image without an object, the last one image.
 SIZES_HW = (((96, 128), (70, 128)), ((128, 64), (100, 96)), ((64, 64), (64, 33)), ((96, 160),))
 
 
-def network():
-    model = small_network()
+def network(**heads):
+    model = small_network(**heads)
     for layer in (model.rpn.head.cls_logits, model.rpn.head.bbox_pred):
         torch.nn.init.normal_(layer.weight, std=0.1)  # scores and boxes that differ
     return model
@@ -59,7 +61,7 @@ def gradient_of(model):
 def group_by_group(model, groups):
     values = []
     for number, group in enumerate(groups):
-        named = losses(model, group, matcher.random_choice(torch.Generator().manual_seed(number)))
+        named = losses(model, group, matcher.random_choice(torch.Generator().manual_seed(number)), number)
         values.append(torch.stack([named[name] for name in LOSS_NAMES]))
     found = torch.stack(values)
     found.sum().backward()
@@ -68,7 +70,7 @@ def group_by_group(model, groups):
 
 def in_one_pass(model, groups, common_canvas):
     generators = [torch.Generator().manual_seed(number) for number in range(len(groups))]
-    found = losses_together(model, groups, generators, common_canvas)
+    found = losses_together(model, groups, generators, common_canvas, range(len(groups)))
     found.sum().backward()
     return found.detach(), gradient_of(model)
 
@@ -101,3 +103,18 @@ def test_losses_and_gradients_are_those_of_group_by_group(groups, count, common_
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     assert (gradient - expected_gradient).norm() < 1e-6 * expected_gradient.norm()
     assert (expected > 0).sum() > 4 * count
+
+
+def test_seesaw_with_normalised_predictors_is_that_of_group_by_group(groups):
+    """Each group sees the counts of the steps before and its own; two groups here have counters of their own."""
+    heads = {"classification": "seesaw", "seesaw": Seesaw(counters=2), "box_classifier": "normalised"}
+    model = network(**heads, mask_predictor="normalised")
+    counters = counters_of(model)
+    counters.cum_samples += torch.tensor([[0, 900, 30, 10, 1, 0], [9, 9, 9, 0, 0, 500]])
+    expected, expected_gradient = group_by_group(model, groups[:2])
+    of_labels = counters.taken()
+    assert of_labels.sum(dim=1).min() > 0
+    found, gradient = in_one_pass(model, groups[:2], False)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert (gradient - expected_gradient).norm() < 1e-5 * expected_gradient.norm()
+    assert torch.equal(counters.taken(), of_labels)

@@ -17,7 +17,7 @@ from PIL import Image
 from lvis_rcnn.config.study import Study, read_yaml
 from lvis_rcnn.dataset.statistics import category_statistics, write_statistics
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, RECALLS, UNDEFINED, ap_of_categories, mean_curves
-from lvis_rcnn.reporting import plots_of, score_plots
+from lvis_rcnn.reporting import plots, plots_of, score_plots
 from lvis_rcnn.reporting.figures import style
 from lvis_rcnn.reporting.plots import (
     History,
@@ -57,12 +57,16 @@ from tests.helpers.study_records import (
     CATEGORIES,
     MINI,
     curve,
+    point,
     put,
     put_everything,
+    put_infer,
     put_measured,
     put_metrics,
     put_run,
+    put_so_far,
     put_speed,
+    put_train,
     shows,
     study_with,
 )
@@ -71,9 +75,41 @@ from tests.helpers.study_records import (
 def drawn(results: Path, study: Study, out: Path) -> dict[str, str]:
     """The texts of all plots of a study, by name."""
     write_plots(study, Path("study.yaml"), results, out)
-    names = {*plots_of(calibrated=bool(study.calibrations))}
+    names = {*plots_of(calibrated=bool(study.calibrations), on_the_way=False)}
     assert {path.stem for path in out.glob("*.png")} == {path.stem for path in out.glob("*.svg")} == names
     return {path.stem: path.read_text() for path in out.glob("*.svg")}
+
+
+def of_points(results: Path, study: Study, out: Path) -> str:
+    """The text of the plot of AP against steps."""
+    write_plots(study, Path("study.yaml"), results, out)
+    assert {path.stem for path in out.glob("*.png")} == {*plots_of(calibrated=False, on_the_way=True)}
+    return (out / "ap_and_steps.svg").read_text()
+
+
+@pytest.mark.slow
+def test_a_study_with_points_has_a_plot_of_ap_against_steps(tmp_path):
+    study = study_with(evaluation={"score_at_steps": [20, 40]})
+    assert shows(of_points(tmp_path, study, tmp_path / "none"), "no weights of an unfinished training are scored yet")
+    put_everything(tmp_path, study, images=100)
+    put_train(tmp_path, study, steps=60)
+    put_so_far(tmp_path, study, point(study, 20, 0.1), point(study, 40, 0.2))
+    text = of_points(tmp_path, study, tmp_path / "some")
+    assert all(shows(text, words) for words in ("R-50-FPN", "box AP, percent", "mask AP, percent", "final model"))
+
+
+@pytest.mark.parametrize(("images", "joined"), [(100, True), (5000, False)])
+def test_the_final_model_is_joined_to_points_of_the_same_images(tmp_path, images, joined):
+    study = study_with(evaluation={"score_at_steps": [20, 40]})
+    folder = put_train(tmp_path, study, steps=60, run_digest="abc")
+    put_infer(folder, study)
+    put_metrics(folder, 0.3, images=images)
+    put_so_far(tmp_path, study, point(study, 20, 0.1), point(study, 40, 0.2))
+    (row,) = rows_of(study, tmp_path, {})
+    lines = plots.so_far_lines(row.runs[0])
+    assert [(line["step"], line.get("bbox"), line.get("segm")) for line in lines[:2]] == [(20, 10, 5), (40, 20, 10)]
+    assert (lines[2]["step"], lines[2]["final_bbox"], lines[2]["final_segm"]) == (60, 30, 15)
+    assert (lines[2].get("bbox") == 30) == joined
 
 
 @pytest.mark.slow

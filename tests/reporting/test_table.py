@@ -27,6 +27,7 @@ from tests.helpers.study_records import (
     MINI,
     PAGE,
     failures_of,
+    point,
     put,
     put_infer,
     put_log,
@@ -34,6 +35,7 @@ from tests.helpers.study_records import (
     put_metrics,
     put_progress,
     put_run,
+    put_so_far,
     put_speed,
     put_train,
     reason_of,
@@ -100,6 +102,32 @@ def test_each_protocol_is_a_group_of_columns_that_the_table_names(tmp_path):
     assert "boundary_box_AP" not in record["measures"]
     (line,) = csv.DictReader(table.with_suffix(".csv").read_text().splitlines())
     assert (line["minival_mask_AP50"], line["fixed_box_AP_low"]) == ("0.3", "0.1")
+
+
+def test_ap_so_far_stands_below_the_table_until_the_run_is_scored(tmp_path):
+    study = study_with(evaluation={"score_at_steps": [120, 180]})
+    put_progress(tmp_path, study)
+    points = [point(study, 120, 0.1), point(study, 180, 0.25, images=60)]
+    put_so_far(tmp_path, study, *points)
+    table, line = (
+        written(tmp_path, study),
+        "R-50-FPN, step 180 (epoch 1.5): box AP 25.0, mask AP 12.5, on 60 of 100 images",
+    )
+    assert table_of(table)[0]["Mem (GB)"] == "running 63 %"
+    # Of 60 of 100 images, but the study asks for all.
+    assert (
+        "Unfinished, AP so far: R-50-FPN, step 120 (epoch 1): box AP 10.0, mask AP 5.0, on 100 images.\n"
+        in table.read_text()
+    )
+    (record,) = json.loads(table.with_suffix(".json").read_text())["rows"]
+    assert record["so_far"] == {"0": points[:1]}
+    some = study_with(evaluation={"score_at_steps": [120, 180], "score_images": 60})
+    assert f"Unfinished, AP so far: {line}.\n" in written(tmp_path, some).read_text()
+    put_so_far(tmp_path, study, *points, state="of another training")
+    assert "AP so far" not in written(tmp_path, study).read_text()
+    put_so_far(tmp_path, study, *points)
+    put_run(tmp_path, study)
+    assert "AP so far" not in written(tmp_path, study).read_text()
 
 
 def test_title_and_provenance_say_what_the_numbers_are(tmp_path):

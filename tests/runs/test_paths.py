@@ -74,10 +74,10 @@ def test_a_job_belongs_to_a_row_however_its_rule_names_it(tmp_path: Path, wildca
 
 
 def test_only_a_study_that_calibrates_has_a_table_for_it(tmp_path: Path) -> None:
-    assert (paths_of(tmp_path).calibration, paths_of(tmp_path).calibration_option) == ([], "")
+    assert (paths_of(tmp_path).calibration, paths_of(tmp_path).calibration_option("r50")) == ([], "")
     paths = paths_of(tmp_path, inference={"calibration": {"method": "norcal", "gamma": 0.6}})
     assert paths.calibration == ["results/tiny/calibration.csv"]
-    assert paths.calibration_option == "--calibration results/tiny/calibration.csv"
+    assert paths.calibration_option("r50") == "--calibration results/tiny/calibration.csv"
 
 
 def test_drawn_data_are_inputs_before_they_exist_and_their_manifest_stands_for_them(tmp_path: Path) -> None:
@@ -144,11 +144,20 @@ def test_training_memory_is_measured_of_rows_that_are_trained(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("threshold", "options"),
-    [(0.3, "--threshold 0.3 --rounding stochastic --exponent 0.5"), (None, "--rounding stochastic --exponent 0.5")],
+    ("changes", "options"),
+    [
+        ({"oversample_threshold": 0.3}, "--threshold 0.3 --rounding stochastic --exponent 0.5"),
+        ({"oversample_threshold": None}, "--rounding stochastic --exponent 0.5"),
+        # The default is left out: a study that was finished before there was a choice plans nothing again.
+        ({"oversample_threshold": None, "frequency": "image"}, "--rounding stochastic --exponent 0.5"),
+        (
+            {"oversample_threshold": None, "frequency": "instance_aware"},
+            "--rounding stochastic --exponent 0.5 --frequency instance_aware",
+        ),
+    ],
 )
-def test_sampling_is_given_as_options(tmp_path: Path, threshold: float | None, options: str) -> None:
-    sampling = {"oversample_threshold": threshold, "rounding": "stochastic", "exponent": 0.5}
+def test_sampling_is_given_as_options(tmp_path: Path, changes: dict[str, Any], options: str) -> None:
+    sampling = {"rounding": "stochastic", "exponent": 0.5, **changes}
     assert paths_of(tmp_path, sampling=sampling).sampling_options("r50") == options
 
 

@@ -21,6 +21,7 @@ from lvis_rcnn.runs.price import estimated_hours
 from lvis_rcnn.runs.states import processor_hours, states_of, work_left
 from lvis_rcnn.system.cli import duration
 from tests.conftest import REPOSITORY, write_study
+from tests.helpers import study_records
 
 STORE = {"annotations_sha256": "89abcdef"}
 
@@ -112,6 +113,21 @@ def test_a_running_run_says_how_far_and_how_fast_it_is(study, results):
         "r50            1  not started",
         "x101_64x4d     0  not started",
         "x101_64x4d     1  not started",
+    ]
+
+
+def test_ap_so_far_and_weights_that_wait_to_be_scored_are_noted(tmp_path, results):
+    results.mkdir()
+    changes = {"backbones": ["r50"], "seeds": [0], "schedule": {"steps": 260}}
+    study = load_study(write_study(tmp_path / "study.yaml", **changes, evaluation={"score_at_steps": [100, 200]}))
+    points = beat(results) / "points"
+    points.mkdir()
+    (points / "step00000200.pth").touch()
+    scores = study_records.point(study, 100, 0.25)
+    put(results / "smoke" / "r50" / "seed0" / "ap_so_far.json", {"state": "0123456789ab", "points": [scores]})
+    assert status.status_text(study, look(study, results)).splitlines()[5:] == [
+        "r50 seed 0: AP so far, step 100 (epoch 0.833): box AP 25.0, mask AP 12.5, on 100 images",
+        "r50 seed 0: weights of step 200 are not scored: python -m lvis_rcnn track --study …",
     ]
 
 

@@ -26,6 +26,7 @@ from lvis_rcnn.model.weights import load_model
 from lvis_rcnn.runs.attempts import read_attempts
 from lvis_rcnn.runs.identity import ORDERS, identities
 from lvis_rcnn.runs.lease import Lease
+from lvis_rcnn.runs.points import kept_file, kept_files, step_of
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.training import checkpoint, recorder, setup, solver
 from lvis_rcnn.training import run as run_module
@@ -162,6 +163,53 @@ def test_a_finished_run_is_exported_again_and_not_trained(drawn, tmp_path, monke
 
 
 @pytest.mark.usefixtures("few_numbers")
+def test_weights_at_the_points_of_a_study_outlive_checkpoints_and_kills(drawn, tmp_path, monkeypatch):
+    points = {"score_at_steps": [2, 4, 6]}
+    plain = outcome(make_run(drawn, tmp_path / "plain"), tmp_path / "plain")
+    whole = make_run(drawn, tmp_path / "whole", evaluation=points)
+    assert_same(outcome(whole, tmp_path / "whole"), plain)
+    for every_s in (1e-9, 1e9):
+        folder = tmp_path / str(every_s)
+        run = make_run(drawn, folder, evaluation=points, resources={"checkpoint_seconds": every_s})
+        assert run.digest == make_run(drawn, tmp_path / "plain").digest
+        for step, kept in ((3, [2]), (5, [2, 4])):
+            interrupt(monkeypatch, run, folder, step, Killed)
+            assert [step_of(file) for file in kept_files(run.state_dir)] == kept
+        # What a resumed training passes again it writes again; where its checkpoint is later, nothing is missing.
+        kept_file(run.state_dir, 4).unlink()
+        outcome(run, folder)
+        assert [step_of(file) for file in kept_files(run.state_dir)] == ([2, 6] if every_s < 1 else [2, 4, 6])
+        for file in kept_files(run.state_dir):
+            assert file.read_bytes() == kept_file(whole.state_dir, step_of(file)).read_bytes()
+    weights, meta = load_model(kept_file(whole.state_dir, 6))
+    assert all(torch.equal(value, plain[0][name]) for name, value in weights.items())
+    assert (meta["steps"], meta["backbone"], meta["run_digest"]) == (6, "r50", run.digest)
+    assert not torch.equal(load_model(kept_file(whole.state_dir, 4))[0]["body.0.weight"], weights["body.0.weight"])
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_weights_that_cannot_be_kept_are_a_warning(drawn, tmp_path, caplog):
+    run = make_run(drawn, tmp_path / "run", evaluation={"score_at_steps": [2]})
+    run.state_dir.mkdir(parents=True)
+    (run.state_dir / "points").write_text("no folder")
+    outcome(run, tmp_path / "run")
+    (line,) = (record.message for record in caplog.records if record.levelname == "WARNING")
+    assert line.endswith(
+        "step00000002.pth cannot be written (File exists): these weights will not be scored; training goes on"
+    )
+
+
+def test_points_in_epochs_are_steps_of_the_oversampled_list(drawn, tmp_path):
+    budget = {"epochs": 3, "steps": None}
+    run = make_run(drawn, tmp_path, schedule=budget, evaluation={"score_at_epochs": [1, 3], "score_at_steps": [1]})
+    in_epoch = run.recipe.steps_in_epoch
+    assert run.kept_steps == {1, in_epoch, 3 * in_epoch}
+    late = make_run(drawn, tmp_path, schedule=budget, evaluation={"score_at_steps": [3 * in_epoch + 1]})
+    with pytest.raises(InputError, match=f"score_at_steps: names step .*, where .*; allowed: up to {3 * in_epoch}, "):
+        train.train(late, tmp_path / "out", ALONE)
+
+
+@pytest.mark.usefixtures("few_numbers")
 def test_other_settings_do_not_meet_these_checkpoints(drawn, tmp_path, monkeypatch):
     run = make_run(drawn, tmp_path / "run")
     interrupt(monkeypatch, run, tmp_path / "run", 2, signal.SIGTERM)
@@ -188,7 +236,7 @@ def test_the_peak_memory_of_a_killed_start_counts(drawn, tmp_path, monkeypatch):
 
 
 def training_of(run):
-    return setup.new_training(run, ALONE, FewNumbers(None, 0, None))
+    return setup.new_training(run, ALONE, FewNumbers(None, run.store.num_labels, None))
 
 
 @pytest.mark.usefixtures("few_numbers")
@@ -252,6 +300,35 @@ def test_a_loss_that_is_not_finite_is_named_and_touches_no_weight(drawn, tmp_pat
     with pytest.raises(InputError, match=expected):
         queued.values()
     assert all(torch.equal(value, before[name]) for name, value in training.model.named_parameters())
+
+
+def test_labels_are_counted_once_and_not_where_a_loss_is_not_finite(drawn, tmp_path, monkeypatch, few_numbers):
+    run = make_run(drawn, tmp_path / "run")
+    training = training_of(run)
+    items = TrainingSteps(drawn.train_store, drawn.images, run.recipe.stream, run.study.augmentation)
+    steps = [[group.to(ALONE.device) for group in items[step]] for step in range(3)]
+    of_steps = [
+        torch.bincount(
+            torch.cat([target.labels for batch in groups for target in batch.targets]),
+            minlength=run.store.num_labels,
+        )
+        for groups in steps
+    ]
+    for step in range(2):
+        train.take_step(training, steps[step], step).values()
+    counts = of_steps[0] + of_steps[1]
+    assert training.model.counters.cum_samples.tolist() == [counts.tolist()]
+
+    def infinite(*given):
+        return {name: value * torch.inf for name, value in few_losses(*given).items()}
+
+    monkeypatch.setattr(step_module, "losses", infinite)
+    with pytest.raises(InputError, match="is not finite"):
+        train.take_step(training, steps[2], 2).values()
+    monkeypatch.setattr(step_module, "losses", few_losses)
+    assert training.model.counters.cum_samples.tolist() == [counts.tolist()]
+    train.take_step(training, steps[2], 2).values()
+    assert training.model.counters.cum_samples.tolist() == [sum(of_steps).tolist()]
 
 
 @pytest.mark.usefixtures("few_numbers")

@@ -105,6 +105,9 @@ def test_several_processes_train_what_one_does(drawn, tmp_path, of_one, ranks):
     for name, value in of_one[0].items():
         # Sums in another order, over 20 steps.
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
+    counts = weights["counters.cum_samples"]
+    assert torch.equal(counts, of_one[0]["counters.cum_samples"])
+    assert counts.sum() > 0
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     for ours, theirs in zip(lines, of_one[1], strict=True):
         for key in ("loss", "loss_cls", "lr", "grad_norm", "images_seen"):

@@ -37,7 +37,7 @@ def kept_by_a_pass(groups, precision):
     generators = [torch.Generator().manual_seed(number) for number in range(len(groups))]
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast:
-        losses_together(model, groups, generators, common_canvas=True)
+        losses_together(model, groups, generators, common_canvas=True, numbers=range(len(groups)))
     return sum(storages.values()), regions[0]
 
 

@@ -23,9 +23,9 @@ SETTINGS = SMALL.model_copy(update={"normalization": "fixed_batch", "frozen_stag
 IMAGES_OF_GROUP = (2, 2, 2, 1, 2, 2, 2, 1)
 
 
-def small_network():
+def small_network(**heads):
     torch.manual_seed(0)
-    model = MaskRcnn(SMALLEST, 6, SETTINGS)
+    model = MaskRcnn(SMALLEST, 6, SETTINGS.model_copy(update=heads))
     for name, value in model.named_parameters():
         if name.endswith("bn3.weight"):
             torch.nn.init.constant_(value, 0.5)  # a block that begins as zero passes no gradient on

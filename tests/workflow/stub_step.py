@@ -38,6 +38,7 @@ MAKES: dict[str, Callable[[argparse.Namespace], list[Path]]] = {
     "calibrate": lambda args: [args.out],
     "weights": lambda args: [args.out, args.report],
     "train": lambda args: [args.out / name for name in ("model.pth", "train.json", "log.json")],
+    "track": lambda args: [Path("results/tiny", *args.run, "ap_so_far.json")],
     "infer": lambda args: [args.out / name for name in ("detections/shard-00000.npz", "inference.json")],
     "measure": lambda args: [args.out],
     "evaluate": lambda args: [args.out, args.matches],
@@ -82,6 +83,7 @@ def main() -> None:
     for name in ("log", "out", "zoo", "report", "matches", "plot"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--weights")
+    parser.add_argument("--run", nargs=1)
     parser.add_argument("command", nargs="?")
     known, _ = parser.parse_known_args()
     parser.parse_args = lambda: known  # type: ignore[assignment,misc]

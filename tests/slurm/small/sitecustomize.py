@@ -27,8 +27,9 @@ def make_network_small() -> None:
     mask_head = roi_heads.MaskRCNNHeads
     roi_heads.MaskRCNNHeads = lambda channels, layers, dilation: mask_head(channels, (8, 8), dilation)
 
-    def narrow(self, num_labels: int) -> None:
+    def narrow(self, num_labels: int, kind: str) -> None:
         nn.Module.__init__(self)
+        self.kind = kind
         self.conv5_mask = nn.ConvTranspose2d(8, 8, 2, 2)
         self.mask_fcn_logits = nn.Conv2d(8, num_labels - 1, 1)
 
