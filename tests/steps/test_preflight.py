@@ -31,6 +31,7 @@ from lvis_rcnn.preflight import (
     write_page,
 )
 from lvis_rcnn.reporting.preflight_text import page_text
+from lvis_rcnn.runs.price import estimated_hours
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.training.memory import StepMemory
 from tests.conftest import SHARED_DATA, write_study
@@ -140,6 +141,21 @@ def pages_training(folder, **sections):
     """The part of the page that speaks of the training."""
     text = page_text(check(folder, settings=study(**sections), images=False))
     return text.split("Training, each run\n")[1]
+
+
+def test_the_page_says_what_trainings_cost_and_that_it_is_an_estimate(tmp_path):
+    settings = study().model_copy(update={"backbones": ("r50", "r101"), "seeds": (0, 1)})
+    page = check(tmp_path, settings=settings, images=False)
+    hours = {row: estimated_hours(settings, row, page.facts["schedule"]["steps"]) for row in ("r50", "r101")}
+    assert {row: of["hours"] for row, of in page.facts["price"]["of_a_run"].items()} == hours
+    lines = page_text(page).splitlines()
+    whole = f"{2 * sum(hours.values()):,.2g} core-hours of a CPU core with AVX-512"
+    (at,) = (
+        at for at, line in enumerate(lines) if line.startswith("Price of all trainings, estimated from arithmetic")
+    )
+    assert lines[at].endswith(whole)
+    assert lines[at + 3].split()[0] == "r101"
+    assert lines[at + 3].endswith(f"{hours['r101']:,.2g} core-hours, each of 2 seeds")
 
 
 def test_the_page_says_what_2x_comes_to_after_oversampling(tmp_path):
