@@ -51,6 +51,11 @@ if paths.trained_rows:
     include: "workflow/rules/train.smk"
 
 
+if paths.calibration:
+
+    include: "workflow/rules/calibrate.smk"
+
+
 if paths.published:
 
     include: "workflow/rules/weights.smk"

@@ -30,6 +30,7 @@ STEPS = (
     "store",
     "preflight",
     "repeat_factors",
+    "calibrate",
     "weights",
     "train",
     "infer",

@@ -139,6 +139,7 @@ def step(args: argparse.Namespace) -> None:
         device_of(args.device),
         study=load_study(args.study) if args.study else None,
         categories=read_categories(args.annotations) if args.annotations else None,
+        calibration=args.calibration,
         trust_pickle=args.trust_pickle,
     )
     kept = {"score_threshold": args.score_threshold, "detections_per_image": args.detections_per_image, "masks": "all"}
@@ -168,6 +169,8 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path, metavar="FILE", help=ids)
     study = "study with the settings of network and test images, for a model that does not say them"
     parser.add_argument("--study", type=Path, metavar="FILE", help=study)
+    table = "output of calibrate, of the model's training split, where its settings or the study calibrate scores"
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help=table)
     trust = "run the code that the model asks for if it holds more than weights: only if you trust who made it"
     parser.add_argument("--trust-pickle", action="store_true", help=trust)
     run_step(parser, step)

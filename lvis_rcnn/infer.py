@@ -27,7 +27,7 @@ from lvis_rcnn.inference.shards import (
     infer_shards,
     number_of_shards,
 )
-from lvis_rcnn.runs.inference import begin_inference, inference_folder
+from lvis_rcnn.runs.inference import CALIBRATION, begin_inference, inference_folder
 from lvis_rcnn.runs.paths import backbone_of_run, row_of_run
 from lvis_rcnn.system.cli import InputError, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import sha256_of_file, write_json
@@ -46,15 +46,18 @@ def infer(
     state_dir: Path,
     out_dir: Path,
     ranks: Ranks,
+    calibration: Path | None = None,
 ) -> None:
     """Write ``detections/`` and ``inference.json`` into ``out_dir``, going on where an earlier start stopped.
 
     Shards are written to a folder of ``state_dir`` that is named by model, settings and annotations.
     """
     require_masks(study, open_store(store_path))
-    detector = make_detector(study, backbone, model_path, store_path, images_dir, ranks.device)
+    detector = make_detector(study, backbone, model_path, store_path, images_dir, ranks.device, calibration)
     store = detector.images.store
     record = inference_record(study, store, sha256_of_file(model_path), ranks)
+    if calibration:
+        record[CALIBRATION] = sha256_of_file(calibration)
     shards_dir = shards_folder(state_dir, record, digests_of(study, "infer"))
     shards_dir.mkdir(parents=True, exist_ok=True)
     if ranks.is_first:
@@ -119,7 +122,7 @@ def step(args: argparse.Namespace) -> None:
     with started(study.compute.device) as ranks:
         if not ranks.is_first:
             log.setLevel(logging.WARNING)
-        infer(study, backbone, args.model, args.store, args.images, state_dir, args.out, ranks)
+        infer(study, backbone, args.model, args.store, args.images, state_dir, args.out, ranks, args.calibration)
 
 
 def main() -> None:
@@ -133,6 +136,8 @@ def main() -> None:
         "--store", type=Path, required=True, metavar="DIR", help="annotation store of the validation split"
     )
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of its images")
+    table = "output of calibrate, of the training split, where the study has an inference.calibration"
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help=table)
     add_output(parser, "--state", "where unfinished work lives", is_folder=True)
     add_output(parser, "--out", "folder for detections/ and inference.json", is_folder=True)
     run_step(parser, step)

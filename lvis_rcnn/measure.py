@@ -97,6 +97,8 @@ class TestData:
     model: Path
     store: Path
     images: Path
+    calibration: Path | None = None
+    """Output of calibrate, where the study calibrates scores."""
 
 
 def measure(study: Study, backbone: str, test: TestData, data: TrainingData | None) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def measure(study: Study, backbone: str, test: TestData, data: TrainingData | No
     device = process_device(study.compute.device, 0)
     # Training comes first: of the resident memory of a process only the peak so far is known.
     training = measured_training(study, backbone, test.model, data, device) if data else None
-    detector = make_detector(study, backbone, test.model, test.store, test.images, device)
+    detector = make_detector(study, backbone, test.model, test.store, test.images, device, test.calibration)
     # Of all masks, as MMDetection's, also where inference makes only those that are scored.
     detector = replace(detector, test=detector.test.model_copy(update={"masks": "all"}))
     where = conditions(study, device)
@@ -279,7 +281,8 @@ def step(args: argparse.Namespace) -> None:
         raise InputError(f"--row {args.row}", "is no row of the study", allowed=", ".join(rows), fix=fix)
     data = training_data(args.train_store, args.train_images, args.repeat_factors)
     require_device(study, args.study)
-    record = measure(study, rows[args.row], TestData(args.model, args.val_store, args.val_images), data)
+    test = TestData(args.model, args.val_store, args.val_images, args.calibration)
+    record = measure(study, rows[args.row], test, data)
     write_json(args.out, record)
     log.info("%s on %s: %s", args.row, record["device"], sentence(record))
     if others := other_work(record["inference"]):
@@ -313,6 +316,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="model.pth of a run of this row")
     parser.add_argument("--val-store", type=Path, required=True, metavar="DIR", help="store of the validation split")
     parser.add_argument("--val-images", type=Path, required=True, metavar="DIR", help="folder of its images")
+    table = "output of calibrate, of the training split, where the study has an inference.calibration"
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help=table)
     training = parser.add_argument_group("training, for Mem", "all three; without them only the speed is measured")
     training.add_argument("--train-store", type=Path, metavar="DIR", help="store of the training split")
     training.add_argument("--train-images", type=Path, metavar="DIR", help="folder of its images")

@@ -332,6 +332,32 @@ class Resources(Ask):
     """Folder of published weights, under their published file names; missing files are fetched into it."""
 
 
+class Calibration(Section):
+    """Scores corrected after training for how often training shows each category, and where in its images."""
+
+    method: Literal["norcal", "fracal"]
+    """norcal (Pan et al. 2021, arXiv 2107.02170) or fracal (Alexandridis et al. 2025, arXiv 2410.11774)."""
+    gamma: Annotated[float, Field(ge=0)] | None = None
+    """norcal: exponent of the number of training images. Its authors give no value, so it has no default."""
+    dimension_exponent: float = Field(default=2.0, ge=0)
+    """fracal: exponent of the fractal dimension, the paper's lambda."""
+    base: float = Field(default=10.0, gt=1)
+    """fracal: base of the logarithm of the frequency."""
+    frequency: Literal["images", "instances"] = "images"
+    """fracal: whether a category's share of the training images is its frequency, or its share of all objects."""
+
+    @model_validator(mode="after")
+    def keys_of_its_method(self) -> Self:
+        """NorCal needs gamma; no key of the other method is given."""
+        is_norcal = self.method == "norcal"
+        if is_norcal and self.gamma is None:
+            raise ValueError("norcal with gamma, for which there is no default: above 0 rare categories score higher")
+        others = {"dimension_exponent", "base", "frequency"} if is_norcal else {"gamma"}
+        if wrong := sorted(others & self.model_dump(exclude_defaults=True).keys()):
+            raise ValueError(f"{self.method} without {wrong[0]}, which is not its own")
+        return self
+
+
 class Inference(Section):
     """The test pipeline."""
 
@@ -359,6 +385,8 @@ class Inference(Section):
     """Images that pass through the network together, padded to one size; numbers are equal up to rounding."""
     precision: Precision = "fp32"
     """Of inference: fp32 (without TF32), as published; tf32 and bf16 as in ``compute``."""
+    calibration: Calibration | None = None
+    """How scores are corrected after training; null leaves them as the network gives them."""
 
 
 class Evaluation(Section):

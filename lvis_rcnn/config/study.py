@@ -21,6 +21,7 @@ from lvis_rcnn.config.schema import (
     Ask,
     Augmentation,
     BackboneName,
+    Calibration,
     Compute,
     Dataset,
     Evaluation,
@@ -172,6 +173,26 @@ class Study(Section):
         if kept > FEW_PER_IMAGE and not any(one.is_fixed for one in protocols):
             allowed = f"at most {FEW_PER_IMAGE}, not {kept}, or fixed in evaluation.protocols"
             raise ValueError(f"inference.detections_per_image {allowed}: only AP-fixed counts more")
+        return self
+
+    @property
+    def calibrations(self) -> tuple[Calibration, ...]:
+        """How the scores of its rows are calibrated, each way once."""
+        found = [self.of_row(row).inference.calibration for row in self.trained_rows]
+        found += [self.inference.calibration] if self.published else []
+        return tuple(dict.fromkeys(filter(None, found)))
+
+    @model_validator(mode="after")
+    def calibration_is_defined(self) -> Self:
+        """Calibration counts the categories of a training split, and shifts the logits of a plain softmax."""
+        if self.inference.calibration and not self.dataset.is_trained_on:
+            allowed = "dataset.draw, or dataset.train and dataset.val: it counts the categories of the training split"
+            raise ValueError(f"inference.calibration with {allowed}")
+        classification = self.model.classification
+        if self.inference.calibration and classification != "softmax":
+            raise ValueError(
+                f"inference.calibration with model.classification softmax; of {classification} it is undefined"
+            )
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ coco        plain COCO annotations as LVIS ones: the rules
 columns     records become the arrays of a store
 reader      an annotation file becomes those arrays
 store       the memory-mapped annotation store
+statistics  images, objects and fractal dimension of each category
 images      images in folders, or in zips as they were downloaded; the one decoder
 listing     images that a user names: files, folders, zips
 checks      preflight's checks of a split on disk

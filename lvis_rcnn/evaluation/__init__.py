@@ -16,6 +16,7 @@ bootstrap          the metrics of resamples of the images
 uncertainty        standard errors, intervals and p values, from resamples and seeds
 compare            paired tests of runs and rows
 official           the lvis package as reference
+calibration        what corrects the scores of a network for how often training shows each category
 scoring            all of that for a set of detections: metrics.json
 arrays             detections that are given as arrays
 interface          the same from Python, for files, dictionaries and arrays

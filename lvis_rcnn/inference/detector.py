@@ -9,15 +9,18 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
-from lvis_rcnn.config.schema import Inference
+from lvis_rcnn.config.schema import Calibration, Inference
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.dataloader.batches import Batch, TestImages
 from lvis_rcnn.dataset.detections import Detections
+from lvis_rcnn.dataset.statistics import statistics_for
 from lvis_rcnn.dataset.store import AnnotationStore
+from lvis_rcnn.evaluation.calibration import logit_shifts
 from lvis_rcnn.inference.paste import pasted_crops, run_length_texts
 from lvis_rcnn.model.mask_rcnn import PRECISIONS, MaskRcnn, detect, set_precision
 from lvis_rcnn.model.postprocess import ImageDetections
 from lvis_rcnn.model.weights import load_trained
+from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.training.checkpoint import on_cpu
 
 MASKS = {
@@ -86,6 +89,8 @@ class Detector:
     images: TestImages
     device: torch.device
     test: Inference
+    shifts: Float[torch.Tensor, " k"] | None = None
+    """As :func:`class_shifts`."""
 
     def detect(self, batch: Batch, positions: Sequence[int]) -> list[ImageDetections]:
         """Detections in the network's frame; ``positions`` are the indices of the batch's images in the store."""
@@ -93,7 +98,7 @@ class Detector:
         if self.test.masks == "scored":
             mask_labels = [torch.from_numpy(scored_labels(self.images.store, image)) for image in positions]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.test.precision == "bf16"):
-            return detect(self.model, batch.to(self.device), self.test, mask_labels)
+            return detect(self.model, batch.to(self.device), self.test, mask_labels, self.shifts)
 
     @torch.inference_mode()
     def detections(self, batch: Batch, positions: Sequence[int]) -> list[Detections]:
@@ -110,17 +115,59 @@ class Detector:
         ]
 
 
+def class_shifts(
+    settings: Calibration | None, table: Path | None, names: Sequence[str], model: MaskRcnn, device: torch.device
+) -> Float[torch.Tensor, " k"] | None:
+    """What calibration adds to the logits of background, first, and categories; None where scores stay as they are.
+
+    Args:
+        settings: the study's ``inference.calibration``.
+        table: what the step ``calibrate`` wrote of the split that the model was trained on.
+        names: of the model's categories.
+        model: the network.
+        device: of its logits.
+
+    Raises:
+        InputError: one of settings and table is given without the other, the table is of other categories, or the model
+            is no softmax over background and categories.
+    """
+    if settings is None and table is None:
+        return None
+    if settings is None or table is None:
+        what = "is needed for inference.calibration" if settings else "is given, but the settings have no calibration"
+        fix = "write it with python -m lvis_rcnn calibrate" if settings else "leave it out, or name a study that has"
+        raise InputError("--calibration", what, allowed="both or neither", fix=fix)
+    classification = model.settings.classification
+    if classification != "softmax":
+        what = f"is undefined for this model, whose classification is {classification}"
+        raise InputError("inference.calibration", what, allowed="null", fix="leave it out, or name another model")
+    shifts = logit_shifts(settings, statistics_for(table, names))
+    return torch.tensor([0.0, *shifts.tolist()], device=device)
+
+
 def make_detector(
-    study: Study, backbone: str, model_path: Path, store_path: Path, images_dir: Path, device: torch.device
+    study: Study,
+    backbone: str,
+    model_path: Path,
+    store_path: Path,
+    images_dir: Path,
+    device: torch.device,
+    calibration: Path | None = None,
 ) -> Detector:
-    """The trained network on its device with a study's test settings; InputError as :func:`load_trained`."""
+    """The trained network on its device with a study's test settings.
+
+    ``calibration`` is the table of :func:`class_shifts`; InputError as there and as :func:`load_trained`.
+    """
     torch.set_num_threads(study.compute.threads)
     test, on_gpu = study.inference, device.type == "cuda"
     set_precision(test.precision)
     images = TestImages(store_path, images_dir, test.short_edge_px, test.long_edge_px, channels_last=on_gpu)
     layout = torch.channels_last if on_gpu else torch.contiguous_format
+    names = [category.name for category in images.store.categories]
     model = load_trained(study.model, backbone, model_path, images.store)
-    return Detector(model.to(device, memory_format=layout), images, device, test)  # type: ignore[call-overload]
+    shifts = class_shifts(test.calibration, calibration, names, model, device)
+    model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    return Detector(model, images, device, test, shifts)
 
 
 def conditions(study: Study, device: torch.device) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from pydantic import ValidationError
 
 from lvis_rcnn.config.schema import BACKBONES, Inference, Model
@@ -25,7 +25,7 @@ from lvis_rcnn.dataset.detections import Detections
 from lvis_rcnn.dataset.json_text import json_of, read_text
 from lvis_rcnn.dataset.records import Int64Number, no_json, type_error
 from lvis_rcnn.dataset.store import open_store
-from lvis_rcnn.inference.detector import boxes_in_original, image_detections, on_host
+from lvis_rcnn.inference.detector import boxes_in_original, class_shifts, image_detections, on_host
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect, network_on_meta, set_precision
 from lvis_rcnn.model.mmdet import PUBLISHED, backbone_of, converted, name_notes, read_mmdet
 from lvis_rcnn.model.postprocess import ImageDetections
@@ -79,6 +79,8 @@ class Standalone:
     """In the order of its labels."""
     test: Inference
     device: torch.device
+    shifts: Float[torch.Tensor, " k"] | None = None
+    """As :func:`~lvis_rcnn.inference.detector.class_shifts`."""
 
     @torch.inference_mode()
     def detections(
@@ -94,7 +96,7 @@ class Standalone:
         batch = batch_of(image_bgr, image_id, self.test).to(self.device)
         all_kept = self.test if wanted is None else self.test.model_copy(update={"detections_per_image": BEFORE_CHOICE})
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.test.precision == "bf16"):
-            found = detect(self.model, batch, all_kept, None if wanted is None else [wanted])
+            found = detect(self.model, batch, all_kept, None if wanted is None else [wanted], self.shifts)
         best = with_masks(on_host(found)[0], self.test.detections_per_image)
         boxes = boxes_in_original(best.boxes_xyxy, batch.sizes_hw[0], batch.original_sizes_hw[0])
         ids = np.array([category.id for category in self.categories], np.int64)
@@ -123,6 +125,7 @@ def load_standalone(
     *,
     study: Study | None = None,
     categories: Sequence[NamedCategory] | None = None,
+    calibration: Path | None = None,
     trust_pickle: bool = False,
 ) -> Standalone:
     """Read a model.pth, or a file of MMDetection 2.x or 3.x.
@@ -133,10 +136,12 @@ def load_standalone(
         study: gives the settings of network and test images in place of the file.
         categories: those of the model, in its order, whose ids detections shall have; by default the model's own names
             with ids from 1.
+        calibration: table of the model's training split, where the settings calibrate scores.
         trust_pickle: as :func:`~lvis_rcnn.model.weight_files.read_content`.
 
     Raises:
-        InputError: the file is none of these, does not say its categories or settings, or has other categories.
+        InputError: the file is none of these, does not say its categories or settings, or has other categories; or
+            ``calibration`` is missing or needless.
     """
     content = read_content(path, trust_pickle=trust_pickle)
     state = state_in(str(path), content) or {}
@@ -153,7 +158,8 @@ def load_standalone(
         categories = [NamedCategory(label, name) for label, name in enumerate(names, start=1)]
     set_precision(test.precision)
     model = network_of(str(path), backbone, len(names) + 1, model_settings, state)
-    return Standalone(model.to(device), backbone, tuple(categories), test, device)
+    shifts = class_shifts(test.calibration, calibration, names, model, device)
+    return Standalone(model.to(device), backbone, tuple(categories), test, device, shifts)
 
 
 def named_by(

@@ -7,7 +7,7 @@ tests compare all of them with figures of MMDetection itself.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import nn
 
 from lvis_rcnn.config.schema import Backbone, Inference, Model
@@ -78,7 +78,11 @@ def losses(model: MaskRcnn, batch: Batch, choose: Choose, number: int = 0) -> di
 
 @torch.inference_mode()
 def detect(
-    model: MaskRcnn, batch: Batch, test: Inference, mask_labels: Sequence[Int64[torch.Tensor, " _"]] | None = None
+    model: MaskRcnn,
+    batch: Batch,
+    test: Inference,
+    mask_labels: Sequence[Int64[torch.Tensor, " _"]] | None = None,
+    shifts: Float[torch.Tensor, " k"] | None = None,
 ) -> list[ImageDetections]:
     """Detections of each image of a batch, best first; the model is in evaluation mode.
 
@@ -87,11 +91,12 @@ def detect(
         batch: the images.
         test: which proposals and detections are kept.
         mask_labels: for each image, the labels whose detections get a mask, on the CPU; None for all.
+        shifts: what calibration adds to the logits of background and categories; None for scores as they are.
     """
     features = pyramid(model.backbone, batch.pixels)
     propose = proposals if batch.pixels.device.type == "cpu" else proposals_of_images
     per_image = propose(model.rpn(features), batch.sizes_hw, test.proposals_before_nms, test.proposals_after_nms)
-    found = detect_boxes(model.roi_heads, features, [boxes for boxes, _ in per_image], batch.sizes_hw, test)
+    found = detect_boxes(model.roi_heads, features, [boxes for boxes, _ in per_image], batch.sizes_hw, test, shifts)
     rows = rows_with_mask(found, mask_labels)
     masked = [best[own] for best, own in zip(found, rows, strict=True)]
     masks = detect_masks(model.roi_heads, features, masked)

@@ -68,15 +68,18 @@ def detect_boxes(
     regions_xyxy: Sequence[Float[torch.Tensor, "_ 4"]],
     sizes_hw: Sequence[SizeHW],
     test: Inference,
+    shifts: Float[torch.Tensor, " k"] | None = None,
 ) -> list[Candidates]:
     """The detections of each image of a batch, best first; boxes are clipped to its size.
 
     NMS compares IoU, which does not change when an axis is rescaled: it may run in the network's frame (as in
-    MMDetection 3; 2.x rescaled first). The host waits twice for a GPU, and once for each NMS.
+    MMDetection 3; 2.x rescaled first). The host waits twice for a GPU, and once for each NMS. ``shifts`` are those of
+    :func:`calibrated`.
     """
     numbers = [len(regions) for regions in regions_xyxy]
     hidden = heads.box_head(region_features(features, regions_xyxy, BOX_POOL))
-    scores = class_scores(heads.box_predictor.cls_score(hidden), heads.box_predictor.classification)
+    logits = calibrated(heads.box_predictor.cls_score(hidden), shifts)
+    scores = class_scores(logits, heads.box_predictor.classification)
     is_candidate = (scores > test.score_threshold).split(numbers)
     counts = torch.stack([of_image.sum() for of_image in is_candidate]).tolist()
     found = []
@@ -89,6 +92,13 @@ def detect_boxes(
         boxes = clip(decode(regions[rows], deltas, ROI_STDS), size_hw)
         found.append(best_of_each_label(Candidates(boxes, columns + 1, own_scores[rows, columns]), test))
     return found
+
+
+def calibrated(
+    logits: Float[torch.Tensor, "r k"], shifts: Float[torch.Tensor, " k"] | None
+) -> Float[torch.Tensor, "r k"]:
+    """Logits of regions, background first, plus what calibration adds (evaluation.calibration); None adds nothing."""
+    return logits if shifts is None else logits + shifts
 
 
 def best_of_each_label(candidates: Candidates, test: Inference) -> Candidates:

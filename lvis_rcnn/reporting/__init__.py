@@ -23,6 +23,9 @@ declare these files, steps write them, tests look for them. The caption of NAME 
 function of a plot an entry of ``write_plots`` in plots.py. Nothing is imported here.
 """
 
+# results/<study>/calibration.csv, of studies that calibrate scores
+CALIBRATION = ("5 Data", "images, objects and fractal dimension of each category in training")
+
 # results/<study>/table.md and training_batch.png
 TABLE = ("1 Results", "the results table, as Markdown with links")
 TRAINING_BATCH = ("4 Training", "the first training step, as the network sees it")
@@ -46,7 +49,15 @@ PLOTS = {
     "training_curves": ("4 Training", "loss, gradient norm, learning rate, speed"),
     "training_losses": ("4 Training", "parts of the loss"),
     "repeat_factors": ("5 Data", "repeat factors of categories"),
+    "calibration": ("5 Data", "fractal dimensions of categories, and how calibration changes scores"),
 }
+
+
+def plots_of(*, calibrated: bool) -> dict[str, tuple[str, str]]:
+    """The plots of a study: all, but that of calibration only where scores are calibrated."""
+    return {name: where for name, where in PLOTS.items() if calibrated or name != "calibration"}
+
+
 # results/<study>/comparison/<row>/NAME.png and .svg
 DIFFERENCES = {
     "differences": ("2 Plots", "differences"),

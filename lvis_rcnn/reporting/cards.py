@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lvis_rcnn.config.study import Study
+from lvis_rcnn.evaluation.calibration import title_of
 from lvis_rcnn.evaluation.results import KINDS
 from lvis_rcnn.reporting import CARD
 from lvis_rcnn.reporting.notes import titled
@@ -52,11 +53,14 @@ def card(study: Study, row: Row, run: RunRecord) -> Iterator[str]:
     yield from table_lines(("", ""), facts(run, run.records.get("train", {}), run.records.get("import", {})))
     yield from ("", "## Scores", "", *score_lines(row, run))
     yield from ("", "## Use", "", "With lvis-rcnn:", "", "```")
-    yield "python -m lvis_rcnn detect model.pth photos --out found        # pictures and results.json"
     own = study.of_row(row.name) if row.name else study
+    table = " --calibration calibration.csv" if own.inference.calibration else ""
+    yield f"python -m lvis_rcnn detect model.pth photos --out found{table}        # pictures and results.json"
     if own.model.normalization != "group":
         yield "python -m lvis_rcnn weights export model.pth --out theirs.pth  # for MMDetection 2.x and 3.x"
     yield from ("```", "", "Keep `inference.json` beside `model.pth`: it holds the settings of the test images.")
+    if settings := own.inference.calibration:
+        yield f"Scores are calibrated ({title_of(settings)}) by `calibration.csv` of its study: keep that, too."
     yield from ("", "## Limits", "", *(f"* {limit}" for limit in limits(row, origin)), "", "## Licence", "", terms)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lvis_rcnn.config.study import Study
+from lvis_rcnn.evaluation.calibration import title_of
 from lvis_rcnn.evaluation.uncertainty import FEWEST_SEEDS, resamples_text
 from lvis_rcnn.reporting.rows import (
     COMPARED,
@@ -210,6 +211,7 @@ def provenance_line(study: Study, rows: Sequence[Row]) -> str:
         listed("trained on", facts["device"]),
         listed("threads", facts["threads"]),
         listed("", facts["precision"]),
+        listed("scores calibrated by", map(title_of, study.calibrations)),
         listed("trained with", facts["passes"]),
         listed("images seen by a run:", facts["images_seen"]),
         listed("scored on", facts["scored_on"]),

@@ -13,7 +13,7 @@ from matplotlib.ticker import StrMethodFormatter
 
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel, known_models
-from lvis_rcnn.reporting import PLOTS
+from lvis_rcnn.reporting import plots_of
 from lvis_rcnn.reporting.figures import LEGEND_LINE, LINES, figure_file, legend_below, show_reason, style, write_reason
 from lvis_rcnn.reporting.rows import TRAINED, Row, rows_of
 from lvis_rcnn.reporting.score_plots import (
@@ -21,6 +21,7 @@ from lvis_rcnn.reporting.score_plots import (
     write_ap_and_cost,
     write_ap_and_images,
     write_ap_by_group,
+    write_calibration,
     write_precision_recall,
     write_sampling_figure,
 )
@@ -42,7 +43,7 @@ LOSS_PANELS = 3
 
 
 def write_plots(study: Study, study_file: Path, results: Path, out: Path) -> None:
-    """Write the plots of a study, those of PLOTS, into ``out``.
+    """Write the plots of a study, those of :func:`plots_of`, into ``out``.
 
     Args:
         study: what should have been run.
@@ -51,7 +52,7 @@ def write_plots(study: Study, study_file: Path, results: Path, out: Path) -> Non
         out: folder of the plots.
 
     Raises:
-        InputError: tables of repeat factors are damaged.
+        InputError: tables of repeat factors or of categories are damaged.
     """
     zoo = known_models(study, study_file)
     rows = [row for row in rows_of(study, results, zoo) if row.runs]
@@ -67,8 +68,9 @@ def write_plots(study: Study, study_file: Path, results: Path, out: Path) -> Non
         "training_curves": lambda: write_training_curves(histories, out),
         "training_losses": lambda: write_training_losses(histories, out),
         "repeat_factors": lambda: write_repeat_factors(figures, tables, out),
+        "calibration": lambda: write_calibration(results / study.study / "calibration.csv", study.calibrations, out),
     }
-    for name in PLOTS:
+    for name in plots_of(calibrated=bool(study.calibrations)):
         writers[name]()
 
 

@@ -11,6 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from lvis_rcnn.config.schema import Calibration
+from lvis_rcnn.dataset.statistics import read_statistics
+from lvis_rcnn.evaluation.calibration import logit_shifts, title_of
 from lvis_rcnn.evaluation.results import KINDS, Kind
 from lvis_rcnn.reporting.figures import GROUPS, figure_file, legend_below, show_reason, style, write_reason
 from lvis_rcnn.reporting.notes import OTHER_WORK, places
@@ -350,13 +353,36 @@ def draw_factors(axes: Axes, figures: CategoryFigures) -> None:
     """Repeat factor against training images; a category without any has no place on the logarithmic axis."""
     if not figures.image_counts.any():
         return show_reason(axes, "no category has an image")
-    for group, (name, colour, marker) in GROUPS.items():
-        of_group = (figures.frequencies == group) & (figures.image_counts > 0)
-        counts, factors = figures.image_counts[of_group], figures.factors[of_group]
-        axes.scatter(counts, factors, s=18, c=colour, marker=marker, label=name, alpha=0.7, linewidths=0)
+    scatter_by_group(axes, figures.frequencies, figures.image_counts, figures.factors)
     axes.set(xscale="log", xlabel="training images with the category", ylabel="repeat factor of the category")
     axes.axhline(1, color="0.5", linewidth=0.8, zorder=0.9)
     axes.legend(title="categories")
+
+
+def scatter_by_group(axes: Axes, frequencies: np.ndarray, counts: np.ndarray, values: np.ndarray) -> None:
+    """A point for each category with a count above 0, in the colour of its frequency group."""
+    for group, (name, colour, marker) in GROUPS.items():
+        rows = (frequencies == group) & (counts > 0)
+        axes.scatter(counts[rows], values[rows], s=18, c=colour, marker=marker, label=name, alpha=0.7, linewidths=0)
+
+
+def write_calibration(table: Path, calibrations: Sequence[Calibration], out: Path) -> None:
+    """Write calibration.{png,svg}: fractal dimensions, and by which factor each calibration changes scores.
+
+    The factor is that of a score over the background's, exp of what is added to the logit.
+    """
+    if not table.exists():
+        return write_reason(out / "calibration", "the training images of categories are not counted yet")
+    seen = read_statistics(table)
+    with figure_file(out / "calibration", height_in=3.2) as figure:
+        left, *others = figure.subplots(1, 1 + len(calibrations))
+        scatter_by_group(left, seen.frequencies, seen.instance_counts, seen.dimensions)
+        left.set(xscale="log", xlabel="training objects", ylabel="fractal dimension of their centres")
+        left.legend(title="categories")
+        for axes, settings in zip(others, calibrations, strict=True):
+            scatter_by_group(axes, seen.frequencies, seen.image_counts, np.exp(logit_shifts(settings, seen)))
+            axes.set(xscale="log", yscale="log", xlabel="training images")
+            axes.set(ylabel="factor of score over background's", title=title_of(settings))
 
 
 def draw_instances(axes: Axes, figures: CategoryFigures) -> None:

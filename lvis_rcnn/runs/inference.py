@@ -27,11 +27,15 @@ INFERENCE_REVISION = 4
 
 # What detections depend on, as inference.json records it: shards of another identity are never mixed in.
 IDENTITY = ("settings_digest", "model_sha256", "annotations_sha256")
+# And where scores are calibrated, the table they are calibrated by; other records lack the key.
+CALIBRATION = "calibration_sha256"
 
 
 def inference_folder(record: Mapping[str, Any]) -> str:
     """Name of the state folder of the inference whose inference.json this is."""
     identity = {"revision": INFERENCE_REVISION, **{key: record.get(key) for key in IDENTITY}}
+    if CALIBRATION in record:
+        identity[CALIBRATION] = record[CALIBRATION]
     return f"infer-{sha256_of_json(identity)[:12]}"
 
 

@@ -182,6 +182,11 @@ class StudyPaths:
         """All that preflight found, for people."""
         return [f"{self.folder}/preflight{end}.txt" for end in ("", *self.checks)] if self.trained_rows else []
 
+    @property
+    def calibration(self) -> list[str]:
+        """Counts and fractal dimensions of the categories in training; none where no scores are calibrated."""
+        return [f"{self.folder}/calibration.csv"] if self.study.calibrations else []
+
     def if_available(self, path: str) -> list[str]:
         """``path`` where it exists or a rule makes it; otherwise none: the step itself says best what is missing."""
         is_drawn = self.study.dataset.draw is not None and Path(path).is_relative_to(self.drawn_folder)
@@ -261,6 +266,14 @@ class StudyPaths:
         # Only where it is not the default, so that nothing is planned again that was done before there was a choice.
         frequency = "" if sampling.frequency == "image" else f" --frequency {sampling.frequency}"
         return f"{given}--rounding {sampling.rounding} --exponent {sampling.exponent}{frequency}"
+
+    def calibration_of(self, row: str) -> list[str]:
+        """The same where the scores of a row are calibrated, else none."""
+        return self.calibration if self.study_of(row).inference.calibration else []
+
+    def calibration_option(self, row: str) -> str:
+        """By which table the scores of a row are calibrated, as an option; empty where they are not."""
+        return " ".join(["--calibration", *table]) if (table := self.calibration_of(row)) else ""
 
     @property
     def subset_files(self) -> list[str]:

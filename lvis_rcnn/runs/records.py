@@ -257,11 +257,13 @@ def settings_changed(study: Study, step: str, found: dict[str, Any]) -> bool:
 
 
 def failure(study: Study, results: Path, run: RunRecord, step: str) -> str:
-    """The error in the log of a step or, for the first step, of a step before all runs; empty if there is none."""
+    """The error in the log of a step or of one before it that all runs share; empty if there is none."""
     logs, folder = results / study.study / "logs", run.folder_of(step)
     candidates = [("", logs / f"{step}_{folder.parent.name}_{folder.name}.log")]
     if step == run.steps[0]:
         candidates += [(f"{label}: ", logs / f"{log_name}.log") for log_name, label in run.earlier_logs.items()]
+    if step == "infer" and study.inference.calibration:
+        candidates.append(("calibrate: ", logs / "calibrate.log"))
     errors = ((prefix, last_error(path)) for prefix, path in candidates)
     return next((f"{prefix}{error}" for prefix, error in errors if error), "")
 

@@ -1,6 +1,7 @@
 """Published models and the files of LVIS as rows: which there are, wrong rows, and what a study lacks."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from lvis_rcnn.config.zoo import (
     initial_warnings,
     lacking_files,
     lacking_weights,
+    load_results,
     load_sources,
     load_zoo,
     published_file,
 )
 from lvis_rcnn.system.cli import InputError
-from tests.conftest import REPOSITORY, write_study
+from tests.conftest import LONGTAIL, REPOSITORY, write_study
 from tests.helpers.file_server import serving
 
 ZOO = load_zoo(DEFAULT_ZOO)
@@ -253,6 +255,51 @@ def test_what_will_be_fetched_is_said_before_training(tmp_path: Path) -> None:
     assert missing.startswith("model.weights: is coco, but the zoo has no file of that kind for x101_64x4d")
     assert missing.endswith("; its training will not start")
     assert list(initial_warnings(ZOO, [], tmp_path)) == []
+
+
+RESULTS = load_results()
+
+
+def test_results_of_the_published_models_are_those_of_their_rows() -> None:
+    plain = [row for row in RESULTS.values() if "configs/lvis/metafile.yml" in row.source]
+    assert len(plain) == 2
+    for row in plain:
+        model = ZOO[f"{row.kind}_{row.backbone}"]
+        assert (model.schedule, model.box_ap, model.mask_ap) == (row.schedule, row.box_ap, row.mask_ap)
+
+
+def test_the_results_of_methods_as_printed() -> None:
+    """Mask AP of configs/seesaw_loss/metafile.yml of MMDetection 3.3.0, without and with normalised mask predictor."""
+    seesaw = {row for row in RESULTS.values() if row.classification == "seesaw"}
+    printed = {("r50", "none"): (25.0, 25.4), ("r101", "none"): (26.7, 27.3)}
+    printed |= {("r50", "rfs"): (26.4, 26.8), ("r101", "rfs"): (27.6, 28.2)}
+    for (backbone, sampling), aps in printed.items():
+        found = {
+            row.mask_predictor: row.mask_ap for row in seesaw if (row.backbone, row.sampling) == (backbone, sampling)
+        }
+        assert found == dict(zip(("linear", "normalised"), aps, strict=True))
+    assert all((row.schedule, row.box_classifier) == ("2x", "normalised") for row in seesaw)
+    fracal = [row for row in RESULTS.values() if row.calibration == "fracal"]
+    groups = {row.backbone: (row.mask_ap, row.mask_apr, row.mask_apc, row.mask_apf) for row in fracal}
+    assert groups == {"r50": (28.5, 23.0, 28.1, 31.5), "r101": (29.9, 24.6, 29.3, 32.8)}
+    assert {row.beyond for row in fracal} == {"CARAFE upsampling"}
+    assert len(RESULTS) == len(seesaw) + len(fracal) + 3
+    assert {row.kind for row in RESULTS.values()} == {"lvis_v1"}
+
+
+@pytest.mark.skipif(not LONGTAIL.exists(), reason="the figures do not lie beside the checkout")
+def test_no_result_that_was_read_at_its_source_is_left_out() -> None:
+    read = json.loads((LONGTAIL / "published_results.json").read_text())["read_at_source"]
+    keys = ("box_AP", "mask_AP", "mask_APr", "mask_APc", "mask_APf")
+    wanted = sorted(str([row["backbone"].replace("-", "").lower(), *map(row.get, keys)]) for row in read)
+    ours = ([row.backbone, *(getattr(row, key.lower()) for key in keys)] for row in RESULTS.values())
+    assert sorted(map(str, ours)) == wanted
+
+
+def test_a_result_without_a_source_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "results.yaml").write_text("results: [{name: a, mask_ap: 20}]")
+    with pytest.raises(InputError, match=r"results.yaml: results\[0\]: kind: missing; allowed: name, kind, backbone"):
+        load_results(tmp_path / "results.yaml")
 
 
 SOURCES = load_sources()

@@ -22,7 +22,7 @@ from lvis_rcnn.model.postprocess import ImageDetections
 FOUND = 6
 
 
-def few_detections(model: torch.nn.Module, batch: Batch, test: Inference, mask_labels) -> list[ImageDetections]:
+def few_detections(model: torch.nn.Module, batch: Batch, test: Inference, mask_labels, shifts) -> list[ImageDetections]:
     """Boxes, labels, scores and masks drawn from a generator that the pixels of an image seed."""
     time.sleep(float(os.environ.get("DETECTION_S", "0")))
     found = []

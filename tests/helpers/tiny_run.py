@@ -2,15 +2,17 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lvis_rcnn.config.schema import Backbone, Inference, Model
 from lvis_rcnn.config.study import Study, load_study
 from lvis_rcnn.dataloader.repeat_factors import repeat_factors
+from lvis_rcnn.dataset.statistics import category_statistics, write_statistics
 from lvis_rcnn.dataset.store import AnnotationStore, build_store, open_store
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.model.weights import save_model
@@ -102,6 +104,14 @@ def model_meta(store: AnnotationStore, **changes: Any) -> dict[str, Any]:
     """What a model of these categories says it is."""
     names = tuple(category.name for category in store.categories)
     return {"backbone": "r50", "seed": 0, "CLASSES": names, **changes}
+
+
+def write_calibration(folder: Path, store: AnnotationStore, most: int) -> Path:
+    """A table of calibration in which the categories have 1 to ``most`` images, more than few images have."""
+    counts = 1 + np.arange(len(store.categories)) % most
+    many = replace(category_statistics(store), image_counts=counts, dimensions=1 + counts / 2 / most)
+    write_statistics(folder / f"calibration_{most}.csv", store, many)
+    return folder / f"calibration_{most}.csv"
 
 
 def save_untrained(folder: Path, store: AnnotationStore) -> Path:

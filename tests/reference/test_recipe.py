@@ -68,6 +68,7 @@ RECIPE = {
     "inference.batch_size": (1, 1),
     "inference.precision": ("fp32", "fp32"),
     "inference.masks": ("all", "all"),
+    "inference.calibration": (None, None),
     "evaluation.detections_per_image": (300, 300),
 }
 # What a study says of itself and of the machine; and steps, which a budget in epochs excludes.

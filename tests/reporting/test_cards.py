@@ -7,7 +7,9 @@ import yaml
 
 from lvis_rcnn.config.study import check_study
 from lvis_rcnn.config.yaml_files import read_yaml
+from lvis_rcnn.reporting.notes import provenance_line
 from lvis_rcnn.reporting.pages import write_pages
+from lvis_rcnn.reporting.rows import rows_of
 from tests.helpers.study_records import MINI, put, put_everything, put_run, study_with, table_of
 
 
@@ -41,6 +43,17 @@ def test_a_card_has_the_facts_scores_and_licence_of_its_run(tmp_path):
     assert "does not know what photographs look like" in body
     assert body.endswith("## Licence\n\nApache-2.0, as the code and the embedded dataset that it was trained on.\n")
     assert card_of(tmp_path, study) == text
+
+
+def test_a_card_of_a_calibrated_run_says_what_detection_needs(tmp_path):
+    inference = {**read_yaml(MINI)["inference"], "calibration": {"method": "fracal", "frequency": "instances"}}
+    study = study_with(inference=inference)
+    put_everything(tmp_path, study)
+    text = card_of(tmp_path, study)
+    assert "--out found --calibration calibration.csv" in text
+    title = "FRACAL by objects, lambda 2, base 10"
+    assert f"Scores are calibrated ({title}) by `calibration.csv` of its study: keep that, too." in text
+    assert f"scores calibrated by {title}" in provenance_line(study, rows_of(study, tmp_path, {}))
 
 
 def test_the_licence_of_weights_from_other_data_is_left_to_their_owner_and_a_run_without_model_has_no_card(tmp_path):

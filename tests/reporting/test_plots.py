@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lvis_rcnn.config.study import Study
+from lvis_rcnn.config.study import Study, read_yaml
+from lvis_rcnn.dataset.statistics import category_statistics, write_statistics
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, RECALLS, UNDEFINED, ap_of_categories, mean_curves
-from lvis_rcnn.reporting import PLOTS, score_plots
+from lvis_rcnn.reporting import plots_of, score_plots
 from lvis_rcnn.reporting.figures import style
 from lvis_rcnn.reporting.plots import (
     History,
@@ -45,8 +46,10 @@ from lvis_rcnn.reporting.score_plots import (
     write_sampling_figure,
 )
 from lvis_rcnn.system.cli import InputError
+from tests.helpers.small_dataset import build, small_dataset
 from tests.helpers.study_records import (
     CATEGORIES,
+    MINI,
     curve,
     put,
     put_everything,
@@ -62,7 +65,8 @@ from tests.helpers.study_records import (
 def drawn(results: Path, study: Study, out: Path) -> dict[str, str]:
     """The texts of all plots of a study, by name."""
     write_plots(study, Path("study.yaml"), results, out)
-    assert {path.stem for path in out.glob("*.png")} == {path.stem for path in out.glob("*.svg")} == {*PLOTS}
+    names = {*plots_of(calibrated=bool(study.calibrations))}
+    assert {path.stem for path in out.glob("*.png")} == {path.stem for path in out.glob("*.svg")} == names
     return {path.stem: path.read_text() for path in out.glob("*.svg")}
 
 
@@ -80,7 +84,7 @@ def test_a_finished_study_has_every_plot_the_same_every_time_whatever_a_user_has
         ("precision_recall_mask", "no objects"),
     ):
         assert shows(texts[name], words), (name, words)
-    assert all(shows(texts[name], "R-50-FPN") for name in {*PLOTS} - {"repeat_factors"})
+    assert all(shows(texts[name], "R-50-FPN") for name in {*texts} - {"repeat_factors"})
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "svg.fonttype": "none"}):
         drawn(tmp_path, study, tmp_path / "again")
     for path in (tmp_path / "once").iterdir():
@@ -110,6 +114,23 @@ def test_plots_of_nothing_say_why(tmp_path):
         ("precision_recall_mask", "no run has recorded curves of masks"),
     ):
         assert shows(texts[name], words), name
+
+
+def test_calibration_has_a_plot_where_scores_are_calibrated(tmp_path):
+    inference = {**read_yaml(MINI)["inference"], "calibration": {"method": "norcal", "gamma": 0.6}}
+    study = study_with(inference=inference)
+    assert shows(
+        drawn(tmp_path, study, tmp_path / "plots")["calibration"],
+        "the training images of categories are not counted yet",
+    )
+    store = build(tmp_path, small_dataset())
+    write_statistics(tmp_path / "mini" / "calibration.csv", store, category_statistics(store))
+    text = drawn(tmp_path, study, tmp_path / "plots")["calibration"]
+    assert shows(text, "NorCal, gamma 0.6")
+    assert shows(text, "fractal dimension of their centres")
+    (tmp_path / "mini" / "calibration.csv").write_text("name\n")
+    with pytest.raises(InputError, match="no readable statistics of categories"):
+        drawn(tmp_path, study, tmp_path / "plots")
 
 
 def test_a_scored_run_without_the_sampler_says_what_is_missing(tmp_path):

@@ -98,3 +98,6 @@ def test_a_start_records_what_is_detected_and_what_was_saved_before(tmp_path: Pa
 def test_the_name_of_a_state_folder_stays() -> None:
     """Inference goes on from shards of versions before."""
     assert inference_folder(dict.fromkeys(IDENTITY, "0")) == "infer-0687a6d15b6c"
+    # Calibrated by one table or another, it is another inference.
+    calibrated = [{**dict.fromkeys(IDENTITY, "0"), "calibration_sha256": digest} for digest in "ab"]
+    assert len({inference_folder(dict.fromkeys(IDENTITY, "0")), *map(inference_folder, calibrated)}) == 3

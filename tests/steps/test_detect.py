@@ -21,7 +21,7 @@ from lvis_rcnn.model.mmdet import PUBLISHED, write_mmdet
 from lvis_rcnn.model.weights import load_model, save_model
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import sha256_of_file
-from tests.helpers.tiny_run import SMALLEST, make_data, model_meta, tiny_study
+from tests.helpers.tiny_run import SMALLEST, make_data, model_meta, tiny_study, write_calibration
 
 CPU = torch.device("cpu")
 ALL_OF_FEW = ("--score-threshold", 0, "--detections-per-image", 7)
@@ -175,6 +175,23 @@ def test_ids_are_those_of_the_annotations_and_names_must_be_the_models(drawn, mo
     other = detect.read_categories(write_categories(tmp_path / "other.json", ["cup"] * 26))
     with pytest.raises(InputError, match=r"has category '.*' in place of 'cup'"):
         load_standalone(model, CPU, categories=other)
+
+
+def test_a_calibrated_study_needs_the_table_here_too(drawn, model, tmp_path, monkeypatch, capsys):
+    table = write_calibration(tmp_path, open_store(drawn.val_store), 9)
+    study = tiny_study(tmp_path, inference={"calibration": {"method": "norcal", "gamma": 1.0}})
+    network = load_standalone(model, CPU, study=study, calibration=table)
+    detector = make_detector(study, "r50", model, drawn.val_store, drawn.images, CPU, table)
+    assert network.shifts is not None
+    assert torch.equal(network.shifts, detector.shifts)
+    assert network.shifts[0] == 0 > network.shifts.min()
+    words = (drawn.images, "--out", tmp_path / "found", "--study", tmp_path / "tiny.yaml", "--limit", 1)
+    assert run(monkeypatch, model, *words) == 2
+    assert "error: --calibration: is needed for inference.calibration; " in capsys.readouterr().err
+    assert run(monkeypatch, model, *words, "--calibration", table, *ALL_OF_FEW) == 0
+    plain = run(monkeypatch, model, drawn.images, "--out", tmp_path / "plain", "--limit", 1, *ALL_OF_FEW)
+    assert plain == 0
+    assert results(tmp_path / "found") != results(tmp_path / "plain")
 
 
 def test_settings_come_from_the_model_or_the_record_beside_it_or_its_study(drawn, model_path, tmp_path):

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as rle
 
 from lvis_rcnn import infer
+from lvis_rcnn.config.schema import Calibration
 from lvis_rcnn.config.study import settings_digest
 from lvis_rcnn.dataloader import batches as batches_module
 from lvis_rcnn.dataloader.transforms import padded_size_hw
@@ -30,11 +32,13 @@ from lvis_rcnn.dataset.detections import (
     shards_of,
     write_shard,
 )
+from lvis_rcnn.dataset.statistics import read_statistics
 from lvis_rcnn.dataset.store import build_store, open_store
 from lvis_rcnn.evaluate import evaluate
+from lvis_rcnn.evaluation.calibration import logit_shifts
 from lvis_rcnn.evaluation.scoring import Scoring
 from lvis_rcnn.inference import detector, shards
-from lvis_rcnn.model.mask_rcnn import ImageDetections
+from lvis_rcnn.model.mask_rcnn import ImageDetections, network_on_meta
 from lvis_rcnn.model.weights import save_model
 from lvis_rcnn.runs.inference import inferred
 from lvis_rcnn.system.cli import InputError, log
@@ -42,7 +46,15 @@ from lvis_rcnn.system.files import sha256_of_file
 from lvis_rcnn.training.distributed import Ranks
 from tests.conftest import HANGS_S, REPOSITORY
 from tests.helpers.few_detections import few_detections
-from tests.helpers.tiny_run import make_data, model_meta, tiny_study, write_tiny_study
+from tests.helpers.tiny_run import (
+    SMALL,
+    SMALLEST,
+    make_data,
+    model_meta,
+    tiny_study,
+    write_calibration,
+    write_tiny_study,
+)
 
 KEYS = {
     *("format", "version", "images", "masks", "batch_size", "device", "threads", "ranks", "resolution", "precision"),
@@ -96,7 +108,7 @@ def test_an_image_without_detections_has_no_row():
 # Runs
 
 
-def run(drawn, model_path, folder, **changes):
+def run(drawn, model_path, folder, calibration=None, **changes):
     folder.mkdir(exist_ok=True)
     study = tiny_study(folder, **changes)
     infer.infer(
@@ -108,6 +120,7 @@ def run(drawn, model_path, folder, **changes):
         folder / "state" / "tiny" / "r50" / "seed0",
         folder / "out",
         ALONE,
+        calibration,
     )
     return study, json.loads((folder / "out" / "inference.json").read_text())
 
@@ -130,6 +143,81 @@ def test_a_test_set_without_annotations_becomes_a_results_file_for_the_server(dr
     assert contents(tmp_path / "run" / "out" / "detections") == contents(tmp_path / "whole" / "out" / "detections")
     metrics = evaluate(drawn.folder / "drawn" / "val.json", tmp_path / "results.json", Scoring())
     assert metrics["detections"] == count
+
+
+FRACAL = {"method": "fracal", "base": 2.0}
+
+
+def test_calibrated_detections_follow_from_those_without(drawn, model_path, tmp_path):
+    """One region, of which nothing is dropped: its scores and that of the background sum to 1."""
+    one_region = {"proposals_after_nms": 1, "score_threshold": 0.0, "nms_iou": 1.0, "detections_per_image": 30}
+    table = write_calibration(tmp_path, open_store(drawn.val_store), 9)
+    shifts = logit_shifts(Calibration(**FRACAL), read_statistics(table))
+    scores = []
+    for calibration in (None, FRACAL):
+        study = tiny_study(tmp_path, inference={**one_region, "calibration": calibration})
+        given = (study, "r50", model_path, drawn.val_store, drawn.images, ALONE.device, table if calibration else None)
+        made = detector.make_detector(*given)
+        (found,) = made.detect(made.images[[0]], [0])
+        assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+        scores.append(found.scores.double().numpy()[np.argsort(found.labels.numpy())])
+    plain, calibrated = scores
+    assert len(plain) == len(shifts)
+    odds = plain * np.exp(shifts)
+    assert calibrated == pytest.approx(odds / (odds.sum() + 1 - plain.sum()), rel=1e-4)
+    assert np.argsort(calibrated).tolist() != np.argsort(plain).tolist()
+
+
+def test_an_inference_by_another_table_is_another(drawn, model_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(detector, "detect", few_detections)
+    settings = {"inference": {"calibration": FRACAL}}
+    for most in (9, 8, 9):
+        table = write_calibration(tmp_path, open_store(drawn.val_store), most)
+        _, record = run(drawn, model_path, tmp_path / "run", calibration=table, **settings)
+        assert set(record) == KEYS | {"calibration_sha256"}
+        assert record["calibration_sha256"] == sha256_of_file(table)
+    assert len(list((tmp_path / "run").rglob("infer-*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_given", "classification", "message"),
+    [
+        (
+            FRACAL,
+            False,
+            "softmax",
+            r"--calibration: is needed for inference\.calibration; .*; fix: write it with python",
+        ),
+        (
+            None,
+            True,
+            "softmax",
+            r"--calibration: is given, but the settings have no calibration; .*; fix: leave it out",
+        ),
+        (
+            FRACAL,
+            True,
+            "softmax",
+            r"calibration\.csv: has category 'a' in place of 'b'; allowed: the 2 of the model, in",
+        ),
+        (
+            FRACAL,
+            True,
+            "seesaw",
+            r"inference\.calibration: is undefined for this model, whose classification is seesaw",
+        ),
+    ],
+)
+def test_a_calibration_without_its_table_or_of_another_classifier_is_refused(
+    tmp_path, settings, is_given, classification, message
+):
+    table = tmp_path / "calibration.csv"
+    table.write_text("name,frequency,image_count,instance_count,images_of_split,fractal_dimension\na,r,1,1,2,1.5\n")
+    model = network_on_meta(SMALLEST, 3, SMALL)
+    model.settings = SimpleNamespace(classification=classification)
+    given = (Calibration(**settings) if settings else None, table if is_given else None)
+    with pytest.raises(InputError, match=message):
+        detector.class_shifts(*given, ["b", "a"], model, torch.device("cpu"))
 
 
 def contents(folder):

@@ -110,6 +110,14 @@ def test_a_measurement_beside_busy_processes_is_marked(drawn, model_path, tmp_pa
     assert "the table will not show this speed, since other work ran" in capsys.readouterr().err
 
 
+def test_a_table_is_for_studies_that_calibrate(drawn, model_path, tmp_path, monkeypatch, capsys):
+    words = arguments(drawn, model_path, tmp_path, training=False)
+    monkeypatch.setattr(sys, "argv", ["measure", *words, "--calibration", "calibration.csv"])
+    with pytest.raises(SystemExit, match="2"):
+        measure.main()
+    assert "--calibration: is given, but the settings have no calibration" in capsys.readouterr().err
+
+
 def test_a_study_that_trains_nothing_can_be_measured():
     study = load_study_for_step(REPOSITORY / "configs" / "published.yaml", "measure", None)
     assert study.schedule is None

@@ -35,6 +35,7 @@ MAKES: dict[str, Callable[[argparse.Namespace], list[Path]]] = {
     "store": lambda args: [args.out / "store.json"],
     "preflight": lambda args: [args.out, args.out.with_suffix(".txt")],
     "repeat_factors": lambda args: [args.out / "images.csv"],
+    "calibrate": lambda args: [args.out],
     "weights": lambda args: [args.out, args.report],
     "train": lambda args: [args.out / name for name in ("model.pth", "train.json", "log.json")],
     "infer": lambda args: [args.out / name for name in ("detections/shard-00000.npz", "inference.json")],

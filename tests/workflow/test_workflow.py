@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from lvis_rcnn import STEPS
-from lvis_rcnn.config.study import DEFAULT_ZOO, load_study, settings_digest, settings_of_step
+from lvis_rcnn.config.study import DEFAULT_ZOO, load_study, read_yaml, settings_digest, settings_of_step
 from lvis_rcnn.config.zoo import load_zoo
 from tests.conftest import REPOSITORY, Ended, run_snakemake, snakemake_command, write_study
 from tests.system.test_cli import seen_on_a_terminal
 
 ZOO = load_zoo(DEFAULT_ZOO)
-PUBLISHED = ZOO["lvis_v0.5_r50"]
+MODEL = "lvis_v0.5_r50"
+PUBLISHED = ZOO[MODEL]
 EVERY_STEP = {"store": 2, "preflight": 1, "repeat_factors": 1, "table": 1}
 # What people see: all of it follows from the metrics, but for the pictures of runs and of the first training step.
 RENEWED = {"table": 1, "plots": 1, "pages": 1}
@@ -140,6 +141,11 @@ def test_logs_and_benchmarks_are_named_after_steps(finished: Stubbed) -> None:
             {"inference": {"nms_iou": 0.4}},
             {"infer": 2, "measure": 2, "evaluate": 2, "pictures": 2, **RENEWED},
             id="inference",
+        ),
+        pytest.param(
+            {"inference": {"calibration": {"method": "norcal", "gamma": 0.6}}},
+            {"calibrate": 1, "infer": 2, "measure": 2, "evaluate": 2, "pictures": 2, **RENEWED},
+            id="calibration",
         ),
         pytest.param({"schedule": {"steps": 9}}, {"preflight": 1, **shown(2), "training_pictures": 1}, id="schedule"),
         pytest.param(
@@ -456,6 +462,31 @@ def test_a_published_model_is_imported_detected_with_and_scored_on_its_split(
     trained = arguments_of(finished, "infer", "results/both/r50/seed0")
     assert trained["--run"] == "r50/seed0"
     assert trained["--store"] == "results/both/data/val.store"
+
+
+def test_a_published_model_is_calibrated_by_the_split_that_the_study_says_it_was_trained_on(
+    finished: Stubbed, with_published: Path
+) -> None:
+    """Nothing is trained or checked before a training; of the training split only the annotations are read."""
+    splits = {name: {"annotations": "far.json", "images": "far images"} for name in ("train", "val")}
+    values = {**read_yaml(with_published), "study": "calibrated", "backbones": [], "published": [{"model": MODEL}]}
+    values["dataset"] = {"name": "far", **splits}
+    values["inference"]["calibration"] = {"method": "norcal", "gamma": 0.6}
+    study = finished.folder / "calibrated.yaml"
+    study.write_text(json.dumps(values))
+    scores, folder = f"results/calibrated/published/{MODEL}/metrics.json", f"results/calibrated/published/{MODEL}"
+    ended = finished.snakemake(scores, "--cores", "2", study=study)
+    assert ended.code == 0, ended.text
+    once = dict.fromkeys(("calibrate", "import_published", "infer", "evaluate"), 1)
+    assert ended.jobs() == {"store": 2, **once}
+    table = "results/calibrated/calibration.csv"
+    assert arguments_of(finished, "calibrate", table)["--store"] == "results/calibrated/data/train.store"
+    assert arguments_of(finished, "infer", folder)["--calibration"] == table
+    assert finished.plan(study=study) == {"measure": 1, "pictures": 1, **RENEWED}
+    values["inference"]["calibration"] = {"method": "fracal"}
+    study.write_text(json.dumps(values))
+    assert finished.plan(scores, study=study) == {"infer": 1, "evaluate": 1}
+    assert "--calibration" not in arguments_of(finished, "infer", "results/both/r50/seed0")
 
 
 def recorded_parameters(folder: Path, output: str) -> set[str]:

@@ -6,6 +6,7 @@ rule measure:
         val_images=ancient(of_split(paths.images)),
         training=of_row(paths.training_inputs),
         train_images=ancient(of_row(paths.training_images)),
+        calibration=of_row(paths.calibration_of),
     output:
         "results/{study}/{row}/measure.json",
     log:
@@ -34,9 +35,10 @@ rule measure:
         study=untracked(STUDY_FILE),
         val_images=untracked(of_split(paths.image_folder)),
         training=untracked(of_row(paths.training_options)),
+        calibration=untracked(of_row(paths.calibration_option)),
     message:
         "Measuring memory and speed of {wildcards.row} of {wildcards.study}"
     shell:
         'exec "$PYTHON" -m lvis_rcnn.measure --study {params.study:q} --settings-digest {params.digest}'
         " --row {wildcards.row} --model {input.model}"
-        " --val-store {input.val_store} --val-images {params.val_images:q} {params.training} --out {output} --log {log}"
+        " --val-store {input.val_store} --val-images {params.val_images:q} {params.training} {params.calibration} --out {output} --log {log}"

@@ -3,14 +3,15 @@
 from lvis_rcnn.config.study import identities_of_step, settings_digest
 from lvis_rcnn.config.zoo import DEFAULT_SOURCES
 from lvis_rcnn.reporting import (
+    CALIBRATION,
     CARD,
     COMPARISON,
     DIFFERENCES,
     PAGES,
     PICTURES,
-    PLOTS,
     TABLE,
     TRAINING_BATCH,
+    plots_of,
 )
 from snakemake_internals import untracked
 

@@ -111,12 +111,16 @@ rule plots:
         inferences=paths.of_runs("inference.json"),
         measurements=paths.of_rows("measure.json"),
         histories=paths.of_trained_runs("log.json"),
+        calibration=paths.calibration,
     output:
         [
             shown(f"{paths.folder}/plots/{name}.png", name, where)
-            for name, where in PLOTS.items()
+            for name, where in plots_of(calibrated=bool(paths.calibration)).items()
         ],
-        [f"{paths.folder}/plots/{name}.svg" for name in PLOTS],
+        [
+            f"{paths.folder}/plots/{name}.svg"
+            for name in plots_of(calibrated=bool(paths.calibration))
+        ],
     log:
         f"{paths.folder}/logs/plots.log",
     benchmark:
