@@ -51,6 +51,11 @@ if paths.trained_rows:
     include: "workflow/rules/train.smk"
 
 
+if paths.so_far:
+
+    include: "workflow/rules/track.smk"
+
+
 if paths.calibration:
 
     include: "workflow/rules/calibrate.smk"
@@ -77,6 +82,7 @@ rule all:
         runs=paths.of_runs("metrics.json"),
         # Whatever is named here is made again when it is deleted; a model is not, which may have taken weeks.
         measured=paths.of_rows("measure.json"),
+        so_far=paths.so_far,
         table=[*map(str, rules.table.output)],
         pages=[*map(str, rules.pages.output)],
         plots=[*map(str, rules.plots.output)],
@@ -103,12 +109,23 @@ onstart:
         refusals.extend(lacking_gpus(snakemake_internals.planned_jobs(workflow)))
     if refusals:
         sys.exit("\n".join(f"error: {refusal}" for refusal in refusals))
+    # Trainings on this machine show a bar on a terminal.
+    if on_a_cluster or not sys.stderr.isatty():
+        # Here, since every process of Snakemake reads this file, and one needs it.
+        from progress_lines import start_telling
+
+        start_telling(study, STUDY_FILE, snakemake_internals.say_progress)
 
 
 onsuccess:
     for left in Path(paths.folder).glob("partial_table.*"):
         left.unlink()
-    for name, place in paths.results_to_look_at():
+    found = paths.results_to_look_at()
+    if found:
+        of_study = f" --configfile {STUDY_FILE}" * bool(named_files)
+        whole = f"snakemake --report report.html{of_study}"
+        found.append(("report, all in one file, is made by", whole))
+    for name, place in found:
         logger.info(f"The {name}: {place}")
 
 

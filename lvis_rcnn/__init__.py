@@ -33,6 +33,7 @@ STEPS = (
     "calibrate",
     "weights",
     "train",
+    "track",
     "infer",
     "detect",
     "export",

@@ -21,6 +21,7 @@ from lvis_rcnn.runs.identity import state_folder_name
 from lvis_rcnn.runs.inference import inference_folder
 from lvis_rcnn.runs.lease import is_held
 from lvis_rcnn.runs.paths import state_of_run
+from lvis_rcnn.runs.points import unscored
 from lvis_rcnn.runs.states import RunState, states_of
 from lvis_rcnn.system.cli import check_folder, log, run_step, step_parser
 
@@ -53,6 +54,9 @@ def clean(study: Study, study_file: Path, results: Path, *, remove: bool) -> flo
         folders = leftovers(study, results, state)
         if held := [folder for folder in folders if is_held(folder)]:
             log.info("%s: kept, since a process holds %s", state.name, held[0])
+            continue
+        if study.evaluation.scores_on_the_way and unscored(state.state_dir, study.of_row(state.row)):
+            log.info("%s: kept, since weights of it are not scored: python -m lvis_rcnn track", state.name)
             continue
         freed += bytes_freed(folders)
         for folder in folders:

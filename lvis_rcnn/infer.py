@@ -62,7 +62,7 @@ def infer(
     shards_dir.mkdir(parents=True, exist_ok=True)
     if ranks.is_first:
         begin_inference(shards_dir, record)
-    numbers = ranks.share_of(number_of_shards(store))
+    numbers = ranks.share_of(number_of_shards(store.num_images))
     infer_shards(detector, shards_dir, study.inference.batch_size, study.resources.loader_workers, backbone, numbers)
     ranks.meet_first()
     if not ranks.is_first:

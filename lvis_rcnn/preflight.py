@@ -41,13 +41,14 @@ from lvis_rcnn.dataset.store import AnnotationStore, open_store
 from lvis_rcnn.dataset.versions import version_of
 from lvis_rcnn.evaluation.subsets import IN_MINIVAL, read_ids
 from lvis_rcnn.model.mask_rcnn import network_on_meta
-from lvis_rcnn.reporting.preflight_text import GPU_GB, Page, page_text
+from lvis_rcnn.reporting.preflight_text import GPU_GB, Page, page_text, price_lines
+from lvis_rcnn.runs.price import DEVICES, estimated_hours, step_flops
 from lvis_rcnn.runs.records import SEEN_BY_WEIGHTS
 from lvis_rcnn.system.cli import InputError, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import atomic_file, write_json
 from lvis_rcnn.training.memory import step_memory
 from lvis_rcnn.training.setup import require_memory_of_loader
-from lvis_rcnn.training.solver import Recipe, make_recipe
+from lvis_rcnn.training.solver import Recipe, make_recipe, point_errors
 
 GB = 1e9
 # At most this many categories are named in a warning.
@@ -81,6 +82,7 @@ def preflight(
     errors += [*version_errors(train, study.dataset.name), *version_errors(val, study.dataset.name)]
     errors += [*box_errors(train), *box_errors(val), *object_errors(val)]
     errors += [*settings_errors(study.augmentation, study.model), *protocol_errors(val, study.evaluation)]
+    errors += point_errors(recipe, study.evaluation)
     missing: list[str] = []
     skipped: list[str] = []
     doubtful: list[Problem] = []
@@ -247,9 +249,10 @@ def machine_warnings(study: Study, results_dir: Path, num_labels: int) -> Iterat
 
 
 def run_bytes(study: Study, row: str, num_labels: int) -> int:
-    """Disk of one run: two checkpoints of weights and two moments of the optimizer, and the model, in float32."""
+    """Disk of one run: two checkpoints of weights and two moments, the model and kept weights, all in float32."""
     network = network_on_meta(BACKBONES[study.backbone_of(row)], num_labels, study.of_row(row).model)
-    return 4 * (2 * 3 + 1) * sum(value.numel() for value in network.parameters())
+    points = len(study.evaluation.score_at_epochs) + len(study.evaluation.score_at_steps)
+    return 4 * (2 * 3 + 1 + points) * sum(value.numel() for value in network.parameters())
 
 
 def facts(
@@ -282,6 +285,7 @@ def facts(
         "schedule": schedule_facts(recipe),
         "learning_rate": recipe.rate_sentence,
         "gpu_memory": memory_facts(study, train.num_labels) if study.compute.device == "cuda" else {},
+        "price": price_facts(study, recipe.steps),
         "weights": study.model.weights,
         "backbones": list(dict.fromkeys(map(study.backbone_of, study.trained_rows))),
         "seeds": list(study.seeds),
@@ -303,6 +307,22 @@ def memory_facts(study: Study, num_labels: int) -> dict[str, dict[str, dict[str,
         for name, memory in (
             (row, step_memory(study.of_row(row), study.backbone_of(row), num_labels)) for row in study.rows_to_train
         )
+    }
+
+
+def price_facts(study: Study, steps: int) -> dict[str, Any]:
+    """What each run costs by its arithmetic, and on which device."""
+    own = {row: study.of_row(row) for row in study.rows_to_train}
+    return {
+        "estimated_for": DEVICES[study.compute.device].name,
+        "unit": "GPU-hours" if study.compute.device == "cuda" else "core-hours",
+        "of_a_run": {
+            row: {
+                "tflop_per_image": step_flops(of_row, study.backbone_of(row)) / of_row.schedule.images_per_step / 1e12,
+                "hours": estimated_hours(of_row, study.backbone_of(row), of_row.schedule.steps or steps),
+            }
+            for row, of_row in own.items()
+        },
     }
 
 
@@ -395,6 +415,7 @@ def step(args: argparse.Namespace) -> None:
         log.warning("warning: %s", warning)
     write_page(page, args.out)
     schedule = page.facts["schedule"]
+    log.info("%s", next(price_lines(page.facts)))
     log.info(
         "%s: ok; %s steps, %s images seen, %.2f epochs of %s images",
         args.out,

@@ -40,16 +40,16 @@ def table(args: argparse.Namespace) -> None:
 
         python -m lvis_rcnn report table --study configs/mini.yaml --results results --out results/mini/table.md
 
-    Writes OUT, and .csv and .json beside it. A cell that cannot be filled says why. AP and AR are percent in table.md
-    and fractions in table.csv and table.json; memory is in GB, speed in images per second. A published model has two
-    rows, as published and as scored here.
+    Writes OUT, and .tex (for LaTeX), .csv and .json beside it. A cell that cannot be filled says why. AP and AR are
+    percent in table.md and table.tex, fractions in table.csv and table.json; memory is in GB, speed in images/s.
+    A published model has two rows, as published and as scored here.
     """
     study = checked_study(args)
     written = write_tables(study, known_models(study, args.study), args.results, args.out)
     log.info("%s", titled(study))
     for line in written.splitlines():
         log.info("%s", line)
-    log.info("wrote %s (also .csv and .json)", args.out)
+    log.info("wrote %s (also .tex, .csv and .json)", args.out)
 
 
 def plots(args: argparse.Namespace) -> None:
@@ -131,8 +131,8 @@ def main() -> None:
     parser = step_parser(__doc__)
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     parts = {name: add_command(commands, name, description(name)) for name in STEPS}
-    text = "table.md to write, .csv and .json beside it"
-    add_output(parts["table"], "--out", text, suffix=".md", beside=(".csv", ".json"))
+    text = "table.md to write, .tex, .csv and .json beside it"
+    add_output(parts["table"], "--out", text, suffix=".md", beside=(".tex", ".csv", ".json"))
     for name in WRITTEN:
         add_output(parts[name], "--out", f"folder of the {name}", is_folder=True)
     add_output(parts["batch"], "--out", "PNG to write", suffix=".png")

@@ -21,12 +21,13 @@ from tabulate import tabulate
 
 from lvis_rcnn.config.study import Study, add_studies, load_study, zoo_of
 from lvis_rcnn.config.zoo import load_zoo, scored_models
+from lvis_rcnn.runs.points import last_sentence, step_of, unscored
 from lvis_rcnn.runs.states import STATES, RunState, Work, processor_hours, states_of, work_left
 from lvis_rcnn.system.cli import add_number, check_folder, duration, rate, run_step, step_parser
 
-TEXT_COLUMNS = {"row", "state", "where", "training", "measured on", "then"}
+TEXT_COLUMNS = {"row", "state", "where", "training", "speed from", "then"}
 # Columns that are left out on a narrow terminal, in this order.
-LEAST_NEEDED = ("where", "measured on", "starts", "images/s", "s/step")
+LEAST_NEEDED = ("where", "speed from", "starts", "images/s", "s/step")
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 TableRow = dict[str, str]
@@ -36,7 +37,7 @@ def status_text(study: Study, states: Sequence[RunState], width: int | None = No
     """Table and notes of the runs of a study, within ``width`` characters if possible."""
     counts = Counter(state.state for state in states)
     summary = ", ".join(f"{counts[name]} {name}" for name in STATES if counts[name])
-    return page(f"{study.study}: {summary}", [status_row(state) for state in states], notes(states), width)
+    return page(f"{study.study}: {summary}", [status_row(state) for state in states], notes(study, states), width)
 
 
 def status_row(state: RunState) -> TableRow:
@@ -65,8 +66,8 @@ def where(state: RunState) -> str:
     return f"{host}, job {job}" if job else host
 
 
-def notes(states: Sequence[RunState]) -> list[str]:
-    """Notes below the table: reasons for states, and old state folders with the disk space they take."""
+def notes(study: Study, states: Sequence[RunState]) -> list[str]:
+    """Notes below the table: reasons for states, old state folders with their disk space, AP so far."""
     lines = [f"{state.name} {state.state}: {state.reason}" for state in states if state.reason]
     for state in states:
         if state.older:
@@ -75,6 +76,19 @@ def notes(states: Sequence[RunState]) -> list[str]:
             files = [file for older in state.older for file in older.rglob("*") if file.is_file()]
             megabytes = sum(file.stat().st_size for file in files) / 1e6
             lines.append(f"{state.name}: {what}, in {folder}: {megabytes:,.1f} MB")
+    return [*lines, *ap_so_far(study, states)]
+
+
+def ap_so_far(study: Study, states: Sequence[RunState]) -> list[str]:
+    """The last scores of each run that is not finished, and which of its weights are still to be scored."""
+    lines = []
+    for state in states:
+        if state.run.so_far and state.state != "done":
+            lines.append(f"{state.name}: AP so far, {last_sentence(state.run.so_far)}")
+        asked = study.evaluation.scores_on_the_way and state.state_dir
+        if waiting := unscored(state.state_dir, study.of_row(state.row)) if asked else []:
+            steps = ", ".join(f"{step_of(file):,}" for file in waiting)
+            lines.append(f"{state.name}: weights of step {steps} are not scored: python -m lvis_rcnn track --study …")
     return lines
 
 
@@ -100,16 +114,17 @@ def plan_row(study: Study, work: Work) -> TableRow:
     """The table row of a run in the plan; the cells of training are empty where none is left."""
     state, hours = work.state, processor_hours(study, work)
     trained = {"training": "" if state.run.seed is None else work.training, "time": "", unit(study): ""}
-    if not state.is_trained:
-        trained["time"] = "unknown" if work.seconds is None else duration(work.seconds)
-        trained[unit(study)] = "unknown" if hours is None else f"{hours:.2f}"
     pace = None if state.is_trained else work.pace
+    about = "~" if pace and pace.is_estimated else ""
+    if not state.is_trained:
+        trained["time"] = "unknown" if work.seconds is None else f"{about}{duration(work.seconds)}"
+        trained[unit(study)] = "unknown" if hours is None else f"{about}{hours:.2f}"
     return {
         "row": state.row,
         "seed": "" if state.run.seed is None else str(state.run.seed),
         **trained,
-        "s/step": "" if pace is None else f"{pace.seconds_per_step:.3g}",
-        "measured on": "" if pace is None else pace.measured_on,
+        "s/step": "" if pace is None else f"{about}{pace.seconds_per_step:.3g}",
+        "speed from": "" if pace is None else pace.basis,
         "then": ", ".join(work.then),
     }
 
@@ -118,13 +133,15 @@ def totals(study: Study, works: Sequence[Work]) -> list[str]:
     """What all runs of a plan need together, and the runs for which that is unknown."""
     steps = Counter(step for work in works for step in (["train"] if not work.state.is_trained else []) + work.then)
     lines = ["to do: " + ", ".join(f"{number} x {step}" for step, number in steps.items())]
-    hours = {work.state.name: processor_hours(study, work) for work in works if not work.state.is_trained}
-    known = [value for value in hours.values() if value is not None]
-    unknown = ", ".join(name for name, value in hours.items() if value is None)
+    trained = [(work, processor_hours(study, work)) for work in works if not work.state.is_trained]
+    known = [(hours, work.pace) for work, hours in trained if hours is not None]
+    estimated = sum(hours for hours, pace in known if pace and pace.is_estimated)
     if known:
-        lines.append(f"training: {sum(known):.2f} {unit(study)}{' plus what is unknown' if unknown else ''}")
-    if unknown:
-        lines.append(f"unknown, since no run of the row has logged a step: {unknown}")
+        part = f", {estimated:.2f} of them estimated by arithmetic (docs/performance.md)" * (estimated > 0)
+        rest = " plus what is unknown" * (len(known) < len(trained))
+        lines.append(f"training: {sum(hours for hours, _ in known):.2f} {unit(study)}{part}{rest}")
+    if unknown := ", ".join(work.state.name for work, hours in trained if hours is None):
+        lines.append(f"unknown until preflight has counted the optimizer steps: {unknown}")
     return lines
 
 

@@ -74,7 +74,8 @@ def held_state(run: Run, ranks: Ranks) -> Iterator[Lease | None]:
 
 def train_to_the_end(run: Run, ranks: Ranks, lease: Lease | None, stop: "StopRequest") -> None:
     """Build or restore the run, take the steps that are left, and finish it."""
-    recipe = run.recipe  # before the network: what is wrong with its input is said at once
+    # Before the network: what is wrong with its input is said at once.
+    recipe, points = run.recipe, run.kept_steps
     with Watch(ranks) as watch:
         training = prepared(run, ranks)
         with watch.step(training.progress.step):
@@ -82,6 +83,8 @@ def train_to_the_end(run: Run, ranks: Ranks, lease: Lease | None, stop: "StopReq
         with recorded(training, lease) as recorder:
             watch.record = recorder.end
             log.info("%s%s", recipe.sentence, f"; {ranks.count} processes" if ranks.count > 1 else "")
+            if points:
+                log.info("lvis_rcnn track scores the weights after steps %s", ", ".join(map(str, sorted(points))))
             take_steps(training, recorder, stop, watch)
             if lease is not None:
                 recorder.saver.wait()
@@ -114,6 +117,9 @@ def take_steps(training: Training, recorder: Recorder, stop: "StopRequest", watc
                 with watch.step(step + 1):
                     progress.peak_memory_bytes = ranks.largest(progress.peak_memory_bytes, step + 1)
                 recorder.write_line(bar)
+            if step + 1 in run.kept_steps:
+                queue.settle()
+                recorder.keep_weights()
             leaves = step == queue.last_step or (ranks.count == 1 and (stop.arrived or recorder.asked_to_stop()))
             if leaves or recorder.save_is_due():
                 queue.settle()

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from snakemake.jobs import Job
+from snakemake.logging import logger
+from snakemake.settings.enums import Quietness
 
 
 def study_files(workflow: Any) -> list[Path]:
@@ -45,6 +47,11 @@ def executor(workflow: Any) -> str:
 def gpus(workflow: Any) -> int:
     """GPUs that jobs queue for, as :func:`limit_gpus` or ``--resources gpu=…`` says."""
     return int(workflow.global_resources["gpu"].value)
+
+
+def say_progress(line: str) -> None:
+    """Print a line, but not where ``--quiet`` or ``--quiet progress`` silences Snakemake's own progress."""
+    logger.info(line, extra={"quietness": Quietness.PROGRESS})
 
 
 def planned_jobs(workflow: Any) -> list[Job]:

@@ -1,7 +1,9 @@
 """What a study may say, and its file as checked values.
 
 schema     the sections of a study; the four backbones, rows of one table
+machine    those that say where it runs: device, precision, what jobs ask of a machine
 study      a study file becomes checked values, or an error that names the key; digests of what a step uses
+explained  the error in a study file, as one line
 yaml_files  YAML as studies are written in it: a value that may be read as two things is an error
 protocols  the protocols by which detections can be scored, by name
 zoo        published models, and where the files of LVIS come from: the rows of configs/zoo

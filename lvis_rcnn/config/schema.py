@@ -1,4 +1,4 @@
-"""The sections of a study file: names, types, ranges, defaults. study.py puts them together."""
+"""The sections of a study file: names, types, ranges, defaults; two more are in machine.py. study.py joins them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,10 @@ Positive = Annotated[float, Field(gt=0)]
 Precision = Literal["fp32", "tf32", "bf16"]
 Loss = Literal["softmax", "seesaw"]
 Predictor = Literal["linear", "normalised"]
+
+
+MOST_POINTS = 12
+"""Points of a training at which weights are kept: some 0.2 to 0.4 GB each for LVIS."""
 
 
 class Section(BaseModel):
@@ -265,73 +269,6 @@ class Schedule(Section):
         return self
 
 
-class Compute(Section):
-    """What the numbers depend on besides the recipe: a different thread count gives different rounding."""
-
-    device: Literal["cpu", "cuda"]
-    """Device of training and inference."""
-    threads: Count
-    """Threads of torch on the CPU."""
-    precision: Precision = "fp32"
-    """Of training: fp32 (without TF32), as published; tf32, which only GPUs know, rounds what convolutions and matrix
-    products multiply to 10 bits; bf16 is torch.autocast, with losses and weights in fp32."""
-    channels_last: bool = False
-    """Memory layout of training that GPUs prefer with bf16; numbers are equal up to rounding."""
-    groups_at_once: Count | None = None
-    """Normalisation groups that a training step takes in one pass; numbers are equal up to rounding.
-
-    null: on a GPU as many as its memory holds, on a CPU one.
-    """
-    common_canvas: bool = False
-    """Whether the groups of a pass share one canvas where their images are of one orientation.
-
-    It is faster on a GPU, but changes what the network sees at the border of an image.
-    """
-
-
-class Ask(Section):
-    """What the trainings of one backbone ask of the machine where they differ; null asks what the others do."""
-
-    gpus: Count | None = None
-    """GPUs of each node, with a process each."""
-    nodes: Count | None = None
-    """Nodes."""
-    gpu_model: str | None = None
-    """Model of GPU as the cluster calls it; any where neither this nor the others' is given."""
-    cpus_per_gpu: Count | None = None
-    """CPU cores for each GPU; compute.threads where neither this nor the others' is given."""
-    memory_mb: Count | None = None
-    """Memory for each GPU."""
-    runtime_minutes: Count | None = None
-    """Time limit."""
-
-
-class Resources(Ask):
-    """What a job asks of the machine; nothing here changes a number."""
-
-    loader_workers: int = Field(ge=0)
-    """Processes that read images; 0 reads in the training process."""
-    gpus: int | None = Field(default=None, ge=0)
-    """GPUs of a training on each of its nodes, with a process each; null is 1 where compute.device is cuda, else 0."""
-    nodes: Count = 1
-    """Nodes of a training."""
-    memory_mb: Count
-    """Memory of a training or inference job, for each of its GPUs."""
-    runtime_minutes: Count
-    """Time limit of a training job on a cluster."""
-    of_backbone: dict[BackboneName, Ask] = Field(default_factory=dict)
-    """What the trainings of a backbone ask where they differ."""
-    decode_images: bool | None = None
-    """Whether preflight decodes every image, which finds damage inside of them; null does up to 5,000 images."""
-    log_every_steps: Count = 50
-    """Steps between two lines of the training log."""
-    checkpoint_seconds: Positive = 75.0
-    """Seconds between two checkpoints; at most so much, and the time of a save, is done again after a kill, and nothing
-    after SIGTERM, which saves at once."""
-    weights_dir: str = "data/weights"
-    """Folder of published weights, under their published file names; missing files are fetched into it."""
-
-
 class Calibration(Section):
     """Scores corrected after training for how often training shows each category, and where in its images."""
 
@@ -401,6 +338,28 @@ class Evaluation(Section):
     minival_boundary, minival_boundary_fixed, and those of ``subsets``."""
     subsets: tuple[str, ...] = ()
     """Text files with one image id a line: street.txt adds the protocols street, street_fixed, street_boundary, ..."""
+    score_at_epochs: tuple[Count, ...] = ()
+    """Weights after so many epochs are kept and scored, also while the training goes on; for a budget in epochs."""
+    score_at_steps: tuple[Count, ...] = ()
+    """The same after so many optimizer steps; both together at most 12. Neither changes what is trained."""
+    score_images: Count | None = None
+    """Validation images that these weights are scored on, evenly spread over the split; null for all."""
+
+    @property
+    def scores_on_the_way(self) -> bool:
+        """Whether weights are kept and scored before a training ends."""
+        return bool(self.score_at_epochs or self.score_at_steps)
+
+    @model_validator(mode="after")
+    def few_points(self) -> Self:
+        """Each point is named once, and their number bounds the disk that the weights take."""
+        points = (*self.score_at_epochs, *self.score_at_steps)
+        repeated = any(len(set(one)) < len(one) for one in (self.score_at_epochs, self.score_at_steps))
+        if repeated or len(points) > MOST_POINTS:
+            raise ValueError(f"at most {MOST_POINTS} points in score_at_epochs and score_at_steps, none of them twice")
+        if self.score_images is not None and not points:
+            raise ValueError("score_images only with score_at_epochs or score_at_steps, whose weights they are for")
+        return self
 
     @property
     def subset_names(self) -> tuple[str, ...]:

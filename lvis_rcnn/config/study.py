@@ -5,7 +5,6 @@ A step's ``main`` reads the study; rooms take the sections that they need. The J
 """
 
 import argparse
-import difflib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -15,14 +14,14 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from lvis_rcnn.config.explained import explained
+from lvis_rcnn.config.machine import Ask, Compute, Resources
 from lvis_rcnn.config.protocols import FEW_PER_IMAGE
 from lvis_rcnn.config.schema import (
     BACKBONES,
-    Ask,
     Augmentation,
     BackboneName,
     Calibration,
-    Compute,
     Dataset,
     Evaluation,
     Inference,
@@ -31,7 +30,6 @@ from lvis_rcnn.config.schema import (
     Name,
     Published,
     Report,
-    Resources,
     RowName,
     Sampling,
     Schedule,
@@ -56,9 +54,9 @@ VARIED = ("sampling", "augmentation", "model", "schedule", "inference")
 
 # Folders of results/<study>/ and rules of the workflow, which share their names with rows.
 RESERVED = {
-    *("all", "batch", "benchmarks", "compare", "comparison", "data", "draw", "evaluate", "fetch", "import_published"),
-    *("infer", "logs", "measure", "pages", "pictures", "plots", "preflight", "preflight_of_row"),
-    *("published", "repeat_factors", "results_table", "state", "store", "table", "train", "training_pictures"),
+    *("all", "batch", "benchmarks", "calibrate", "compare", "comparison", "data", "draw", "evaluate", "fetch"),
+    *("import_published", "infer", "logs", "measure", "pages", "pictures", "plots", "preflight", "preflight_of_row"),
+    *("published", "repeat_factors", "results_table", "state", "store", "table", "track", "train", "training_pictures"),
 }
 
 RESERVED_STARTS = ("fetch_", "repeat_factors_")
@@ -188,11 +186,9 @@ class Study(Section):
         if self.inference.calibration and not self.dataset.is_trained_on:
             allowed = "dataset.draw, or dataset.train and dataset.val: it counts the categories of the training split"
             raise ValueError(f"inference.calibration with {allowed}")
-        classification = self.model.classification
-        if self.inference.calibration and classification != "softmax":
-            raise ValueError(
-                f"inference.calibration with model.classification softmax; of {classification} it is undefined"
-            )
+        if self.inference.calibration and self.model.classification != "softmax":
+            of = self.model.classification
+            raise ValueError(f"inference.calibration with model.classification softmax; of {of} it is undefined")
         return self
 
     @model_validator(mode="after")
@@ -213,6 +209,21 @@ class Study(Section):
             raise ValueError(f"{key} are trained, which also needs dataset.draw, or dataset.train and dataset.val")
         if not self.trained_rows and not self.published:
             raise ValueError("at least one row: of backbones, which are trained, or of published models")
+        return self
+
+    @model_validator(mode="after")
+    def points_lie_inside(self) -> Self:
+        """Weights are kept within the budget of a training; steps of a budget in epochs are checked when it begins."""
+        epochs, steps = self.evaluation.score_at_epochs, self.evaluation.score_at_steps
+        if not (epochs or steps):
+            return self
+        if not self.trained_rows or self.schedule is None:
+            raise ValueError("evaluation.score_at_epochs and score_at_steps only with rows that are trained")
+        if epochs and self.schedule.epochs is None:
+            raise ValueError("evaluation.score_at_steps, not score_at_epochs, since schedule.steps is the budget")
+        for name, points, budget in (("epochs", epochs, self.schedule.epochs), ("steps", steps, self.schedule.steps)):
+            if points and budget is not None and max(points) > budget:
+                raise ValueError(f"evaluation.score_at_{name} up to schedule.{name}, {budget}, not {max(points)}")
         return self
 
     @model_validator(mode="after")
@@ -390,7 +401,7 @@ def validated(text: str, where: str) -> Study:
     try:
         return Study.model_validate_json(text)
     except ValidationError as error:
-        raise explained(error, where) from None
+        raise explained(error, where, Study.model_json_schema()) from None
 
 
 def row_values(values: Mapping[str, Any], row: str) -> dict[str, Any]:
@@ -417,45 +428,3 @@ def require_rows_that_differ(study: Study, where: str) -> None:
         if other != row:
             what = f"has the backbone and all settings of row {other}"
             raise InputError(f"{where}: row {row}", what, allowed="rows that differ", fix="change a key, or remove it")
-
-
-def explained(error: ValidationError, where: str) -> InputError:
-    """The most useful validation error as one line: key, value, what is allowed; further ones are counted.
-
-    An unknown key comes first: it is often the misspelling of a key that is then missing.
-    """
-    # A list with a wrong entry is reported a second time, as too short.
-    errors = [one for one in error.errors() if not (one["type"] == "too_short" and one["input"])]
-    first = min(errors, key=lambda one: {"extra_forbidden": 0, "missing": 2}.get(one["type"], 1))
-    parts = [str(part) for part in first["loc"]]
-    value = json.dumps(first["input"], default=str)
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = keys_of(parts[:-1])
-        close = difflib.get_close_matches(parts[-1], known, n=1)
-        fix = f"write {close[0]!r}" if close else "remove it"
-        return InputError(
-            f"{where}: {'.'.join(parts)}", f"unknown key{more}", allowed=", ".join(known) or "no such key", fix=fix
-        )
-    key = ".".join(parts) or "study file"
-    if first["type"] == "missing":
-        return InputError(f"{where}: {key}", f"missing{more}", fix="add the key")
-    if first["type"] == "value_error":
-        allowed = first["msg"].removeprefix("Value error, ")
-        return InputError(f"{where}: {key}", f"does not fit together{more}", allowed=allowed, fix="change one of them")
-    allowed = first["msg"].removeprefix("Input should be ")
-    return InputError(f"{where}: {key}", f"is {value[:80]}{more}", allowed=allowed, fix="change the value")
-
-
-def keys_of(path: list[str]) -> list[str]:
-    """Keys that the section at ``path`` knows, from the generated schema."""
-    schema = Study.model_json_schema()
-    here: dict[str, Any] = schema
-    for part in path:
-        of_any_name: list[dict[str, Any] | None] = [here.get("items"), *here.get("patternProperties", {}).values()]
-        here = next(filter(None, [here.get("properties", {}).get(part), *of_any_name]), {})
-        options = here.get("anyOf", [here])
-        reference = next((option["$ref"] for option in options if "$ref" in option), None)
-        if reference is not None:
-            here = schema["$defs"][reference.rsplit("/", 1)[-1]]
-    return list(here.get("properties", {}))

@@ -42,7 +42,7 @@ class CategoryStatistics:
     image_counts: Int64[np.ndarray, " c"]
     instance_counts: Int64[np.ndarray, " c"]
     dimensions: Float64[np.ndarray, " c"]
-    """Fractal dimensions, 1 to 2."""
+    """Fractal dimensions, at least 1."""
 
 
 def category_statistics(store: AnnotationStore) -> CategoryStatistics:

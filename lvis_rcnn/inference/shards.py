@@ -76,23 +76,34 @@ class Reporter:
 
 
 def infer_shards(
-    detector: Detector, shards_dir: Path, batch_size: int, workers: int, title: str, numbers: Sequence[int]
+    detector: Detector,
+    shards_dir: Path,
+    batch_size: int,
+    workers: int,
+    title: str,
+    numbers: Sequence[int],
+    images: Sequence[int] | None = None,
 ) -> None:
-    """Write those of the shards ``numbers`` that are missing, each with a file that says how long it took."""
+    """Write those of the shards ``numbers`` that are missing, each with a file that says how long it took.
+
+    ``images`` are the positions in the store of all that are in shards, ascending; None for the whole store.
+    """
     store = detector.images.store
+    images = range(store.num_images) if images is None else images
     missing = [number for number in numbers if not shard_path(shards_dir, number).exists()]
     for number in set(numbers) - set(missing):
         drop_parts(shards_dir, number)  # a kill after the shard was written may have left them
     saved = [saved_of_shard(shards_dir, number, store) for number in missing]
+    in_batches = {number: detector.images.batches(images_of_shard(number, images), batch_size) for number in missing}
     of_shards = [
-        [batch for batch in detector.images.batches(images_of_shard(number, store), batch_size) if not done(batch, one)]
+        [batch for batch in in_batches[number] if not done(batch, one)]
         for number, one in zip(missing, saved, strict=True)
     ]
     # One reader for all shards, so that it also reads ahead from one shard to the next.
     indices = [batch for batches in of_shards for batch in batches]
     require_shared_memory(batch_size, detector.images.short_edge_px, detector.images.long_edge_px, workers)
     batches = read_in_order(detector.images, indices, workers, pinned=detector.device.type == "cuda")
-    total = sum(len(images_of_shard(number, store)) for number in numbers)
+    total = sum(len(images_of_shard(number, images)) for number in numbers)
     left = sum(map(len, indices))
     if left < total:
         log.info("going on: %d of %d images are saved", total - left, total)
@@ -102,14 +113,14 @@ def infer_shards(
             infer_shard(detector, shards_dir, number, positions, batches, known, reporter)
 
 
-def number_of_shards(store: AnnotationStore) -> int:
-    """How many shards hold all images of the store."""
-    return math.ceil(store.num_images / IMAGES_PER_SHARD)
+def number_of_shards(num_images: int) -> int:
+    """How many shards hold so many images."""
+    return math.ceil(num_images / IMAGES_PER_SHARD)
 
 
-def images_of_shard(number: int, store: AnnotationStore) -> range:
-    """Indices in the store of the images of shard ``number``."""
-    return range(number * IMAGES_PER_SHARD, min((number + 1) * IMAGES_PER_SHARD, store.num_images))
+def images_of_shard(number: int, images: Sequence[int]) -> Sequence[int]:
+    """Those of ``images``, positions in the store, that are in shard ``number``."""
+    return images[number * IMAGES_PER_SHARD : (number + 1) * IMAGES_PER_SHARD]
 
 
 def done(batch: Sequence[int], saved: Saved) -> bool:

@@ -26,8 +26,9 @@ MODEL = "a model.pth of lvis_rcnn.train or weights import"
 
 def save_model(path: Path, state_dict: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
     """Write a model.pth: weights, without optimizer, and ``meta``, which says what they are."""
-    with atomic_file(path) as temporary:
-        torch.save({"meta": meta, "state_dict": state_dict}, temporary)
+    # Given a path, torch would write its name into the file, and that of a temporary file differs each time.
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        torch.save({"meta": meta, "state_dict": state_dict}, file)
 
 
 def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -4,12 +4,12 @@ rows         the rows of the table, as numbers
 differences  which rows differ: paired tests of every two
 methods      differences of each row to the baseline of its study, a table
 notes        the text around the table: how to read it, what failed, how its numbers were made
-table        table.md, .csv and .json: columns and cells
+table        table.md, .tex, .csv and .json: columns and cells
 figures      how every plot looks
 plots        all plots of a study; training curves
 score_plots  plots of rows and of categories
 comparison   differences between two rows, as text
-difference_plots  the same, as plots
+difference_plots  the same, as plots; of every two rows of a study
 drawing      objects on images
 pictures     what a run detects and misses
 html         pages from templates
@@ -42,10 +42,12 @@ CARD = "README.md"
 # results/<study>/plots/NAME.png and .svg
 PLOTS = {
     "ap_by_group": ("2 Plots", "AP of rare, common and frequent categories"),
+    "row_differences": ("2 Plots", "paired differences between all rows"),
     "ap_and_images": ("2 Plots", "AP of each category against its training images"),
     "ap_and_cost": ("2 Plots", "AP against inference time and memory"),
     "precision_recall_box": ("2 Plots", "precision and recall of boxes"),
     "precision_recall_mask": ("2 Plots", "precision and recall of masks"),
+    "ap_and_steps": ("2 Plots", "AP against training steps"),
     "training_curves": ("4 Training", "loss, gradient norm, learning rate, speed"),
     "training_losses": ("4 Training", "parts of the loss"),
     "repeat_factors": ("5 Data", "repeat factors of categories"),
@@ -53,9 +55,10 @@ PLOTS = {
 }
 
 
-def plots_of(*, calibrated: bool) -> dict[str, tuple[str, str]]:
-    """The plots of a study: all, but that of calibration only where scores are calibrated."""
-    return {name: where for name, where in PLOTS.items() if calibrated or name != "calibration"}
+def plots_of(*, calibrated: bool, on_the_way: bool) -> dict[str, tuple[str, str]]:
+    """The plots of a study: those of calibration and of AP so far only where it has them."""
+    left_out = {"calibration": not calibrated, "ap_and_steps": not on_the_way}
+    return {name: where for name, where in PLOTS.items() if not left_out.get(name)}
 
 
 # results/<study>/comparison/<row>/NAME.png and .svg

@@ -1,4 +1,4 @@
-"""Plots of the differences between two rows: metrics with their intervals, and every category."""
+"""Plots of differences: of all rows of a study; of two rows, their metrics with intervals, and every category."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,13 @@ from matplotlib.axes import Axes
 
 from lvis_rcnn.evaluation.compare import Difference, ScoredRow, mean_categories
 from lvis_rcnn.evaluation.results import KINDS, Kind
+from lvis_rcnn.reporting.differences import TESTED, PairTest, paired_tests
 from lvis_rcnn.reporting.figures import GROUPS, figure_file, whole_words, write_reason
-from lvis_rcnn.reporting.score_plots import GROUP_METRICS
+from lvis_rcnn.reporting.rows import Row
+from lvis_rcnn.reporting.score_plots import GROUP_METRICS, row_name
 
+MOST_PAIRS = 45
+"""Of rows in one figure: those of ten."""
 TITLE_CHARACTERS = 80
 """Per line; about 95 average letters are as wide as a figure."""
 LABEL_CHARACTERS = 28
@@ -37,6 +41,38 @@ def write_difference_plots(
     write_metric_differences(found, names, out)
     kind: Kind = "segm" if "segm" in found else "bbox"
     write_category_differences(mean_categories(first, kind), mean_categories(second, kind), names, kind, out)
+
+
+def write_row_differences(rows: Sequence[Row], out: Path) -> None:
+    """Write row_differences.{png,svg}: the paired difference of every two rows, a panel for each tested metric."""
+    tests = paired_tests(rows)
+    if not tests:
+        return write_reason(out / "row_differences", "fewer than two rows can be compared: scored, with resamples")
+    at = {id(row): place for place, row in enumerate(rows)}
+    # The later row minus the earlier, which is the larger backbone minus the smaller in the studies of configs/.
+    pairs = sorted({tuple(sorted((at[id(test.better)], at[id(test.worse)]))) for test in tests})[:MOST_PAIRS]
+    with figure_file(out / "row_differences", height_in=0.3 * len(pairs) + 1.3) as figure:
+        panels = figure.subplots(1, len(TESTED), sharey=True)
+        for axes, name in zip(panels, TESTED, strict=True):
+            for test in (test for test in tests if test.name == name):
+                first, second = at[id(test.worse)], at[id(test.better)]
+                if (pair := (min(first, second), max(first, second))) in pairs:
+                    draw_pair(axes, pairs.index(pair), test, 1 if first < second else -1)
+            axes.axvline(0, color="0.4", linewidth=0.8)
+            axes.set_xlabel(f"difference of\n{name.replace('_', ' ')}, points")
+            axes.grid(axis="y", visible=False)
+        labels = [f"{row_name(rows[second])}\nminus {row_name(rows[first])}" for first, second in pairs]
+        panels[0].set_yticks(range(len(pairs)), labels, fontsize=7)
+        panels[0].set_ylim(len(pairs) - 0.5, -0.5)
+        how = f"filled: p < 0.05 after Holm's correction for {len(tests)} tests"
+        figure.suptitle(f"Differences over the same images, with 95 % intervals of each alone\n{how}")
+
+
+def draw_pair(axes: Axes, place: int, test: PairTest, sign: int) -> None:
+    """A point with its interval; black and filled where the difference is shown."""
+    colour, ends = "black" if test.is_shown else "0.45", [sign * bound for bound in test.interval]
+    axes.plot(ends, [place, place], color=colour, linewidth=1.4)
+    axes.plot(sign * test.points, place, "o", color=colour, markersize=5, mfc=colour if test.is_shown else "white")
 
 
 def row_path(compared: str, run: str) -> Path:

@@ -6,7 +6,7 @@ from itertools import combinations
 
 from lvis_rcnn.evaluation.compare import PRIMARY
 from lvis_rcnn.evaluation.results import KINDS, Kind
-from lvis_rcnn.evaluation.uncertainty import FEWEST_SEEDS, LEVEL, Estimate, Sampled, estimates, holm
+from lvis_rcnn.evaluation.uncertainty import FEWEST_SEEDS, LEVEL, Estimate, Interval, Sampled, estimates, holm
 from lvis_rcnn.reporting.rows import PUBLISHED, RESCORED, Row
 
 # The measure of each primary metric.
@@ -22,6 +22,8 @@ class PairTest:
     worse: Row
     points: float
     """How much the better one exceeds the other, in percent."""
+    interval: Interval
+    """95 % interval of it, in percent."""
     p: float
     """Corrected for the number of tests of the table (Holm)."""
 
@@ -49,8 +51,9 @@ def paired_tests(rows: Sequence[Row]) -> list[PairTest]:
     corrected = holm({key: estimate.p for key, estimate in found.items()})
     tests = []
     for (one, other, name), estimate in found.items():
-        pair = (rows[one], rows[other]) if estimate.value > 0 else (rows[other], rows[one])
-        tests.append(PairTest(name, *pair, 100 * abs(estimate.value), corrected[one, other, name]))
+        sign, pair = (1, (rows[one], rows[other])) if estimate.value > 0 else (-1, (rows[other], rows[one]))
+        low, high = sorted(100 * sign * bound for bound in estimate.interval)
+        tests.append(PairTest(name, *pair, 100 * sign * estimate.value, (low, high), corrected[one, other, name]))
     return tests
 
 

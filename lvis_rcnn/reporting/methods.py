@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lvis_rcnn.evaluation.results import KINDS
+from lvis_rcnn.evaluation.results import KINDS, Kind
 from lvis_rcnn.evaluation.uncertainty import Estimate
 from lvis_rcnn.reporting.differences import TESTED, PairTest, difference_of, paired_tests
 from lvis_rcnn.reporting.rows import Row
 
 # Columns of the table: what stands above each, and the kind and metric that it is of.
-MEASURES = {
+MEASURES: dict[str, tuple[str, Kind, str]] = {
     "box_AP": ("box AP", "bbox", "AP"),
     "mask_AP": ("mask AP", "segm", "AP"),
     "mask_APr": ("APr", "segm", "APr"),
     "mask_APc": ("APc", "segm", "APc"),
     "mask_APf": ("APf", "segm", "APf"),
 }
-OF_FIXED = {
+OF_FIXED: dict[str, tuple[str, Kind, str]] = {
     "fixed_mask_AP": ("AP-fixed: mask AP", "segm", "AP"),
     "fixed_mask_APr": ("AP-fixed: APr", "segm", "APr"),
 }

@@ -17,6 +17,7 @@ from lvis_rcnn.reporting.rows import (
     kept_sentence,
     missing_of,
 )
+from lvis_rcnn.runs.points import last_sentence
 from lvis_rcnn.runs.records import FAILED, QUANTITIES
 
 # Behind the title of a row whose initial weights were trained on validation images.
@@ -103,6 +104,17 @@ def failures_line(rows: Sequence[Row]) -> str:
                 error = f"{step}: " * (step != run.steps[0]) + why.removeprefix(FAILED)
                 ended.setdefault(error, []).append(name)
     return " ".join(f"Failed: {', '.join(names)}: {error.rstrip('.')}." for error, names in ended.items())
+
+
+def so_far_line(rows: Sequence[Row]) -> str:
+    """AP of runs that are not scored yet, by weights that their trainings kept; empty where there is none."""
+    found = [
+        f"{row.title}{f', seed {run.seed}' if len(row.runs) > 1 else ''}, {last_sentence(run.so_far)}"
+        for row in rows
+        for run in row.runs
+        if run.so_far and "evaluate" in run.missing
+    ]
+    return f"Unfinished, AP so far: {'; '.join(found)}." if found else ""
 
 
 def seen_before_sentence(rows: Sequence[Row]) -> str:

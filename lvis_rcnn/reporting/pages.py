@@ -25,6 +25,7 @@ from lvis_rcnn.reporting.notes import (
     provenance,
     provenance_line,
     reading_line,
+    so_far_line,
     titled,
 )
 from lvis_rcnn.reporting.plots import read_category_figures
@@ -95,6 +96,7 @@ def table_page(study: Study, rows: Sequence[Row]) -> str:
         notes=[
             methods_note(rows),
             failures_line(rows),
+            so_far_line(rows),
             differences_line(rows),
             measured_line(rows),
             reading_line(rows),

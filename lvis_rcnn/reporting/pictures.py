@@ -21,6 +21,7 @@ from lvis_rcnn.reporting.drawing import (
     BLACK,
     COLOURS,
     RARE_MARK,
+    WHITE,
     Colour,
     Shown,
     captioned,
@@ -37,6 +38,8 @@ NAMED_SCORE = 0.3
 """A missed object is named after a detection with at least this score: of up to 300 per image, most are noise."""
 MOST_DETECTIONS = 20
 """Drawn on an image; more would hide it."""
+OBJECT_COLOURS, NOT_JUDGED = COLOURS[:-1], COLOURS[-1]
+RIGHT, WRONG = "✓ ", "✗ "
 MISSES_OF_CATEGORY = 2
 MISSES_IN_ROW, MISSES_SHOWN = 4, 12
 TILE_PX = 240
@@ -120,10 +123,10 @@ def shown_annotation(scenes: Scenes, row: int, size_hw: tuple[int, int], colour:
     return Shown(xyxy(store.boxes_xywh[row].tolist()), mask, name, colour, scenes.frequency(label))
 
 
-def shown_detection(scenes: Scenes, row: int, colour: Colour) -> Shown:
+def shown_detection(scenes: Scenes, row: int, colour: Colour, mark: str = "") -> Shown:
     """One detection; its box alone where inference left out its mask, which scoring does not need."""
     label = int(scenes.labels[row])
-    text = f"{scenes.store.categories[label - 1].name} {scenes.found.scores[row]:.2f}"
+    text = f"{mark}{scenes.store.categories[label - 1].name} {scenes.found.scores[row]:.2f}"
     found = scenes.found
     mask = coco_mask.decode(found.rle(row)) if found.has_mask[row] else np.zeros(found.mask_sizes[row], np.uint8)
     return Shown(xyxy(found.boxes_xywh[row].tolist()), mask, text, colour, scenes.frequency(label))
@@ -165,7 +168,9 @@ def misses_sheet(scenes: Scenes, misses: Bool[np.ndarray, " A"], group: str) -> 
         f"{len(rows)} of {number} objects of {name} categories were missed",
         f"no detection of the right category with IoU >= {FOUND_IOU:g} at any score"
         f"; {shown if len(tiles) < len(rows) else 'all are shown'}",
-        f"detected as: of any category, with score >= {NAMED_SCORE:g} and the highest IoU, which is >= {FOUND_IOU:g}",
+        f"detected as: what overlaps it most, with IoU >= {FOUND_IOU:g}, of detections of any category with score >= "
+        f"{NAMED_SCORE:g}",
+        f"closest detection: the highest IoU of these where all are below {FOUND_IOU:g}, too little to count as found",
     ]
     rows_of_tiles = [tiles[at : at + MISSES_IN_ROW] for at in range(0, len(tiles), MISSES_IN_ROW)]
     return sheet_of(title, [captioned(*zip(*of_row, strict=True)) for of_row in rows_of_tiles])
@@ -234,10 +239,43 @@ def detected_as(scenes: Scenes, image: int, row: int) -> str:
     at = int(np.argmax(overlaps))
     if overlaps[at] < FOUND_IOU:
         # Rounded down, so that an IoU just below the limit is not shown as the limit.
-        return f"best IoU {np.floor(100 * overlaps[at]) / 100:.2f}, below {FOUND_IOU:g}"
+        return f"closest detection: IoU {np.floor(100 * overlaps[at]) / 100:.2f}"
     best = detections[at]
     name = scenes.store.categories[int(scenes.labels[best]) - 1].name
     return f"detected as {name} {scenes.found.scores[best]:.2f}"
+
+
+def judged(scenes: Scenes, image: int, detections: Sequence[int]) -> tuple[dict[int, int], set[int]]:
+    """Which object each detection finds, best first as in scoring, and the detections that scoring does not judge.
+
+    A detection finds an object of its category that no better one has found, that with the highest IoU of boxes, at
+    least ``FOUND_IOU``. Not judged are those that find none where their category is neither annotated nor known to be
+    absent, or not annotated exhaustively.
+
+    Returns:
+        Row in the store by row of the detection; rows of detections.
+    """
+    store, found = scenes.store, scenes.found
+    place = store.annotations_of(image)
+    objects = range(place.start, place.stop)
+    overlaps = box_overlaps(found.boxes_xywh[detections], store.boxes_xywh[place]) if objects and detections else None
+    verified = {*store.labels[place].tolist(), *store.negatives_of(image).tolist()}
+    verified -= {*store.not_exhaustive_of(image).tolist()}
+    finds: dict[int, int] = {}
+    for at, row in enumerate(detections):
+        free = [one for one in objects if store.labels[one] == scenes.labels[row] and one not in finds.values()]
+        if overlaps is not None and free:
+            iou, best = max((overlaps[at, one - place.start], one) for one in free)
+            if iou >= FOUND_IOU:
+                finds[row] = best
+    return finds, {row for row in detections if row not in finds and int(scenes.labels[row]) not in verified}
+
+
+def colours_of_objects(store: AnnotationStore, image: int) -> dict[int, Colour]:
+    """A colour for each object of an image; those of one category differ, up to as many as there are colours."""
+    place = store.annotations_of(image)
+    rows = sorted(range(place.start, place.stop), key=lambda row: int(store.labels[row]))
+    return {row: OBJECT_COLOURS[number % len(OBJECT_COLOURS)] for number, row in enumerate(rows)}
 
 
 def annotated_objects(scenes: Scenes, image: int, colours: dict[int, Colour]) -> list[Shown]:
@@ -245,25 +283,31 @@ def annotated_objects(scenes: Scenes, image: int, colours: dict[int, Colour]) ->
     store = scenes.store
     rows, size_hw = store.annotations_of(image), (int(store.heights[image]), int(store.widths[image]))
     by_size = rows.start + np.argsort(-store.areas[rows], kind="stable")
-    return [shown_annotation(scenes, int(row), size_hw, colours[int(store.labels[row])]) for row in by_size]
+    return [shown_annotation(scenes, int(row), size_hw, colours[int(row)]) for row in by_size]
 
 
 def pair(scenes: Scenes, image: int, least_score: float) -> list[Image.Image]:
-    """An image with its ground truth and with its detections; a category has one colour in both."""
+    """An image with its ground truth and with its detections; a detection has the colour of the object it finds."""
     store, found = scenes.store, scenes.found
     rows = [int(row) for row in scenes.detections_of(image) if scenes.labels[row]]
     confident = [row for row in rows if found.scores[row] >= least_score]
-    best = confident[:MOST_DETECTIONS]
-    annotated = store.labels[store.annotations_of(image)].tolist()
-    present = dict.fromkeys([*annotated, *(int(scenes.labels[row]) for row in best)])
-    colours = {label: COLOURS[number % len(COLOURS)] for number, label in enumerate(present)}
+    best, colours = confident[:MOST_DETECTIONS], colours_of_objects(store, image)
+    finds, unjudged = judged(scenes, image, confident)
+
+    def shown(row: int) -> Shown:
+        if row in finds:
+            return shown_detection(scenes, row, colours[finds[row]], RIGHT)
+        return shown_detection(scenes, row, *((NOT_JUDGED, "? ") if row in unjudged else (WHITE, WRONG)))
+
     pixels = pixels_rgb(scenes, image)
     left = draw_objects(pixels, annotated_objects(scenes, image, colours))
-    right = draw_objects(pixels, [shown_detection(scenes, row, colours[int(scenes.labels[row])]) for row in best])
-    drawn = f", the best {len(best)} are drawn" if len(best) < len(confident) else ""
+    right = draw_objects(pixels, [shown(row) for row in best])
+    wrong = len(confident) - len(finds) - len(unjudged)
+    counts = f": {len(finds)} right, {wrong} wrong, {len(unjudged)} not judged" if confident else ""
+    drawn = f"; the best {len(best)} are drawn" if len(best) < len(confident) else ""
     captions = [
-        [f"image {store.image_ids[image]}: {len(annotated)} objects", annotated_line(store, image)],
-        [f"{len(confident)} detections with score >= {least_score:g}{drawn}", best_line(scenes, rows)],
+        [f"image {store.image_ids[image]}: {len(colours)} objects", annotated_line(store, image)],
+        [f"{len(confident)} detections with score >= {least_score:g}{counts}{drawn}", best_line(scenes, rows)],
     ]
     return captioned([left, right], captions)
 
@@ -353,7 +397,9 @@ def write_pictures(scenes: Scenes, out: Path, shown: Sequence[int], number: int,
     for name, (which, images) in sheets.items():
         title = [
             f"Ground truth (left) and detections (right), {which}",
-            f"{scenes.store.source_name}; {RARE_MARK} rare category",
+            f"{scenes.store.source_name}; {RARE_MARK} rare category; a detection has the colour of the object it finds",
+            f"{RIGHT}right category, box IoU >= {FOUND_IOU:g}; {WRONG}wrong (white); ? not judged: its category is not"
+            " verified here (grey)",
         ]
         write_picture(out / f"{name}.png", sheet_of(title, [pair(scenes, image, least_score) for image in images]))
     misses = missed(scenes)

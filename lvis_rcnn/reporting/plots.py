@@ -14,6 +14,7 @@ from matplotlib.ticker import StrMethodFormatter
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.zoo import ZooModel, known_models
 from lvis_rcnn.reporting import plots_of
+from lvis_rcnn.reporting.difference_plots import write_row_differences
 from lvis_rcnn.reporting.figures import LEGEND_LINE, LINES, figure_file, legend_below, show_reason, style, write_reason
 from lvis_rcnn.reporting.rows import TRAINED, Row, rows_of
 from lvis_rcnn.reporting.score_plots import (
@@ -27,7 +28,7 @@ from lvis_rcnn.reporting.score_plots import (
 )
 from lvis_rcnn.runs.attempts import read_attempts
 from lvis_rcnn.runs.paths import first_repeat_factors
-from lvis_rcnn.runs.records import read_json_object, read_log
+from lvis_rcnn.runs.records import RunRecord, read_json_object, read_log
 from lvis_rcnn.runs.shapes import RepeatFactors
 from lvis_rcnn.runs.states import state_dirs
 from lvis_rcnn.system.cli import InputError
@@ -36,6 +37,7 @@ from lvis_rcnn.system.cli import InputError
 # log few; and over a quarter at most, or a short log would lose its shape.
 SMOOTHED_SHARE, LEAST_SMOOTHED, MOST_SHARE = 0.04, 4, 0.25
 
+AP_LABELS = {"bbox": "box AP, percent", "segm": "mask AP, percent"}
 MANY_RUNS = 9
 """From this number of runs on, their lines get fewer markers."""
 LOSS_PANELS = 3
@@ -61,6 +63,7 @@ def write_plots(study: Study, study_file: Path, results: Path, out: Path) -> Non
     figures, image_counts = read_category_figures(tables) or (None, {})
     writers: dict[str, Callable[[], None]] = {
         "ap_by_group": lambda: write_ap_by_group(rows, out),
+        "row_differences": lambda: write_row_differences(rows, out),
         "ap_and_images": lambda: write_ap_and_images(rows, image_counts, "segm", out),
         "ap_and_cost": lambda: write_ap_and_cost(rows, out),
         "precision_recall_box": lambda: write_precision_recall(rows, "bbox", out),
@@ -69,8 +72,9 @@ def write_plots(study: Study, study_file: Path, results: Path, out: Path) -> Non
         "training_losses": lambda: write_training_losses(histories, out),
         "repeat_factors": lambda: write_repeat_factors(figures, tables, out),
         "calibration": lambda: write_calibration(results / study.study / "calibration.csv", study.calibrations, out),
+        "ap_and_steps": lambda: write_ap_and_steps(rows, out),
     }
-    for name in plots_of(calibrated=bool(study.calibrations)):
+    for name in plots_of(calibrated=bool(study.calibrations), on_the_way=study.evaluation.scores_on_the_way):
         writers[name]()
 
 
@@ -161,6 +165,53 @@ def write_training_curves(histories: Sequence[History], out: Path) -> None:
         begin_at_zero(speed)
         legend_below(figure, [loss])
         figure.suptitle(smoothing_sentence(histories))
+
+
+def write_ap_and_steps(rows: Sequence[Row], out: Path) -> None:
+    """Write ap_and_steps.{png,svg}: box and mask AP of weights that trainings kept, and of the final ones.
+
+    A final AP is joined to the line only where it is of the same images.
+    """
+    histories = [
+        History(row.title, so_far_lines(run), (), place, run.seed or 0)
+        for place, row in enumerate(row for row in rows if row.source == TRAINED)
+        for run in row.runs
+        if run.so_far
+    ]
+    if not histories:
+        return write_reason(out / "ap_and_steps", "no weights of an unfinished training are scored yet")
+    with figure_file(out / "ap_and_steps", height_in=3.2) as figure:
+        for axes, (name, label) in zip(figure.subplots(1, 2), AP_LABELS.items(), strict=True):
+            for history in histories:
+                look = look_of(history, histories)
+                axes.plot(*history.values(name), **look, markersize=4)
+                axes.plot(*history.values(f"final_{name}"), **look | {"linestyle": ""}, markersize=8, fillstyle="none")
+            axes.set(xlabel="optimizer steps", ylabel=label)
+            axes.set_xlim(left=0)
+            begin_at_zero(axes)
+        label_runs(axes, histories)
+        if any(len(history.values(f"final_{name}")[0]) for history in histories for name in AP_LABELS):
+            ring = {"linestyle": "", "marker": "o", "markersize": 8, "fillstyle": "none"}
+            axes.plot([], [], color="0.3", **ring, label="final model")
+        legend_below(figure, [axes])
+
+
+def so_far_lines(run: RunRecord) -> list[dict[str, Any]]:
+    """The AP of a run in percent, by steps, as a log has lines; that of its final model under names of its own."""
+    lines: list[dict[str, Any]] = [{"step": point["step"], **percents(point)} for point in run.so_far]
+    final = run.records.get("evaluate")
+    if final and "steps" in run.records["train"]:
+        steps, values = run.records["train"]["steps"], percents(final)
+        is_on_the_line = final.get("images") == run.so_far[-1]["images"] and run.so_far[-1]["step"] < steps
+        rings = {f"final_{name}": value for name, value in values.items()}
+        lines.append({"step": steps, **(values if is_on_the_line else {}), **rings})
+    return lines
+
+
+def percents(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    """Box and mask AP of scores in percent; None where there is none."""
+    found = {kind: scores.get(kind, {}).get("AP") for kind in AP_LABELS}
+    return {kind: None if value is None else 100 * value for kind, value in found.items()}
 
 
 def write_training_losses(histories: Sequence[History], out: Path) -> None:

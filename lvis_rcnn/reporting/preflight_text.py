@@ -49,9 +49,22 @@ def page_text(page: Page) -> str:
         f"  {facts['learning_rate']}",
         f"  backbones: {', '.join(facts['backbones'])}; seeds: {', '.join(map(str, facts['seeds']))}",
         f"  initial weights: {facts['weights']}",
+        "",
+        *price_lines(facts),
         *memory_lines(facts),
     ]
     return "\n".join(lines) + "\n"
+
+
+def price_lines(facts: dict[str, Any]) -> Iterator[str]:
+    """What the trainings cost by their arithmetic."""
+    price, seeds = facts["price"], len(facts["seeds"])
+    whole = seeds * sum(of["hours"] for of in price["of_a_run"].values())
+    yield f"Price of all trainings, estimated from arithmetic: {whole:,.2g} {price['unit']} of {price['estimated_for']}"
+    yield "  (how good that is: docs/performance.md; of measured steps, as soon as there are any: status --plan)"
+    for name, of in price["of_a_run"].items():
+        each = f", each of {seeds} seeds" if seeds > 1 else ""
+        yield f"  {name:12}{of['tflop_per_image']:6.3g} TFLOP an image, {of['hours']:,.2g} {price['unit']}{each}"
 
 
 def memory_lines(facts: dict[str, Any]) -> Iterator[str]:

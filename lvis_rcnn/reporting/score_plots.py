@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from lvis_rcnn.config.schema import Calibration
 from lvis_rcnn.dataset.statistics import read_statistics
@@ -18,6 +18,9 @@ from lvis_rcnn.evaluation.results import KINDS, Kind
 from lvis_rcnn.reporting.figures import GROUPS, figure_file, legend_below, show_reason, style, write_reason
 from lvis_rcnn.reporting.notes import OTHER_WORK, places
 from lvis_rcnn.reporting.rows import TRAINED, Row, kept_sentence
+
+# 1,000 in place of 10^3 on a logarithmic axis.
+PLAIN = FuncFormatter(lambda value, _: f"{value:,.0f}")
 
 GROUP_METRICS = {"AP": "all", "APr": "rare", "APc": "common", "APf": "frequent"}
 
@@ -172,6 +175,8 @@ def write_ap_and_cost(rows: Sequence[Row], out: Path) -> None:
             for axes, (name, label) in zip(line, COSTS.items(), strict=True):
                 draw_frontier(axes, rows, name, gains)
                 axes.set_xlabel(f"{label}\n({devices_sentence(rows, name)})" if axes in panels[-1] else "")
+            # Once both panels are drawn, since setting a limit ends their automatic scaling; no AP is below 0.
+            line[0].set_ylim(bottom=max(0.0, line[0].get_ylim()[0]))
             first = next((axes for axes in line if axes.axison), line[0])
             first.set_ylabel(f"{word} AP, percent")
             first.tick_params(labelleft=True)
@@ -228,15 +233,14 @@ def write_ap_and_images(rows: Sequence[Row], image_counts: Mapping[int, int], ki
     with figure_file(out / "ap_and_images", height_in=2.6 * lines + 0.7) as figure:
         panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, row in zip(panels, shown, strict=False):
-            draw_categories(axes, category_aps(row, kind), image_counts)
-            axes.set(
-                title=row_name(row), ylabel=f"{KINDS[kind]} AP, percent", xlabel="training images with the category"
-            )
+            hidden = draw_categories(axes, category_aps(row, kind), image_counts)
+            axes.set(title=row_name(row), ylabel=f"{KINDS[kind]} AP, percent")
+            axes.set_xlabel("\n".join(["training images with the category", *hidden]))
         # Last, since setting a limit ends the automatic scaling of all panels that share the axis.
-        panels[0].set_ylim(bottom=-3, top=max(5, panels[0].get_ylim()[1]))
+        panels[0].set_ylim(bottom=0, top=max(5, panels[0].get_ylim()[1]) / (1 - MEANS_SHARE))
         for axes in panels[len(shown) :]:
             axes.set_axis_off()
-        set_title(figure, shown)
+        set_title(figure, shown, "Lines, and the numbers above: means of the groups")
         legend_below(figure, panels)
 
 
@@ -250,53 +254,77 @@ def category_aps(row: Row, kind: Kind) -> dict[int, tuple[str, float | None]]:
     return {of: (group, sum(values) / len(values) if values else None) for of, (group, values) in found.items()}
 
 
-def draw_categories(axes: Axes, aps: Mapping[int, tuple[str, float | None]], image_counts: Mapping[int, int]) -> None:
-    """One panel: a point per category, and per group a bar at the mean of all its categories."""
+MEANS_SHARE = 0.12
+"""Of the height of a panel, above all points: where the means of groups are written."""
+
+
+def draw_categories(
+    axes: Axes, aps: Mapping[int, tuple[str, float | None]], image_counts: Mapping[int, int]
+) -> list[str]:
+    """One panel: a point per category, and per group a line at the mean of all its categories.
+
+    Returns:
+        How many categories are not shown, and why.
+    """
     for group, (name, colour, marker) in GROUPS.items():
         values = {of: ap for of, (frequency, ap) in aps.items() if frequency == group and ap is not None}
         placed = [(image_counts[of], ap) for of, ap in values.items() if image_counts.get(of)]
         if not placed:
             continue
         x, y = zip(*placed, strict=True)
-        axes.scatter(x, y, s=16, c=colour, marker=marker, alpha=0.6, linewidths=0, label=name)
-        mean = sum(values.values()) / len(values)
-        axes.plot([min(x) / 1.15, max(x) * 1.15], [mean, mean], color=colour, linewidth=2.2)
-        backed = {"fc": "white", "ec": "none", "alpha": 0.85, "pad": 0.5}
-        where: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": "right", "va": "bottom"}
-        look: dict[str, Any] = {"color": colour, "fontsize": 8, "fontweight": "bold", "bbox": backed}
-        axes.annotate(f"{mean:.1f}", (max(x) * 1.15, mean), **where, **look)
+        # Not clipped: half of a point at AP 0 is below the axis.
+        axes.scatter(x, y, s=16, c=colour, marker=marker, alpha=0.6, linewidths=0, label=name, clip_on=False, zorder=3)
+        mean, ends = sum(values.values()) / len(values), (min(x) / 1.15, max(x) * 1.15)
+        axes.plot(ends, [mean, mean], color=colour, linewidth=2.2)
+        at: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
+        axes.text(np.sqrt(ends[0] * ends[1]), 0.99, f"{mean:.1f}", color=colour, fontsize=8, fontweight="bold", **at)
     undefined = sum(ap is None for _, ap in aps.values())
     unplaced = sum(ap is not None and not image_counts.get(of) for of, (_, ap) in aps.items())
-    notes = {"without validation objects": undefined, "without training images": unplaced}
-    text = "\n".join(f"not shown: {number} {what}" for what, number in notes.items() if number)
-    axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=7, color="0.35")
-    axes.margins(y=0.12)
+    axes.margins(y=0.05)
     axes.set(xscale="log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_major_formatter(PLAIN)
+    notes = {"without validation objects": undefined, "without training images": unplaced}
+    return [f"not shown: {number} {what}" for what, number in notes.items() if number]
 
 
-IOUS = {"0.5": "IoU 0.5", "0.75": "IoU 0.75", "0.5:0.95": "IoU 0.5 to 0.95, mean"}
+IOUS = {"0.5": "IoU 0.5", "0.75": "IoU 0.75"}
 MEMBERS = {"all": "all categories", **{group: f"{name} categories" for group, (name, _, _) in GROUPS.items()}}
 
 
 def write_precision_recall(rows: Sequence[Row], kind: Kind, out: Path) -> None:
-    """Write precision_recall_{box,mask}.{png,svg}: panels by frequency group and IoU, a line per row."""
+    """Write precision_recall_{box,mask}.{png,svg}: panels by frequency group and IoU, a line per row.
+
+    A group has panels where something of it is found; the title names the others.
+    """
     name, what = f"precision_recall_{KINDS[kind]}", {"bbox": "boxes", "segm": "masks"}[kind]
     curves = {row_name(row): curves_of_row(row, kind) for row in rows}
     if not any(curves.values()):
         return write_reason(out / name, f"no run has recorded curves of {what}")
-    with figure_file(out / name, height_in=7.4) as figure:
-        panels = figure.subplots(len(MEMBERS), len(IOUS), sharex=True, sharey=True)
-        for line, (group, members) in zip(panels, MEMBERS.items(), strict=True):
+    reach = {group: max(reach_of(curve, group) for curve in curves.values()) for group in MEMBERS}
+    shown, empty = [group for group in MEMBERS if reach[group]], [group for group in MEMBERS if not reach[group]]
+    if not shown:
+        return write_reason(out / name, f"nothing is found at IoU 0.5: precision of {what} is 0 at every recall")
+    with figure_file(out / name, height_in=1.6 * len(shown) + 1) as figure:
+        panels = figure.subplots(len(shown), len(IOUS), sharex=True, sharey=True, squeeze=False)
+        for line, group in zip(panels, shown, strict=True):
             for axes, (iou, title) in zip(line, IOUS.items(), strict=True):
                 draw_precision(axes, curves, group, iou)
-                axes.set_title(title if group == "all" else "")
-            line[0].set_ylabel(f"{members}\nprecision")
+                axes.set_title(title if group == shown[0] else "")
+            line[0].set_ylabel(f"{MEMBERS[group]}\nprecision")
         for axes in panels[-1]:
-            axes.set_xlabel("recall")
+            axes.set(xlabel="recall", xlim=(0, min(1.0, 0.1 * np.ceil(10 * max(reach.values())))))
         mean_over = "categories and seeds" if any(len(metrics_of(row)) > 1 for row in rows) else "categories"
-        set_title(figure, rows, f"Precision of {what} at each recall, mean over {mean_over}")
+        lacking = [f"Nothing is found of: {', '.join(MEMBERS[group] for group in empty)}"] if empty else []
+        set_title(figure, rows, f"Precision of {what} at each recall, mean over {mean_over}", *lacking)
         legend_below(figure, panels.ravel())
+
+
+def reach_of(curve: Mapping[str, Any] | None, group: str) -> float:
+    """The largest recall at which precision is above 0, at the lowest IoU; 0 where there is none, or no object."""
+    if curve is None or curve[group]["0.5"] is None:
+        return 0.0
+    reached = np.flatnonzero(curve[group]["0.5"])
+    return max(curve["recall"][reached[-1]], 0.1) if len(reached) else 0.0
 
 
 def curves_of_row(row: Row, kind: Kind) -> dict[str, Any] | None:
@@ -315,16 +343,15 @@ def mean_line(lines: Sequence[Sequence[float] | None]) -> list[float] | None:
 
 
 def draw_precision(axes: Axes, curves: Mapping[str, Mapping[str, Any] | None], group: str, iou: str) -> None:
-    """One panel; the area under a line is its AP."""
+    """One panel, each line to where it reaches 0; the area under it is AP at this IoU."""
     for place, (label, curve) in enumerate(curves.items()):
         if curve is None or curve[group][iou] is None:
             continue
-        every = (0.03 * (1 + place), 0.25)
-        look = style(place) | {"markersize": 3.5, "markevery": every, "linewidth": 1.1}
-        axes.plot(curve["recall"], curve[group][iou], **look, label=label)
-    axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    if not axes.lines:
-        axes.text(0.5, 0.5, "no objects", ha="center", va="center", color="0.3")
+        precision = np.asarray(curve[group][iou])
+        end = int(np.max(np.flatnonzero(precision), initial=0)) + 2
+        look = style(place) | {"markersize": 3.5, "markevery": (0.03 * (1 + place), 0.25), "linewidth": 1.1}
+        axes.plot(curve["recall"][:end], precision[:end], **look, label=label)
+    axes.set(ylim=(0, 1.02))
 
 
 @dataclass(frozen=True, eq=False)
@@ -355,6 +382,7 @@ def draw_factors(axes: Axes, figures: CategoryFigures) -> None:
         return show_reason(axes, "no category has an image")
     scatter_by_group(axes, figures.frequencies, figures.image_counts, figures.factors)
     axes.set(xscale="log", xlabel="training images with the category", ylabel="repeat factor of the category")
+    axes.xaxis.set_major_formatter(PLAIN)
     axes.axhline(1, color="0.5", linewidth=0.8, zorder=0.9)
     axes.legend(title="categories")
 
@@ -386,19 +414,25 @@ def write_calibration(table: Path, calibrations: Sequence[Calibration], out: Pat
 
 
 def draw_instances(axes: Axes, figures: CategoryFigures) -> None:
-    """Instances of one epoch by group, without and with oversampling, and their ratio."""
-    positions = np.arange(len(GROUPS))
-    before, after = (
-        np.array([values[figures.frequencies == group].sum() for group in GROUPS])
-        for values in (figures.instances_once, figures.instances_oversampled)
-    )
-    colours = [colour for _, colour, _ in GROUPS.values()]
-    axes.bar(positions - 0.2, before, 0.38, color=colours, alpha=0.35, label="each image once")
-    axes.bar(positions + 0.2, after, 0.38, color=colours, label="oversampled")
-    for position, first, second in zip(positions, before, after, strict=True):
-        gain = f"x {second / first:.2f}" if first else "none"
-        axes.annotate(gain, (position + 0.2, max(second, 1)), ha="center", va="bottom", fontsize=8)
-    axes.set(yscale="log", ylabel="instances per epoch\n(light: each image once)", xticks=positions)
+    """Instances of one epoch by group, hollow without and filled with oversampling, and their ratio.
+
+    Points, since a bar on a logarithmic axis has no length; a group without instances has no place on it.
+    """
+    for place, (group, (_, colour, marker)) in enumerate(GROUPS.items()):
+        of_group = figures.frequencies == group
+        first, second = figures.instances_once[of_group].sum(), figures.instances_oversampled[of_group].sum()
+        if not first:
+            axes.text(place, 0.02, "none", transform=axes.get_xaxis_transform(), ha="center", fontsize=8)
+            continue
+        axes.plot([place, place], [first, second], color=colour, linewidth=1)
+        axes.plot(place, first, marker, color=colour, markerfacecolor="white")
+        axes.plot(place, second, marker, color=colour)
+        where: dict[str, Any] = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"x {second / first:.2f}", (place, np.sqrt(first * second)), fontsize=8, **where)
+    axes.set(yscale="log", ylabel="instances per epoch\n(hollow: each image once)", xticks=range(len(GROUPS)))
     axes.set_xticklabels([name for name, _, _ in GROUPS.values()])
+    axes.set_xlim(-0.5, len(GROUPS) - 0.3)
+    axes.yaxis.set_major_formatter(PLAIN)
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.15)

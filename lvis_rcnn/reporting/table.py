@@ -1,4 +1,4 @@
-"""The results table: table.md for people, table.csv and table.json for programs."""
+"""The results table: table.md for people, table.tex for papers, table.csv and table.json for programs."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +27,7 @@ from lvis_rcnn.reporting.notes import (
     provenance,
     provenance_line,
     reading_line,
+    so_far_line,
     titled,
 )
 from lvis_rcnn.reporting.rows import (
@@ -88,16 +89,18 @@ def write_tables(study: Study, models: Mapping[str, ZooModel], results: Path, ou
         study: what should have been run.
         models: published models by name, those that the study scores among them.
         results: folder that all steps write into.
-        out: path of table.md; .csv and .json appear beside it.
+        out: path of table.md; .tex, .csv and .json appear beside it.
     """
     rows = rows_of(study, results, models)
     link = links_from(out.parent, results, study.report.base_url)
     records = [row_record(row, link) | methods_record(rows, row) for row in rows]
     write_text(out, markdown(study, rows, link))
+    write_text(out.with_suffix(".tex"), latex(study, rows))
     write_text(out.with_suffix(".csv"), spreadsheet(study, rows, records))
     table = {"format": "lvis_rcnn.table", "version": 1, "study": study.study, "title": titled(study), "rows": records}
     write_json(out.with_suffix(".json"), table | {"provenance": provenance(study, rows)})
-    texts = (methods_note(rows), failures_line(rows), differences_line(rows), reading_line(rows), measured_line(rows))
+    lines = (methods_note, failures_line, so_far_line, differences_line, reading_line, measured_line)
+    texts = [line(rows) for line in lines]
     notes = [fill(text, TERMINAL_CHARACTERS) for text in texts if text]
     methods = [tabulate(cells, "keys", "simple", disable_numparse=True) for cells in [methods_cells(rows)] if cells]
     return "\n\n".join([terminal_table(printed_cells(rows)), *methods, *notes])
@@ -139,6 +142,8 @@ def row_record(row: Row, link: Link) -> dict[str, Any]:
         "measures": {name: row.measure(name) for name in (*MEASURES_IN_ORDER, *row.protocol_measures())},
         "missing": {run_key(run): missing for run in row.runs if (missing := missing_of(row, run))},
     }
+    if so_far := {run_key(run): list(run.so_far) for run in row.runs if run.so_far}:
+        record["so_far"] = so_far
     if row.reference is not None and row.source != PUBLISHED:
         record["published"] = {name: published_value(row, name) for name in ("memory_gb", *COMPARED)}
         record["difference"] = {name: difference(row, name) for name in COMPARED}
@@ -353,9 +358,40 @@ def markdown(study: Study, rows: Sequence[Row], link: Link) -> str:
     notes = [" ".join(filter(None, [several, in_markdown(reading_line(rows))])), files_line(rows)]
     cells = [{key: in_markdown(text) for key, text in line.items()} for line in methods_cells(rows)]
     methods = [tabulate(cells, "keys", "pipe", disable_numparse=True), in_markdown(methods_note(rows))] if cells else []
-    below = [*methods, in_markdown(failures_line(rows)), in_markdown(differences_line(rows))]
+    below = [*methods, *(in_markdown(line(rows)) for line in (failures_line, so_far_line, differences_line))]
     parts = [f"# {titled(study)}", table, *below, provenance_line(study, rows), measured_line(rows), *notes]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def latex(study: Study, rows: Sequence[Row]) -> str:
+    """The text of table.tex: a tabular for the package booktabs, its notes as comments."""
+
+    def write(text: str, is_best: bool) -> str:
+        return rf"\textbf{{{in_latex(text)}}}" if is_best else in_latex(text)
+
+    lines = printed_cells(rows, write=write)
+    head, *body = (
+        " & ".join(cells) + r" \\" for cells in ([*map(in_latex, lines[0])], *(one.values() for one in lines))
+    )
+    texts = (f"{titled(study)}. Needs \\usepackage{{booktabs}}.", failures_line(rows), differences_line(rows))
+    below = (reading_line(rows), measured_line(rows), provenance_line(study, rows))
+    notes = [f"% {part}" for text in (*texts, *below) for part in fill(text, TERMINAL_CHARACTERS).splitlines()]
+    columns = f"{{{'l' * len(lines[0])}}}"
+    table = [rf"\begin{{tabular}}{columns}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*notes, *table]) + "\n"
+
+
+IN_LATEX: dict[str, str | int | None] = {
+    **{letter: rf"\{letter}" for letter in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "[": "{[}", "]": "{]}"},
+    **{"±": r"$\pm$", UNRANKED: r"$\approx$", SEEN_BEFORE: "$^1$", "†": r"\dag{}", "‡": r"\ddag{}", "§": r"\S{}"},
+    **{"<": "$<$", ">": "$>$"},
+}
+
+
+def in_latex(text: str) -> str:
+    """A text that LaTeX sets as it is; a bracket after a line's end would be taken for a length."""
+    return text.translate(str.maketrans(IN_LATEX))
 
 
 def in_markdown(text: str) -> str:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lvis_rcnn.config.schema import BACKBONES, Ask
+from lvis_rcnn.config.machine import Ask
+from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import SECTIONS_OF_STEP, Study, load_study, zoo_of
 from lvis_rcnn.config.zoo import (
     SCORED_KINDS,
@@ -107,6 +108,11 @@ class StudyPaths:
     def of_trained_runs(self, name: str) -> list[str]:
         """The file ``name`` of every run that is trained."""
         return [f"{self.folder}/{run}/{name}" for run in self.trained_runs]
+
+    @property
+    def so_far(self) -> list[str]:
+        """Scores of weights that the trainings keep on their way; none where the study names no points for them."""
+        return self.of_trained_runs("ap_so_far.json") if self.study.evaluation.scores_on_the_way else []
 
     def of_rows(self, name: str) -> list[str]:
         """The file ``name`` of every row."""

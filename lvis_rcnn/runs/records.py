@@ -6,7 +6,7 @@ repeated never shows the AP of the old one.
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,8 @@ class RunRecord:
     """Name of the log of each step before all runs, and what the table calls that step."""
     records: dict[str, dict[str, Any]]
     missing: dict[str, str]
+    so_far: Sequence[Mapping[str, Any]] = ()
+    """Scores of weights that its training kept on the way (runs/points.py), by their steps."""
     uses: Path | None = None
     """Folder of the run whose training it uses; None where it has its own."""
 

@@ -70,6 +70,31 @@ class Inference(Made, total=False):
     device: str
 
 
+class Point(TypedDict):
+    """Scores of weights that a training kept: points/step<n>.json, and an entry of ap_so_far.json."""
+
+    step: Positive
+    epoch: float
+    model_sha256: str
+    settings_digest: str
+    annotations_sha256: str
+    detections_per_image: int
+    images: Positive
+    images_of_split: Positive
+    scored_at: float
+    bbox: NotRequired[dict[str, float | None]]
+    segm: NotRequired[dict[str, float | None]]
+
+
+class SoFar(TypedDict):
+    """ap_so_far.json."""
+
+    format: NotRequired[Literal["lvis_rcnn.ap_so_far"]]
+    version: NotRequired[Literal[1]]
+    state: str
+    points: list[Point]
+
+
 class Seconds(TypedDict):
     """How long an image took, over the images."""
 
@@ -163,10 +188,17 @@ class Part(TypedDict):
     whole_s: float
 
 
+class Steps(TypedDict):
+    """Of the schedule among the facts of preflight.json."""
+
+    steps: Positive
+
+
 class Facts(TypedDict, total=False):
-    """The facts of preflight.json that the table shows."""
+    """The facts of preflight.json that table and status show."""
 
     val_images_seen_by_initial_weights: int
+    schedule: Steps
 
 
 class Preflight(TypedDict):

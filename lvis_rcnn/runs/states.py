@@ -20,7 +20,9 @@ from lvis_rcnn.config.study import Study, settings_digest
 from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.runs.identity import identities, own_identity
 from lvis_rcnn.runs.inference import START, inferred
-from lvis_rcnn.runs.paths import state_of_run
+from lvis_rcnn.runs.paths import CHECKED, name_end, state_of_run
+from lvis_rcnn.runs.points import read_so_far
+from lvis_rcnn.runs.price import DEVICES, step_flops
 from lvis_rcnn.runs.records import (
     FAILED,
     RECORDS,
@@ -32,7 +34,7 @@ from lvis_rcnn.runs.records import (
     read_published,
     read_run,
 )
-from lvis_rcnn.runs.shapes import Heartbeat, InferenceStart, Store
+from lvis_rcnn.runs.shapes import Heartbeat, InferenceStart, Preflight, Store
 from lvis_rcnn.system.cli import duration
 from lvis_rcnn.system.machine import ENDED, start_ticks
 
@@ -113,6 +115,8 @@ def state_of(study: Study, results: Path, row: str, seed: int, zoo: Mapping[str,
     state, reason = what_it_does(study.of_row(row), results, run, state_dir, heartbeat)
     if state_dir and not (run.folder / RECORDS["train"][0]).exists():
         run = replace(run, missing=dict.fromkeys(run.missing, cell_text(state, reason, heartbeat)))
+    digest = state_dir.name if state_dir else run.records.get("train", {}).get("run_digest", "")
+    run = replace(run, so_far=read_so_far(run.folder, digest, study.of_row(row)))
     return RunState(run, row, state, reason, heartbeat, state_dir, older)
 
 
@@ -150,6 +154,18 @@ def read_heartbeat(state_dir: Path) -> dict[str, Any]:
     """The heartbeat in a state folder; empty where there is none, or it is damaged."""
     found = read_json_object(state_dir / "progress.json", Heartbeat)
     return found if {"step", "steps"} <= found.keys() else {}
+
+
+def running(study: Study, results: Path, zoo: Mapping[str, ZooModel]) -> dict[str, dict[str, Any]]:
+    """The heartbeats of the trainings of a study that run now, by the names of their runs."""
+    found = {}
+    for name in study.rows_to_train:
+        for seed in study.seeds:
+            state_dir, _ = state_dirs(study, results, name, seed, zoo)
+            heartbeat = read_heartbeat(state_dir) if state_dir else {}
+            if state_dir and heartbeat and heartbeat_state(state_dir, heartbeat)[0] == "running":
+                found[f"{name} seed {seed}"] = heartbeat
+    return found
 
 
 def what_it_does(
@@ -240,8 +256,10 @@ class Pace:
     seconds_per_step: float
     ranks: int
     """Processes that were measured."""
-    measured_on: str
-    """The log it is from, for a person."""
+    basis: str
+    """What it is from, for a person."""
+    is_estimated: bool = False
+    """Whether no run of the row has logged a step: it follows from arithmetic (runs/price.py)."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +272,7 @@ class Work:
     steps: int | None
     """Steps of the whole training; None where unknown."""
     pace: Pace | None
-    """None where no run of this row has logged a step."""
+    """None of a published model."""
 
     @property
     def training(self) -> str:
@@ -297,18 +315,45 @@ def work_of(study: Study, state: RunState, states: Sequence[RunState]) -> Work:
     first_step = step if state.state == "running" else state.heartbeat.get("saved_step", step)
     own = study.of_row(state.row).schedule if state.row in study.trained_rows else None
     known = [state.steps, own.steps if own else None, *(other.steps for other in states)]
-    steps = next((steps for steps in known if steps is not None), None)
-    return Work(state, first_step, steps, pace_of(state, states))
+    steps = next((steps for steps in (*known, steps_by_preflight(study, state)) if steps is not None), None)
+    return Work(state, first_step, steps, None if state.run.seed is None else pace_of(study, state, states))
 
 
-def pace_of(state: RunState, states: Sequence[RunState]) -> Pace | None:
-    """The pace of the run itself, or of another seed of its row."""
-    others = [other for other in states if other.row == state.row and other is not state]
-    found = (pace_in(one, "its own log" if one is state else f"seed {one.run.seed}") for one in (state, *others))
-    return next(filter(None, found), None)
+def steps_by_preflight(study: Study, state: RunState) -> int | None:
+    """Steps of a training of its row as preflight counted them; None before it has."""
+    if state.row not in study.trained_rows:
+        return None
+    name = f"preflight{name_end(study, state.row, CHECKED)}.json"
+    facts = read_json_object(state.run.folder.parents[1] / name, Preflight).get("facts", {})
+    steps: int | None = facts.get("schedule", {}).get("steps")
+    return steps
 
 
-def pace_in(state: RunState, measured_on: str) -> Pace | None:
+def pace_of(study: Study, state: RunState, states: Sequence[RunState]) -> Pace:
+    """The pace of the run itself, else of another seed, else an estimate from another row or from a device."""
+    trained = sorted(
+        (one for one in states if one.run.seed is not None),
+        key=lambda one: (one is not state, one.row != state.row),
+    )
+    for one in trained:
+        is_own, is_alike = one is state, one.row == state.row
+        name = "its own log" if is_own else f"seed {one.run.seed}" if is_alike else f"estimated from {one.row}"
+        if pace := pace_in(one, name):
+            times = flops_of(study, state.row) / flops_of(study, one.row)
+            return replace(pace, seconds_per_step=times * pace.seconds_per_step, is_estimated=not is_alike)
+    asked, device = study.asked(study.backbone_of(state.row)), DEVICES[study.compute.device]
+    ranks = (asked.gpus or 1) * (asked.nodes or 1)
+    processors = ranks if study.compute.device == "cuda" else study.compute.threads
+    seconds = flops_of(study, state.row) / device.flops_per_s / processors
+    return Pace(seconds, ranks, f"estimated, {device.name}", is_estimated=True)
+
+
+def flops_of(study: Study, row: str) -> float:
+    """Arithmetic of a training step of a row."""
+    return step_flops(study.of_row(row), study.backbone_of(row))
+
+
+def pace_in(state: RunState, basis: str) -> Pace | None:
     """Median of the last lines of a run's log; None where there is no log of these settings."""
     folder: Path | None = state.state_dir
     if folder is None and "train" in state.run.records:
@@ -317,7 +362,7 @@ def pace_in(state: RunState, measured_on: str) -> Pace | None:
     times = [line["time"] for line in lines if "time" in line]
     if not times:
         return None
-    return Pace(statistics.median(times), state.heartbeat.get("ranks", 1), measured_on)
+    return Pace(statistics.median(times), state.heartbeat.get("ranks", 1), basis)
 
 
 def processor_hours(study: Study, work: Work) -> float | None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from lvis_rcnn.model.weights import save_model
 from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.system.files import sha256_of_file, sync
 
@@ -91,6 +92,29 @@ class Saver:
             return
         with self.failure_is_a_warning(step):
             self.writing = self.writer.submit(self.write, step, on_cpu(state))
+
+    def keep(self, path: Path, weights: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+        """Write weights that stay, in turn with the checkpoints, so that those of a step are there before its state.
+
+        A failure is a warning. Arguments as :func:`save_model`; ``weights`` may change as soon as this returns.
+
+        Raises:
+            TakenOver: the folder was not ``still_held`` at the save before.
+        """
+        self.wait()
+        if self.background:
+            self.writing = self.writer.submit(self.write_kept, path, on_cpu(weights), meta)
+        else:
+            self.write_kept(path, weights, meta)
+
+    def write_kept(self, path: Path, weights: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+        """Write the weights, unless another trainer does."""
+        try:
+            if self.still_held():
+                save_model(path, weights, meta)
+        except Exception as error:
+            what = f"warning: {path} cannot be written ({reason_of(error)})"
+            log.warning("%s: these weights will not be scored; training goes on", what)
 
     def wait(self) -> bool:
         """Wait for the last :meth:`save`, and return whether its state is on disk.

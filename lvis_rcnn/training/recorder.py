@@ -9,10 +9,12 @@ from tqdm import tqdm
 
 from lvis_rcnn.runs.attempts import Ending, begin_attempt, end_attempt
 from lvis_rcnn.runs.lease import Lease
+from lvis_rcnn.runs.points import kept_file
 from lvis_rcnn.system.cli import log
 from lvis_rcnn.system.machine import allocation
 from lvis_rcnn.training.checkpoint import Saver
 from lvis_rcnn.training.log import EventFiles, Heartbeat, TrainingLog, sentence, share_of_data
+from lvis_rcnn.training.run import model_meta
 from lvis_rcnn.training.setup import Training
 
 
@@ -122,6 +124,13 @@ class Recorder:
         log.debug(sentence(line, self.training.run.recipe.steps))  # a terminal has the bar instead
         bar.set_postfix(loss=line["loss"], data=share_of_data(line))
         self.heartbeat.write(self.training.progress)
+
+    def keep_weights(self) -> None:
+        """Keep the weights of this step to be scored; they are on disk before any later checkpoint is."""
+        if self.lease is None:
+            return
+        run, step = self.training.run, self.training.progress.step
+        self.saver.keep(kept_file(run.state_dir, step), self.training.model.state_dict(), model_meta(run, step))
 
     def save(self) -> None:
         """Write a checkpoint; it waits for one that is being written, so ask :meth:`save_is_due` unless it must be."""

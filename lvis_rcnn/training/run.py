@@ -25,7 +25,7 @@ from lvis_rcnn.system.files import link, sha256_of_file, write_json
 from lvis_rcnn.system.provenance import code_version, library_versions
 from lvis_rcnn.training.checkpoint import drop_checkpoints, on_cpu
 from lvis_rcnn.training.log import Progress, write_heartbeat
-from lvis_rcnn.training.solver import Recipe, make_recipe
+from lvis_rcnn.training.solver import Recipe, kept_steps, make_recipe, point_errors
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,17 @@ class Run:
         schedule = self.study.schedule
         return make_recipe(schedule, stream_of(sampling, self.store, schedule, self.seed, order))
 
+    @cached_property
+    def kept_steps(self) -> frozenset[int]:
+        """Steps after which weights are kept to be scored, whether or not the training has ended.
+
+        Raises:
+            InputError: one is beyond the last step.
+        """
+        for problem in point_errors(self.recipe, self.study.evaluation):
+            raise InputError(problem.where, problem.what, allowed=problem.allowed, fix=problem.fix)
+        return kept_steps(self.recipe, self.study.evaluation)
+
     @property
     def states_dir(self) -> Path:
         """Folder of the states of this row and seed."""
@@ -104,14 +115,15 @@ def finish(run: Run, weights: dict[str, torch.Tensor], progress: Progress) -> No
     """Write model and record into the state folder, then drop the checkpoints."""
     finished_at = datetime.now(UTC)
     # On the CPU, so that the file can be read on a machine without a GPU, as MMDetection's.
-    save_model(run.state_dir / "model.pth", on_cpu(weights), model_meta(run, finished_at))
+    meta = model_meta(run, run.recipe.steps) | {"time": finished_at.isoformat(timespec="seconds")}
+    save_model(run.state_dir / "model.pth", on_cpu(weights), meta)
     write_json(run.state_dir / "train.json", run_record(run, progress, finished_at))
     write_heartbeat(run.state_dir, progress, run.recipe, "done")
     drop_checkpoints(run.state_dir)
 
 
-def model_meta(run: Run, finished_at: datetime) -> dict[str, Any]:
-    """The meta of model.pth."""
+def model_meta(run: Run, steps: int) -> dict[str, Any]:
+    """The meta of model.pth, or of the weights after fewer steps; the same whenever they are written."""
     return {
         "study": run.study.study,
         "backbone": run.backbone,
@@ -120,8 +132,8 @@ def model_meta(run: Run, finished_at: datetime) -> dict[str, Any]:
         "CLASSES": tuple(category.name for category in run.store.categories),
         # With these a model is used without its study.
         "settings": settings_of_step(run.study, "infer", with_defaults=True),
-        "steps": run.recipe.steps,
-        "time": finished_at.isoformat(timespec="seconds"),
+        "steps": steps,
+        "epochs": run.recipe.epochs_after(steps),
         "code_version": code_version(),
     }
 

@@ -1,13 +1,14 @@
 """Optimizers, budgets and learning rates; the rate is a pure function of the step, so nothing of it is saved."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from lvis_rcnn.config.schema import Schedule
+from lvis_rcnn.config.schema import Evaluation, Schedule
 from lvis_rcnn.dataloader.sampler import SampleStream
+from lvis_rcnn.dataset.checks import Problem
 
 
 def warmup_factor(step: int, warmup_steps: int, start_factor: float) -> float:
@@ -73,9 +74,13 @@ class Recipe:
     @property
     def epochs(self) -> float:
         """Passes over the oversampled list."""
-        whole = self.stream.epoch_of_step(self.steps)
+        return self.epochs_after(self.steps)
+
+    def epochs_after(self, steps: int) -> float:
+        """Passes over the oversampled list after so many steps."""
+        whole = self.stream.epoch_of_step(steps)
         first, end = self.stream.steps_before_epoch(whole), self.stream.steps_before_epoch(whole + 1)
-        return whole + (self.steps - first) / (end - first)
+        return whole + (steps - first) / (end - first)
 
     @property
     def peak_learning_rate(self) -> float:
@@ -118,6 +123,20 @@ def make_recipe(schedule: Schedule, stream: SampleStream) -> Recipe:
         return Recipe(schedule.steps, schedule, stream)
     assert schedule.epochs is not None
     return Recipe(stream.steps_before_epoch(schedule.epochs), schedule, stream)
+
+
+def kept_steps(recipe: Recipe, evaluation: Evaluation) -> frozenset[int]:
+    """Steps after which weights are kept to be scored, those beyond the last among them."""
+    of_epochs = map(recipe.stream.steps_before_epoch, evaluation.score_at_epochs)
+    return frozenset((*of_epochs, *evaluation.score_at_steps))
+
+
+def point_errors(recipe: Recipe, evaluation: Evaluation) -> Iterator[Problem]:
+    """Steps beyond the last, which the study alone does not tell where its budget is in epochs."""
+    for step in sorted(kept_steps(recipe, evaluation)):
+        if step > recipe.steps:
+            what = f"names step {step:,}, where no weights are"
+            yield Problem("evaluation.score_at_steps", what, f"up to {recipe.steps:,}, the last step", "lower it")
 
 
 def sgd(parameters: list[torch.nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,21 @@ def put_progress(results: Path, study: Study, age_s: float = 10, digest: str = "
     file = results / "state" / study.study / "r50" / "seed0" / digest / "progress.json"
     put(file, record)
     os.utime(file, (file.stat().st_mtime - age_s,) * 2)
+
+
+def point(study: Study, step: int, ap: float, **changes: Any) -> dict[str, Any]:
+    """Scores of weights that a training kept, by the settings of the study."""
+    record = {"step": step, "epoch": step / 120, "model_sha256": "feed", "images": 100, "images_of_split": 100}
+    record |= {"settings_digest": settings_digest(study, "infer"), "detections_per_image": 300, "scored_at": 0.0}
+    record |= {"annotations_sha256": "89abcdef01234567"}
+    record |= {"bbox": {"AP": ap, "APr": 0.2}, "segm": {"AP": ap / 2, "APr": None}}
+    return record | changes
+
+
+def put_so_far(results: Path, study: Study, *points: Mapping[str, Any], seed: int = 0, state: str = "abc") -> None:
+    """ap_so_far.json of the training that :func:`put_progress` or :func:`put_everything` leaves."""
+    record = {"format": "lvis_rcnn.ap_so_far", "version": 1, "state": state, "points": points}
+    put(results / study.study / "r50" / f"seed{seed}" / "ap_so_far.json", record)
 
 
 def put_log(results: Path, study: Study, name: str, text: str) -> None:

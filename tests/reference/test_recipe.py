@@ -82,7 +82,8 @@ NOT_THE_RECIPES = {
     *("resources.gpus", "resources.nodes", "resources.gpu_model", "resources.cpus_per_gpu", "resources.of_backbone"),
     *(f"model.seesaw.{key}" for key in ("mitigation", "compensation", "epsilon", "counters")),
     *("measure.training_steps", "measure.images", "evaluation.bootstrap_resamples"),
-    *("evaluation.protocols", "evaluation.subsets"),
+    *("evaluation.protocols", "evaluation.subsets", "evaluation.score_images"),
+    *("evaluation.score_at_epochs", "evaluation.score_at_steps"),
     *("dataset.draw", "dataset.splits", "schedule.steps", "zoo", "published", "report.base_url"),
     *("report.compare_with", "report.baseline", "rows"),
 }

@@ -113,6 +113,24 @@ def test_a_page_loads_nothing_complains_of_nothing_and_fits_its_window(pages, na
     assert found["narrowest"] is None or found["narrowest"] >= 60
 
 
+def test_a_telephone_shows_ap_first_and_sorts_by_it(pages):
+    script = """
+      const heads = [...document.querySelectorAll('th')].map(head => head.textContent.trim());
+      const right = [...document.querySelectorAll('th')].map(head => head.getBoundingClientRect().right);
+      const first = [...document.querySelector('tbody tr').cells].map(cell => cell.textContent);
+      document.querySelectorAll('th button')[1].click();
+      return {heads, right, first, sorted: document.querySelector('[aria-sort]').textContent.trim()};
+    """
+    wide, narrow = (visited(pages / "table.html", script, width) for width in (1280, 400))
+    assert narrow["heads"][:6] == ["Backbone", "box AP", "mask AP", "APr", "APc", "APf"]
+    assert narrow["right"][2] < 400
+    assert (wide["heads"][1], sorted(wide["heads"])) == ("Style", sorted(narrow["heads"]))
+    assert dict(zip(wide["heads"], wide["first"], strict=True)) == dict(
+        zip(narrow["heads"], narrow["first"], strict=True)
+    )
+    assert (narrow["errors"], narrow["sorted"]) == ([], "box AP")
+
+
 def test_the_table_of_categories_sorts_searches_and_narrows(pages):
     script = """
       const names = () => [...document.querySelectorAll('tbody tr:not([hidden])')].map(row => row.cells[0].textContent);

@@ -21,6 +21,7 @@ from lvis_rcnn.reporting.drawing import (
     COLOURS,
     LINE_PX,
     MOST_LABELS,
+    WHITE,
     Shown,
     captioned,
     cut,
@@ -37,11 +38,14 @@ from lvis_rcnn.reporting.drawing import (
     wrap,
 )
 from lvis_rcnn.reporting.pictures import (
+    NOT_JUDGED,
     Scenes,
     best_line,
+    colours_of_objects,
     detected_as,
     how_chosen,
     images_with_rare_objects,
+    judged,
     mask_of_annotation,
     missed,
     misses_sheet,
@@ -127,7 +131,7 @@ def test_an_object_is_missed_unless_a_detection_of_its_category_overlaps_it(scen
 
 def test_a_missed_object_is_not_named_after_noise(scenes):
     scenes.found.scores[1] = 0.29
-    assert detected_as(scenes, 0, 1) == "best IoU 0.00, below 0.5"
+    assert detected_as(scenes, 0, 1) == "closest detection: IoU 0.00"
     scenes.found.scores[0] = 0.1
     assert detected_as(scenes, 0, 1) == "no detection with score >= 0.3"
 
@@ -170,9 +174,50 @@ def test_captions_count_what_is_there_and_say_how_many_are_drawn(scenes, monkeyp
     monkeypatch.setattr("lvis_rcnn.reporting.pictures.MOST_DETECTIONS", 1)
     pair(scenes, 0, 0.3)
     assert [lines[0] for _, lines in captions] == [
-        "2 detections with score >= 0.3",
-        "2 detections with score >= 0.3, the best 1 are drawn",
+        "2 detections with score >= 0.3: 1 right, 1 wrong, 0 not judged",
+        "2 detections with score >= 0.3: 1 right, 1 wrong, 0 not judged; the best 1 are drawn",
     ]
+
+
+def test_a_detection_finds_the_object_of_its_category_that_it_overlaps_most_and_each_is_found_once(scenes):
+    # Best first: 0 finds the bear, 1 calls the kite a bear; of kites (row 3) not every one is annotated in this image.
+    assert judged(scenes, 0, [0, 1]) == ({0: 0}, set())
+    assert judged(scenes, 0, [1, 0]) == ({0: 0}, set())
+    assert judged(scenes, 0, [0, 0, 3]) == ({0: 0}, {3})
+    scenes.found.boxes_xywh[1] = scenes.found.boxes_xywh[0]
+    assert judged(scenes, 0, [0, 1]) == ({0: 0}, set())
+    assert judged(scenes, 0, [1, 0]) == ({1: 0}, set())
+    # Kites are annotated in the second image, bears are neither annotated nor known to be absent there.
+    assert judged(scenes, 1, [0, 3]) == ({}, {0})
+    assert judged(scenes, 2, []) == ({}, set())
+
+
+def test_objects_of_one_category_have_different_colours(tmp_path):
+    values = dataset()
+    bear, kite = values["annotations"][:2]  # type: ignore[index]
+    mixed = [kite, bear, bear, kite, bear, bear, kite]
+    values["annotations"] = [one | {"id": number} for number, one in enumerate(mixed, start=1)]
+    (tmp_path / "many.json").write_text(json.dumps(values))
+    build_store(tmp_path / "many.json", tmp_path / "many.store")
+    store = open_store(tmp_path / "many.store")
+    colours = colours_of_objects(store, 0)
+    for label in (1, 2):
+        of_label = [colour for row, colour in colours.items() if store.labels[row] == label]
+        assert len(set(of_label)) == len(of_label) > 2
+
+
+def test_marks_and_colours_say_what_is_right(scenes, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "lvis_rcnn.reporting.pictures.draw_objects",
+        lambda pixels, objects: drawn.append(objects) or draw_objects(pixels, objects),
+    )
+    pair(scenes, 0, 0.1)
+    left, right = drawn
+    assert [one.text for one in right] == ["✓ bear 0.90", "✗ bear 0.40", "? kite 0.20"]
+    of_bear = next(one.colour for one in left if one.text == "bear")
+    assert [one.colour for one in right] == [of_bear, WHITE, NOT_JUDGED]
+    assert {one.colour for one in left} <= {*COLOURS} - {NOT_JUDGED}
 
 
 def test_titles_say_what_the_images_are_and_how_many(scenes, tmp_path, monkeypatch):

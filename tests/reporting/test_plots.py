@@ -1,5 +1,7 @@
 """Plots show what the records say, are the same every time, and say why where there is nothing to draw."""
 
+import dataclasses
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,13 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from lvis_rcnn.config.study import Study, read_yaml
 from lvis_rcnn.dataset.statistics import category_statistics, write_statistics
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, RECALLS, UNDEFINED, ap_of_categories, mean_curves
-from lvis_rcnn.reporting import plots_of, score_plots
+from lvis_rcnn.reporting import plots, plots_of, score_plots
 from lvis_rcnn.reporting.figures import style
 from lvis_rcnn.reporting.plots import (
     History,
@@ -37,9 +40,12 @@ from lvis_rcnn.reporting.score_plots import (
     curves_of_row,
     devices_sentence,
     draw_frontier,
+    draw_instances,
     draw_precision,
     estimate,
     on_frontier,
+    reach_of,
+    write_ap_and_cost,
     write_ap_and_images,
     write_ap_by_group,
     write_precision_recall,
@@ -51,12 +57,16 @@ from tests.helpers.study_records import (
     CATEGORIES,
     MINI,
     curve,
+    point,
     put,
     put_everything,
+    put_infer,
     put_measured,
     put_metrics,
     put_run,
+    put_so_far,
     put_speed,
+    put_train,
     shows,
     study_with,
 )
@@ -65,9 +75,41 @@ from tests.helpers.study_records import (
 def drawn(results: Path, study: Study, out: Path) -> dict[str, str]:
     """The texts of all plots of a study, by name."""
     write_plots(study, Path("study.yaml"), results, out)
-    names = {*plots_of(calibrated=bool(study.calibrations))}
+    names = {*plots_of(calibrated=bool(study.calibrations), on_the_way=False)}
     assert {path.stem for path in out.glob("*.png")} == {path.stem for path in out.glob("*.svg")} == names
     return {path.stem: path.read_text() for path in out.glob("*.svg")}
+
+
+def of_points(results: Path, study: Study, out: Path) -> str:
+    """The text of the plot of AP against steps."""
+    write_plots(study, Path("study.yaml"), results, out)
+    assert {path.stem for path in out.glob("*.png")} == {*plots_of(calibrated=False, on_the_way=True)}
+    return (out / "ap_and_steps.svg").read_text()
+
+
+@pytest.mark.slow
+def test_a_study_with_points_has_a_plot_of_ap_against_steps(tmp_path):
+    study = study_with(evaluation={"score_at_steps": [20, 40]})
+    assert shows(of_points(tmp_path, study, tmp_path / "none"), "no weights of an unfinished training are scored yet")
+    put_everything(tmp_path, study, images=100)
+    put_train(tmp_path, study, steps=60)
+    put_so_far(tmp_path, study, point(study, 20, 0.1), point(study, 40, 0.2))
+    text = of_points(tmp_path, study, tmp_path / "some")
+    assert all(shows(text, words) for words in ("R-50-FPN", "box AP, percent", "mask AP, percent", "final model"))
+
+
+@pytest.mark.parametrize(("images", "joined"), [(100, True), (5000, False)])
+def test_the_final_model_is_joined_to_points_of_the_same_images(tmp_path, images, joined):
+    study = study_with(evaluation={"score_at_steps": [20, 40]})
+    folder = put_train(tmp_path, study, steps=60, run_digest="abc")
+    put_infer(folder, study)
+    put_metrics(folder, 0.3, images=images)
+    put_so_far(tmp_path, study, point(study, 20, 0.1), point(study, 40, 0.2))
+    (row,) = rows_of(study, tmp_path, {})
+    lines = plots.so_far_lines(row.runs[0])
+    assert [(line["step"], line.get("bbox"), line.get("segm")) for line in lines[:2]] == [(20, 10, 5), (40, 20, 10)]
+    assert (lines[2]["step"], lines[2]["final_bbox"], lines[2]["final_segm"]) == (60, 30, 15)
+    assert (lines[2].get("bbox") == 30) == joined
 
 
 @pytest.mark.slow
@@ -81,17 +123,18 @@ def test_a_finished_study_has_every_plot_the_same_every_time_whatever_a_user_has
         *(("ap_and_images", "training images with the category"), ("ap_by_group", "mask AP, percent")),
         *(("ap_and_cost", "time of an image, milliseconds"), ("ap_and_cost", "training memory, GB")),
         ("precision_recall_box", "Precision of boxes at each recall, mean over categories"),
-        ("precision_recall_mask", "no objects"),
+        ("precision_recall_mask", "Nothing is found of: rare categories"),
+        ("row_differences", "fewer than two rows can be compared: scored, with resamples"),
     ):
         assert shows(texts[name], words), (name, words)
-    assert all(shows(texts[name], "R-50-FPN") for name in {*texts} - {"repeat_factors"})
+    assert all(shows(texts[name], "R-50-FPN") for name in {*texts} - {"repeat_factors", "row_differences"})
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "svg.fonttype": "none"}):
         drawn(tmp_path, study, tmp_path / "again")
     for path in (tmp_path / "once").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 
 
-def test_the_bars_of_groups_stand_at_the_mean_of_their_categories(tmp_path):
+def test_the_lines_of_groups_stand_at_the_mean_of_their_categories(tmp_path):
     study = study_with()
     put_everything(tmp_path, study)
     rows = rows_of(study, tmp_path, {})
@@ -369,11 +412,66 @@ def test_the_mean_curve_has_the_ap_of_its_categories_as_its_mean(data, categorie
         )
 
 
+def axes_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: Callable[[], None]) -> list[Axes]:
+    """The panels that a plot was drawn on."""
+    seen: list[Axes] = []
+    monkeypatch.setattr(score_plots, "legend_below", lambda figure, panels: seen.extend(panels))
+    draw()
+    return seen
+
+
+def test_precision_has_panels_only_where_something_is_found(tmp_path, monkeypatch):
+    study, zero = study_with(), dict.fromkeys(("0.5", "0.75", "0.5:0.95"), [0.0] * len(RECALLS))
+    early = {iou: np.where(RECALLS < 0.31, 0.5, 0).tolist() for iou in zero}
+    lines = {**curve(), "all": early, "c": zero, "f": early}
+    put_everything(tmp_path, study, curves={"bbox": lines, "segm": {**lines, "all": zero, "f": zero}})
+    rows = rows_of(study, tmp_path, {})
+    panels = axes_of(tmp_path, monkeypatch, lambda: write_precision_recall(rows, "bbox", tmp_path))
+    assert [axes.get_ylabel() for axes in panels[::2]] == [
+        "all categories\nprecision",
+        "frequent categories\nprecision",
+    ]
+    assert panels[0].get_xlim() == pytest.approx((0, 0.3))
+    # The line ends where it reaches 0.
+    assert max(panels[0].lines[0].get_xdata()) == pytest.approx(0.31)
+    assert shows(
+        (tmp_path / "precision_recall_box.svg").read_text(), "Nothing is found of: rare categories, common categories"
+    )
+    write_precision_recall(rows, "segm", tmp_path)
+    assert "nothing is found at IoU 0.5" in (tmp_path / "precision_recall_mask.svg").read_text()
+
+
+def test_no_axis_of_ap_begins_below_0(tmp_path, monkeypatch):
+    study = study_with()
+    intervals = {"resamples": 1000, "level": 0.95, **{kind: {"AP": [0.0, 0.004]} for kind in ("bbox", "segm")}}
+    low = dict.fromkeys(METRIC_NAMES, 0.002)
+    categories = [{**one, "segm": 0.0, "bbox": 0.0} for one in CATEGORIES]
+    put_everything(tmp_path, study, bbox=low, segm=low, intervals=intervals, per_category=categories)
+    rows = rows_of(study, tmp_path, {})
+    for draw in (
+        lambda: write_ap_and_cost(rows, tmp_path),
+        lambda: write_ap_by_group(rows, tmp_path),
+        lambda: write_ap_and_images(rows, {5: 3, 2: 9, 7: 200}, "segm", tmp_path),
+    ):
+        panels = axes_of(tmp_path, monkeypatch, draw)
+        assert {axes.get_ylim()[0] for axes in panels if axes.axison} == {0}
+
+
+def test_means_of_groups_are_written_above_all_points(tmp_path, monkeypatch):
+    study = study_with()
+    put_everything(tmp_path, study, per_category=[{**one, "segm": 0.9} for one in CATEGORIES])
+    rows, counts = rows_of(study, tmp_path, {}), {5: 3, 2: 9, 9: 50, 7: 200}
+    panels = axes_of(tmp_path, monkeypatch, lambda: write_ap_and_images(rows, counts, "segm", tmp_path))
+    assert [text.get_text() for text in panels[0].texts] == ["90.0"] * 3
+    low, top = panels[0].get_ylim()
+    assert (90 - low) / (top - low) < 0.88
+
+
 def test_a_row_without_curves_does_not_give_its_colour_to_the_next():
     axes = Figure().subplots()
     draw_precision(axes, {"first": None, "second": curve()}, "all", "0.5")
     assert [line.get_color() for line in axes.lines] == [style(1)["color"]]
-    draw_precision(Figure().subplots(), {"first": None}, "all", "0.5")
+    assert reach_of(None, "all") == 0
 
 
 def test_panels_that_share_a_scale_hold_the_points_of_all(tmp_path, monkeypatch):
@@ -403,6 +501,19 @@ FIGURES = CategoryFigures(
     instances_once=np.array([10, 100, 1000, 0]),
     instances_oversampled=np.array([45.0, 130.0, 1100.0, 0.0]),
 )
+
+
+def test_the_sampler_has_points_and_no_bars_on_its_logarithmic_axis():
+    axes = Figure().subplots()
+    draw_instances(axes, FIGURES)
+    assert axes.get_yscale() == "log"
+    assert list(axes.patches) == []
+    points = [tuple(line.get_ydata()) for line in axes.lines if len(line.get_ydata()) == 1]
+    assert points == [(10,), (45,), (100,), (130,), (1000,), (1100,)]
+    empty = dataclasses.replace(FIGURES, instances_once=np.array([0, 100, 1000, 0]))
+    axes = Figure().subplots()
+    draw_instances(axes, empty)
+    assert [text.get_text() for text in axes.texts] == ["none", "x 1.30", "x 1.10"]
 
 
 def test_the_plot_of_the_sampler_shows_the_gains_and_is_the_same_every_time(tmp_path):

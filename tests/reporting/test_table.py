@@ -16,13 +16,18 @@ from lvis_rcnn.config.study import Study
 from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.matches import FORMAT, VERSION
+from lvis_rcnn.reporting import difference_plots
+from lvis_rcnn.reporting.difference_plots import write_row_differences
+from lvis_rcnn.reporting.differences import paired_tests
 from lvis_rcnn.reporting.notes import titled
-from lvis_rcnn.reporting.rows import schedule_name
+from lvis_rcnn.reporting.rows import rows_of, schedule_name
+from lvis_rcnn.reporting.table import in_latex
 from lvis_rcnn.runs.records import read_run
 from tests.helpers.study_records import (
     MINI,
     PAGE,
     failures_of,
+    point,
     put,
     put_infer,
     put_log,
@@ -30,9 +35,11 @@ from tests.helpers.study_records import (
     put_metrics,
     put_progress,
     put_run,
+    put_so_far,
     put_speed,
     put_train,
     reason_of,
+    shows,
     study_with,
     table_of,
     written,
@@ -95,6 +102,32 @@ def test_each_protocol_is_a_group_of_columns_that_the_table_names(tmp_path):
     assert "boundary_box_AP" not in record["measures"]
     (line,) = csv.DictReader(table.with_suffix(".csv").read_text().splitlines())
     assert (line["minival_mask_AP50"], line["fixed_box_AP_low"]) == ("0.3", "0.1")
+
+
+def test_ap_so_far_stands_below_the_table_until_the_run_is_scored(tmp_path):
+    study = study_with(evaluation={"score_at_steps": [120, 180]})
+    put_progress(tmp_path, study)
+    points = [point(study, 120, 0.1), point(study, 180, 0.25, images=60)]
+    put_so_far(tmp_path, study, *points)
+    table, line = (
+        written(tmp_path, study),
+        "R-50-FPN, step 180 (epoch 1.5): box AP 25.0, mask AP 12.5, on 60 of 100 images",
+    )
+    assert table_of(table)[0]["Mem (GB)"] == "running 63 %"
+    # Of 60 of 100 images, but the study asks for all.
+    assert (
+        "Unfinished, AP so far: R-50-FPN, step 120 (epoch 1): box AP 10.0, mask AP 5.0, on 100 images.\n"
+        in table.read_text()
+    )
+    (record,) = json.loads(table.with_suffix(".json").read_text())["rows"]
+    assert record["so_far"] == {"0": points[:1]}
+    some = study_with(evaluation={"score_at_steps": [120, 180], "score_images": 60})
+    assert f"Unfinished, AP so far: {line}.\n" in written(tmp_path, some).read_text()
+    put_so_far(tmp_path, study, *points, state="of another training")
+    assert "AP so far" not in written(tmp_path, study).read_text()
+    put_so_far(tmp_path, study, *points)
+    put_run(tmp_path, study)
+    assert "AP so far" not in written(tmp_path, study).read_text()
 
 
 def test_title_and_provenance_say_what_the_numbers_are(tmp_path):
@@ -550,6 +583,60 @@ def test_bold_is_what_is_shown_to_be_better_than_every_other_row(tmp_path):
     assert "R-50-FPN over" not in page
     assert "other seeds may differ" in page
     assert "*" not in (tmp_path / "table.csv").read_text()
+
+
+def test_the_table_for_latex_has_the_same_cells_and_escapes_what_latex_reads(tmp_path):
+    study = put_rows(tmp_path, {"r50": [0.2], "r101": [0.21], "x101_32x4d": [0.199]})
+    study = study.model_copy(update={"title": "50 % of {mini} & more_"})
+    page = table_of(written(tmp_path, study))
+    lines = (tmp_path / "table.tex").read_text().splitlines()
+    table = [line for line in lines if not line.startswith("%")]
+    assert table[:2] == [rf"\begin{{tabular}}{{{'l' * (len(page[0]) - 1)}}}", r"\toprule"]
+    assert (table[3], table[-2:]) == (r"\midrule", [r"\bottomrule", r"\end{tabular}"])
+    head, *body = (
+        [cell.strip() for cell in line.removesuffix(r" \\").split(" & ")] for line in (table[2], *table[4:-2])
+    )
+    assert head == [title for title in page[0] if title != "Download"]  # links to files are of no use on paper
+    of_box = head.index("box AP")
+    assert [cells[of_box].partition(" ")[0] for cells in body] == ["20.0", r"\textbf{21.0}", "19.9"]
+    assert body[1][head.index("Lr schd")] == page[1]["Lr schd"]
+    assert lines[0] == r"% 50 % of {mini} & more_. Needs \usepackage{booktabs}."
+    assert in_latex("a_b & 5 % ±≈ <\\[1] #$~^") == (
+        r"a\_b \& 5 \% $\pm$$\approx$ $<$\textbackslash{}{[}1{]} \#\$\textasciitilde{}\textasciicircum{}"
+    )
+
+
+def test_the_plot_of_differences_has_every_two_rows_and_fills_what_is_shown(tmp_path, monkeypatch):
+    study = put_rows(tmp_path, {"r50": [0.2], "r101": [0.21], "x101_32x4d": [0.199]})
+    rows, drawn = rows_of(study, tmp_path, {}), []
+    monkeypatch.setattr(
+        difference_plots,
+        "draw_pair",
+        lambda axes, place, test, sign: drawn.append((test.name, place, round(sign * test.points, 1), test.is_shown)),
+    )
+    write_row_differences(rows, tmp_path)
+    text = (tmp_path / "row_differences.svg").read_text()
+    assert [shows(text, f"minus {name}") for name in ("R-50-FPN", "R-101-FPN", "X-101-32x4d-FPN")] == [
+        True,
+        True,
+        False,
+    ]
+    assert "after Holm's correction for 9 tests" in text
+    # R-101 minus minus minus R-101.
+    assert sorted(one for one in drawn if one[0] == "box_AP") == [
+        ("box_AP", 0, 1.0, True),
+        ("box_AP", 1, -0.1, False),
+        ("box_AP", 2, -1.1, True),
+    ]
+    for test in paired_tests(rows):
+        assert test.interval[0] < test.points < test.interval[1]
+        assert test.points > 0
+
+
+def test_one_row_has_no_differences(tmp_path):
+    write_row_differences(rows_of(put_rows(tmp_path, {"r50": [0.2]}), tmp_path, {}), tmp_path)
+    text = (tmp_path / "row_differences.svg").read_text()
+    assert shows(text, "fewer than two rows can be compared: scored, with resamples")
 
 
 def test_no_row_is_called_better_by_chance_or_without_a_test(tmp_path):

@@ -74,10 +74,10 @@ def test_a_job_belongs_to_a_row_however_its_rule_names_it(tmp_path: Path, wildca
 
 
 def test_only_a_study_that_calibrates_has_a_table_for_it(tmp_path: Path) -> None:
-    assert (paths_of(tmp_path).calibration, paths_of(tmp_path).calibration_option) == ([], "")
+    assert (paths_of(tmp_path).calibration, paths_of(tmp_path).calibration_option("r50")) == ([], "")
     paths = paths_of(tmp_path, inference={"calibration": {"method": "norcal", "gamma": 0.6}})
     assert paths.calibration == ["results/tiny/calibration.csv"]
-    assert paths.calibration_option == "--calibration results/tiny/calibration.csv"
+    assert paths.calibration_option("r50") == "--calibration results/tiny/calibration.csv"
 
 
 def test_drawn_data_are_inputs_before_they_exist_and_their_manifest_stands_for_them(tmp_path: Path) -> None:

@@ -77,6 +77,24 @@ def test_a_run_whose_lease_is_held_is_kept(tmp_path, study_file, monkeypatch, ca
     assert contents(tmp_path) == before
 
 
+def test_weights_that_are_not_scored_yet_are_kept_while_the_study_asks_for_them(
+    tmp_path, study_file, monkeypatch, capsys
+):
+    results, study = tmp_path / "results", load_study(study_file)
+    state_dir, _ = put_run(results, study, "r50/seed0")
+    put(state_dir / "points" / "step00000100.pth", "w" * 1000)
+    with_points = write_study(
+        tmp_path / "points.yaml",
+        **{"backbones": ["r50"], "seeds": [0], "schedule": {"steps": 260}},
+        evaluation={"score_at_steps": [100]},
+    )
+    said = run_main(monkeypatch, capsys, with_points, results, "--remove")
+    assert "r50 seed 0: kept, since weights of it are not scored: python -m lvis_rcnn track" in said
+    assert state_dir.exists()
+    run_main(monkeypatch, capsys, study_file, results, "--remove")
+    assert not state_dir.exists()
+
+
 def test_a_run_of_other_settings_than_the_studys_is_kept(tmp_path, study_file, monkeypatch, capsys):
     results = tmp_path / "results"
     state_dir, _ = put_run(results, load_study(study_file), "r50/seed0")

@@ -707,6 +707,8 @@ def test_disk_of_a_run(backbone):
     """Parameter counts at 1230 classes are published: MMDetection's own structures."""
     published = {"r50": 50_585_636, "r101": 69_577_764, "x101_32x4d": 69_206_308, "x101_64x4d": 108_483_876}
     assert run_bytes(study(), backbone, 1231) == 28 * published[backbone]
+    kept = study(evaluation={"score_at_steps": [100, 200]})
+    assert run_bytes(kept, backbone, 1231) == 36 * published[backbone]
 
 
 def test_the_memory_of_a_pass_is_told_for_a_gpu(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def test_table_plots_and_pages_of_nothing_are_written_without_torch_or_snakemake
     assert done.returncode == 0, done.stderr
     assert sum(line.startswith("wrote ") for line in done.stderr.splitlines()) == 3
     assert {path.name for path in (tmp_path / "pages").iterdir()} == {f"{name}.html" for name in PAGES}
-    assert {path.stem for path in (tmp_path / "plots").iterdir()} == {*plots_of(calibrated=False)}
+    assert {path.stem for path in (tmp_path / "plots").iterdir()} == {*plots_of(calibrated=False, on_the_way=False)}
 
 
 def run_main(monkeypatch, *arguments: object) -> None:

@@ -17,9 +17,11 @@ from lvis_rcnn.config.zoo import load_zoo
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.runs import states as states_module
 from lvis_rcnn.runs.identity import identities
-from lvis_rcnn.runs.states import states_of, work_left
+from lvis_rcnn.runs.price import estimated_hours
+from lvis_rcnn.runs.states import processor_hours, states_of, work_left
 from lvis_rcnn.system.cli import duration
 from tests.conftest import REPOSITORY, write_study
+from tests.helpers import study_records
 
 STORE = {"annotations_sha256": "89abcdef"}
 
@@ -111,6 +113,21 @@ def test_a_running_run_says_how_far_and_how_fast_it_is(study, results):
         "r50            1  not started",
         "x101_64x4d     0  not started",
         "x101_64x4d     1  not started",
+    ]
+
+
+def test_ap_so_far_and_weights_that_wait_to_be_scored_are_noted(tmp_path, results):
+    results.mkdir()
+    changes = {"backbones": ["r50"], "seeds": [0], "schedule": {"steps": 260}}
+    study = load_study(write_study(tmp_path / "study.yaml", **changes, evaluation={"score_at_steps": [100, 200]}))
+    points = beat(results) / "points"
+    points.mkdir()
+    (points / "step00000200.pth").touch()
+    scores = study_records.point(study, 100, 0.25)
+    put(results / "smoke" / "r50" / "seed0" / "ap_so_far.json", {"state": "0123456789ab", "points": [scores]})
+    assert status.status_text(study, look(study, results)).splitlines()[5:] == [
+        "r50 seed 0: AP so far, step 100 (epoch 0.833): box AP 25.0, mask AP 12.5, on 100 images",
+        "r50 seed 0: weights of step 200 are not scored: python -m lvis_rcnn track --study …",
     ]
 
 
@@ -265,19 +282,18 @@ def test_the_plan_says_what_starts_afresh_and_what_resumes_from_where(study, res
     put_log(beat(results, age_s=1e4), [9.0, 3.6, 3.6, 3.6])  # the first is slow
     put_log(beat(results, "r50/seed1/0123456789ab"), [7.2])
     put_records(results, study, "x101_64x4d/seed0", until="train")
-    scored = "infer, evaluate"
+    tail, scored = "infer, evaluate, measure", "infer, evaluate"
     assert status.plan_text(study, look(study, results)).splitlines() == [
         "smoke: 4 of 4 runs are not done, 2 rows to be measured",
         "",
-        "row         seed  training                         time  CPU-hours  s/step  measured on  then",
-        f"r50            0  resumes from step 100 of 260       9m       0.16     3.6  its own log  {scored}, measure",
-        f"r50            1  runs, at step 120 of 260          16m       0.28     7.2  its own log  {scored}",
-        f"x101_64x4d     0  is done                                                                {scored}, measure",
-        f"x101_64x4d     1  fresh, 260 steps              unknown    unknown                       {scored}",
+        "row         seed  training                      time  CPU-hours  s/step  speed from          then",
+        f"r50            0  resumes from step 100 of 260    9m       0.16     3.6  its own log         {tail}",
+        f"r50            1  runs, at step 120 of 260       16m       0.28     7.2  its own log         {scored}",
+        f"x101_64x4d     0  is done                                                                    {tail}",
+        f"x101_64x4d     1  fresh, 260 steps              ~21m      ~0.36   ~5.03  estimated from r50  {scored}",
         "",
         "to do: 3 x train, 4 x infer, 4 x evaluate, 2 x measure",
-        "training: 0.44 CPU-hours plus what is unknown",
-        "unknown, since no run of the row has logged a step: x101_64x4d seed 1",
+        "training: 0.80 CPU-hours, 0.36 of them estimated by arithmetic (docs/performance.md)",
     ]
 
 
@@ -285,7 +301,7 @@ def test_an_unmeasured_run_is_expected_to_be_as_fast_as_another_seed(study, resu
     put_log(put_records(results, study, "r50/seed1"), [3.6])
     works = work_left(study, look(study, results))
     assert [work.state.name for work in works] == ["r50 seed 0", "x101_64x4d seed 0", "x101_64x4d seed 1"]
-    assert (works[0].pace.measured_on, works[0].seconds) == ("seed 1", pytest.approx(936))
+    assert (works[0].pace.basis, works[0].seconds) == ("seed 1", pytest.approx(936))
 
 
 def test_hours_are_those_of_all_processors(study, results, tmp_path):
@@ -307,6 +323,36 @@ def test_steps_of_a_schedule_in_epochs_are_those_of_another_run(results, tmp_pat
     assert {work.training for work in work_left(study, look(study, results))} == {"fresh"}
     beat(results, steps=300)
     assert work_left(study, look(study, results))[1].training == "fresh, 300 steps"
+
+
+def test_before_any_step_is_timed_the_price_follows_from_arithmetic(study, results, tmp_path):
+    text = status.plan_text(study, look(study, results)).splitlines()
+    first = estimated_hours(study, "r50", 260)
+    assert text[3].split()[2:8] == ["fresh,", "260", "steps", f"~{duration(3600 * first)}", f"~{first:.2f}", "~1.25"]
+    assert "estimated, a CPU core with AVX-512" in text[3]
+    both = 2 * (first + estimated_hours(study, "x101_64x4d", 260))
+    assert text[-1].startswith(f"training: {both:.2f} CPU-hours, {both:.2f} of them estimated by arithmetic")
+    resources = {"gpus": 4, "nodes": 2}
+    on_gpus = load_study(
+        write_study(
+            tmp_path / "g.yaml",
+            compute={"device": "cuda"},
+            resources=resources,
+            schedule={"images_per_step": 16, "normalisation_group": 2},
+        )
+    )
+    [work, *_] = work_left(on_gpus, look(on_gpus, results))
+    hours = estimated_hours(on_gpus, "r50", work.steps)
+    assert (work.pace.ranks, processor_hours(on_gpus, work)) == (8, pytest.approx(hours))
+    assert work.seconds == pytest.approx(3600 * hours / 8)
+
+
+def test_steps_of_a_schedule_in_epochs_are_those_that_preflight_counted(results, tmp_path):
+    study = load_study(write_study(tmp_path / "epochs.yaml", seeds=[0], schedule={"steps": None, "epochs": 2}))
+    text = status.plan_text(study, look(study, results))
+    assert text.endswith("unknown until preflight has counted the optimizer steps: r50 seed 0")
+    put(results / "smoke" / "preflight.json", {"facts": {"schedule": {"steps": 300}}})
+    assert work_left(study, look(study, results))[0].training == "fresh, 300 steps"
 
 
 def test_a_finished_study_has_nothing_to_do(study, results):

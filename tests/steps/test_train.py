@@ -26,6 +26,7 @@ from lvis_rcnn.model.weights import load_model
 from lvis_rcnn.runs.attempts import read_attempts
 from lvis_rcnn.runs.identity import ORDERS, identities
 from lvis_rcnn.runs.lease import Lease
+from lvis_rcnn.runs.points import kept_file, kept_files, step_of
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.training import checkpoint, recorder, setup, solver
 from lvis_rcnn.training import run as run_module
@@ -159,6 +160,53 @@ def test_a_finished_run_is_exported_again_and_not_trained(drawn, tmp_path, monke
     monkeypatch.setattr(setup, "MaskRcnn", None)
     assert_same(outcome(run, tmp_path / "run"), first)
     assert (tmp_path / "run" / "out" / "train.json").read_bytes() == record
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_weights_at_the_points_of_a_study_outlive_checkpoints_and_kills(drawn, tmp_path, monkeypatch):
+    points = {"score_at_steps": [2, 4, 6]}
+    plain = outcome(make_run(drawn, tmp_path / "plain"), tmp_path / "plain")
+    whole = make_run(drawn, tmp_path / "whole", evaluation=points)
+    assert_same(outcome(whole, tmp_path / "whole"), plain)
+    for every_s in (1e-9, 1e9):
+        folder = tmp_path / str(every_s)
+        run = make_run(drawn, folder, evaluation=points, resources={"checkpoint_seconds": every_s})
+        assert run.digest == make_run(drawn, tmp_path / "plain").digest
+        for step, kept in ((3, [2]), (5, [2, 4])):
+            interrupt(monkeypatch, run, folder, step, Killed)
+            assert [step_of(file) for file in kept_files(run.state_dir)] == kept
+        # What a resumed training passes again it writes again; where its checkpoint is later, nothing is missing.
+        kept_file(run.state_dir, 4).unlink()
+        outcome(run, folder)
+        assert [step_of(file) for file in kept_files(run.state_dir)] == ([2, 6] if every_s < 1 else [2, 4, 6])
+        for file in kept_files(run.state_dir):
+            assert file.read_bytes() == kept_file(whole.state_dir, step_of(file)).read_bytes()
+    weights, meta = load_model(kept_file(whole.state_dir, 6))
+    assert all(torch.equal(value, plain[0][name]) for name, value in weights.items())
+    assert (meta["steps"], meta["backbone"], meta["run_digest"]) == (6, "r50", run.digest)
+    assert not torch.equal(load_model(kept_file(whole.state_dir, 4))[0]["body.0.weight"], weights["body.0.weight"])
+
+
+@pytest.mark.usefixtures("few_numbers")
+def test_weights_that_cannot_be_kept_are_a_warning(drawn, tmp_path, caplog):
+    run = make_run(drawn, tmp_path / "run", evaluation={"score_at_steps": [2]})
+    run.state_dir.mkdir(parents=True)
+    (run.state_dir / "points").write_text("no folder")
+    outcome(run, tmp_path / "run")
+    (line,) = (record.message for record in caplog.records if record.levelname == "WARNING")
+    assert line.endswith(
+        "step00000002.pth cannot be written (File exists): these weights will not be scored; training goes on"
+    )
+
+
+def test_points_in_epochs_are_steps_of_the_oversampled_list(drawn, tmp_path):
+    budget = {"epochs": 3, "steps": None}
+    run = make_run(drawn, tmp_path, schedule=budget, evaluation={"score_at_epochs": [1, 3], "score_at_steps": [1]})
+    in_epoch = run.recipe.steps_in_epoch
+    assert run.kept_steps == {1, in_epoch, 3 * in_epoch}
+    late = make_run(drawn, tmp_path, schedule=budget, evaluation={"score_at_steps": [3 * in_epoch + 1]})
+    with pytest.raises(InputError, match=f"score_at_steps: names step .*, where .*; allowed: up to {3 * in_epoch}, "):
+        train.train(late, tmp_path / "out", ALONE)
 
 
 @pytest.mark.usefixtures("few_numbers")

@@ -38,11 +38,12 @@ MAKES: dict[str, Callable[[argparse.Namespace], list[Path]]] = {
     "calibrate": lambda args: [args.out],
     "weights": lambda args: [args.out, args.report],
     "train": lambda args: [args.out / name for name in ("model.pth", "train.json", "log.json")],
+    "track": lambda args: [Path("results/tiny", *args.run, "ap_so_far.json")],
     "infer": lambda args: [args.out / name for name in ("detections/shard-00000.npz", "inference.json")],
     "measure": lambda args: [args.out],
     "evaluate": lambda args: [args.out, args.matches],
     "compare": lambda args: [args.out, args.out.with_suffix(".html"), *in_two_forms(args.plot, DIFFERENCES)],
-    "report table": lambda args: [args.out.with_suffix(suffix) for suffix in (".md", ".csv", ".json")],
+    "report table": lambda args: [args.out.with_suffix(suffix) for suffix in (".md", ".tex", ".csv", ".json")],
     "report plots": lambda args: in_two_forms(args.out, PLOTS),
     "report pages": lambda args: [
         *(args.out / f"{name}.html" for name in PAGES),
@@ -82,6 +83,7 @@ def main() -> None:
     for name in ("log", "out", "zoo", "report", "matches", "plot"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--weights")
+    parser.add_argument("--run", nargs=1)
     parser.add_argument("command", nargs="?")
     known, _ = parser.parse_known_args()
     parser.parse_args = lambda: known  # type: ignore[assignment,misc]

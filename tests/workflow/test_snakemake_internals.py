@@ -83,6 +83,17 @@ def test_limit_gpus(tmp_path: Path, words: list[str], gpus: int) -> None:
     assert said(tmp_path, "--cores", "3", *words, at_parse=limit, at_start=tell(asked)) == {"it": [gpus, gpus]}
 
 
+@pytest.mark.parametrize("quiet", ["rules", "progress", "all", ""])
+def test_progress_is_said_unless_snakemake_is_quiet_about_its_own(tmp_path: Path, quiet: str) -> None:
+    text = SNAKEFILE.format(
+        folder=str(REPOSITORY / "workflow"), at_parse="", at_start="internals.say_progress('a line')"
+    )
+    (tmp_path / "Snakefile").write_text(text)
+    command = [sys.executable, "-m", "snakemake", "second.txt", "--cores", "1", "--quiet", *quiet.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ("a line\n" in done.stderr) == (quiet == "rules")
+
+
 @pytest.mark.conda
 def test_conda(tmp_path: Path, conda_stand_in: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in conda_stand_in.items():

@@ -107,6 +107,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Stubbed:
         "The pages: results/tiny/*.html",
         "The plots: results/tiny/plots",
         "The pictures: results/tiny/*/*/pictures",
+        "The report, all in one file, is made by: snakemake --report report.html "
+        f"--configfile {stubbed.folder / 'tiny.yaml'}",
     ]
     assert "Training r101 (seed 0) on tiny" in ended.text
     return stubbed
@@ -137,6 +139,7 @@ def test_logs_and_benchmarks_are_named_after_steps(finished: Stubbed) -> None:
         pytest.param({"augmentation": {"skip_broken_images": True}}, {}, id="broken images"),
         pytest.param({"evaluation": {"detections_per_image": 9}}, {"evaluate": 2, **RENEWED}, id="evaluation"),
         pytest.param({"evaluation": {"protocols": ["fixed", "boundary"]}}, {"evaluate": 2, **RENEWED}, id="protocols"),
+        pytest.param({"evaluation": {"score_at_steps": [9]}}, {"track": 2, "plots": 1}, id="points of trainings"),
         pytest.param(
             {"inference": {"nms_iou": 0.4}},
             {"infer": 2, "measure": 2, "evaluate": 2, "pictures": 2, **RENEWED},

@@ -7,6 +7,9 @@ of_all_runs = {
     "measurements": paths.of_rows("measure.json"),
     "zoo": paths.zoo_compared_with,
 }
+plots_of_study = plots_of(
+    calibrated=bool(paths.calibration), on_the_way=bool(paths.so_far)
+)
 if_trained = {
     "repeat_factors": [paths.repeat_factors(row) for row in paths.trained_rows[:1]]
 }
@@ -18,7 +21,7 @@ rule table:
         **of_all_runs,
     output:
         page=shown(f"{paths.folder}/table.md", "table", TABLE),
-        others=multiext(f"{paths.folder}/table", ".csv", ".json"),
+        others=multiext(f"{paths.folder}/table", ".tex", ".csv", ".json"),
     log:
         f"{paths.folder}/logs/table.log",
     benchmark:
@@ -47,7 +50,7 @@ rule results_table:
         f"{paths.folder}/table.md",
     output:
         page="results/table.md",
-        others=multiext("results/table", ".csv", ".json"),
+        others=multiext("results/table", ".tex", ".csv", ".json"),
     log:
         f"{paths.folder}/logs/results_table.log",
     benchmark:
@@ -112,15 +115,13 @@ rule plots:
         measurements=paths.of_rows("measure.json"),
         histories=paths.of_trained_runs("log.json"),
         calibration=paths.calibration,
+        so_far=paths.so_far,
     output:
         [
             shown(f"{paths.folder}/plots/{name}.png", name, where)
-            for name, where in plots_of(calibrated=bool(paths.calibration)).items()
+            for name, where in plots_of_study.items()
         ],
-        [
-            f"{paths.folder}/plots/{name}.svg"
-            for name in plots_of(calibrated=bool(paths.calibration))
-        ],
+        [f"{paths.folder}/plots/{name}.svg" for name in plots_of_study],
     log:
         f"{paths.folder}/logs/plots.log",
     benchmark:

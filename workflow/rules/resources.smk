@@ -28,7 +28,7 @@ def lacking_gpus(jobs):
     if study.compute.device != "cuda":
         return []
     asked = {"train": lambda job: paths.asked(job.wildcards.row).gpus or 1}
-    asked |= dict.fromkeys(("infer", "measure"), lambda job: 1)
+    asked |= dict.fromkeys(("infer", "measure", "track"), lambda job: 1)
     most = max(
         (asked[job.rule.name](job) for job in jobs if job.rule.name in asked), default=0
     )

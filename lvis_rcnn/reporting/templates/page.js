@@ -1,3 +1,12 @@
+// On a telephone the first screen shows what a row is and its AP; the other columns follow to the right.
+if (matchMedia('(max-width: 600px)').matches) {
+  for (const box of document.querySelectorAll('.sortable')) {
+    const ranks = [...box.querySelectorAll('th')].map((head, at) => at && (/\bAP[rcf]?\b/.test(head.textContent) ? 1 : 2));
+    for (const row of box.querySelectorAll('tr')) {
+      row.append(...[...row.cells].map((cell, at) => [ranks[at], cell]).sort((a, b) => a[0] - b[0]).map(pair => pair[1]));
+    }
+  }
+}
 // Cells carry what they sort by; missing values stay last in either order.
 for (const box of document.querySelectorAll('.sortable')) {
   const body = box.querySelector('tbody'), heads = [...box.querySelectorAll('th')];

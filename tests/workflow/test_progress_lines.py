@@ -1,0 +1,86 @@
+"""How far trainings are, on the screen of Snakemake."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lvis_rcnn.config.study import load_study
+from lvis_rcnn.runs.states import running
+from tests.conftest import REPOSITORY, write_study
+from tests.steps.test_status import beat
+from tests.workflow.test_workflow import stub_workflow
+
+sys.path.append(str(REPOSITORY / "workflow"))
+
+import progress_lines
+
+BEAT = {"step": 120, "steps": 260, "images_per_s": 31.25, "eta_s": 7500.0}
+
+
+def test_a_line_says_steps_percent_speed_and_time_left():
+    assert progress_lines.line_of("r50 seed 0", BEAT) == (
+        "training r50 seed 0: step 120 of 260 (46 %), 31.2 images/s, 2h 05m left"
+    )
+    begun = {"step": 0, "steps": 1260, "images_per_s": None, "eta_s": None}
+    assert progress_lines.line_of("r50 seed 0", begun) == "training r50 seed 0: step 0 of 1,260 (0 %)"
+
+
+def test_each_training_is_said_once_a_minute_and_one_of_weeks_less_often():
+    week = {"step": 100, "steps": 200, "images_per_s": 1.0, "eta_s": 300_000.0}  # 600 s of a thousandth
+    said, due_s = [], {}
+    for now_s in range(0, 1200, 30):
+        progress_lines.tell({"a": BEAT, "b": week}, due_s, float(now_s), said.append)
+    assert [sum(line.startswith(f"training {name}:") for line in said) for name in "ab"] == [20, 2]
+
+
+def test_only_trainings_that_run_are_said(tmp_path):
+    study = load_study(write_study(tmp_path / "study.yaml", backbones=["r50", "r101"], seeds=[0, 1]))
+    beat(tmp_path)
+    beat(tmp_path, "r50/seed1/0123456789ab", state="done", step=260)
+    beat(tmp_path, "r101/seed0/0123456789ab", age_s=1e5)
+    (tmp_path / "state" / "smoke" / "r101" / "seed1").mkdir(parents=True)
+    found = running(study, tmp_path, {})
+    assert {name: one["step"] for name, one in found.items()} == {"r50 seed 0": 120}
+
+
+def test_a_file_that_vanishes_silences_one_minute_only(tmp_path, monkeypatch):
+    class Enough(Exception):
+        pass
+
+    looks = iter([FileNotFoundError, {"r50": BEAT}])
+
+    def look(*_):
+        found = next(looks, Enough)
+        if isinstance(found, dict):
+            return found
+        raise found
+
+    monkeypatch.setattr(progress_lines, "running", look)
+    monkeypatch.setattr(progress_lines.time, "sleep", lambda seconds: None)
+    said = []
+    with pytest.raises(Enough):
+        progress_lines.tell_always(None, tmp_path, {}, said.append)
+    assert len(said) == 1
+
+
+@pytest.mark.slow
+def test_the_line_is_on_the_screen_of_snakemake(tmp_path: Path):
+    checkout = stub_workflow(tmp_path / "checkout")
+    lines = checkout / "workflow" / "progress_lines.py"
+    lines.write_text(lines.read_text().replace("SECONDS_BETWEEN_LINES = 60.0", "SECONDS_BETWEEN_LINES = 0.1"))
+    stub = checkout / "lvis_rcnn" / "train.py"
+    stub.write_text(stub.read_text().replace("def step(args: argparse.Namespace) -> None:", WAITING_STEP, 1))
+    study = write_study(tmp_path / "study.yaml", study="smoke", backbones=["r50"])
+    beat(tmp_path / "results", host=socket.gethostname(), pid=1)
+    command = [sys.executable, "-m", "snakemake", "results/smoke/r50/seed0/model.pth", "--cores", "1"]
+    command += ["-s", str(checkout / "Snakefile"), "--configfile", str(study)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "training r50 seed 0: step 120 of 260 (46 %), 31.2 images/s, 2h 05m left\n" in done.stderr
+
+
+WAITING_STEP = """def step(args: argparse.Namespace) -> None:
+    time.sleep(2)"""
