@@ -137,7 +137,7 @@ def class_shifts(
         what = "is needed for inference.calibration" if settings else "is given, but the settings have no calibration"
         fix = "write it with python -m lvis_rcnn calibrate" if settings else "leave it out, or name a study that has"
         raise InputError("--calibration", what, allowed="both or neither", fix=fix)
-    classification = getattr(model.settings, "classification", "softmax")
+    classification = model.settings.classification
     if classification != "softmax":
         what = f"is undefined for this model, whose classification is {classification}"
         raise InputError("inference.calibration", what, allowed="null", fix="leave it out, or name another model")
