@@ -88,6 +88,17 @@ class ZooModel(NamedRow):
         return own == (backbone, study.dataset.name, schedule, sampling) and same_heads
 
     @property
+    def method(self) -> str:
+        """What it differs in from the recipe, for a person: ``Seesaw, no oversampling``; often empty."""
+        found = {
+            "Seesaw": self.classification == "seesaw",
+            "normalised mask": self.mask_predictor == "normalised",
+            "no oversampling": self.sampling == "none",
+            "IRFS": self.sampling == "instance_aware",
+        }
+        return ", ".join(word for word, is_so in found.items() if is_so)
+
+    @property
     def url(self) -> str:
         """The preferred address, which tables link to."""
         return self.urls[0]

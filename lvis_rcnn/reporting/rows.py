@@ -246,6 +246,7 @@ def published_rows(study: Study, results: Path, published: Published, model: Zoo
     sampled, why_none = sampled_runs([run])
     protocols = study.evaluation.asked_protocols
     of_data = (model.backbone, model.schedule, scored_on)
+    called = f"{BACKBONES[model.backbone].title}, {model.method}" if model.method else ""
     here = Row(
         *(RESCORED, *of_data, (run,)),
         measured=read_measured(study, results, run),
@@ -256,8 +257,9 @@ def published_rows(study: Study, results: Path, published: Published, model: Zoo
         detections_kept=study.inference.detections_per_image,
         protocols=protocols,
         sampled_by=sampled_by([run], protocols),
+        called=called,
     )
-    return [Row(PUBLISHED, *of_data, (), model=model, reference=model), here]
+    return [Row(PUBLISHED, *of_data, (), model=model, reference=model, called=called), here]
 
 
 def sampled_runs(runs: Sequence[RunRecord], protocol: str = "") -> tuple[Mapping[Kind, Sampled], str]:

@@ -82,7 +82,7 @@ def test_a_study_without_published_rows_reads_no_zoo(tmp_path: Path) -> None:
     ("model", "message"),
     [
         ("coco_r50", r"s\.yaml: published coco_r50: is a model of kind coco, .*this one can initialise a training"),
-        ("r50", r"s\.yaml: published r50: is not in the zoo; allowed: lvis_v0\.5_r50, .*lvis_v1_x101_64x4d; fix"),
+        ("r50", r"s\.yaml: published r50: is not in the zoo; allowed: lvis_v0\.5_r50, .*lvis_v1_x101_64x4d, .*; fix"),
     ],
 )
 def test_only_models_of_lvis_are_scored(model: str, message: str) -> None:
@@ -222,6 +222,13 @@ def test_published_rows_stand_below_the_trained_ones(tmp_path: Path) -> None:
     )
     assert (here["Inf time (fps), images/s"], here["box AP"]) == ("not started", "-")
     assert "Published files" not in (tmp_path / "table.md").read_text()
+
+
+def test_a_published_model_of_another_method_says_so_in_the_table(tmp_path: Path) -> None:
+    model = {**read_yaml(REPOSITORY / "configs" / "mini.yaml")["model"], "anchor_scale": 8}
+    study = study_with((), (), model=model, published=[{"model": "lvis_v1_r50_seesaw_mask"}, {"model": "lvis_v1_r50"}])
+    titles = [row["Row"] for row in table_of(written(tmp_path, study))]
+    assert titles == ["R-50-FPN, Seesaw, normalised mask"] * 2 + ["R-50-FPN"] * 2
 
 
 # Names of MMDetection 2.x and 3.x for those of torchvision's modules.
