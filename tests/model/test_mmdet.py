@@ -468,7 +468,7 @@ def test_what_is_written_is_read_as_the_same(tmp_path, name):
 )
 def test_the_config_written_is_python_that_says_what_the_network_is(name, body):
     scope = {}
-    exec(mmdet_meta(BACKBONES[name], NAMES, {})["cfg"], scope)
+    exec(mmdet_meta(BACKBONES[name], NAMES, {}, {})["cfg"], scope)
     assert scope["model"]["backbone"] == {**body, "style": "pytorch"}
     heads = scope["model"]["roi_head"]
     assert (heads["bbox_head"]["num_classes"], heads["mask_head"]["num_classes"]) == (3, 3)

@@ -94,7 +94,8 @@ def test_what_snakemake_could_not_measure_is_missing(tmp_path, measured, memory)
 
 def test_names_cannot_break_a_page(tmp_path):
     name = '<script>"&'
-    text = page("table", name, columns=[Column(name), Column("AP", 1)], rows=[[name, 1.0]], notes=[name], provenance=[])
+    columns, rows = [Column(name), Column("AP", 1)], [[name, 1.0]]
+    text = page("table", name, columns=columns, rows=rows, methods=[], notes=[name], provenance=[])
     assert name not in text
     assert text.count("&lt;script&gt;&#34;&amp;") == 5
     study = study_with()

@@ -741,7 +741,7 @@ def test_a_table_is_written_where_it_is_asked_for_and_nowhere_else(tmp_path):
     study = study_with()
     put_run(tmp_path, study)
     written(tmp_path, study, tmp_path / "mini" / "partial_table.md")
-    names = [f"partial_table.{suffix}" for suffix in ("csv", "json", "md")]
+    names = [f"partial_table.{suffix}" for suffix in ("csv", "json", "md", "tex")]
     assert sorted(path.name for path in tmp_path.rglob("*table*")) == names
 
 
