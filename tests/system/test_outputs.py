@@ -170,7 +170,7 @@ def test_a_number_that_makes_no_sense_is_named(
         ("evaluate --annotations a --detections b", ".json"),
         ("evaluate --annotations a --detections b --out m.json --matches", ".npz"),
         ("export --detections b", ".json"),
-        ("measure --study a --backbone r50 --model b --val-store c --val-images d", ".json"),
+        ("measure --study a --row r50 --model b --val-store c --val-images d", ".json"),
         ("preflight --study a --train-store b --val-store c", ".json"),
         ("compare a b", ".txt"),
         ("weights import a --backbone r50 --store b", ".pth"),
