@@ -20,6 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lvis_rcnn import train
+from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.dataloader.batches import Batch, TrainingSteps
 from lvis_rcnn.model.mask_rcnn import LOSS_NAMES
 from lvis_rcnn.model.weights import load_model
@@ -495,7 +496,7 @@ def test_a_damaged_image_is_one_line(drawn, tmp_path, monkeypatch, capsys, few_n
     ],
 )
 def test_the_real_network_learns_and_resumes(drawn, tmp_path, monkeypatch, compute, images_per_step):
-    monkeypatch.setitem(train.BACKBONES, "r50", SMALLEST)
+    monkeypatch.setitem(BACKBONES, "r50", SMALLEST)
     changes = {"schedule": {"steps": 3, "images_per_step": images_per_step}, "compute": compute}
     whole = outcome(make_run(drawn, tmp_path / "whole", **changes), tmp_path / "whole")
     assert torch.bfloat16 not in {value.dtype for value in whole[0].values()}

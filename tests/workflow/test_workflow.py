@@ -388,7 +388,7 @@ def test_a_job_that_is_its_own_process_loads_the_same_study(finished: Stubbed) -
         (
             ["--configfile", "configs/lvis_v1.yaml"],
             "lvis_v1",
-            {**fetched("lvis_v1_train", "lvis_v1_val"), "training_pictures": 1, **EVERY_STEP, **shown(4)},
+            {**fetched("lvis_v1_train", "lvis_v1_val"), "training_pictures": 1, **EVERY_STEP, **shown(4), "track": 4},
         ),
         (
             ["--cores", "8", "--configfile", "configs/published.yaml"],
