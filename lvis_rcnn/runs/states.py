@@ -98,7 +98,10 @@ def states_of(
     for row in study.published:
         run = read_published(study, results, row, scored[row.model])
         states.append(RunState(run, row.model, *what_it_does(study, results, run, None, {})))
-    return [replace(state, is_unmeasured=is_unmeasured(study, results, state.run)) for state in states]
+    own = {row: study.of_row(row) for row in study.trained_rows}
+    return [
+        replace(state, is_unmeasured=is_unmeasured(own.get(state.row, study), results, state.run)) for state in states
+    ]
 
 
 def is_unmeasured(study: Study, results: Path, run: RunRecord) -> bool:

@@ -128,6 +128,7 @@ def test_two_seeds_have_no_interval(tmp_path: Path) -> None:
 
 def test_a_shared_training_is_planned_and_counted_once(tmp_path: Path) -> None:
     study = put_rows(tmp_path)
+    assert work_left(study, states_of(study, tmp_path, {}, {})) == []
     (tmp_path / "mini" / "rfs" / "seed0" / "train.json").unlink()
     states = {state.row: state for state in states_of(study, tmp_path, {}, {})}
     assert [states[row].state for row in ROWS] == ["done", "not started", "not started"]
