@@ -284,12 +284,14 @@ def kept_sentence(rows: Sequence[Row]) -> str:
         for run in row.runs
         if "evaluate" in run.records
     }
+    counted = {most: {kept for kept, of in scored if kept < of == most} for _, most in sorted(scored)}
     texts = [
-        f"The detector kept at most {kept} detections an image; {most} would count"
-        for kept, most in scored
-        if kept < most
+        f"The detector kept at most {' to '.join(map(str, sorted({min(kept), max(kept)})))} detections an image; "
+        f"{most} would count"
+        for most, kept in counted.items()
+        if kept
     ]
-    return "; ".join(sorted(texts))
+    return "; ".join(texts)
 
 
 def schedule_name(schedule: Schedule) -> str:

@@ -14,7 +14,7 @@ from lvis_rcnn.evaluation.metrics import METRIC_NAMES
 from lvis_rcnn.evaluation.uncertainty import Sampled, estimates
 from lvis_rcnn.reporting.differences import difference_of, paired_tests
 from lvis_rcnn.reporting.methods import methods_cells, methods_note
-from lvis_rcnn.reporting.rows import Row, rows_of
+from lvis_rcnn.reporting.rows import Row, kept_sentence, rows_of
 from lvis_rcnn.runs.states import states_of, work_left
 from tests.helpers.study_records import (
     put_infer,
@@ -119,6 +119,13 @@ def test_a_baseline_that_is_not_scored_has_no_table(tmp_path: Path) -> None:
     rows = list(rows_in(tmp_path, study).values())
     assert (methods_cells(rows), methods_note(rows)) == ([], "")
     assert "waiting for scoring" in written(tmp_path, study).read_text()
+
+
+def test_rows_that_keep_unlike_numbers_of_detections_are_said_in_one_sentence(tmp_path: Path) -> None:
+    study = put_rows(tmp_path)
+    kept = study.inference.detections_per_image
+    said = f"The detector kept at most 5 to {kept} detections an image; 300 would count"
+    assert kept_sentence(list(rows_in(tmp_path, study).values())) == said
 
 
 def test_two_seeds_have_no_interval(tmp_path: Path) -> None:
