@@ -19,8 +19,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from lvis_rcnn.config.study import Study, add_studies, load_study, zoo_of
-from lvis_rcnn.config.zoo import load_zoo, scored_models
+from lvis_rcnn.config.study import Study, add_studies, load_study
+from lvis_rcnn.config.zoo import initial_zoo, scored_models
 from lvis_rcnn.runs.points import last_sentence, step_of, unscored
 from lvis_rcnn.runs.states import STATES, RunState, Work, processor_hours, states_of, work_left
 from lvis_rcnn.system.cli import add_number, check_folder, duration, rate, run_step, step_parser
@@ -179,8 +179,7 @@ def study_text(study_file: Path, results: Path, plan: bool) -> str:
         InputError: the study or its zoo is wrong.
     """
     study = load_study(study_file)
-    zoo = load_zoo(zoo_of(study, study_file)) if study.initial_weights else {}
-    states = states_of(study, results, scored_models(study, study_file), zoo)
+    states = states_of(study, results, scored_models(study, study_file), initial_zoo(study, study_file))
     # Any width where the output is not a terminal, unless COLUMNS is set.
     width = shutil.get_terminal_size(fallback=(0, 0)).columns or None
     return (plan_text if plan else status_text)(study, states, width)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from lvis_rcnn.config.zoo import load_zoo
+from lvis_rcnn.config.zoo import initial_zoo
 from lvis_rcnn.dataset.store import open_store
 from lvis_rcnn.inference.kept import Validation, score_weights, write_ap_events
 from lvis_rcnn.runs.paths import RESULTS, StudyPaths, load_study_paths
@@ -60,7 +60,7 @@ def track(paths: StudyPaths, runs: Sequence[str], watch_s: float | None) -> None
 
 def states_of_runs(paths: StudyPaths, runs: Sequence[str]) -> list[RunState]:
     """The states of these runs, named as ``r50/seed0``."""
-    zoo = load_zoo(paths.zoo) if paths.study.initial_weights else {}
+    zoo = initial_zoo(paths.study, paths.study_file)
     split = [run.split("/seed") for run in runs]
     return [state_of(paths.study, Path(RESULTS), row, int(seed), zoo) for row, seed in split]
 

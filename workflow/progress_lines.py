@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lvis_rcnn.config.study import Study, zoo_of
-from lvis_rcnn.config.zoo import ZooModel, load_zoo
+from lvis_rcnn.config.study import Study
+from lvis_rcnn.config.zoo import ZooModel, initial_zoo
 from lvis_rcnn.runs.states import running
 from lvis_rcnn.system.cli import duration, rate
 
@@ -23,8 +23,7 @@ MOST_LINES = 1000
 
 def start_telling(study: Study, study_file: Path, say: Callable[[str], None]) -> None:
     """Say every minute how far the trainings of ``study`` are, from a thread that ends with this process."""
-    zoo = load_zoo(zoo_of(study, study_file)) if study.backbones and study.model.weights != "none" else {}
-    words = (study, Path("results"), zoo, say)
+    words = (study, Path("results"), initial_zoo(study, study_file), say)
     threading.Thread(target=tell_always, args=words, daemon=True).start()
 
 

@@ -401,9 +401,18 @@ def lacking_weights(study: Study, study_file: Path) -> dict[str, ZooModel]:
     return {path: model for path, model in paths.items() if not os.path.lexists(path)}
 
 
+def initial_zoo(study: Study, study_file: Path) -> dict[str, ZooModel]:
+    """All published models where a training of the study starts from one; no zoo is read for others.
+
+    Raises:
+        InputError: the zoo is wrong.
+    """
+    return load_zoo(zoo_of(study, study_file)) if study.initial_weights else {}
+
+
 def initial_models(study: Study, study_file: Path) -> Iterator[ZooModel]:
     """The published weights that the trainings of a study start from; the zoo is read only if there are some."""
-    zoo = load_zoo(zoo_of(study, study_file)) if study.initial_weights else {}
+    zoo = initial_zoo(study, study_file)
     for kind, backbone in study.initial_weights:
         try:
             yield initial_model(zoo, kind, backbone)

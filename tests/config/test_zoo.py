@@ -16,6 +16,7 @@ from lvis_rcnn.config.zoo import (
     digest_in_name,
     initial_model,
     initial_warnings,
+    initial_zoo,
     lacking_files,
     lacking_weights,
     load_results,
@@ -266,6 +267,14 @@ def test_results_of_the_published_models_are_those_of_their_rows() -> None:
     for row in plain:
         model = ZOO[f"{row.kind}_{row.backbone}"]
         assert (model.schedule, model.box_ap, model.mask_ap) == (row.schedule, row.box_ap, row.mask_ap)
+
+
+@pytest.mark.parametrize(
+    ("study", "is_read"), [("lvis_v1", True), ("lvis_v1_longtail", True), ("mini_longtail", False)]
+)
+def test_the_zoo_is_read_where_a_training_of_any_row_starts_from_it(study: str, is_read: bool) -> None:
+    path = REPOSITORY / "configs" / f"{study}.yaml"
+    assert initial_zoo(load_study(path), path) == (ZOO if is_read else {})
 
 
 def test_the_results_of_methods_as_printed() -> None:
