@@ -5,8 +5,6 @@ package lvis_rcnn, which reads files and writes files. `rule all` writes below r
 run side by side.
 """
 
-import subprocess
-
 from snakemake.utils import min_version
 
 min_version("9.19")
@@ -109,17 +107,20 @@ onstart:
         refusals.extend(lacking_gpus(snakemake_internals.planned_jobs(workflow)))
     if refusals:
         sys.exit("\n".join(f"error: {refusal}" for refusal in refusals))
-    # Trainings on this machine show a bar on a terminal.
-    if on_a_cluster or not sys.stderr.isatty():
-        # Here, since every process of Snakemake reads this file, and one needs it.
-        from progress_lines import start_telling
+    # Here, since every process of Snakemake reads this file, and one needs it. Trainings on this machine show a bar on a
+    # terminal.
+    from progress_lines import start_telling
 
-        start_telling(study, STUDY_FILE, snakemake_internals.say_progress)
+    shows_bars = sys.stderr.isatty() and not on_a_cluster
+    start_telling(paths, snakemake_internals.say_progress, shows_bars=shows_bars)
 
 
 onsuccess:
-    for left in Path(paths.folder).glob("partial_table.*"):
-        left.unlink()
+    from progress_lines import writing_table
+
+    with writing_table:
+        for left in Path(paths.folder).glob("partial_table.*"):
+            left.unlink()
     found = paths.results_to_look_at()
     if found:
         of_study = f" --configfile {STUDY_FILE}" * bool(named_files)
@@ -131,14 +132,8 @@ onsuccess:
 
 # The rows there are, and why each other one is missing; quiet, since the error matters more.
 onerror:
-    partial = f"{paths.folder}/partial_table.md"
-    words = ["--study", STUDY_FILE, "--results", "results", "--out", partial]
-    done = subprocess.run(
-        [sys.executable, "-m", "lvis_rcnn.report", "table", *words],
-        env={**os.environ, "PYTHONPATH": str(workflow.basedir)},
-        capture_output=True,
-        text=True,
-    )
-    logger.info(
-        done.stderr if done.returncode else f"The table of what exists: {partial}"
-    )
+    from progress_lines import table_so_far
+
+    done = table_so_far(paths)
+    where = f"The table of what exists: {paths.folder}/partial_table.md"
+    logger.info(done.stderr if done.returncode else where)

@@ -1,40 +1,81 @@
-"""How far trainings are, on the screen of Snakemake: a line a minute for each that runs.
+"""How far a study is, on the screen of Snakemake: a line a minute for each training, and the table after each row.
 
 A training beside others, on another host, or without a terminal shows no bar there. Its heartbeat (training/log.py) is
 read instead, from the folder of results, which all hosts see.
 """
 
 import contextlib
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lvis_rcnn.config.study import Study
-from lvis_rcnn.config.zoo import ZooModel, initial_zoo
+from lvis_rcnn.config.zoo import initial_zoo
+from lvis_rcnn.runs.paths import RESULTS, StudyPaths
 from lvis_rcnn.runs.states import running
 from lvis_rcnn.system.cli import duration, rate
 
 SECONDS_BETWEEN_LINES = 60.0
+SECONDS_BETWEEN_LOOKS = 5.0
 # Of one training: those of days get fewer than a line a minute.
 MOST_LINES = 1000
 
+# Held while the table of what exists is written, so that it is not after the end has removed it.
+writing_table = threading.Lock()
 
-def start_telling(study: Study, study_file: Path, say: Callable[[str], None]) -> None:
-    """Say every minute how far the trainings of ``study`` are, from a thread that ends with this process."""
-    words = (study, Path("results"), initial_zoo(study, study_file), say)
+Heartbeats = Mapping[str, Mapping[str, Any]]
+
+
+def start_telling(paths: StudyPaths, say: Callable[[str], None], *, shows_bars: bool) -> None:
+    """Say how far the study is, from a thread that ends with this process; trainings only where no bar shows them."""
+    zoo = initial_zoo(paths.study, paths.study_file)
+
+    def heartbeats() -> Heartbeats:
+        return {} if shows_bars else running(paths.study, Path(RESULTS), zoo)
+
+    words = (paths, heartbeats, lambda: table_so_far(paths).stderr.rstrip(), say)
     threading.Thread(target=tell_always, args=words, daemon=True).start()
 
 
-def tell_always(study: Study, results: Path, zoo: Mapping[str, ZooModel], say: Callable[[str], None]) -> None:
-    """Look at all trainings every minute."""
+def tell_always(
+    paths: StudyPaths, heartbeats: Callable[[], Heartbeats], table: Callable[[], str], say: Callable[[str], None]
+) -> None:
+    """Look at results and trainings every few seconds."""
     due_s: dict[str, float] = {}
+    seen = scored_rows(paths)
     while True:
-        time.sleep(SECONDS_BETWEEN_LINES)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
         # A file may vanish between two looks at it; it is there the next time.
         with contextlib.suppress(OSError):
-            tell(running(study, results, zoo), due_s, time.monotonic(), say)
+            tell(heartbeats(), due_s, time.monotonic(), say)
+            scored = scored_rows(paths)
+            # Snakemake itself shows the table of all rows.
+            if scored.items() - seen.items() and len(scored) < len(paths.rows):
+                say(table())
+            seen = scored
+
+
+def scored_rows(paths: StudyPaths) -> dict[str, float]:
+    """Rows of which all runs are scored, with the time of the newest score."""
+    files = {row: [Path(file) for file in paths.scores_of(row)] for row in paths.rows}
+    return {
+        row: max(file.stat().st_mtime for file in of_row)
+        for row, of_row in files.items()
+        if all(file.exists() for file in of_row)
+    }
+
+
+def table_so_far(paths: StudyPaths) -> subprocess.CompletedProcess[str]:
+    """Write the table of what exists to partial_table.md; ``stderr`` has it for a terminal, or what went wrong."""
+    command = [sys.executable, "-m", "lvis_rcnn.report", "table", "--study", paths.study_file]
+    command += ["--results", RESULTS, "--out", f"{paths.folder}/partial_table.md"]
+    checkout = Path(__file__).parents[1]
+    with writing_table:
+        return subprocess.run(command, env={**os.environ, "PYTHONPATH": str(checkout)}, capture_output=True, text=True)
 
 
 def tell(

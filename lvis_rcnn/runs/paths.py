@@ -122,18 +122,25 @@ class StudyPaths:
         """The file ``name`` of every published row."""
         return [f"{self.folder}/{row}/{name}" for row in self.rows if row.startswith(PUBLISHED)]
 
+    def scores_of(self, row: str) -> list[str]:
+        """Scores of every run of a row."""
+        return [f"{self.folder}/{run}/metrics.json" for run in self.runs if run == row or run.startswith(f"{row}/")]
+
     def results_of(self, row: str) -> list[str]:
         """Scores of every run of a row, and its measurement."""
-        runs = [run for run in self.runs if run == row or run.startswith(f"{row}/")]
-        return [*(f"{self.folder}/{run}/metrics.json" for run in runs), f"{self.folder}/{row}/measure.json"]
+        return [*self.scores_of(row), f"{self.folder}/{row}/measure.json"]
 
     def asked(self, row: str) -> Ask:
         """What the training of a row asks of the machine."""
         return self.study.asked(self.backbone_of(row))
 
     def priority(self, row: str) -> int:
-        """What takes longest is trained first, so that trainings side by side end at about the same time."""
-        return 1 + list(BACKBONES).index(self.backbone_of(row))
+        """The first row is trained first, so that it is there soon; then what takes longest.
+
+        With the long ones before the short ones, trainings side by side end at about the same time.
+        """
+        is_first = row == self.trained_rows[0]
+        return 1 + (len(BACKBONES) if is_first else list(BACKBONES).index(self.backbone_of(row)))
 
     # Data
 

@@ -56,7 +56,14 @@ def test_a_row_has_a_backbone_a_split_and_what_it_asks_for(tmp_path: Path) -> No
     assert [paths.split_of(row) for row in paths.rows] == ["val", "val", "far"]
     assert paths.asked("x101_32x4d").memory_mb == 7
     assert paths.asked("r50").memory_mb != 7
-    assert paths.priority("x101_32x4d") > paths.priority("r50") > 0
+
+
+def test_the_first_row_is_trained_first_and_then_what_takes_longest(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "four.yaml", backbones=["r50", "r101", "x101_64x4d", "x101_32x4d"])
+    paths = load_study_paths(study)
+    order = sorted(paths.rows, key=paths.priority, reverse=True)
+    assert order == ["r50", "x101_64x4d", "x101_32x4d", "r101"]
+    assert min(map(paths.priority, paths.rows)) > 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """How far trainings are, on the screen of Snakemake."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lvis_rcnn.config.study import load_study
+from lvis_rcnn.runs.paths import load_study_paths
 from lvis_rcnn.runs.states import running
 from tests.conftest import REPOSITORY, write_study
 from tests.steps.test_status import beat
@@ -46,31 +48,80 @@ def test_only_trainings_that_run_are_said(tmp_path):
     assert {name: one["step"] for name, one in found.items()} == {"r50 seed 0": 120}
 
 
-def test_a_file_that_vanishes_silences_one_minute_only(tmp_path, monkeypatch):
-    class Enough(Exception):
-        pass
+class Enough(Exception):
+    """Ends the loop of a test."""
 
-    looks = iter([FileNotFoundError, {"r50": BEAT}])
 
-    def look(*_):
-        found = next(looks, Enough)
-        if isinstance(found, dict):
-            return found
-        raise found
+def looks(monkeypatch, number):
+    """Let the loop end after so many looks."""
+    left = iter(range(number))
 
-    monkeypatch.setattr(progress_lines, "running", look)
-    monkeypatch.setattr(progress_lines.time, "sleep", lambda seconds: None)
+    def sleep(_):
+        if next(left, None) is None:
+            raise Enough
+
+    monkeypatch.setattr(progress_lines.time, "sleep", sleep)
+
+
+def paths_of(tmp_path, monkeypatch, **changes):
+    """Paths of a study in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return load_study_paths(write_study(tmp_path / "study.yaml", study="smoke", **changes))
+
+
+def test_a_file_that_vanishes_silences_one_look_only(tmp_path, monkeypatch):
+    found = iter([FileNotFoundError, {"r50": BEAT}])
+
+    def look():
+        one = next(found)
+        if isinstance(one, dict):
+            return one
+        raise one
+
+    looks(monkeypatch, 2)
     said = []
     with pytest.raises(Enough):
-        progress_lines.tell_always(None, tmp_path, {}, said.append)
-    assert len(said) == 1
+        progress_lines.tell_always(paths_of(tmp_path, monkeypatch), look, lambda: "table", said.append)
+    assert [line[:12] for line in said] == ["training r50"]
+
+
+def test_the_table_is_said_after_each_row_but_the_last(tmp_path, monkeypatch):
+    paths = paths_of(tmp_path, monkeypatch, backbones=["r50", "r101", "x101_32x4d"], seeds=[0, 1])
+
+    def score(run):
+        file = Path(f"results/smoke/{run}/metrics.json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+
+    scored = iter(["r50/seed0", "r50/seed1", "", "r101/seed0", "r101/seed1", "x101_32x4d/seed1", "x101_32x4d/seed0"])
+    score("r101/seed0")  # what was there before
+
+    def look():
+        if run := next(scored):
+            score(run)
+        return {}
+
+    looks(monkeypatch, 7)
+    tables = []
+    with pytest.raises(Enough):
+        progress_lines.tell_always(paths, look, lambda: str(sorted(progress_lines.scored_rows(paths))), tables.append)
+    assert tables == ["['r50']", "['r101', 'r50']"]
+
+
+def test_the_table_so_far_names_what_is_missing(tmp_path, monkeypatch):
+    paths = paths_of(tmp_path, monkeypatch, backbones=["r50", "r101"])
+    Path("results").mkdir()
+    done = progress_lines.table_so_far(paths)
+    assert done.returncode == 0, done.stderr
+    assert "R-101-FPN" in done.stderr
+    assert Path("results/smoke/partial_table.md").exists()
 
 
 @pytest.mark.slow
 def test_the_line_is_on_the_screen_of_snakemake(tmp_path: Path):
     checkout = stub_workflow(tmp_path / "checkout")
     lines = checkout / "workflow" / "progress_lines.py"
-    lines.write_text(lines.read_text().replace("SECONDS_BETWEEN_LINES = 60.0", "SECONDS_BETWEEN_LINES = 0.1"))
+    lines.write_text(re.sub("(SECONDS_BETWEEN_LINES|SECONDS_BETWEEN_LOOKS) = .*", r"\1 = 0.1", lines.read_text()))
     stub = checkout / "lvis_rcnn" / "train.py"
     stub.write_text(stub.read_text().replace("def step(args: argparse.Namespace) -> None:", WAITING_STEP, 1))
     study = write_study(tmp_path / "study.yaml", study="smoke", backbones=["r50"])
