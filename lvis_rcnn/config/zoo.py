@@ -21,7 +21,6 @@ from lvis_rcnn.system.download import download
 from lvis_rcnn.system.files import sha256_of_file
 
 DEFAULT_SOURCES = CONFIGS / "zoo" / "lvis.yaml"
-DEFAULT_RESULTS = CONFIGS / "zoo" / "results.yaml"
 
 # Models of these kinds are scored; the others only initialise a training (model.weights).
 SCORED_KINDS = tuple(f"lvis_{version.name}" for version in VERSIONS)
@@ -276,37 +275,6 @@ def scored_models(study: Study, study_file: Path) -> dict[str, ZooModel]:
             raise InputError(where, what, allowed=", ".join(scored), fix=fix)
         models[row.model] = zoo[row.model]
     return models
-
-
-class PublishedResult(NamedRow):
-    """What was published of a method on the validation split: Mask R-CNN, AP in percent, without a file to score."""
-
-    kind: Kind
-    """The version of LVIS."""
-    backbone: BackboneName
-    schedule: Literal["1x", "2x"]
-    sampling: Literal["none", "rfs"]
-    """Images drawn once each, or by repeat factors of image frequencies with threshold 1e-3."""
-    classification: Literal["softmax", "seesaw"]
-    box_classifier: Literal["linear", "normalised"] = "linear"
-    """normalised: cosines of features and weights, times 20."""
-    mask_predictor: Literal["linear", "normalised"] = "linear"
-    """The same of the last layer of the mask head."""
-    calibration: Literal["norcal", "fracal"] | None = None
-    beyond: str = ""
-    """What else the model has and this project has not: such a result stands beside no row."""
-    box_ap: Percent | None = None
-    mask_ap: Percent
-    mask_apr: Percent | None = None
-    mask_apc: Percent | None = None
-    mask_apf: Percent | None = None
-    source: str
-    """Where it was read."""
-
-
-def load_results(path: Path = DEFAULT_RESULTS) -> dict[str, PublishedResult]:
-    """The published results by name; InputError as :func:`load_zoo`."""
-    return load_rows(path, "results", "published results", PublishedResult)
 
 
 class Counts(Section):
