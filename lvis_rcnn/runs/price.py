@@ -30,8 +30,9 @@ class Device:
 #
 # cuda: detectron2's model zoo (facebookresearch/detectron2, MODEL_ZOO.md, 02478d2), Mask R-CNN on LVIS v0.5 with 8 V100
 # and 16 images a step, fp32: R-50 0.292 s a step are 7.1e12, R-101 0.371 s are 7.3e12, X-101-32x8d 0.712 s are 5.7e12.
-# cpu: trainings of the study mini on one core with AVX-512, 260 steps: R-50 in 10.2 minutes is 66e9, R-101 in 12.4 is
-# 62e9, X-101-32x4d in 13.7 is 56e9, X-101-64x4d in 18.3 is 53e9. Large images: 87e9 (tests/benchmarks/README.md).
+# cpu: trainings as in configs/mini_sampling.yaml (260 steps) on one core with AVX-512: R-50 in 10.2 minutes is 66e9,
+# R-101 in 12.4 is 62e9, X-101-32x4d in 13.7 is 56e9, X-101-64x4d in 18.3 is 53e9. Large images: 87e9
+# (tests/benchmarks/README.md).
 DEVICES = {"cuda": Device("a V100 in fp32", 7.1e12), "cpu": Device("a CPU core with AVX-512", 60e9)}
 
 

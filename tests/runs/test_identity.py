@@ -10,9 +10,9 @@ from lvis_rcnn.runs.identity import ORDERS, TRAINER_REVISION, identities, own_id
 from lvis_rcnn.system.files import sha256_of_json
 from tests.conftest import REPOSITORY
 
-MINI = read_yaml(REPOSITORY / "configs" / "mini.yaml")
+MINI = read_yaml(REPOSITORY / "configs" / "mini_sampling.yaml")
 # The state folders that runs of the studies of configs/ have had since before what has no effect was left out.
-FOLDERS = {("mini", 0): "2b3c22f02e86", ("mini_sampling", 1): "7136412835bb", ("smoke", 0): "08639bf7ba21"}
+FOLDERS = {("mini_sampling", 0): "2b3c22f02e86", ("mini_sampling", 1): "7136412835bb", ("smoke", 0): "08639bf7ba21"}
 
 
 @pytest.fixture(autouse=True)

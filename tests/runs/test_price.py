@@ -80,7 +80,7 @@ def test_the_estimate_of_a_gpu_is_as_far_from_the_published_speed_as_the_documen
 @pytest.mark.parametrize(
     ("name", "minutes"), [("r50", 10.2), ("r101", 12.4), ("x101_32x4d", 13.7), ("x101_64x4d", 18.3)]
 )
-def test_the_estimate_of_a_cpu_is_within_15_percent_of_the_trainings_of_mini(name, minutes):
+def test_the_estimate_of_a_cpu_is_within_15_percent_of_trainings_that_were_timed(name, minutes):
     """260 steps of 4 images of 96 x 128 pixels in the mean, with 32 regions each, on one core."""
     settings = LVIS.model.model_copy(update={"frozen_stages": 0, "rois_per_image": 32})
     flops = 260 * 4 * training_flops(BACKBONES[name], settings, 96 * 128)
