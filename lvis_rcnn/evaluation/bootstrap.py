@@ -24,6 +24,7 @@ from lvis_rcnn.evaluation.federated import place_in_run, run_starts
 # Hundredths that np.linspace, and so lvis, rounds up: a recall of exactly so many hundredths does not reach them.
 ROUNDED_UP = np.arange(len(RECALLS)) / 100 < RECALLS
 
+# Resamples that scoring kept are taken to be of this seed: another one needs a new SCORING_REVISION.
 SEED = 0
 
 # True positives at a time: what fits the processor's cache.

@@ -2,8 +2,8 @@
 
 What is estimated is the **mean** of a metric over sets of as many images from the same source, for the same categories:
 of a single run for the same weights, of a row of three seeds or more also over seeds. It is neither the metric of one
-other set, whose interval would be wider (of one run 1.4 times), nor that of many more images: AP of few images is
-biased upwards, and so is its mean over sets of few images.
+other set, whose interval would be wider (of one run 1.4 times), nor that of many more images: precision is taken as the
+best at a recall or above, so that AP of few images is expected to be too high.
 
 The interval is estimate ± t · standard error, so that it holds the estimate always. The variance from images is that of
 resamples (:mod:`bootstrap`). With ``n`` seeds it is that of the resampled mean, which also holds what images add to the
@@ -104,9 +104,9 @@ def t_quantile(level: float, df: float) -> float:
 def estimates(row: Sampled, minus: Sampled | None = None) -> dict[str, Estimate | None]:
     """Each metric's mean over the runs of a row, or how much it exceeds that of another row, ``minus``.
 
-    The degrees of freedom are Satterthwaite's (1946): those of the variance from images and of the variances between
+    The degrees of freedom follow Satterthwaite (1946): those of the variance from images and of the variances between
     seeds, each by its share. Each row has its own variance between seeds, as in Welch's test: with a common one p is
-    below 0.05 in up to 11 % of equal rows of three seeds, where one of them varies much more. None where the metric is
+    below 0.05 in about 10 % of equal rows of three seeds, where one of them varies much more. None where the metric is
     undefined in a run, no resample differs from another, too few resamples define it, or a row has two seeds.
     """
     rows = [row] if minus is None else [row, minus]
@@ -120,7 +120,7 @@ def estimates(row: Sampled, minus: Sampled | None = None) -> dict[str, Estimate 
         between, from_images = seed_variances(one)
         beyond_images = np.maximum(between - from_images, 0)
         total = total + beyond_images / n
-        # What is cut off at 0 varies less than the variance between seeds; this lies between the two (see docs).
+        # Satterthwaite has the variance between seeds here; but what is cut off at 0 varies less. This is between both.
         spread = spread + ((between + beyond_images) / 2 / n) ** 2 / max(n - 1, 1)
     allowed = all(len(one.metrics) == 1 or len(one.metrics) >= FEWEST_SEEDS for one in rows)
     return {
@@ -129,6 +129,16 @@ def estimates(row: Sampled, minus: Sampled | None = None) -> dict[str, Estimate 
         else None
         for name, value, variance, fourth in zip(METRIC_NAMES, values, total.tolist(), spread.tolist(), strict=True)
     }
+
+
+def seedwise(row: Sampled, minus: Sampled) -> dict[str, Estimate | None]:
+    """How much a row exceeds another one of the same trainings, whose runs are in the same order of seeds.
+
+    What a training adds to both cancels; the variance between seeds is that of the differences.
+    """
+    resamples = min(row.samples.shape[1], minus.samples.shape[1])
+    samples = row.samples[:, :resamples] - minus.samples[:, :resamples]
+    return estimates(Sampled(row.metrics - minus.metrics, samples))
 
 
 def variances(samples: Float64[np.ndarray, "s m"]) -> Float64[np.ndarray, " m"]:
@@ -162,7 +172,8 @@ def seed_variances(row: Sampled) -> tuple[Float64[np.ndarray, " m"], Float64[np.
 def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     """The p values, corrected for their number: each at most 1 (Holm 1979).
 
-    Where no hypothesis is false, the probability that any is below 0.05 is at most 0.05, however they depend.
+    The probability that any true hypothesis comes below 0.05 is at most 0.05, whichever others are false and however
+    they depend, as far as each p value is right.
     """
     corrected, largest = {}, 0.0
     for place, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):

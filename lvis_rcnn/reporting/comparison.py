@@ -5,7 +5,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from lvis_rcnn.evaluation.compare import Difference, ScoredRow, corrected, mean_categories
+from lvis_rcnn.evaluation.compare import Difference, ScoredRow, corrected, mean_categories, share_trainings
 from lvis_rcnn.evaluation.results import Kind
 from lvis_rcnn.evaluation.uncertainty import FEWEST_SEEDS, resamples_text, uncapped
 
@@ -50,6 +50,8 @@ def seeds_note(first: ScoredRow, second: ScoredRow) -> str:
     of_several = [f"{len(row)} of {name}" for name, row in zip("AB", (first, second), strict=True) if len(row) > 1]
     if not of_several:
         return "single runs: this is about these trained models, variation between seeds is not included"
+    if share_trainings(first, second):
+        return f"both are of the same {len(first)} trainings, compared seed by seed (±: standard deviation over seeds)"
     note = f"between-seed variance is included ({', '.join(of_several)}; ± is the standard deviation over seeds)"
     alone = [name for name, row in zip("AB", (first, second), strict=True) if len(row) == 1]
     return note + (f", but not of {alone[0]}, a single run" if alone else "")

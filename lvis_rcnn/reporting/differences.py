@@ -6,7 +6,7 @@ from itertools import combinations
 
 from lvis_rcnn.evaluation.compare import PRIMARY
 from lvis_rcnn.evaluation.results import KINDS, Kind
-from lvis_rcnn.evaluation.uncertainty import FEWEST_SEEDS, LEVEL, Estimate, Interval, Sampled, estimates, holm
+from lvis_rcnn.evaluation.uncertainty import FEWEST_SEEDS, LEVEL, Estimate, Interval, estimates, holm, seedwise
 from lvis_rcnn.reporting.rows import PUBLISHED, RESCORED, Row
 
 # The measure of each primary metric.
@@ -29,7 +29,7 @@ class PairTest:
 
     @property
     def is_shown(self) -> bool:
-        """Whether the difference is more than chance."""
+        """Whether the corrected p is below 0.05."""
         return self.p < 1 - LEVEL
 
 
@@ -41,12 +41,14 @@ def paired_tests(rows: Sequence[Row]) -> list[PairTest]:
     found: dict[tuple[int, int, str], Estimate] = {}
     has_baseline = any(row.is_baseline for row in rows)
     for one, other in combinations([at for at, row in enumerate(rows) if row.source != PUBLISHED], 2):
-        if has_baseline and not (rows[one].is_baseline or rows[other].is_baseline):
+        pair = (rows[one], rows[other])
+        # A published model, without a name, is no line of the table of methods.
+        if has_baseline and not (any(row.is_baseline for row in pair) and all(row.name for row in pair)):
             continue
-        if rows[one].scored_annotations() != rows[other].scored_annotations():
+        if pair[0].scored_annotations() != pair[1].scored_annotations():
             continue
         for name, (kind, metric) in TESTED.items():
-            if estimate := difference_of(rows[one], rows[other], kind).get(metric):
+            if estimate := difference_of(*pair, kind).get(metric):
                 found[one, other, name] = estimate
     corrected = holm({key: estimate.p for key, estimate in found.items()})
     tests = []
@@ -66,15 +68,17 @@ def difference_of(row: Row, minus: Row, kind: Kind, protocol: str = "") -> dict[
     if not all(kind in sampled for sampled in both):
         return {}
     ours, theirs = (sampled[kind] for sampled in both)
-    if row.trained_as and row.trained_as == minus.trained_as and row.scored_seeds == minus.scored_seeds:
-        resamples = min(ours.samples.shape[1], theirs.samples.shape[1])
-        samples = ours.samples[:, :resamples] - theirs.samples[:, :resamples]
-        return estimates(Sampled(ours.metrics - theirs.metrics, samples))
-    return estimates(ours, theirs)
+    share = row.trained_as and row.trained_as == minus.trained_as and row.scored_seeds == minus.scored_seeds
+    return seedwise(ours, theirs) if share else estimates(ours, theirs)
 
 
 def is_shown_best(row: Row, rows: Sequence[Row], name: str, tests: Sequence[PairTest]) -> bool:
-    """Whether a row is shown to be better than every other one that is scored here on the same data."""
+    """Whether a row is shown to be better than every other one that is scored here on the same data.
+
+    None is where a study names a baseline: its other rows are not tested against each other.
+    """
+    if any(one.is_baseline for one in rows):
+        return False
     others = [one for one in rows if one is not row and one.source != PUBLISHED and one.scored_on == row.scored_on]
     beaten = [test.worse for test in tests if test.is_shown and test.name == name and test.better is row]
     return bool(others) and all(any(one is other for one in beaten) for other in others)
@@ -98,7 +102,8 @@ def differences_line(rows: Sequence[Row]) -> str:
         of_better.append(f"{row_title(test.worse)} (+{test.points:.1f})")
     texts = [better + ", ".join(worse) for better, worse in shown.items()]
     text = f"Shown to differ ({how}): {'; '.join(texts)}." if texts else f"No two rows are shown to differ ({how})."
-    single = any(len(row.runs) == 1 and row.source != RESCORED for row in scored)
+    # Where all are published models, it is about those, as anybody reads it.
+    single = any(row.is_single for row in scored) and any(row.source != RESCORED for row in scored)
     return text + (" A row of one run is that trained model alone: other seeds may differ." if single else "")
 
 

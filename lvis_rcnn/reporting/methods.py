@@ -83,11 +83,18 @@ def cell(found: Estimate | None, name: str, row: Row, tests: Sequence[PairTest])
 def methods_note(rows: Sequence[Row]) -> str:
     """How to read that table; empty where there is none."""
     baseline = baseline_of(rows)
+    if baseline is None and (named := next((row for row in rows if row.is_baseline), None)):
+        return f"Nothing is compared until {named.title}, the baseline, is scored with its resamples."
     if baseline is None or not methods_cells(rows):
         return ""
     tests = paired_tests(rows)
     measures = ", ".join(f"{KINDS[kind]} {metric}" for kind, metric in TESTED.values())
-    over = "images and seeds" if len(baseline.runs) > 1 else "images (one run each: other seeds may differ)"
+    single = {row.is_single for row in rows if row.name and row.sampled}
+    over = {
+        (False,): "images and seeds",
+        (True,): "images (one run each: other seeds may differ)",
+        (False, True): "images, and over seeds of rows with several runs (a single run: other seeds may differ)",
+    }[tuple(sorted(single))]
     return (
         f"Differences to {baseline.title} in points, with 95 % intervals over {over}, not corrected for their"
         f" number.{SHOWN} marks what is shown to differ: {measures}, paired tests, p < 0.05 after Holm's"

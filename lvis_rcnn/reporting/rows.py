@@ -83,6 +83,11 @@ class Row:
         """Seeds of the runs that ``sampled`` is of."""
         return [run.seed for run in self.runs if "evaluate" in run.records]
 
+    @property
+    def is_single(self) -> bool:
+        """Whether one run is scored, however many the study plans."""
+        return len(self.scored_seeds) == 1
+
     def protocol_measures(self) -> list[str]:
         """Names of all metrics by the further protocols."""
         return [

@@ -357,8 +357,11 @@ def markdown(study: Study, rows: Sequence[Row], link: Link) -> str:
     several = "Download: the first seed that is done." if any(len(row.runs) > 1 for row in rows) else ""
     notes = [" ".join(filter(None, [several, in_markdown(reading_line(rows))])), files_line(rows)]
     cells = [{key: in_markdown(text) for key, text in line.items()} for line in methods_cells(rows)]
-    methods = [tabulate(cells, "keys", "pipe", disable_numparse=True), in_markdown(methods_note(rows))] if cells else []
-    below = [*methods, *(in_markdown(line(rows)) for line in (failures_line, so_far_line, differences_line))]
+    methods = tabulate(cells, "keys", "pipe", disable_numparse=True) if cells else ""
+    below = [
+        methods,
+        *(in_markdown(line(rows)) for line in (methods_note, failures_line, so_far_line, differences_line)),
+    ]
     parts = [f"# {titled(study)}", table, *below, provenance_line(study, rows), measured_line(rows), *notes]
     return "\n\n".join(filter(None, parts)) + "\n"
 

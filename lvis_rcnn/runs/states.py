@@ -21,7 +21,7 @@ from lvis_rcnn.config.zoo import ZooModel
 from lvis_rcnn.runs.identity import identities, own_identity
 from lvis_rcnn.runs.inference import START, inferred
 from lvis_rcnn.runs.paths import CHECKED, name_end, state_of_run
-from lvis_rcnn.runs.points import read_so_far
+from lvis_rcnn.runs.points import SO_FAR, read_so_far
 from lvis_rcnn.runs.price import DEVICES, step_flops
 from lvis_rcnn.runs.records import (
     FAILED,
@@ -276,6 +276,8 @@ class Work:
     """Steps of the whole training; None where unknown."""
     pace: Pace | None
     """None of a published model."""
+    is_untracked: bool = False
+    """Whether its kept weights are still to be scored."""
 
     @property
     def training(self) -> str:
@@ -303,12 +305,13 @@ class Work:
     def then(self) -> list[str]:
         """The later steps that have no output yet."""
         scored = [step for step in self.state.run.missing if step != "train"]
-        return scored + (["measure"] if self.state.is_unmeasured else [])
+        return ["track"] * self.is_untracked + scored + ["measure"] * self.state.is_unmeasured
 
 
 def work_left(study: Study, states: Sequence[RunState]) -> list[Work]:
     """The work of each run that has any left, in the order of ``states``."""
-    return [work_of(study, state, states) for state in states if state.state != "done" or state.is_unmeasured]
+    works = [work_of(study, state, states) for state in states]
+    return [work for work in works if work.state.state != "done" or work.state.is_unmeasured or work.is_untracked]
 
 
 def work_of(study: Study, state: RunState, states: Sequence[RunState]) -> Work:
@@ -319,7 +322,10 @@ def work_of(study: Study, state: RunState, states: Sequence[RunState]) -> Work:
     own = study.of_row(state.row).schedule if state.row in study.trained_rows else None
     known = [state.steps, own.steps if own else None, *(other.steps for other in states)]
     steps = next((steps for steps in (*known, steps_by_preflight(study, state)) if steps is not None), None)
-    return Work(state, first_step, steps, None if state.run.seed is None else pace_of(study, state, states))
+    is_trained_here = state.run.seed is not None and not state.run.uses
+    is_tracked = not study.evaluation.scores_on_the_way or (state.run.folder / SO_FAR).exists()
+    pace = None if state.run.seed is None else pace_of(study, state, states)
+    return Work(state, first_step, steps, pace, is_untracked=is_trained_here and not is_tracked)
 
 
 def steps_by_preflight(study: Study, state: RunState) -> int | None:

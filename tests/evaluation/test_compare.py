@@ -15,7 +15,15 @@ from lvis_rcnn.config.protocols import Protocol
 from lvis_rcnn.evaluate import evaluate
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES
 from lvis_rcnn.evaluation.bootstrap import SEED, image_weights, resampling_of, weighted_metrics
-from lvis_rcnn.evaluation.compare import compare, corrected, paired, read_scored, row_pairs, scored_rows
+from lvis_rcnn.evaluation.compare import (
+    compare,
+    corrected,
+    paired,
+    read_scored,
+    row_pairs,
+    scored_rows,
+    share_trainings,
+)
 from lvis_rcnn.evaluation.scoring import Scoring
 from lvis_rcnn.evaluation.uncertainty import Sampled, t_quantile, t_tail
 from lvis_rcnn.reporting.comparison import comparison_text, p_text
@@ -313,6 +321,30 @@ def test_a_row_of_seeds_is_their_mean_and_their_spread_widens_the_interval(tmp_p
     two = compare(first[:2], second, 12, 0)["segm"]["AP"]
     assert (two.interval, two.p) == (None, None)
     assert "two seeds of A cannot show how much seeds vary" in comparison_text(first[:2], second, {}, 12, 0)
+
+
+def test_rows_of_the_same_weights_are_compared_seed_by_seed(tmp_path):
+    for seed, (one, other) in enumerate([(WORSE, BETTER), (BETTER, BETTER), (WORSE, BETTER)]):
+        scored(tmp_path / "a" / f"seed{seed}", one, inference={"model_sha256": f"{seed}"})
+        scored(tmp_path / "b" / f"seed{seed}", other, inference={"model_sha256": f"{seed}"})
+        scored(tmp_path / "c" / f"seed{seed}", other, inference={"model_sha256": f"{seed + 1}"})
+    ((first, second),) = row_pairs(tmp_path / "a", tmp_path / "b").values()
+    ((_, others),) = row_pairs(tmp_path / "a", tmp_path / "c").values()
+    assert (share_trainings(first, second), share_trainings(first, others)) == (True, False)
+    by_seed, apart = (compare(first, row, 12, 0)["segm"]["AP"] for row in (second, others))
+    differences = [b.metrics["segm"]["AP"] - a.metrics["segm"]["AP"] for a, b in zip(first, second, strict=True)]
+    assert by_seed.difference == apart.difference == pytest.approx(np.mean(differences))
+    assert by_seed.interval != apart.interval
+    assert "both are of the same 3 trainings" in comparison_text(first, second, {}, 12, 0)
+    assert "3 of A, 3 of B" in comparison_text(first, others, {}, 12, 0)
+
+
+def test_what_trainings_add_to_both_rows_is_no_error_of_their_difference():
+    random = np.random.default_rng(0)
+    of_seed, of_images = random.normal(0, 0.1, (3, 1, 1)), random.normal(0, 0.01, (2, 3, 300, len(METRIC_NAMES)))
+    rows = [Sampled(0.5 + of_seed[:, 0] + 0 * of_images[0, :, 0], 0.5 + of_seed + one) for one in of_images]
+    widths = [np.ptp(paired(*rows, same)["AP"].interval) for same in (True, False)]
+    assert widths[0] < widths[1] / 5
 
 
 def test_studies_are_compared_row_by_row(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.evaluation.metrics import METRIC_NAMES
 from lvis_rcnn.evaluation.uncertainty import Sampled, estimates
-from lvis_rcnn.reporting.differences import difference_of, paired_tests
+from lvis_rcnn.reporting.differences import difference_of, is_shown_best, paired_tests
 from lvis_rcnn.reporting.methods import methods_cells, methods_note
 from lvis_rcnn.reporting.rows import Row, kept_sentence, rows_of
 from lvis_rcnn.runs.states import states_of, work_left
@@ -117,8 +118,30 @@ def test_a_baseline_that_is_not_scored_has_no_table(tmp_path: Path) -> None:
     study = put_rows(tmp_path)
     (tmp_path / "mini" / "plain" / "seed0" / "metrics.json").unlink()
     rows = list(rows_in(tmp_path, study).values())
-    assert (methods_cells(rows), methods_note(rows)) == ([], "")
-    assert "waiting for scoring" in written(tmp_path, study).read_text()
+    assert methods_cells(rows) == []
+    assert methods_note(rows) == "Nothing is compared until plain, the baseline, is scored with its resamples."
+    table = written(tmp_path, study).read_text()
+    assert "waiting for scoring" in table
+    assert methods_note(rows) in table
+
+
+def test_no_row_is_bold_where_rows_are_tested_against_a_baseline_alone(tmp_path: Path) -> None:
+    rows = list(rows_in(tmp_path, put_rows(tmp_path)).values())
+    best = replace(next(iter(paired_tests(rows))), p=0.0)
+    assert not is_shown_best(best.better, [best.better, best.worse], best.name, [best])
+    unnamed = [replace(row, is_baseline=False) for row in (best.better, best.worse)]
+    test = replace(best, better=unnamed[0], worse=unnamed[1])
+    assert is_shown_best(unnamed[0], unnamed, best.name, [test])
+
+
+def test_what_is_said_of_seeds_is_that_of_the_runs_that_are_scored(tmp_path: Path) -> None:
+    study = put_rows(tmp_path, seeds=3)
+    note = methods_note(list(rows_in(tmp_path, study).values()))
+    assert "over images and seeds," in note
+    for seed in (1, 2):
+        (tmp_path / "mini" / "rfs" / f"seed{seed}" / "metrics.json").unlink()
+    note = methods_note(list(rows_in(tmp_path, study).values()))
+    assert "other seeds may differ" in note
 
 
 def test_rows_that_keep_unlike_numbers_of_detections_are_said_in_one_sentence(tmp_path: Path) -> None:

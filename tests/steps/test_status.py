@@ -304,6 +304,17 @@ def test_an_unmeasured_run_is_expected_to_be_as_fast_as_another_seed(study, resu
     assert (works[0].pace.basis, works[0].seconds) == ("seed 1", pytest.approx(936))
 
 
+def test_the_plan_names_the_scores_of_kept_weights_until_they_are_there(results, tmp_path):
+    scored = {"backbones": ["r50"], "evaluation": {"score_at_steps": [10]}}
+    study = load_study(write_study(tmp_path / "tracked.yaml", **scored))
+    folder = put_records(results, study)
+    (only,) = work_left(study, look(study, results))
+    assert only.then == ["track", "measure"]
+    put(folder / "ap_so_far.json", {})
+    (only,) = work_left(study, look(study, results))
+    assert only.then == ["measure"]
+
+
 def test_hours_are_those_of_all_processors(study, results, tmp_path):
     put_log(beat(results, ranks=4, age_s=1e4), [3.6])
     on_gpus = load_study(write_study(tmp_path / "gpu.yaml", compute={"device": "cuda"}))
