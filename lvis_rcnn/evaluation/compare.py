@@ -317,7 +317,7 @@ def differences(first: ScoredRow, second: ScoredRow, kind: Kind, resamples: int,
         )
         for row in (first, second)
     ]
-    return paired(*rows, share_trainings(first, second))
+    return paired(*rows, same_trainings=share_trainings(first, second))
 
 
 def samples_of(run: Scored, kind: Kind, resamples: int, seed: int) -> Float64[np.ndarray, "s m"]:
@@ -328,7 +328,7 @@ def samples_of(run: Scored, kind: Kind, resamples: int, seed: int) -> Float64[np
     return resampled_metrics(resampling_of(run.matches.outcomes[kind], run.matches.frequencies), resamples, seed)
 
 
-def paired(first: Sampled, second: Sampled, same_trainings: bool = False) -> dict[str, Difference]:
+def paired(first: Sampled, second: Sampled, *, same_trainings: bool = False) -> dict[str, Difference]:
     """The difference in every metric, the second minus the first; seed by seed where both are of the same trainings."""
     metrics = [row.metrics for row in (first, second)]
     means = [row.mean(axis=0).tolist() for row in metrics]

@@ -343,7 +343,7 @@ def test_what_trainings_add_to_both_rows_is_no_error_of_their_difference():
     random = np.random.default_rng(0)
     of_seed, of_images = random.normal(0, 0.1, (3, 1, 1)), random.normal(0, 0.01, (2, 3, 300, len(METRIC_NAMES)))
     rows = [Sampled(0.5 + of_seed[:, 0] + 0 * of_images[0, :, 0], 0.5 + of_seed + one) for one in of_images]
-    widths = [np.ptp(paired(*rows, same)["AP"].interval) for same in (True, False)]
+    widths = [np.ptp(paired(*rows, same_trainings=same)["AP"].interval) for same in (True, False)]
     assert widths[0] < widths[1] / 5
 
 
