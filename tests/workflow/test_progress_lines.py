@@ -78,6 +78,7 @@ def test_a_file_that_vanishes_silences_one_look_only(tmp_path, monkeypatch):
             return one
         raise one
 
+    monkeypatch.setattr(progress_lines, "LOOKS_BETWEEN_LINES", 1)
     looks(monkeypatch, 2)
     said = []
     with pytest.raises(Enough):
