@@ -53,7 +53,8 @@ class Enough(Exception):
 
 
 def looks(monkeypatch, number):
-    """Let the loop end after so many looks."""
+    """Let the loop end after so many looks, each at the trainings, too."""
+    monkeypatch.setattr(progress_lines, "LOOKS_BETWEEN_LINES", 1)
     left = iter(range(number))
 
     def sleep(_):
@@ -78,7 +79,6 @@ def test_a_file_that_vanishes_silences_one_look_only(tmp_path, monkeypatch):
             return one
         raise one
 
-    monkeypatch.setattr(progress_lines, "LOOKS_BETWEEN_LINES", 1)
     looks(monkeypatch, 2)
     said = []
     with pytest.raises(Enough):
