@@ -46,7 +46,7 @@ def start_telling(paths: StudyPaths, say: Callable[[str], None], *, shows_bars: 
 def tell_always(
     paths: StudyPaths, heartbeats: Callable[[], Heartbeats], table: Callable[[], str], say: Callable[[str], None]
 ) -> None:
-    """Look at results and trainings every few seconds."""
+    """Look at the scores every few seconds, and at the trainings every minute."""
     due_s: dict[str, float] = {}
     seen = scored_rows(paths)
     for look in itertools.count(1):
@@ -65,7 +65,7 @@ def tell_always(
 
 def scored_rows(paths: StudyPaths) -> dict[str, float]:
     """Rows of which all runs are scored, with the time of the newest score."""
-    files = {row: [Path(file) for file in paths.scores_of(row)] for row in paths.rows}
+    files = {row: [Path(paths.folder, run, "metrics.json") for run in paths.runs_of_row(row)] for row in paths.rows}
     return {
         row: max(file.stat().st_mtime for file in of_row)
         for row, of_row in files.items()

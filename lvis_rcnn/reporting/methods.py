@@ -89,12 +89,11 @@ def methods_note(rows: Sequence[Row]) -> str:
         return ""
     tests = paired_tests(rows)
     measures = ", ".join(f"{KINDS[kind]} {metric}" for kind, metric in TESTED.values())
-    single = {row.is_single for row in rows if row.name and row.sampled}
-    over = {
-        (False,): "images and seeds",
-        (True,): "images (one run each: other seeds may differ)",
-        (False, True): "images, and over seeds of rows with several runs (a single run: other seeds may differ)",
-    }[tuple(sorted(single))]
+    single = [row.is_single for row in rows if row.name and row.sampled]
+    over = "images" if any(single) else "images and seeds"
+    if any(single):
+        rest = "one run each" if all(single) else "of rows with several runs also over seeds; of a single run"
+        over += f" ({rest}: other seeds may differ)"
     return (
         f"Differences to {baseline.title} in points, with 95 % intervals over {over}, not corrected for their"
         f" number.{SHOWN} marks what is shown to differ: {measures}, paired tests, p < 0.05 after Holm's"

@@ -2,8 +2,7 @@
 
 A row is a named variant of a study: one that is trained, whose name is that of its backbone (``r50``) or the one that
 the study gives it (``seesaw``), or a published model (``published/lvis_v0.5_r50``). A run is a row with a seed
-(``r50/seed0``), or a published row itself.
-Paths are relative to the folder that Snakemake runs in.
+(``r50/seed0``), or a published row itself. Paths are relative to the folder that Snakemake runs in.
 """
 
 import shlex
@@ -82,20 +81,23 @@ class StudyPaths:
         splits = {f"{PUBLISHED}{published.model}": published.split for published in self.study.published}
         return splits.get(row, "val")
 
+    def runs_of_row(self, row: str) -> list[str]:
+        """The runs of a row: one with each seed, or the published model itself."""
+        return [row] if row.startswith(PUBLISHED) else [f"{row}/seed{seed}" for seed in self.study.seeds]
+
     def first_run(self, row: str) -> str:
         """The run that is measured and pictured for its row: that of the first seed."""
-        return row if row.startswith(PUBLISHED) else f"{row}/seed{self.study.seeds[0]}"
+        return self.runs_of_row(row)[0]
 
     @property
     def trained_runs(self) -> list[str]:
         """Every row that has a training of its own, with every seed."""
-        return [f"{row}/seed{seed}" for row in self.study.rows_to_train for seed in self.study.seeds]
+        return [run for row in self.study.rows_to_train for run in self.runs_of_row(row)]
 
     @property
     def runs(self) -> list[str]:
         """All runs, each of which is scored."""
-        trained = [f"{row}/seed{seed}" for row in self.trained_rows for seed in self.study.seeds]
-        return [*trained, *(row for row in self.rows if row.startswith(PUBLISHED))]
+        return [run for row in self.rows for run in self.runs_of_row(row)]
 
     def model(self, run: str) -> str:
         """The weights of a run: its own, or those of the row whose training it uses."""
@@ -122,23 +124,17 @@ class StudyPaths:
         """The file ``name`` of every published row."""
         return [f"{self.folder}/{row}/{name}" for row in self.rows if row.startswith(PUBLISHED)]
 
-    def scores_of(self, row: str) -> list[str]:
-        """Scores of every run of a row."""
-        return [f"{self.folder}/{run}/metrics.json" for run in self.runs if run == row or run.startswith(f"{row}/")]
-
     def results_of(self, row: str) -> list[str]:
         """Scores of every run of a row, and its measurement."""
-        return [*self.scores_of(row), f"{self.folder}/{row}/measure.json"]
+        scores = (f"{self.folder}/{run}/metrics.json" for run in self.runs_of_row(row))
+        return [*scores, f"{self.folder}/{row}/measure.json"]
 
     def asked(self, row: str) -> Ask:
         """What the training of a row asks of the machine."""
         return self.study.asked(self.backbone_of(row))
 
     def priority(self, row: str) -> int:
-        """The first row is trained first, so that it is there soon; then what takes longest.
-
-        With the long ones before the short ones, trainings side by side end at about the same time.
-        """
+        """The first row is trained first, so that it is there soon; then what takes longest, so all end together."""
         is_first = row == self.trained_rows[0]
         return 1 + (len(BACKBONES) if is_first else list(BACKBONES).index(self.backbone_of(row)))
 
@@ -323,8 +319,7 @@ class StudyPaths:
 
     def pictures(self, names: Iterable[str]) -> list[str]:
         """The pictures of every row, by their names."""
-        folders = [f"{self.folder}/{self.first_run(row)}/pictures" for row in self.rows]
-        return [f"{folder}/{name}.png" for folder in folders for name in names]
+        return [f"{self.folder}/{self.first_run(row)}/pictures/{name}.png" for row in self.rows for name in names]
 
     def results_to_look_at(self) -> list[tuple[str, str]]:
         """What there is to see now: a word for it and where it lies, for a shell."""
@@ -425,10 +420,8 @@ def trained_run(study: Study, run: str) -> str:
 def runs_of(study: Study, study_file: Path) -> dict[str, str]:
     """The backbone of every run of a study, by the run's name; InputError as :func:`scored_models`."""
     published = scored_models(study, study_file)
-    trained: dict[str, str] = {
-        f"{row}/seed{seed}": study.backbone_of(row) for row in study.trained_rows for seed in study.seeds
-    }
-    return trained | {f"{PUBLISHED}{name}": model.backbone for name, model in published.items()}
+    trained = {f"{row}/seed{seed}": study.backbone_of(row) for row in study.trained_rows for seed in study.seeds}
+    return {**trained, **{f"{PUBLISHED}{name}": model.backbone for name, model in published.items()}}
 
 
 def backbone_of_run(study: Study, study_file: Path, run: str) -> str:

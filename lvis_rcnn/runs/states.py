@@ -322,10 +322,11 @@ def work_of(study: Study, state: RunState, states: Sequence[RunState]) -> Work:
     own = study.of_row(state.row).schedule if state.row in study.trained_rows else None
     known = [state.steps, own.steps if own else None, *(other.steps for other in states)]
     steps = next((steps for steps in (*known, steps_by_preflight(study, state)) if steps is not None), None)
-    is_trained_here = state.run.seed is not None and not state.run.uses
-    is_tracked = not study.evaluation.scores_on_the_way or (state.run.folder / SO_FAR).exists()
-    pace = None if state.run.seed is None else pace_of(study, state, states)
-    return Work(state, first_step, steps, pace, is_untracked=is_trained_here and not is_tracked)
+    if state.run.seed is None:
+        return Work(state, first_step, steps, pace=None)
+    keeps_weights = study.evaluation.scores_on_the_way and not state.run.uses
+    is_untracked = keeps_weights and not (state.run.folder / SO_FAR).exists()
+    return Work(state, first_step, steps, pace_of(study, state, states), is_untracked)
 
 
 def steps_by_preflight(study: Study, state: RunState) -> int | None:

@@ -38,7 +38,8 @@ def test_pages_of_a_finished_study(tmp_path):
     put(tmp_path / "mini" / "benchmarks" / "train_r50_seed0.tsv", measured)
     put(tmp_path / "mini" / "preflight.txt", "Preflight of study mini: ok, <no> warning\n")
     pages = written(tmp_path, study)
-    assert rows_of_table(pages["table"])[1][:5] == ["R-50-FPN", "pytorch", "260\N{NO-BREAK SPACE}steps", "0.88", "12.3"]
+    steps, kept = f"{study.schedule.steps}\N{NO-BREAK SPACE}steps", study.inference.detections_per_image
+    assert rows_of_table(pages["table"])[1][:5] == ["R-50-FPN", "pytorch", steps, "0.88", "12.3"]
     assert "Study mini, seed 0; code 0.1.0-aaaa1111" in pages["table"]
     assert rows_of_table(pages["per_category"]) == [
         ["category", "group", "training images", "objects", "mask AP R-50-FPN", "box AP R-50-FPN"],
@@ -53,7 +54,7 @@ def test_pages_of_a_finished_study(tmp_path):
     costs = dict(zip(*rows_of_table(pages["cost"])[:2], strict=True))
     assert [costs[name] for name in ("CPU-hours", "GPU-hours", "peak memory, GB")] == ["0.25", "0.00", "0.88"]
     for name in ("table", "per_category", "provenance"):
-        assert "The detector kept at most 40 detections an image; 300 would count" in pages[name], name
+        assert f"The detector kept at most {kept} detections an image; 300 would count" in pages[name], name
     assert ["code version", "0.1.0-aaaa1111"] in rows_of_table(pages["provenance"])
     assert ["versions", "python 3.11.9; torch 2.15.0; torchvision 0.29.2"] in rows_of_table(pages["provenance"])
     assert "ok, &lt;no&gt; warning" in pages["preflight"]

@@ -230,7 +230,8 @@ def test_intervals_are_drawn_where_they_are_recorded(tmp_path):
     write_ap_by_group([row], tmp_path)
     text = (tmp_path / "ap_by_group.svg").read_text()
     assert shows(text, f"Error bars: {basis}")
-    assert shows(text, "The detector kept at most 40 detections an image; 300 would count")
+    kept = study.inference.detections_per_image
+    assert shows(text, f"The detector kept at most {kept} detections an image; 300 would count")
 
 
 def test_seeds_become_mean_and_deviation(tmp_path):

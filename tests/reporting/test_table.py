@@ -79,7 +79,7 @@ def test_each_protocol_is_a_group_of_columns_that_the_table_names(tmp_path):
     table = written(tmp_path, study)
     (row,) = table_of(table)
     groups = {
-        "AP-fixed of 20 an image": ["20.0 [10.0, 30.0]", "20.0"],
+        f"AP-fixed of {study.inference.detections_per_image} an image": ["20.0 [10.0, 30.0]", "20.0"],
         "minival": ["30.0", "30.0"],
         "Boundary AP": ["10.0"],
     }
