@@ -45,7 +45,7 @@ ROTATE_90 = 6
 def study(**sections):
     """The embedded study with some of its settings changed."""
     values = copy.deepcopy(read_yaml(REPOSITORY / "configs" / "mini.yaml"))
-    values["schedule"].update(steps=300, images_per_step=4)
+    values["schedule"].update(steps=300, images_per_step=4, normalisation_group=4, learning_rate=1e-3)
     values["sampling"].update(oversample_threshold=0.05)
     for section, changes in sections.items():
         values.setdefault(section, {}).update(changes)

@@ -88,7 +88,7 @@ def test_the_longest_2x_of_lvis():
 
 
 def test_a_budget_in_steps_is_taken_as_it_is():
-    recipe = recipe_of("mini", 1001)
+    recipe = recipe_of("mini", 1001, steps=260, images_per_step=4, normalisation_group=4)
     assert (recipe.steps, recipe.images_seen, recipe.steps_in_epoch) == (260, 251 * 4 - 3 + 9 * 4, 251)
     assert recipe.epochs == 1 + 9 / 251
 
