@@ -118,7 +118,7 @@ def write_ap_by_group(rows: Sequence[Row], out: Path) -> None:
 
 
 def cost_of(row: Row, name: str) -> Estimate | None:
-    """Milliseconds of an image between their quartiles, or memory in GB; None where there is none.
+    """Milliseconds of an image, their median between their quartiles, or memory in GB; None where there is none.
 
     Memory of a GPU, counted by torch's allocator, is the same in every measurement; resident memory is not.
     """
@@ -126,9 +126,10 @@ def cost_of(row: Row, name: str) -> Estimate | None:
         return None
     if name == "memory_gb":
         return Estimate(mean, mean, mean, "" if row.way(name) else "exact")
-    low, high = row.fps_spread or (mean, mean)
-    basis = "of time, the quartiles over images" if row.fps_spread else ""
-    return Estimate(1000 / mean, 1000 / high, 1000 / low, basis)
+    if not row.fps_quartiles:
+        return Estimate(1000 / mean, 1000 / mean, 1000 / mean, "")
+    first, median, third = (1000 * row.speed["image_s"][key] for key in ("first_quartile", "median", "third_quartile"))
+    return Estimate(median, first, third, "of time, median and quartiles over images")
 
 
 def on_frontier(
