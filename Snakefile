@@ -101,18 +101,22 @@ for row in paths.trained_rows:
 
 
 onstart:
+    planned = snakemake_internals.planned_jobs(workflow)
     if snakemake_internals.executor(workflow) == "slurm":
         refusals.extend(submission.prepare(workflow, study))
     elif not on_a_cluster:
-        refusals.extend(lacking_gpus(snakemake_internals.planned_jobs(workflow)))
+        refusals.extend(lacking_gpus(planned))
     if refusals:
         sys.exit("\n".join(f"error: {refusal}" for refusal in refusals))
-    # Here, since every process of Snakemake reads this file, and one needs it. Trainings on this machine show a bar on a
-    # terminal.
+    # Imported here, since each job's process of Snakemake reads this file, and only the main one needs it.
     from progress_lines import start_telling
 
+    files = {str(file) for job in planned for file in job.output}
+    # Trainings on this machine show a bar on a terminal.
     shows_bars = sys.stderr.isatty() and not on_a_cluster
-    start_telling(paths, snakemake_internals.say_progress, shows_bars=shows_bars)
+    start_telling(
+        paths, files, snakemake_internals.say_progress, shows_bars=shows_bars
+    )
 
 
 onsuccess:

@@ -8,8 +8,8 @@ FIRST and SECOND must be scored on the same annotations; where three files are n
 two detectors, these are scored now, and the last two compared. Prints every metric with its difference, SECOND minus
 FIRST in percentage points, its 95 % interval and p value from resamples of the images that both share, the categories
 that changed most, and the settings that differ. FIRST and SECOND are runs, rows (means over seeds, whose variance
-widens the intervals) or studies, of which rows of the same name are compared, or single rows whatever their names; or
-what `evaluate --out` wrote, by its name.
+widens the intervals; of the same trainings, seed by seed) or studies, of which rows of the same name are compared, or
+single rows whatever their names; or what `evaluate --out` wrote, by its name.
 """
 
 import argparse

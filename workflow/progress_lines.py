@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +26,41 @@ LOOKS_BETWEEN_LINES = round(SECONDS_BETWEEN_LINES / SECONDS_BETWEEN_LOOKS)
 # Of one training: those of days get fewer than a line a minute.
 MOST_LINES = 1000
 
-# Held while the table of what exists is written, so that it is not after the end has removed it.
+# Held while the table of what exists is written: the end, which removes it, waits for it.
 writing_table = threading.Lock()
 
 Heartbeats = Mapping[str, Mapping[str, Any]]
+Awaited = dict[str, dict[Path, int | None]]
+"""Scores that jobs are about to write, with the time of the file that is there before, by row."""
 
 
-def start_telling(paths: StudyPaths, say: Callable[[str], None], *, shows_bars: bool) -> None:
-    """Say how far the study is, from a thread that ends with this process; trainings only where no bar shows them."""
+def start_telling(paths: StudyPaths, planned: Collection[str], say: Callable[[str], None], *, shows_bars: bool) -> None:
+    """Say how far the study is, from a thread that ends with this process; trainings only where no bar shows them.
+
+    Args:
+        paths: of the study.
+        planned: files that jobs are about to write; none has begun.
+        say: prints a line.
+        shows_bars: whether trainings show theirs.
+    """
     zoo = initial_zoo(paths.study, paths.study_file)
 
     def heartbeats() -> Heartbeats:
         return {} if shows_bars else running(paths.study, Path(RESULTS), zoo)
 
-    words = (paths, heartbeats, lambda: table_so_far(paths).stderr.rstrip(), say)
+    def table() -> str:
+        done = table_so_far(paths)
+        return "" if done.returncode else done.stderr.rstrip()
+
+    words = (awaited_scores(paths, planned), heartbeats, table, say)
     threading.Thread(target=tell_always, args=words, daemon=True).start()
 
 
 def tell_always(
-    paths: StudyPaths, heartbeats: Callable[[], Heartbeats], table: Callable[[], str], say: Callable[[str], None]
+    awaited: Awaited, heartbeats: Callable[[], Heartbeats], table: Callable[[], str], say: Callable[[str], None]
 ) -> None:
     """Look at the scores every few seconds, and at the trainings every minute."""
     due_s: dict[str, float] = {}
-    seen = scored_rows(paths)
     for look in itertools.count(1):
         time.sleep(SECONDS_BETWEEN_LOOKS)
         # A file may vanish between two looks at it; it is there the next time.
@@ -56,30 +68,41 @@ def tell_always(
             # Reading them takes a tenth of a core if done at every look, which measurements would notice.
             if look % LOOKS_BETWEEN_LINES == 0:
                 tell(heartbeats(), due_s, time.monotonic(), say)
-            scored = scored_rows(paths)
-            # Snakemake itself shows the table of all rows.
-            if scored.items() - seen.items() and len(scored) < len(paths.rows):
-                say(table())
-            seen = scored
+            left = {row: files for row, files in awaited.items() if not are_written(files)}
+            # After the last row Snakemake itself shows the table, or measures, which this would disturb.
+            if 0 < len(left) < len(awaited) and (text := table()):
+                say(text)
+            awaited = left
 
 
-def scored_rows(paths: StudyPaths) -> dict[str, float]:
-    """Rows of which all runs are scored, with the time of the newest score."""
-    files = {row: [Path(paths.folder, run, "metrics.json") for run in paths.runs_of_row(row)] for row in paths.rows}
-    return {
-        row: max(file.stat().st_mtime for file in of_row)
-        for row, of_row in files.items()
-        if all(file.exists() for file in of_row)
-    }
+def awaited_scores(paths: StudyPaths, planned: Collection[str]) -> Awaited:
+    """What is to be scored, of each row that is."""
+    files = {row: [f"{paths.folder}/{run}/metrics.json" for run in paths.runs_of_row(row)] for row in paths.rows}
+    of_rows = {row: [Path(file) for file in of_row if file in planned] for row, of_row in files.items()}
+    return {row: {file: time_of(file) for file in of_row} for row, of_row in of_rows.items() if of_row}
+
+
+def are_written(files: Mapping[Path, int | None]) -> bool:
+    """Whether each file is there, and not the one that was there before."""
+    return all(time_of(file) not in (None, before) for file, before in files.items())
+
+
+def time_of(file: Path) -> int | None:
+    """When a file was written, in nanoseconds; None where there is none."""
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def table_so_far(paths: StudyPaths) -> subprocess.CompletedProcess[str]:
     """Write the table of what exists to partial_table.md; ``stderr`` has it for a terminal, or what went wrong."""
     command = [sys.executable, "-m", "lvis_rcnn.report", "table", "--study", paths.study_file]
     command += ["--results", RESULTS, "--out", f"{paths.folder}/partial_table.md"]
-    checkout = Path(__file__).parents[1]
+    more: dict[str, Any] = {"env": {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}}
+    # A session of its own: Ctrl-C ends this process, not a table that is half written.
     with writing_table:
-        return subprocess.run(command, env={**os.environ, "PYTHONPATH": str(checkout)}, capture_output=True, text=True)
+        return subprocess.run(command, **more, capture_output=True, text=True, start_new_session=True)
 
 
 def tell(

@@ -1,4 +1,4 @@
-"""The files of configs/zoo: published models with their digests and numbers, results, and where LVIS's files come from.
+"""The files of configs/zoo: published models with their digests and numbers, and where LVIS's files come from.
 
 Whatever a study needs of either and does not have can be fetched: ``lacking_weights``, ``lacking_files``.
 """

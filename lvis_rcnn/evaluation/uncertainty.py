@@ -169,15 +169,16 @@ def seed_variances(row: Sampled) -> tuple[Float64[np.ndarray, " m"], Float64[np.
     return between, from_images
 
 
-def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
+def holm(p_values: Mapping[Name, float], pending: int = 0) -> dict[Name, float]:
     """The p values, corrected for their number: each at most 1 (Holm 1979).
 
     The probability that any true hypothesis comes below 0.05 is at most 0.05, whichever others are false and however
-    they depend, as far as each p value is right.
+    they depend, as far as each p value is right. Those of ``pending`` further tests count as 1: once they are known, no
+    corrected p value is larger.
     """
     corrected, largest = {}, 0.0
     for place, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p))
+        largest = max(largest, min(1.0, (len(p_values) + pending - place) * p))
         corrected[name] = largest
     return {name: corrected[name] for name in p_values}
 

@@ -64,7 +64,7 @@ def write_row_differences(rows: Sequence[Row], out: Path) -> None:
         labels = [f"{row_name(rows[second])}\nminus {row_name(rows[first])}" for first, second in pairs]
         panels[0].set_yticks(range(len(pairs)), labels, fontsize=7)
         panels[0].set_ylim(len(pairs) - 0.5, -0.5)
-        how = f"filled: p < 0.05 after Holm's correction for {len(tests)} tests"
+        how = f"filled: p < 0.05 after Holm's correction for {tests[0].family} tests"
         figure.suptitle(f"Differences over the same images, with 95 % intervals of each alone\n{how}")
 
 

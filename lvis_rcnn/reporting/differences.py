@@ -26,6 +26,8 @@ class PairTest:
     """95 % interval of it, in percent."""
     p: float
     """Corrected for the number of tests of the table (Holm)."""
+    family: int
+    """That number; tests of rows that are not scored yet count, so that what is shown stays shown."""
 
     @property
     def is_shown(self) -> bool:
@@ -39,23 +41,28 @@ def paired_tests(rows: Sequence[Row]) -> list[PairTest]:
     Where the study names a baseline, each other row is tested against it alone, which are fewer tests.
     """
     found: dict[tuple[int, int, str], Estimate] = {}
+    pending = 0
     has_baseline = any(row.is_baseline for row in rows)
     for one, other in combinations([at for at, row in enumerate(rows) if row.source != PUBLISHED], 2):
         pair = (rows[one], rows[other])
         # A published model, without a name, is no line of the table of methods.
         if has_baseline and not (any(row.is_baseline for row in pair) and all(row.name for row in pair)):
             continue
-        if pair[0].scored_annotations() != pair[1].scored_annotations():
+        if len({row.scored_annotations() for row in pair if row.scored_seeds}) > 1:
             continue
+        will_be = pair[0].scored_on == pair[1].scored_on and not all(row.is_scored for row in pair)
         for name, (kind, metric) in TESTED.items():
             if estimate := difference_of(*pair, kind).get(metric):
                 found[one, other, name] = estimate
-    corrected = holm({key: estimate.p for key, estimate in found.items()})
+            else:
+                pending += will_be
+    corrected = holm({key: estimate.p for key, estimate in found.items()}, pending)
     tests = []
     for (one, other, name), estimate in found.items():
         sign, pair = (1, (rows[one], rows[other])) if estimate.value > 0 else (-1, (rows[other], rows[one]))
         low, high = sorted(100 * sign * bound for bound in estimate.interval)
-        tests.append(PairTest(name, *pair, 100 * sign * estimate.value, (low, high), corrected[one, other, name]))
+        p, family = corrected[one, other, name], len(found) + pending
+        tests.append(PairTest(name, *pair, 100 * sign * estimate.value, (low, high), p, family))
     return tests
 
 
@@ -95,7 +102,7 @@ def differences_line(rows: Sequence[Row]) -> str:
     if not (tests := paired_tests(rows)):
         few = any(1 < len(one.metrics) < FEWEST_SEEDS for row in scored for one in row.sampled.values())
         return "Whether rows differ is not tested: two seeds cannot show how much seeds vary." if few else ""
-    how = f"paired test over the same images, p < 0.05 after Holm's correction for {len(tests)} tests"
+    how = f"paired test over the same images, p < 0.05 after Holm's correction for {tests[0].family} tests"
     shown: dict[str, list[str]] = {}
     for test in sorted((test for test in tests if test.is_shown), key=lambda test: (test.name, -test.points)):
         of_better = shown.setdefault(f"{test.name.replace('_', ' ')}: {row_title(test.better)} over ", [])

@@ -21,7 +21,7 @@ OF_FIXED: dict[str, tuple[str, Kind, str]] = {
     "fixed_mask_APr": ("AP-fixed: APr", "segm", "APr"),
 }
 SHOWN = " *"
-"""Behind a difference that is more than chance."""
+"""Behind a difference that its test shows."""
 
 
 def baseline_of(rows: Sequence[Row]) -> Row | None:
@@ -85,9 +85,12 @@ def methods_note(rows: Sequence[Row]) -> str:
     baseline = baseline_of(rows)
     if baseline is None and (named := next((row for row in rows if row.is_baseline), None)):
         return f"Nothing is compared until {named.title}, the baseline, is scored with its resamples."
-    if baseline is None or not methods_cells(rows):
+    if baseline is None:
         return ""
-    tests = paired_tests(rows)
+    if not methods_cells(rows):
+        is_compared = any(row.sampled for row in rows if row.name and row is not baseline)
+        return f"No difference to {baseline.title} has an interval: two seeds have none." if is_compared else ""
+    family = max((test.family for test in paired_tests(rows)), default=0)
     measures = ", ".join(f"{KINDS[kind]} {metric}" for kind, metric in TESTED.values())
     single = [row.is_single for row in rows if row.name and row.sampled]
     over = "images" if any(single) else "images and seeds"
@@ -97,5 +100,5 @@ def methods_note(rows: Sequence[Row]) -> str:
     return (
         f"Differences to {baseline.title} in points, with 95 % intervals over {over}, not corrected for their"
         f" number.{SHOWN} marks what is shown to differ: {measures}, paired tests, p < 0.05 after Holm's"
-        f" correction for {len(tests)} tests; other columns are not tested."
+        f" correction for {family} tests; other columns are not tested."
     )

@@ -84,6 +84,11 @@ class Row:
         return [run.seed for run in self.runs if "evaluate" in run.records]
 
     @property
+    def is_scored(self) -> bool:
+        """Whether each of its runs is."""
+        return len(self.scored_seeds) == len(self.runs)
+
+    @property
     def is_single(self) -> bool:
         """Whether one run is scored, however many the study plans."""
         return len(self.scored_seeds) == 1

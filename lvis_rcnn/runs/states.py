@@ -325,7 +325,8 @@ def work_of(study: Study, state: RunState, states: Sequence[RunState]) -> Work:
     if state.run.seed is None:
         return Work(state, first_step, steps, pace=None)
     keeps_weights = study.evaluation.scores_on_the_way and not state.run.uses
-    is_untracked = keeps_weights and not (state.run.folder / SO_FAR).exists()
+    # While it is trained, track writes the file after each point, and again at the end.
+    is_untracked = keeps_weights and not (state.is_trained and (state.run.folder / SO_FAR).exists())
     return Work(state, first_step, steps, pace_of(study, state, states), is_untracked)
 
 

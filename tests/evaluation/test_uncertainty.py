@@ -183,6 +183,12 @@ def test_holm_by_hand():
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
     assert holm({"a": 0.6, "b": 0.9}) == {"a": 1, "b": 1}
     assert holm({}) == {}
+    # What is shown while tests are pending stays shown: no corrected p rises, whatever comes.
+    early = holm({"a": 0.01, "c": 0.03}, pending=2)
+    assert early == pytest.approx({"a": 0.04, "c": 0.09})
+    for further in (0.0, 0.02, 1.0):
+        late = holm({"a": 0.01, "c": 0.03, "d": further, "e": 0.5})
+        assert all(late[name] <= p + 1e-15 for name, p in early.items())
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])

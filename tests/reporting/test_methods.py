@@ -97,6 +97,17 @@ def test_only_the_baseline_is_tested_against(tmp_path: Path) -> None:
     }
 
 
+def test_rows_that_are_not_scored_yet_count_among_the_tests(tmp_path: Path) -> None:
+    study = put_rows(tmp_path)
+    (tmp_path / "mini" / "few" / "seed0" / "metrics.json").unlink()
+    rows = rows_in(tmp_path, study)
+    tests = paired_tests(list(rows.values()))
+    assert [(test.better.name, test.worse.name, test.family) for test in tests] == [("rfs", "plain", 6)] * 3
+    only = estimates(rows["rfs"].sampled["segm"], rows["plain"].sampled["segm"])["APr"]
+    assert only is not None
+    assert [test.p for test in tests] == pytest.approx([6 * only.p] * 3)
+
+
 def test_rows_of_one_training_are_compared_seed_by_seed(tmp_path: Path) -> None:
     rows = rows_in(tmp_path, put_rows(tmp_path, seeds=3))
     rfs, few = rows["rfs"].sampled["segm"], rows["few"].sampled["segm"]
@@ -153,7 +164,9 @@ def test_rows_that_keep_unlike_numbers_of_detections_are_said_in_one_sentence(tm
 
 def test_two_seeds_have_no_interval(tmp_path: Path) -> None:
     study = put_rows(tmp_path, seeds=2)
-    assert methods_cells(list(rows_in(tmp_path, study).values())) == []
+    rows = list(rows_in(tmp_path, study).values())
+    assert methods_cells(rows) == []
+    assert methods_note(rows) == "No difference to plain has an interval: two seeds have none."
 
 
 def test_a_shared_training_is_planned_and_counted_once(tmp_path: Path) -> None:

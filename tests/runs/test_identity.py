@@ -10,7 +10,7 @@ from lvis_rcnn.runs.identity import ORDERS, TRAINER_REVISION, identities, own_id
 from lvis_rcnn.system.files import sha256_of_json
 from tests.conftest import REPOSITORY
 
-MINI = read_yaml(REPOSITORY / "configs" / "mini_sampling.yaml")
+SAMPLING = read_yaml(REPOSITORY / "configs" / "mini_sampling.yaml")
 # The state folders that runs of the studies of configs/ have had since before what has no effect was left out.
 FOLDERS = {("mini_sampling", 0): "2b3c22f02e86", ("mini_sampling", 1): "7136412835bb", ("smoke", 0): "08639bf7ba21"}
 
@@ -23,7 +23,7 @@ def few_threads(monkeypatch):
 
 def study_of(**changes) -> Study:
     values = {
-        key: {**value, **changes.get(key, {})} if isinstance(value, dict) else value for key, value in MINI.items()
+        key: {**value, **changes.get(key, {})} if isinstance(value, dict) else value for key, value in SAMPLING.items()
     }
     return check_study(values, where="f")
 

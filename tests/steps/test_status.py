@@ -313,6 +313,10 @@ def test_the_plan_names_the_scores_of_kept_weights_until_they_are_there(results,
     put(folder / "ap_so_far.json", {})
     (only,) = work_left(study, look(study, results))
     assert only.then == ["measure"]
+    # Of a training that goes on, it has the points so far.
+    (folder / "train.json").unlink()
+    (only,) = work_left(study, look(study, results))
+    assert "track" in only.then
 
 
 def test_hours_are_those_of_all_processors(study, results, tmp_path):

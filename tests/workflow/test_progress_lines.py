@@ -1,5 +1,6 @@
 """How far trainings are, on the screen of Snakemake."""
 
+import os
 import re
 import socket
 import subprocess
@@ -82,7 +83,7 @@ def test_a_file_that_vanishes_silences_one_look_only(tmp_path, monkeypatch):
     looks(monkeypatch, 2)
     said = []
     with pytest.raises(Enough):
-        progress_lines.tell_always(paths_of(tmp_path, monkeypatch), look, lambda: "table", said.append)
+        progress_lines.tell_always({}, look, lambda: "table", said.append)
     assert [line[:12] for line in said] == ["training r50"]
 
 
@@ -94,19 +95,26 @@ def test_the_table_is_said_after_each_row_but_the_last(tmp_path, monkeypatch):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("{}")
 
-    scored = iter(["r50/seed0", "r50/seed1", "", "r101/seed0", "r101/seed1", "x101_32x4d/seed1", "x101_32x4d/seed0"])
-    score("r101/seed0")  # what was there before
+    for run in ("r50/seed0", "r50/seed1", "r101/seed0"):  # of other settings, and one that stays
+        score(run)
+        os.utime(f"results/smoke/{run}/metrics.json", (1e9, 1e9))
+    planned = {f"results/smoke/{row}/seed{seed}/metrics.json" for row in paths.rows for seed in (0, 1)}
+    awaited = progress_lines.awaited_scores(paths, planned - {"results/smoke/r101/seed0/metrics.json"})
+    scored = iter(["r50/seed0", "r50/seed1", "", "r101/seed1", "x101_32x4d/seed1", "x101_32x4d/seed0"])
+    done = []
 
     def look():
         if run := next(scored):
             score(run)
+            done.append(run)
         return {}
 
-    looks(monkeypatch, 7)
+    looks(monkeypatch, 6)
     tables = []
     with pytest.raises(Enough):
-        progress_lines.tell_always(paths, look, lambda: str(sorted(progress_lines.scored_rows(paths))), tables.append)
-    assert tables == ["['r50']", "['r101', 'r50']"]
+        progress_lines.tell_always(awaited, look, lambda: done[-1], tables.append)
+    assert tables == ["r50/seed1", "r101/seed1"]
+    assert progress_lines.awaited_scores(paths, {"results/smoke/table.md"}) == {}
 
 
 def test_the_table_so_far_names_what_is_missing(tmp_path, monkeypatch):
@@ -114,25 +122,34 @@ def test_the_table_so_far_names_what_is_missing(tmp_path, monkeypatch):
     Path("results").mkdir()
     done = progress_lines.table_so_far(paths)
     assert done.returncode == 0, done.stderr
-    assert "R-101-FPN" in done.stderr
+    assert done.stderr.count("not started") == 2
     assert Path("results/smoke/partial_table.md").exists()
 
 
 @pytest.mark.slow
-def test_the_line_is_on_the_screen_of_snakemake(tmp_path: Path):
+def test_lines_and_the_table_after_a_row_are_on_the_screen_of_snakemake(tmp_path: Path):
     checkout = stub_workflow(tmp_path / "checkout")
     lines = checkout / "workflow" / "progress_lines.py"
     lines.write_text(re.sub("(SECONDS_BETWEEN_LINES|SECONDS_BETWEEN_LOOKS) = .*", r"\1 = 0.1", lines.read_text()))
     stub = checkout / "lvis_rcnn" / "train.py"
     stub.write_text(stub.read_text().replace("def step(args: argparse.Namespace) -> None:", WAITING_STEP, 1))
-    study = write_study(tmp_path / "study.yaml", study="smoke", backbones=["r50"])
+    report = checkout / "lvis_rcnn" / "report.py"
+    report.write_text(report.read_text().replace("def step(args: argparse.Namespace) -> None:", TELLING_STEP, 1))
+    study = write_study(tmp_path / "study.yaml", study="smoke", backbones=["r50", "r101"])
     beat(tmp_path / "results", host=socket.gethostname(), pid=1)
-    command = [sys.executable, "-m", "snakemake", "results/smoke/r50/seed0/model.pth", "--cores", "1"]
+    runs = [f"results/smoke/{row}/seed0/metrics.json" for row in ("r50", "r101")]
+    command = [sys.executable, "-m", "snakemake", *runs, "--cores", "1"]
     command += ["-s", str(checkout / "Snakefile"), "--configfile", str(study)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "training r50 seed 0: step 120 of 260 (46 %), 31.2 images/s, 2h 05m left\n" in done.stderr
+    at = [done.stderr.index(text) for text in ("Training r50", "the table so far\n", "Scoring r101")]
+    assert at == sorted(at)
+    assert done.stderr.count("the table so far\n") == 1
+    assert not list((tmp_path / "results" / "smoke").glob("partial_table.*"))
 
 
 WAITING_STEP = """def step(args: argparse.Namespace) -> None:
     time.sleep(2)"""
+TELLING_STEP = """def step(args: argparse.Namespace) -> None:
+    print("the table so far", file=sys.stderr)"""

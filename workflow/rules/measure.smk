@@ -13,7 +13,8 @@ rule measure:
         "results/{study}/logs/measure_{row}.log",
     benchmark:
         "results/{study}/benchmarks/measure_{row}.tsv"
-    priority: 100
+    # Where cores are scarce, after all scores: the tables that are shown between them would disturb it.
+    priority: 0
     conda:
         ENVIRONMENT
     threads: ALL_CORES
