@@ -22,7 +22,7 @@ from lvis_rcnn.evaluation.compare import ScoredRow, compare, row_pairs, scored_n
 from lvis_rcnn.evaluation.interface import annotations_of
 from lvis_rcnn.reporting.comparison import comparison_text
 from lvis_rcnn.reporting.html import text_page
-from lvis_rcnn.system.cli import InputError, add_number, add_output, log, run_step, step_parser
+from lvis_rcnn.system.cli import InputError, add_number, add_output, add_seed, log, run_step, step_parser
 from lvis_rcnn.system.files import write_text
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     resamples = f"resamples of the images, 1 to {MOST_RESAMPLES:,} (default: 1000)"
     add_number(parser, "--resamples", resamples, 1, MOST_RESAMPLES, default=1000, metavar="N")
     seed = f"seed of the resamples, 0 or more (default: {SEED})"
-    add_number(parser, "--seed", seed, 0, default=SEED, metavar="N")
+    add_seed(parser, seed, default=SEED, metavar="N")
     plots = "folder for differences.png, category_differences.png and .svg"
     add_output(parser, "--plot", plots, is_folder=True, required=False)
     text = "comparison.txt to write, with .html beside it"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lvis_rcnn.dataset.mini.scenes import TRAIN, VAL, describe_categories, draw_split
-from lvis_rcnn.system.cli import InputError, add_number, add_output, log, run_step, step_parser
+from lvis_rcnn.system.cli import InputError, add_number, add_output, add_seed, log, run_step, step_parser
 from lvis_rcnn.system.files import atomic_folder, sha256_of_json, write_json
 
 WRITTEN = {"images", "train.json", "val.json", "manifest.json"}
@@ -82,7 +82,7 @@ def step(args: argparse.Namespace) -> None:
 def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
-    add_number(parser, "--seed", "the same seed draws the same dataset everywhere", 0, required=True)
+    add_seed(parser, "the same seed draws the same dataset everywhere", required=True)
     add_number(parser, "--train-images", "images of the training split", 1, required=True, metavar="N")
     add_number(parser, "--val-images", "images of the validation split", 1, required=True, metavar="N")
     add_output(parser, "--out", "folder to write; replaced if it exists", is_folder=True)

@@ -26,7 +26,7 @@ from lvis_rcnn.reporting.pages import write_pages
 from lvis_rcnn.reporting.pictures import positions_of, read_scenes, write_pictures
 from lvis_rcnn.reporting.plots import write_plots
 from lvis_rcnn.reporting.table import write_tables
-from lvis_rcnn.system.cli import add_command, add_number, add_output, check_folder, log, run_step, step_parser
+from lvis_rcnn.system.cli import add_command, add_number, add_output, add_seed, check_folder, log, run_step, step_parser
 
 
 def checked_study(args: argparse.Namespace) -> Study:
@@ -159,14 +159,14 @@ def add_picture_options(part: argparse.ArgumentParser) -> None:
     part.add_argument("--detections", type=Path, required=True, metavar="DIR", help="folder of shards")
     add_number(part, "--show", "ids of the chosen images", 0, 2**63 - 1, nargs="+", default=[], metavar="ID")
     add_number(part, "--number", "images per sheet (default: 6)", 1, 50, default=6, metavar="N")
-    add_number(part, "--seed", "of the random images (default: 0)", 0, default=0, metavar="K")
+    add_seed(part, "of the random images (default: 0)", default=0, metavar="K")
     add_number(part, "--score", "least score drawn (default: 0.3)", 0, 1, kind=float, default=0.3, metavar="S")
 
 
 def add_batch_options(part: argparse.ArgumentParser) -> None:
     """Options of ``report batch``."""
     part.add_argument("--repeat-factors", type=Path, required=True, metavar="DIR", help="output of repeat_factors")
-    add_number(part, "--seed", "of the run (default: the study's first)", 0, metavar="K")
+    add_seed(part, "of the run (default: the study's first)", metavar="K")
     add_number(part, "--step", "optimizer step, from 0 (default: 0)", 0, default=0, metavar="N")
 
 

@@ -26,7 +26,7 @@ from lvis_rcnn.config.zoo import load_zoo
 from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.runs.lease import Lease, held_lease
 from lvis_rcnn.runs.paths import backbone_of_run
-from lvis_rcnn.system.cli import add_number, add_output, log, run_step, step_parser
+from lvis_rcnn.system.cli import add_output, add_seed, log, run_step, step_parser
 from lvis_rcnn.training.checkpoint import drop_checkpoints
 from lvis_rcnn.training.distributed import Ranks, Watch, require_device, started
 from lvis_rcnn.training.log import Progress
@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--study", type=Path, required=True, metavar="FILE", help="study file (configs/*.yaml)")
     parser.add_argument("--settings-digest", metavar="HEX", help="refuse a study whose training settings changed")
     parser.add_argument("--row", required=True, metavar="NAME", help="row of the study: a backbone, or a name of rows")
-    add_number(parser, "--seed", "seed of initialisation, order and augmentation", 0, required=True)
+    add_seed(parser, "seed of initialisation, order and augmentation", required=True)
     parser.add_argument("--store", type=Path, required=True, metavar="DIR", help="store of the training split")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of its images")
     parser.add_argument("--repeat-factors", type=Path, required=True, metavar="DIR", help="output of repeat_factors")

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lvis_rcnn.config import MOST_EXPONENT, MOST_RESAMPLES
 from lvis_rcnn.config.protocols import Protocol, protocols_by_name
+from lvis_rcnn.system.cli import LARGEST_SEED
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,22 @@ BACKBONES = {
 BackboneName = Literal["r50", "r101", "x101_32x4d", "x101_64x4d"]
 assert set(BackboneName.__args__) == set(BACKBONES)  # type: ignore[attr-defined]
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$", description="lower-case letters, digits, '_' and '.'")]
+NAME_LENGTH = 100  # names are parts of names of files
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9_.]*$",
+        max_length=NAME_LENGTH,
+        description="lower-case letters, digits, '_' and '.'",
+    ),
+]
 # Names of rows are names of Snakemake's rules, too.
-RowName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", description="lower-case letters, digits and '_'")]
+RowName = Annotated[
+    str,
+    Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=NAME_LENGTH, description="lower-case letters, digits and '_'"),
+]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -65,7 +78,7 @@ class Section(BaseModel):
 class Draw(Section):
     """The embedded dataset, drawn by ``lvis_rcnn.draw``."""
 
-    seed: int = Field(ge=0)
+    seed: Seed
     """Seed of the drawing; the same seed gives the same bytes on every machine."""
     train_images: Count
     """Number of training images."""

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -34,6 +34,7 @@ from lvis_rcnn.config.schema import (
     Sampling,
     Schedule,
     Section,
+    Seed,
     Variant,
 )
 from lvis_rcnn.config.yaml_files import read_yaml
@@ -88,7 +89,7 @@ class Study(Section):
     """Rows of the table that are trained, in this order."""
     rows: dict[RowName, Variant] = Field(default_factory=dict)
     """Further rows that are trained, by name, each with what it changes of the study."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    seeds: tuple[Seed, ...] = ()
     """One run of each trained row for each seed."""
     zoo: str | None = None
     """File of the published models, relative to the study file; null is the checkout's configs/zoo/mmdetection.yaml."""

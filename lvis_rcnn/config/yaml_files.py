@@ -46,7 +46,7 @@ def unique_mapping(loader: StudyLoader, node: yaml.MappingNode) -> dict[Any, Any
         raise refused("keys of another section (<<) are not copied: write them out", merged[0])
     keys = [loader.construct_object(key) for key, _ in node.value]
     for key, (key_node, _) in zip(keys, node.value, strict=True):
-        if not isinstance(key, str | int | float | None):
+        if not isinstance(key, str | int | float | None) or isinstance(key, bool):
             raise refused("a key that is no text: write it in quotes", key_node)
         if keys.count(key) > 1:
             raise refused(f"key {key!r} is repeated", node)
@@ -66,6 +66,8 @@ def decimal_number(loader: StudyLoader, node: yaml.ScalarNode) -> int | float:
         what = f"{text[:40]} has leading zeros, which may mean octal"
         raise refused(f"{what}: write {''.join(leading.groups())[:40]}, {as_text}", node)
     number: int | float = NUMBERS[node.tag](loader, node)
+    if isinstance(number, int) and abs(number) >= 1 << 63:
+        raise refused(f"{text[:40]} is too large: numbers have at most 64 bits", node)
     return number
 
 

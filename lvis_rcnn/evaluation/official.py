@@ -6,6 +6,7 @@ This is the only module that imports ``lvis``.
 import contextlib
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -132,8 +133,10 @@ def official_package() -> Iterator[Any]:
     """The ``lvis`` package, made to work for the duration of the block.
 
     lvis 0.5.3 needs ``np.float``, which NumPy removed, warns through a deprecated method, and configures the root
-    logger when imported; all three are restored afterwards. It imports OpenCV and matplotlib, hence only here.
+    logger when imported; all three are restored afterwards. It imports OpenCV and matplotlib, hence only here, without
+    the backend of a notebook that this process may have been started from.
     """
+    backend = os.environ.pop("MPLBACKEND", None)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     added = "float" not in vars(np)
@@ -148,5 +151,7 @@ def official_package() -> Iterator[Any]:
             yield lvis
     finally:
         root.handlers[:], root.level = handlers, level
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
         if added:
             del vars(np)["float"]

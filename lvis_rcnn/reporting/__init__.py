@@ -20,8 +20,13 @@ preflight_text  what preflight found, as text
 
 Below are the only lists of the pages, plots and pictures, each with its chapter and title in Snakemake's report: rules
 declare these files, steps write them, tests look for them. The caption of NAME is workflow/report/NAME.rst, the
-function of a plot an entry of ``write_plots`` in plots.py. Nothing is imported here.
+function of a plot an entry of ``write_plots`` in plots.py. Nothing of the package is imported here.
 """
+
+import os
+
+# All is drawn into files. The backend that a notebook leaves to what it starts need not exist for this Python.
+os.environ["MPLBACKEND"] = "agg"
 
 # results/<study>/calibration.csv, of studies that calibrate scores
 CALIBRATION = ("5 Data", "images, objects and fractal dimension of each category in training")

@@ -170,7 +170,9 @@ def job_costs(folder: Path) -> list[list[Any]]:
     """Name, seconds, CPU seconds and gigabytes of each job as Snakemake measured it; None where it could not."""
     jobs = []
     for file in sorted(folder.rglob("*.tsv")):
-        with file.open(newline="", encoding="utf-8") as lines:
+        if not file.is_file():
+            continue
+        with file.open(newline="", encoding="utf-8", errors="replace") as lines:
             for measured in csv.DictReader(lines, delimiter="\t"):
                 seconds, cpu, memory_mib = (number(measured.get(key)) for key in ("s", "cpu_time", "max_rss"))
                 name = str(file.relative_to(folder).with_suffix(""))

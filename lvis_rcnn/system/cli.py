@@ -26,7 +26,8 @@ EXIT_UNREAD = 141  # the exit code that a shell reports of a program ended by SI
 
 TEMPORARY_BYTES = 10  # that the name of a temporary file has more than the name of its file
 LARGEST = 2**31 - 1  # of an option that has no limit of its own
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+LARGEST_SEED = 2**32 - 1  # one word of NumPy's SeedSequence, in which a larger one would be two
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 class InputError(Exception):
@@ -207,9 +208,10 @@ def add_number(
 
     Parsing raises an InputError that names the option, the value and what is allowed.
     """
-    noun = "an integer" if kind is int else "a number"
-    bounds = f"above {least:g}" if above else f"{least:g} or more" if most == LARGEST else f"from {least:g} to {most:g}"
-    bounds += f", at most {most:g}" if above and most != LARGEST else ""
+    noun, highest = "an integer" if kind is int else "a number", f", at most {most:.10g}"
+    unlimited = f"above {least:g}" if above else f"{least:g} or more"
+    limited = f"above {least:g}{highest}" if above else f"from {least:g} to {most:.10g}"
+    bounds = unlimited if most == LARGEST else limited
 
     def read(typed: str) -> float:
         try:
@@ -217,10 +219,16 @@ def add_number(
         except ValueError:
             value = math.nan
         if not least <= value <= most or (above and value == least):
-            raise InputError(option, f"is {typed or 'empty'}", allowed=f"{noun} {bounds}", fix="change the value")
+            allowed = f"{noun} {bounds}" + (highest if value > most == LARGEST else "")
+            raise InputError(option, f"is {typed or 'empty'}", allowed=allowed, fix="change the value")
         return value
 
     parser.add_argument(option, type=read, help=text, **more)
+
+
+def add_seed(parser: argparse._ActionsContainer, text: str, **more: Any) -> None:
+    """The option of a random seed, as large as a study's may be."""
+    add_number(parser, "--seed", text, 0, LARGEST_SEED, **more)
 
 
 def add_coco_options(parser: argparse.ArgumentParser) -> None:

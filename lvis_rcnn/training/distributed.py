@@ -290,6 +290,16 @@ def end_process() -> NoReturn:
     os._exit(EXIT_BAD_INPUT)
 
 
+def launched(name: str, default: str = "") -> int:
+    """A number that torchrun passes on; InputError where it is missing or none."""
+    text = os.environ.get(name, default)
+    if not text.isdecimal():
+        allowed = "a number, which torchrun sets"
+        fix = "start by torchrun, or unset WORLD_SIZE, RANK and LOCAL_RANK"
+        raise InputError(f"{name} of the environment", f"is {text or 'missing'}", allowed=allowed, fix=fix)
+    return int(text)
+
+
 @contextmanager
 def started(device: str) -> Iterator[Ranks]:
     """This process, connected with the others that torchrun started, if any.
@@ -298,17 +308,17 @@ def started(device: str) -> Iterator[Ranks]:
         device: cpu or cuda; each process of a machine takes a GPU of its own.
 
     Raises:
-        InputError: fewer GPUs than processes.
+        InputError: fewer GPUs than processes, or an environment that torchrun did not make.
     """
-    count, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    count, local = launched("WORLD_SIZE", "1"), launched("LOCAL_RANK", "0")
     chosen = process_device(device, local)
     if count == 1:
         yield Ranks(0, 1, chosen)
         return
-    rank = int(os.environ["RANK"])
+    rank = launched("RANK")
     # torchrun itself serves the store, so it outlives any rank.
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, port = os.environ.get("MASTER_ADDR", "localhost"), launched("MASTER_PORT")
     store = TCPStore(address, port, count, rank == 0 and not served, timeout=timedelta(seconds=HANG_S))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     prefixed = PrefixStore(f"lvis_rcnn/{attempt}", store)

@@ -90,7 +90,9 @@ def test_a_failed_preflight_is_shown(tmp_path):
 @pytest.mark.parametrize(("measured", "memory"), [("NA", None), ("-", None), ("1024", 1.0)])
 def test_what_snakemake_could_not_measure_is_missing(tmp_path, measured, memory):
     put(tmp_path / "plots.tsv", f"s\tmax_rss\tcpu_time\n0.5\t{measured}\t0.1\n")
-    assert job_costs(tmp_path) == [["plots", 0.5, 0.1, memory]]
+    (tmp_path / "folder.tsv").mkdir()
+    (tmp_path / "other.tsv").write_bytes(b"s\n\xff\n")
+    assert job_costs(tmp_path) == [["other", None, None, None], ["plots", 0.5, 0.1, memory]]
 
 
 def test_names_cannot_break_a_page(tmp_path):

@@ -1,6 +1,9 @@
 """Plots show what the records say, are the same every time, and say why where there is nothing to draw."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -52,6 +55,7 @@ from lvis_rcnn.reporting.score_plots import (
     write_sampling_figure,
 )
 from lvis_rcnn.system.cli import InputError
+from tests.conftest import REPOSITORY
 from tests.helpers.small_dataset import build, small_dataset
 from tests.helpers.study_records import (
     CATEGORIES,
@@ -529,3 +533,13 @@ def test_the_plot_of_the_sampler_shows_the_gains_and_is_the_same_every_time(tmp_
         assert shows(text, words)
     with Image.open(tmp_path / "once" / "repeat_factors.png") as picture:
         assert picture.size == (1152, 512)
+
+
+OFFICIAL = "from lvis_rcnn.evaluation.official import official_package as it\nwith it(): pass"
+
+
+@pytest.mark.parametrize("code", ["import lvis_rcnn.reporting.score_plots", OFFICIAL])
+def test_the_backend_of_a_notebook_is_not_looked_for(code):
+    environment = {**os.environ, "MPLBACKEND": "module://of_another.python"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -108,7 +108,8 @@ def test_a_full_disk_is_one_line_and_no_bug(
     [
         ({"least": 0}, "-1", "--x: is -1; allowed: an integer 0 or more; fix: change the value"),
         ({"least": 0}, "1.5", "--x: is 1.5; allowed: an integer 0 or more"),
-        ({"least": 0}, str(2**31), "allowed: an integer 0 or more"),
+        ({"least": 0}, str(2**31), "allowed: an integer 0 or more, at most 2147483647"),
+        ({"least": 0, "most": 2**32 - 1}, str(2**32), "allowed: an integer from 0 to 4294967295"),
         ({"least": 0}, "", "--x: is empty; allowed: "),
         ({"least": 1, "most": 300}, "0", "--x: is 0; allowed: an integer from 1 to 300"),
         ({"least": 1, "most": 300}, "301", "--x: is 301; allowed: an integer from 1 to 300"),

@@ -20,7 +20,8 @@ from torch.distributed import HashStore
 
 import lvis_rcnn.training.distributed as distributed
 from lvis_rcnn.model.weights import load_model
-from lvis_rcnn.training.distributed import Ranks
+from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.training.distributed import Ranks, started
 from tests.conftest import HANGS_S, REPOSITORY
 from tests.helpers.tiny_run import make_data, write_tiny_study
 
@@ -297,6 +298,16 @@ def test_on_a_cpu_a_step_may_take_its_time(monkeypatch):
 def test_a_single_process_that_hangs_gets_its_message():
     error = Ranks(0, 1, torch.device("cuda", 0)).lost(7, TimeoutError("the device has not ended a step in 300 s"))
     assert str(error).startswith("step 7 on cuda:0: the device has not ended a step in 300 s; fix: start again")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("RANK", None), ("MASTER_PORT", None), ("RANK", "x"), ("WORLD_SIZE", "2.5")]
+)
+def test_an_environment_that_torchrun_did_not_make_is_named(monkeypatch, name, text):
+    for key, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0", "MASTER_PORT": "1", name: text}.items():
+        monkeypatch.setenv(key, value) if value else monkeypatch.delenv(key, raising=False)
+    with pytest.raises(InputError, match=f"{name} of the environment: is .*torchrun"), started("cpu"):
+        pass
 
 
 def test_who_does_not_come_to_the_end_is_named():
