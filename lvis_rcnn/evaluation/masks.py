@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64, Int64, UInt8
 from pycocotools import mask as coco_mask
 
 from lvis_rcnn.dataset.polygons import ALLOWED, too_large
-from lvis_rcnn.dataset.rle import damaged_texts, texts_of_runs
+from lvis_rcnn.dataset.rle import check_runs, damaged_texts, pixels_of_texts, runs_of_text, texts_of_runs
 from lvis_rcnn.evaluation.ground_truth import GroundTruth
 from lvis_rcnn.system.cli import InputError
 
@@ -19,6 +19,9 @@ Packed = dict[str, Any]
 
 # Under NumPy 2 pycocotools fails on the areas of 256 or more masks in one call.
 AREAS_AT_ONCE = 255
+
+# Texts that are read at once: what fits the processor's cache.
+TEXTS_AT_ONCE = 1 << 9
 
 # Run lengths have 32 bits.
 MOST_PIXELS = 2**32 - 1
@@ -113,14 +116,14 @@ def damaged(record: str) -> InputError:
 
 
 def runs_fit(mask: Rle) -> bool:
-    """Whether run lengths cover the image exactly, or, compressed, no more than the image."""
-    pixels = mask.size[0] * mask.size[1]
-    if isinstance(mask.counts, list):
-        return min(mask.counts, default=0) >= 0 and sum(mask.counts) == pixels
-    text = np.frombuffer(mask.counts.encode(), np.uint8)
-    if Masks(np.array([mask.size]), np.array([0, len(text)]), text).damaged().any():
+    """Whether run lengths cover the image exactly; a text of none or one is a mask without a pixel."""
+    try:
+        runs = np.array(mask.counts) if isinstance(mask.counts, list) else runs_of_text(mask.counts.encode())
+        if len(runs) > 1 or isinstance(mask.counts, list):
+            check_runs(runs, mask.size)
+    except (ValueError, OverflowError):
         return False
-    return bool(areas_of([{"size": list(mask.size), "counts": mask.counts}])[0] <= pixels)
+    return True
 
 
 def masks_of_truth(truth: GroundTruth) -> list[Packed]:
@@ -152,3 +155,16 @@ def areas_of(masks: Sequence[Packed]) -> Float64[np.ndarray, " m"]:
         some = list(masks[start : start + AREAS_AT_ONCE])
         areas[start : start + len(some)] = coco_mask.area(some)
     return areas
+
+
+def texts_fit(masks: Sequence[Packed]) -> Bool[np.ndarray, " m"]:
+    """Whether the runs of each mask cover its image exactly; no text may be damaged."""
+    fit = np.zeros(len(masks), bool)
+    for start in range(0, len(masks), TEXTS_AT_ONCE):
+        some = masks[start : start + TEXTS_AT_ONCE]
+        texts = [mask["counts"] for mask in some]
+        offsets = np.cumsum([0, *map(len, texts)])
+        filled = pixels_of_texts(offsets, np.frombuffer(b"".join(texts), np.uint8))
+        pixels = np.array([mask["size"] for mask in some]).prod(axis=1)
+        fit[start : start + TEXTS_AT_ONCE] = filled == pixels
+    return fit
