@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 from pycocotools import mask as coco_mask
 
-from lvis_rcnn.dataset.polygons import ALLOWED, too_large
+from lvis_rcnn.dataset.polygons import ALLOWED, is_bitmap, too_large
 from lvis_rcnn.dataset.rle import check_runs, damaged_texts, pixels_of_texts, runs_of_text, texts_of_runs
 from lvis_rcnn.evaluation.ground_truth import GroundTruth
 from lvis_rcnn.system.cli import InputError
@@ -22,6 +22,8 @@ AREAS_AT_ONCE = 255
 
 # Texts that are read at once: what fits the processor's cache.
 TEXTS_AT_ONCE = 1 << 9
+
+ALLOWED_MASKS = "run lengths {size: [height, width], counts}, or polygons [[x0, y0, x1, y1, ...], ...]"
 
 # Run lengths have 32 bits.
 MOST_PIXELS = 2**32 - 1
@@ -89,6 +91,10 @@ def packed_mask(segmentation: Read, size: tuple[int, int], record: str) -> Packe
             raise damaged(record)
         if isinstance(segmentation.counts, str):
             return {"size": [height, width], "counts": segmentation.counts.encode()}
+    elif is_bitmap(segmentation):
+        what = f"segmentation is a bitmap of {len(segmentation)} x {len(segmentation[0])} pixels"
+        fix = "encode it: pycocotools.mask.encode(numpy.asfortranarray(bitmap))"
+        raise InputError(record, what, allowed=ALLOWED_MASKS, fix=fix)
     for polygon in () if isinstance(segmentation, Rle) else segmentation:
         if len(polygon) < 6 or len(polygon) % 2:
             what = f"polygon of {len(polygon)} numbers"

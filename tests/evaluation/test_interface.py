@@ -67,6 +67,8 @@ def unchecked(monkeypatch):
 
 ONE = {"image_id": [1], "category_id": [1], "score": [0.5], "bbox": [CUP]}
 MASK = {"size": [100, 100], "counts": rle_of(CUP).counts}
+BITMAP = np.zeros((100, 100), np.uint8)
+BITMAP[10:30, 10:30] = 255
 MASKED = {"image_id": [1], "category_id": [1], "score": [0.5], "segmentation": [MASK]}
 
 
@@ -107,6 +109,15 @@ MASKED = {"image_id": [1], "category_id": [1], "score": [0.5], "segmentation": [
         ([{"image_id": 1, "category_id": "cup", "score": 0.5}], "result 0: Expected `int`, got `str` - at `.*category"),
         ([{"image_id": 7, "category_id": 1, "score": 0.5, "bbox": CUP}], r"result 0 \(image 7, .*unknown image"),
         ([{"image_id": 1.5, "category_id": 1, "score": 0.5, "bbox": CUP}], "result 0: Expected `int`, got `float`"),
+        (
+            {**MASKED, "segmentation": BITMAP[None]},
+            r"result 0 \(.*segmentation is a bitmap of 100 x 100 pixels; .*: encode",
+        ),
+        ([{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": BITMAP}], "segmentation is a bitmap"),
+        (
+            [{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": BITMAP.tolist()}],
+            "segmentation is a bitmap",
+        ),
         (None, "detections: is NoneType; allowed: a path; a list of dictionaries"),
         (5, "detections: is int; allowed"),
         (b"[]x", "detections: result 0: Expected `object`, got `int`"),
@@ -177,6 +188,11 @@ def with_first(**changed: Any) -> dict[str, Any]:
 def test_what_are_no_annotations_is_named(unchecked, annotations, message):
     with pytest.raises(InputError, match=message):
         evaluate(annotations, GOOD)
+
+
+def test_a_bitmap_of_an_annotation_is_named():
+    with pytest.raises(InputError, match="annotation 1: segmentation is a bitmap of 100 x 100 pixels"):
+        evaluate(with_first(segmentation=BITMAP), GOOD)
 
 
 def test_masks_alone_on_annotations_without_masks_are_named():
