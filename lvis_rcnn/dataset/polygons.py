@@ -4,6 +4,7 @@ pycocotools keeps every fifth of a pixel along an outline, counts them in 32 bit
 8c9bcc3c, ``rleFrPoly`` of maskApi.c), so that a larger polygon crashes its process; training draws as it does.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 
@@ -21,6 +22,9 @@ def surely_drawable(most_numbers: int, farthest_px: float) -> bool:
 
 def too_large(polygon: Sequence[float]) -> str:
     """Why a polygon cannot be drawn; empty where it can."""
+    # Of numbers one of which is NaN, max and min may be others.
+    if math.isnan(sum(polygon)):
+        return "has a coordinate that is no finite number"
     farthest_px = max(max(polygon), -min(polygon))
     if surely_drawable(len(polygon), farthest_px):
         return ""

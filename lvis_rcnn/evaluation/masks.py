@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 from pycocotools import mask as coco_mask
 
+from lvis_rcnn.dataset.json_text import mended
 from lvis_rcnn.dataset.polygons import ALLOWED, is_bitmap, too_large
+from lvis_rcnn.dataset.records import problem_and_path, problem_of
 from lvis_rcnn.dataset.rle import check_runs, damaged_texts, pixels_of_texts, runs_of_text, texts_of_runs
 from lvis_rcnn.evaluation.ground_truth import GroundTruth
 from lvis_rcnn.system.cli import InputError
@@ -147,11 +149,23 @@ def masks_of_truth(truth: GroundTruth) -> list[Packed]:
         record = f"{truth.where}: annotation {annotation}"
         try:
             segmentation = decoder.decode(raw)
-        except msgspec.DecodeError as error:
-            what = f"segmentation: {error}" if bytes(raw) else "has no segmentation"
-            raise InputError(record, what, fix="correct the file, or score boxes only: --kinds bbox") from None
+        except msgspec.DecodeError:
+            segmentation = mended_segmentation(bytes(raw), record)
         masks.append(packed_mask(segmentation, sizes[image], record))
     return masks
+
+
+def mended_segmentation(raw: bytes, record: str) -> Segmentation:
+    """A segmentation whose whole numbers may be written as 500.0; InputError for what is none."""
+    text = mended(raw)
+    try:
+        found: Segmentation = msgspec.json.decode(text, type=Segmentation)
+    except msgspec.DecodeError as error:
+        problem, path = problem_and_path(str(error))
+        what = f"segmentation{path}: {problem_of(problem, text, path)}" if raw else "has no segmentation"
+        fix = "correct the file, or score boxes only: --kinds bbox"
+        raise InputError(record, what, allowed=ALLOWED_MASKS, fix=fix) from None
+    return found
 
 
 def areas_of(masks: Sequence[Packed]) -> Float64[np.ndarray, " m"]:

@@ -118,6 +118,10 @@ MASKED = {"image_id": [1], "category_id": [1], "score": [0.5], "segmentation": [
             [{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": BITMAP.tolist()}],
             "segmentation is a bitmap",
         ),
+        (
+            {**MASKED, "segmentation": [[[10, 10, 30, np.nan, 30, 30]]]},
+            "result 0 .*polygon has a coordinate that is no finite",
+        ),
         (None, "detections: is NoneType; allowed: a path; a list of dictionaries"),
         (5, "detections: is int; allowed"),
         (b"[]x", "detections: result 0: Expected `object`, got `int`"),
@@ -188,6 +192,17 @@ def with_first(**changed: Any) -> dict[str, Any]:
 def test_what_are_no_annotations_is_named(unchecked, annotations, message):
     with pytest.raises(InputError, match=message):
         evaluate(annotations, GOOD)
+
+
+def test_run_lengths_of_annotations_may_be_whole_floats_and_nan_is_named(tmp_path):
+    runs = {"size": [100.0, 100], "counts": [1010.0, *([20, 80] * 19), 20.0, 7070]}
+    path = write(tmp_path / "truth.json", with_first(segmentation=runs))
+    assert evaluate(path, GOOD)["segm"]["AP"] == pytest.approx(1)
+    write(path, with_first(segmentation=[[10.0, 10.0, 30.0, np.nan, 30.0, 30.0]]))
+    with pytest.raises(
+        InputError, match=r"annotation 1: segmentation\[0\]\[3\]: expected float, got NaN.*allowed: run len"
+    ):
+        evaluate(path, GOOD)
 
 
 def test_a_bitmap_of_an_annotation_is_named():
