@@ -211,7 +211,7 @@ class CountedImages:
         """
         for one in categories:
             name = self.names.get(one.id)
-            if name is None or (name and one.name and name != one.name):
+            if name is None or (name and one.name and name != str(one.name)):
                 what = f"category {one.id} of the annotations, {one.name!r:.40}, is " + (
                     f"{name!r:.40} here" if name else "not here"
                 )

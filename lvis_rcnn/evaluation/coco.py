@@ -25,8 +25,8 @@ class CocoImage(msgspec.Struct, frozen=True, gc=False):
     """What is read of an image."""
 
     id: Int64Number
-    height: Int64Number
-    width: Int64Number
+    height: Any = msgspec.UNSET
+    width: Any = msgspec.UNSET
     coco_url: msgspec.Raw = msgspec.Raw(b"null")
     neg_category_ids: Any = None
 
@@ -41,7 +41,7 @@ class CocoCategory(msgspec.Struct, frozen=True):
     """What is read of a category."""
 
     id: Int64Number
-    name: str = ""
+    name: str | int | float | None = ""
 
 
 class CocoFile(msgspec.Struct, frozen=True):

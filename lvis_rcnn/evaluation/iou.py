@@ -61,6 +61,10 @@ def compare_boxes(
     The arithmetic is that of ``bbIou`` in maskApi.c (cocoapi at 8c9bcc3c), operation by operation in 64 bits.
     """
     assert detections.boxes_xywh is not None
+    lacking = np.isnan(truth.boxes_xywh).any(axis=1)
+    if lacking.any():
+        record = f"{truth.where}: annotation {truth.annotation_ids[np.argmax(lacking)]}"
+        raise InputError(record, "has no bbox", fix="write it, or score masks only: --kinds segm")
     boxes = detections.boxes_xywh[evaluated.rows].astype(np.float64)
     with np.errstate(over="ignore"):
         areas = boxes[:, 2] * boxes[:, 3]

@@ -1,5 +1,6 @@
 """What is scored from Python may be files, dictionaries or arrays, to the same numbers."""
 
+import copy
 from collections import deque
 from typing import Any
 
@@ -203,6 +204,33 @@ def test_run_lengths_of_annotations_may_be_whole_floats_and_nan_is_named(tmp_pat
         InputError, match=r"annotation 1: segmentation\[0\]\[3\]: expected float, got NaN.*allowed: run len"
     ):
         evaluate(path, GOOD)
+
+
+@pytest.mark.parametrize("edge", [100, None, 60.5, "60"])
+@pytest.mark.parametrize("is_coco", [False, True])
+def test_boxes_need_no_sizes_of_images_and_no_names_of_categories(edge, is_coco):
+    dataset = copy.deepcopy(TWO_KINDS)
+    for image in dataset["images"]:
+        image["height"] = edge
+        for name in ("width", *(["neg_category_ids", "not_exhaustive_category_ids"] if is_coco else [])):
+            del image[name]
+    with pytest.raises(InputError, match=r"images\[0\] \(id 1\)"):
+        evaluate(dataset, GOOD, coco_exhaustive=is_coco)
+    for record in dataset["annotations"]:
+        del record["segmentation"]
+    for number, category in enumerate(dataset["categories"]):
+        category["name"] = number
+    metrics = evaluate(dataset, GOOD, Scoring(official="yes"), coco_exhaustive=is_coco)
+    assert metrics["bbox"]["AP"] == pytest.approx(1)
+    assert [one["name"] for one in metrics["per_category"]] == ["0", "1", "2"]
+
+
+def test_masks_need_no_boxes_of_annotations():
+    dataset = copy.deepcopy(TWO_KINDS)
+    del dataset["annotations"][1]["bbox"]
+    assert evaluate(dataset, GOOD, Scoring(kinds=("segm",), official="yes"))["segm"]["AP"] == pytest.approx(1)
+    with pytest.raises(InputError, match=r"annotation 2: has no bbox; fix: .*--kinds segm"):
+        evaluate(dataset, GOOD)
 
 
 def test_a_bitmap_of_an_annotation_is_named():
