@@ -68,6 +68,8 @@ def unchecked(monkeypatch):
 
 ONE = {"image_id": [1], "category_id": [1], "score": [0.5], "bbox": [CUP]}
 MASK = {"size": [100, 100], "counts": rle_of(CUP).counts}
+SELF: dict[str, Any] = {"image_id": 1, "category_id": 1, "score": 0.5}
+SELF["bbox"] = [SELF]
 BITMAP = np.zeros((100, 100), np.uint8)
 BITMAP[10:30, 10:30] = 255
 MASKED = {"image_id": [1], "category_id": [1], "score": [0.5], "segmentation": [MASK]}
@@ -123,6 +125,9 @@ MASKED = {"image_id": [1], "category_id": [1], "score": [0.5], "segmentation": [
             {**MASKED, "segmentation": [[[10, 10, 30, np.nan, 30, 30]]]},
             "result 0 .*polygon has a coordinate that is no finite",
         ),
+        ({**MASKED, "segmentation": [BITMAP > 0]}, "got `bool` .*; allowed: segmentation: run lengths {size"),
+        ([SELF], "detections: result 0: "),
+        ("a\0b", r"--detections a\?b: embedded null byte"),
         (None, "detections: is NoneType; allowed: a path; a list of dictionaries"),
         (5, "detections: is int; allowed"),
         (b"[]x", "detections: result 0: Expected `object`, got `int`"),
@@ -152,6 +157,7 @@ OBJECTS[:] = [list(CUP), list(BOAT)]
         {**COLUMNS, "segmentation": iter(MASKS)},
         {**COLUMNS, "segmentation": [rectangle(*CUP), rectangle(*BOAT)]},
         {**COLUMNS, "segmentation": [{**MASKS[0], "counts": MASKS[0]["counts"].encode()}, rectangle(*BOAT)]},
+        {**COLUMNS, "segmentation": [{**MASKS[0], "counts": bytearray(MASKS[0]["counts"].encode())}, MASKS[1]]},
         {**COLUMNS, "segmentation": [{**MASKS[0], "counts": [1010, *([20, 80] * 19), 20, 7070]}, MASKS[1]]},
         {**COLUMNS, "segmentation": [{**MASKS[0], "counts": np.array([1010, *([20, 80] * 19), 20, 7070])}, MASKS[1]]},
     ],
@@ -159,6 +165,14 @@ OBJECTS[:] = [list(CUP), list(BOAT)]
 def test_forms_that_hold_the_same_score_the_same(detections):
     metrics = evaluate(TWO_KINDS, detections)
     assert (metrics["bbox"]["AP"], metrics["segm"]["AP"]) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_an_archive_of_numpy_is_a_dictionary_of_arrays(tmp_path):
+    np.savez(tmp_path / "boxes.npz", **as_columns(GOOD, "bbox"))
+    assert evaluate(TWO_KINDS, np.load(tmp_path / "boxes.npz"))["bbox"]["AP"] == pytest.approx(1)
+    np.savez(tmp_path / "masks.npz", **as_columns(GOOD), segmentation=np.array(MASKS))
+    with pytest.raises(InputError, match="detections: Object arrays cannot be loaded"):
+        evaluate(TWO_KINDS, np.load(tmp_path / "masks.npz"))
 
 
 def test_no_detections_are_ap_0_in_every_form():
