@@ -397,6 +397,12 @@ def test_a_ground_truth_without_numbers_is_named():
         parse_truth(json.dumps(dataset).encode(), "truth.json")
 
 
+def test_a_single_run_of_another_length_is_a_mask_without_a_pixel_as_in_the_lvis_package():
+    dataset, records = by_hand()
+    records[0]["segmentation"] = {"size": [SIDE_PX, SIDE_PX], "counts": "Qa0"}
+    assert disagreement(dataset, records, "segm") == ""
+
+
 @pytest.mark.parametrize("counts", ["", "P", "0", "d:P1`", "~", "\x00", "d:P1`2000lY8\n"])
 def test_text_of_a_mask_that_pycocotools_would_read_beyond_is_refused(counts):
     dataset, records = by_hand()
