@@ -67,8 +67,8 @@ class Result(msgspec.Struct, frozen=True, gc=False):
 
 
 FIELDS = {
-    "image_id": "image_id: a whole number",
-    "category_id": "category_id: a whole number",
+    "image_id": "image_id: a whole number of 64 bits",
+    "category_id": "category_id: a whole number of 64 bits",
     "score": "score: a number",
     "bbox": "bbox: [x, y, width, height], four numbers",
     "segmentation": f"segmentation: {ALLOWED_MASKS}",
