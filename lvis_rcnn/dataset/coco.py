@@ -50,11 +50,10 @@ class Cells:
     crowded: Bool[np.ndarray, "n c"]
     """Whether there is a crowd region."""
 
-    def frequencies(self, category_ids: Iterable[int], image_counts: Mapping[int, int] | None) -> list[Frequency]:
-        """The group of each category: by the images of each id in ``image_counts``, or else those of this file."""
-        if image_counts is None:
-            return [frequency_group(count) for count in self.present.sum(axis=0).tolist()]
-        return [frequency_group(image_counts.get(number, 0)) for number in category_ids]
+    def frequencies(self, categories: Sequence[Any], counted: "CountedImages | None") -> list[Frequency]:
+        """The group of each category: by the images that are ``counted``, or else those of this file."""
+        counts = self.present.sum(axis=0).tolist() if counted is None else counted.of_each(categories)
+        return [frequency_group(count) for count in counts]
 
 
 def cells_of(
@@ -79,9 +78,9 @@ def areas_above_0(
 
 
 def arrays_as_lvis(
-    arrays: Mapping[str, np.ndarray], categories: Sequence[Category], image_counts: Mapping[int, int] | None
+    arrays: Mapping[str, np.ndarray], categories: Sequence[Category], counted: "CountedImages | None"
 ) -> tuple[dict[str, np.ndarray], list[Category]]:
-    """The arrays of a store and its categories, with what LVIS adds; ``image_counts`` as :meth:`Cells.frequencies`."""
+    """The arrays of a store and its categories, with what LVIS adds; ``counted`` as :meth:`Cells.frequencies`."""
     sizes_each = np.diff(arrays["annotation_offsets"])
     marks = arrays.get("marks", np.zeros(len(arrays["labels"]), np.uint8))
     images = np.repeat(np.arange(len(sizes_each)), sizes_each)
@@ -92,7 +91,7 @@ def arrays_as_lvis(
         "areas": areas_above_0(arrays["areas"], arrays["boxes_xywh"]),
         **({"marks": np.where(marks == CROWD, IGNORED, marks)} if marks.any() else {}),
     }
-    groups = cells.frequencies([category.id for category in categories], image_counts)
+    groups = cells.frequencies(categories, counted)
     with_groups = [msgspec.structs.replace(one, frequency=group) for one, group in zip(categories, groups, strict=True)]
     return {**arrays, **added}, with_groups
 
@@ -180,26 +179,67 @@ class Counted(msgspec.Struct, gc=False):
     category_id: Int64Number
 
 
+class CountedCategory(msgspec.Struct, frozen=True):
+    """What tells whether a category is one of other annotations."""
+
+    id: Int64Number
+    name: Any = ""
+
+
 class CountedFile(msgspec.Struct):
     """What is counted of a COCO file."""
 
     annotations: list[Counted]
+    categories: list[CountedCategory]
 
 
-def image_counts_of(path: Path | None, coco_exhaustive: bool) -> dict[int, int] | None:
-    """How many images of a COCO file have an annotation of each category, by the ids of those that have any.
+@dataclass(frozen=True)
+class CountedImages:
+    """How many images of a COCO file have an annotation of each category."""
 
-    None without a file.
+    where: str
+    names: Mapping[int, str]
+    """Of all categories, by their ids."""
+    counts: Mapping[int, int]
+    """By the ids of the categories that have any."""
+
+    def of_each(self, categories: Sequence[Any]) -> list[int]:
+        """The images of categories, which have an id and a name.
+
+        Raises:
+            InputError: one is not a category of the file, so that it would count as rare.
+        """
+        for one in categories:
+            name = self.names.get(one.id)
+            if name is None or (name and one.name and name != str(one.name)):
+                what = f"category {one.id} of the annotations, {one.name!r:.40}, is " + (
+                    f"{name!r:.40} here" if name else "not here"
+                )
+                allowed = "COCO annotations with the same categories, of the training images"
+                raise InputError(
+                    self.where, what, allowed=allowed, fix="name the training annotations of this data set"
+                )
+        return [self.counts.get(one.id, 0) for one in categories]
+
+
+def image_counts_of(path: Path | None, coco_exhaustive: bool) -> CountedImages | None:
+    """What is counted of a COCO file; None without one.
 
     Raises:
-        InputError: there is no such file, it is no COCO annotation file, or other annotations are not COCO's.
+        InputError: there is no such file, it is no COCO annotation file or has no annotations, or other annotations are
+            not COCO's.
     """
     if path is None:
         return None
+    where, content = f"--frequencies {path}", "the COCO annotations of the training images (JSON)"
     if not coco_exhaustive:
-        raise InputError(f"--frequencies {path}", "is for plain COCO annotations", fix="add --coco-exhaustive")
-    text = read_text(path, "--frequencies", "the COCO annotations of the training images (JSON)")
-    file = strictly_or_mended(text, str(path), CountedFile, {"annotations": Counted})
+        raise InputError(where, "is for plain COCO annotations", fix="add --coco-exhaustive")
+    text = read_text(path, "--frequencies", content)
+    sections: Sections = {"annotations": Counted, "categories": CountedCategory}
+    file = strictly_or_mended(text, str(path), CountedFile, sections)
+    if not file.annotations:
+        raise InputError(where, "has no annotations, so that every category would be rare", allowed=content)
     pairs = np.array([(one.category_id, one.image_id) for one in file.annotations], np.int64).reshape(-1, 2)
     ids, counts = np.unique(np.unique(pairs, axis=0)[:, 0], return_counts=True)
-    return dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    names = {one.id: str(one.name) for one in file.categories}
+    return CountedImages(where, names, dict(zip(ids.tolist(), counts.tolist(), strict=True)))

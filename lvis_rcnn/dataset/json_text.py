@@ -23,6 +23,9 @@ ODD_NUMBER = rb"NaN|-?Infinity|-?\d++(?:\.0++(?![\deE])|(?:\.\d++)?[eE][-+]?\d++
 # Every token begins with one of few characters, for which Python searches fast.
 TOKEN = re.compile(rb'[":,\[](?:%s|(?<!")\s*+(%s))' % (TEXT, ODD_NUMBER), re.DOTALL)
 
+# Half of a pair of escapes, which is no character, behind what it may be confused with.
+HALF = re.compile(rb"(\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|\\u[dD][89a-fA-F]..")
+
 
 def read_text(path: Path, option: str, content: str) -> bytes | mmap.mmap:
     """The file's bytes, mapped where it is a plain file.
@@ -49,6 +52,8 @@ def read_text(path: Path, option: str, content: str) -> bytes | mmap.mmap:
         raise InputError(where, "no such file", allowed=content, fix=fix) from None
     except OSError as error:
         raise InputError(where, f"not readable: {error.strerror}", allowed=content, fix=fix) from None
+    except ValueError as error:
+        raise InputError(f"{option} {path!s:.40}".replace("\0", "?"), str(error), allowed=content, fix=fix) from None
 
 
 def json_of(text: Text, where: str) -> Text:
@@ -58,7 +63,7 @@ def json_of(text: Text, where: str) -> Text:
 
 
 def mended(text: Text) -> bytes:
-    """NaN and infinity become an empty text, whole numbers lose their fraction; nothing else changes.
+    """NaN and infinity become an empty text, whole numbers lose their fraction, halves of escapes become U+FFFD.
 
     An empty text is what no number may be, so that it is refused where it is read and does not matter elsewhere.
     """
@@ -69,7 +74,7 @@ def mended_token(found: re.Match[bytes]) -> bytes:
     """What a token of a text becomes."""
     token = found[1]
     if token is None:
-        return found[0]
+        return HALF.sub(lambda half: half[1] or b"\\ufffd", found[0])
     if token[-1:] in b"Ny":
         return found[0].removesuffix(token) + b'""'
     number = float(token)

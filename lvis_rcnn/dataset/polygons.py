@@ -1,10 +1,12 @@
-"""How large a polygon may be to be drawn.
+"""How large a polygon may be to be drawn, and what is none.
 
 pycocotools keeps every fifth of a pixel along an outline, counts them in 32 bits and checks nothing (cocoapi at
 8c9bcc3c, ``rleFrPoly`` of maskApi.c), so that a larger polygon crashes its process; training draws as it does.
 """
 
+import math
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -20,6 +22,9 @@ def surely_drawable(most_numbers: int, farthest_px: float) -> bool:
 
 def too_large(polygon: Sequence[float]) -> str:
     """Why a polygon cannot be drawn; empty where it can."""
+    # Of numbers one of which is NaN, max and min may be others.
+    if math.isnan(sum(polygon)):
+        return "has a coordinate that is no finite number"
     farthest_px = max(max(polygon), -min(polygon))
     if surely_drawable(len(polygon), farthest_px):
         return ""
@@ -28,3 +33,8 @@ def too_large(polygon: Sequence[float]) -> str:
     points = np.reshape(polygon, (-1, 2))
     length_px = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
     return f"has an outline of {length_px:,.0f} pixels" if length_px > LONGEST_PX else ""
+
+
+def is_bitmap(rows: Sequence[Sequence[float]]) -> bool:
+    """Whether these are rows of pixels, which as polygons would be next to nothing: equally long, 0 and one number."""
+    return len(rows) >= 4 and len({*map(len, rows)}) == 1 and len({0, *chain.from_iterable(rows)}) <= 2

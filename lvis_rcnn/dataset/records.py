@@ -64,8 +64,8 @@ class AnnotationRecord(msgspec.Struct, gc=False):
     bbox: tuple[float, float, float, float]
     area: Annotated[float, Meta(ge=0)]
     segmentation: msgspec.Raw
-    iscrowd: int | bool = 0
-    ignore: int | bool = 0
+    iscrowd: int | bool | None = 0
+    ignore: int | bool | None = 0
 
 
 class LvisFile(msgspec.Struct):

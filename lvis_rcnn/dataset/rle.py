@@ -20,31 +20,47 @@ def runs_of_text(counts: bytes) -> Int64[np.ndarray, " runs"]:
     Raises:
         ValueError: what is wrong with the text.
     """
-    characters = np.frombuffer(counts, np.uint8).astype(np.int64) - BASE
+    characters = np.frombuffer(counts, np.uint8) - np.uint8(BASE)
     if not len(characters):
-        return characters
-    if (characters < 0).any() or (characters >= 2 * MORE).any():
+        return np.zeros(0, np.int64)
+    if (characters >= 2 * MORE).any():
         raise ValueError("has a character that no compressed mask has")
-    last = np.flatnonzero(characters & MORE == 0)
+    last = np.flatnonzero(characters < MORE)
     if not len(last) or last[-1] != len(characters) - 1:
         raise ValueError("ends within a number")
     if np.diff(last, prepend=-1).max() > MOST_CHARACTERS:
         raise ValueError("has a number of more than 32 bits")
-    runs = numbers_of(characters, last)
-    # From the fourth on, each number is the difference to the last but one.
-    runs[1::2] = runs[1::2].cumsum()
-    runs[2::2] = runs[2::2].cumsum()
-    return runs
+    return runs_of_numbers(numbers_of(characters, last), np.array([0, len(last)]))
 
 
-def numbers_of(characters: Int64[np.ndarray, " bytes"], last: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
-    """The numbers that characters, less ``BASE``, hold; ``last`` is the place of the last character of each."""
+def numbers_of(characters: UInt8[np.ndarray, " bytes"], last: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
+    """The numbers that characters, less ``BASE``, hold; ``last`` is the place of the last character of each.
+
+    One of more than ``MOST_CHARACTERS`` is less than the negative of any run.
+    """
     lengths = np.diff(last, prepend=-1)
-    starts = last + 1 - lengths
-    place = np.arange(len(characters)) - np.repeat(starts, lengths)
-    numbers: np.ndarray = np.add.reduceat((characters & VALUE) << BITS * place, starts)
-    numbers -= np.where(characters[last] & SIGN, 1, 0) << BITS * lengths
+    numbers: np.ndarray = (characters[last].astype(np.int64) ^ SIGN) - SIGN
+    longer = np.flatnonzero(lengths > 1)
+    for back in range(1, MOST_CHARACTERS):
+        numbers[longer] = (numbers[longer] << BITS) + (characters[last[longer] - back] & VALUE)
+        longer = longer[lengths[longer] > back + 1]
+    numbers[longer] = -(1 << BITS * (MOST_CHARACTERS + 1))
     return numbers
+
+
+def runs_of_numbers(numbers: Int64[np.ndarray, " k"], ends: Int64[np.ndarray, " o"]) -> Int64[np.ndarray, " k"]:
+    """The runs of texts, of which text i has the numbers ``ends[i]`` to ``ends[i + 1]``.
+
+    From the fourth of a text on, each number is the difference to the last but one.
+    """
+    sums = np.zeros(len(numbers) + 1, np.int64)
+    sums[1::2], sums[2::2] = numbers[::2].cumsum(), numbers[1::2].cumsum()
+    start = np.repeat(ends[:-1], np.diff(ends))
+    is_odd = (np.arange(len(numbers)) ^ start) & 1
+    runs: np.ndarray = sums[1:] - sums[start + 1 - is_odd]
+    first = ends[:-1][np.diff(ends) > 0]
+    runs[first] = numbers[first]
+    return runs
 
 
 def damaged_texts(offsets: Int64[np.ndarray, " o"], counts: UInt8[np.ndarray, " bytes"]) -> Bool[np.ndarray, " o-1"]:
@@ -60,18 +76,14 @@ def damaged_texts(offsets: Int64[np.ndarray, " o"], counts: UInt8[np.ndarray, " 
 
 
 def pixels_of_texts(offsets: Int64[np.ndarray, " o"], counts: UInt8[np.ndarray, " bytes"]) -> Int64[np.ndarray, " o-1"]:
-    """How many pixels the runs of each text fill; no text may be damaged."""
-    if not len(counts):
-        return np.zeros(len(offsets) - 1, np.int64)
-    characters = counts.astype(np.int64) - BASE
-    last = np.flatnonzero(characters & MORE == 0)
-    text = np.searchsorted(offsets, last, side="right") - 1
-    each = np.bincount(text, minlength=len(offsets) - 1)
-    place = np.arange(len(last)) - (each.cumsum() - each)[text]
-    # A difference counts in its own run and in every second one behind it; the first number is no difference.
-    runs = np.where(place > 0, (each[text] - 1 - place) // 2 + 1, 1)
-    filled: np.ndarray = np.bincount(text, numbers_of(characters, last) * runs, len(each))
-    return filled.astype(np.int64)
+    """How many pixels the runs of each text fill, -1 where a run is negative; no text may be damaged."""
+    characters = counts - np.uint8(BASE)
+    last = np.flatnonzero(characters < MORE)
+    ends = np.searchsorted(last, offsets)
+    runs = runs_of_numbers(numbers_of(characters, last), ends)
+    filled: np.ndarray = np.diff(np.concatenate([[0], runs.cumsum()])[ends])
+    filled[np.searchsorted(ends, np.flatnonzero(runs < 0), side="right") - 1] = -1
+    return filled
 
 
 def texts_of_runs(

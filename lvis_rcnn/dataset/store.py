@@ -308,6 +308,7 @@ def untrained(
     return dict(zip(UNTRAINED, reasons, strict=True))
 
 
+@np.errstate(over="ignore")
 def count(arrays: dict[str, np.ndarray], categories: Sequence[Category]) -> dict[str, int]:
     """Counts of a split, for store.json and the preflight page."""
     sizes_each = np.diff(arrays["annotation_offsets"])

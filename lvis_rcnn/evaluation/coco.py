@@ -4,13 +4,12 @@ The rules are those of dataset/coco.py. The protocol stays that of LVIS, so that
 detections of an image count, crowd regions match nothing, and rare, common and frequent categories have their own AP.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from lvis_rcnn.dataset.coco import areas_above_0, cells_of, refuse_lvis, strictly_or_mended
+from lvis_rcnn.dataset.coco import CountedImages, areas_above_0, cells_of, refuse_lvis, strictly_or_mended
 from lvis_rcnn.dataset.records import Int64Number, Sections, integers, known
 from lvis_rcnn.evaluation.ground_truth import TruthAnnotation, TruthCategory, TruthFile, TruthImage
 from lvis_rcnn.system.cli import InputError
@@ -26,8 +25,8 @@ class CocoImage(msgspec.Struct, frozen=True, gc=False):
     """What is read of an image."""
 
     id: Int64Number
-    height: Int64Number
-    width: Int64Number
+    height: Any = msgspec.UNSET
+    width: Any = msgspec.UNSET
     coco_url: msgspec.Raw = msgspec.Raw(b"null")
     neg_category_ids: Any = None
 
@@ -42,7 +41,7 @@ class CocoCategory(msgspec.Struct, frozen=True):
     """What is read of a category."""
 
     id: Int64Number
-    name: str = ""
+    name: str | int | float | None = ""
 
 
 class CocoFile(msgspec.Struct, frozen=True):
@@ -56,13 +55,13 @@ class CocoFile(msgspec.Struct, frozen=True):
 SECTIONS: Sections = {"images": CocoImage, "annotations": CocoAnnotation, "categories": CocoCategory}
 
 
-def lvis_text(text: bytes, where: str, image_counts: Mapping[int, int] | None = None) -> bytes:
+def lvis_text(text: bytes, where: str, counted: CountedImages | None = None) -> bytes:
     """A COCO annotation file in the format of LVIS.
 
-    ``image_counts`` are the training images of each category, by its id, for frequencies; by default those of the file.
+    ``counted`` are the training images, for frequencies; by default those of the file.
 
     Raises:
-        InputError: it is no COCO annotation file, or one of LVIS.
+        InputError: it is no COCO annotation file, or one of LVIS, or ``counted`` are of other categories.
     """
     file = strictly_or_mended(text, where, CocoFile, SECTIONS)
     refuse_lvis(where, (image.neg_category_ids for image in file.images))
@@ -79,7 +78,7 @@ def lvis_text(text: bytes, where: str, image_counts: Mapping[int, int] | None = 
         np.fromiter((one.area for one in annotations), np.float64, count),
         np.array([one.bbox for one in annotations], np.float64).reshape(-1, 4),
     )
-    groups = cells.frequencies(category_ids.tolist(), image_counts)
+    groups = cells.frequencies(file.categories, counted)
     lvis = TruthFile(
         images=[
             TruthImage(

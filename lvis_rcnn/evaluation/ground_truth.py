@@ -4,6 +4,7 @@ Unlike the store of dataset.store it takes any file in the LVIS format: names of
 annotation may be marked ``ignore``. Segmentations stay JSON until masks are compared, and may be missing until then.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,7 +50,7 @@ class TruthCategory(msgspec.Struct, frozen=True):
 
     id: Int64Number
     frequency: Literal["r", "c", "f"]
-    name: str = ""
+    name: str | int | float | None = ""
 
 
 class TruthFile(msgspec.Struct, frozen=True):
@@ -57,6 +58,30 @@ class TruthFile(msgspec.Struct, frozen=True):
 
     images: list[TruthImage]
     annotations: list[TruthAnnotation]
+    categories: list[TruthCategory]
+
+
+NO_BOX = (math.nan,) * 4
+
+
+class BareImage(TruthImage, frozen=True, gc=False, kw_only=True):
+    """An image that may have no size, which boxes do not need."""
+
+    height: Any = None
+    width: Any = None
+
+
+class BareAnnotation(TruthAnnotation, frozen=True, gc=False, kw_only=True):
+    """An annotation that may have no box, which masks do not need."""
+
+    bbox: tuple[float, float, float, float] = NO_BOX
+
+
+class BareFile(msgspec.Struct, frozen=True):
+    """An annotation file that holds what one kind needs."""
+
+    images: list[BareImage]
+    annotations: list[BareAnnotation]
     categories: list[TruthCategory]
 
 
@@ -124,7 +149,12 @@ class GroundTruth:
     @property
     def has_masks(self) -> bool:
         """Whether any object has a segmentation, or there is no object."""
-        return not self.outlines or any(b"".join(bytes(one).split()) not in NO_SEGMENTATION for one in self.outlines)
+        return not self.outlines or any(map(is_mask, self.outlines))
+
+
+def is_mask(outline: msgspec.Raw) -> bool:
+    """Whether a segmentation is there."""
+    return b"".join(bytes(outline).split()) not in NO_SEGMENTATION
 
 
 def parse_truth(text: bytes, where: str) -> GroundTruth:
@@ -155,9 +185,30 @@ def mended_file(text: Text, where: str) -> TruthFile:
             raise InputError(where, what, allowed="LVIS-format JSON with annotations", fix=fix)
         return msgspec.json.decode(text, type=TruthFile)
     except msgspec.ValidationError as error:
+        if bare := file_of_one_kind(text):
+            return bare
         raise plain_coco(text, where, str(error), SECTIONS) or type_error(text, where, str(error), SECTIONS) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise no_json(where, error) from None
+
+
+def file_of_one_kind(text: bytes) -> TruthFile | None:
+    """The records of a file of boxes without sizes of images, which become 0, or of masks without boxes, which are NaN.
+
+    None where neither can be scored.
+    """
+    try:
+        file = msgspec.json.decode(text, type=BareFile)
+    except msgspec.DecodeError:
+        return None
+    edges = chain.from_iterable((image.height, image.width) for image in file.images)
+    has_sizes = all(type(edge) is int and abs(edge) < 2**63 for edge in edges)
+    has_boxes = all(annotation.bbox is not NO_BOX for annotation in file.annotations)
+    has_masks = any(is_mask(annotation.segmentation) for annotation in file.annotations)
+    if not file.annotations or has_masks != has_sizes or has_masks == has_boxes:
+        return None
+    images = file.images if has_sizes else [msgspec.structs.replace(one, height=0, width=0) for one in file.images]
+    return TruthFile([*images], [*file.annotations], file.categories)
 
 
 def truth_of(file: TruthFile, where: str) -> GroundTruth:
@@ -181,7 +232,7 @@ def truth_of(file: TruthFile, where: str) -> GroundTruth:
         sizes_hw=np.stack([column(images, "height"), column(images, "width")], axis=1),
         category_ids=category_ids,
         labels=category_order + 1,
-        names=tuple(category.name for category in categories),
+        names=tuple("" if category.name is None else str(category.name) for category in categories),
         frequencies=tuple(category.frequency for category in categories),
         negatives=listed([image.neg_category_ids for image in images], category_ids),
         not_exhaustive=listed([image.not_exhaustive_category_ids for image in images], category_ids),

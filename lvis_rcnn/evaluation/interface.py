@@ -21,7 +21,7 @@ import numpy as np
 from lvis_rcnn.dataset.coco import image_counts_of
 from lvis_rcnn.dataset.detections import sha256_of_shards
 from lvis_rcnn.dataset.json_text import read_text
-from lvis_rcnn.evaluation.arrays import AS_ARRAY, AS_COLUMNS, columns_of_array, compressed_masks, of_columns
+from lvis_rcnn.evaluation.arrays import AS_ARRAY, AS_COLUMNS, COLUMNS, columns_of_array, compressed_masks, of_columns
 from lvis_rcnn.evaluation.coco import RULES, lvis_text
 from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth
 from lvis_rcnn.evaluation.masks import Masks
@@ -31,6 +31,7 @@ from lvis_rcnn.evaluation.results import (
     DetectionSet,
     Kind,
     Result,
+    allowed_of,
     check_detections,
     read_detections,
 )
@@ -169,6 +170,7 @@ def any_detections(detections: AnyDetections, truth: GroundTruth, kinds: Sequenc
     if isinstance(detections, np.ndarray):
         detections = columns_of_array(detections)
     if isinstance(detections, Mapping):
+        detections = read_columns(detections)
         found = of_columns(detections, kinds)
         if detections.get("segmentation") is not None and "segm" in kinds:
             found = replace(found, masks=masks_of(detections["segmentation"], found, truth))
@@ -176,6 +178,14 @@ def any_detections(detections: AnyDetections, truth: GroundTruth, kinds: Sequenc
         found = of_records(held(detections), truth, kinds)
     check_detections(found, truth)
     return found
+
+
+def read_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that are read; InputError for one that NumPy does not load, of Python objects in an .npz."""
+    try:
+        return {name: columns[name] for name in (*COLUMNS, "bbox", "segmentation") if name in columns}
+    except ValueError as error:
+        raise InputError("detections", str(error), allowed=AS_COLUMNS) from None
 
 
 def masks_of(column: Any, found: DetectionSet, truth: GroundTruth) -> Masks:
@@ -214,13 +224,14 @@ def results_of(records: Sequence[Mapping[str, Any]], start: int) -> list[Result]
     """Checked records; ``start`` is the place of the first. InputError for one that is no detection."""
     try:
         return msgspec.convert(records, list[Result])
-    except (msgspec.ValidationError, OverflowError):
+    except (msgspec.ValidationError, OverflowError, RecursionError):
         checked = []
     for place, record in enumerate(records, start):
         try:
             checked.append(msgspec.convert(plain(record), Result))
-        except (msgspec.ValidationError, OverflowError) as error:
+        except (msgspec.ValidationError, OverflowError, RecursionError) as error:
             allowed = "image_id, category_id, score, bbox and/or segmentation, as in an LVIS results file"
+            allowed = allowed_of(str(error), allowed)
             raise InputError(f"detections: result {place}", str(error), allowed=allowed) from None
     return checked
 
@@ -232,7 +243,7 @@ def plain(value: Any) -> Any:
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | bytearray):
         return value.decode("latin-1")
     # As the reader of files: a larger number may stand for another one.
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value

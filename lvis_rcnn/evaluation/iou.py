@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lvis_rcnn.evaluation.federated import EvaluatedDetections, Objects, run_starts
 from lvis_rcnn.evaluation.ground_truth import GroundTruth
-from lvis_rcnn.evaluation.masks import Packed, areas_of, damaged, masks_of_truth
+from lvis_rcnn.evaluation.masks import Packed, areas_of, damaged, masks_of_truth, texts_fit
 from lvis_rcnn.evaluation.results import DetectionSet
 from lvis_rcnn.system.cli import InputError
 
@@ -61,6 +61,10 @@ def compare_boxes(
     The arithmetic is that of ``bbIou`` in maskApi.c (cocoapi at 8c9bcc3c), operation by operation in 64 bits.
     """
     assert detections.boxes_xywh is not None
+    lacking = np.isnan(truth.boxes_xywh).any(axis=1)
+    if lacking.any():
+        record = f"{truth.where}: annotation {truth.annotation_ids[np.argmax(lacking)]}"
+        raise InputError(record, "has no bbox", fix="write it, or score masks only: --kinds segm")
     boxes = detections.boxes_xywh[evaluated.rows].astype(np.float64)
     with np.errstate(over="ignore"):
         areas = boxes[:, 2] * boxes[:, 3]
@@ -193,7 +197,10 @@ def compare_part(part: MaskPart) -> Compared:
     areas = areas_of(part.masks)
     # A mask of less than half of another's pixels, or more than twice as many, overlaps it by less than 0.5.
     smallest, largest = part.nearness
-    near = np.flatnonzero((2 * areas >= smallest) & (areas <= 2 * largest))
+    near = np.flatnonzero((areas > 0) & (2 * areas >= smallest) & (areas <= 2 * largest))
+    # pycocotools would never come back from comparing a mask whose runs fill fewer or more pixels than the other's.
+    fit = texts_fit([part.masks[at] for at in near.tolist()])
+    areas[near[~fit]], near = np.inf, near[fit]
     found = []
     for a, b in pairwise([*run_starts(part.first[near]).tolist(), len(near)]):
         at_object = int(part.first[near[a]])

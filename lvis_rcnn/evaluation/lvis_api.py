@@ -31,7 +31,15 @@ from jaxtyping import Int64
 from pycocotools import mask as coco_mask
 
 from lvis_rcnn.dataset.json_text import read_text
-from lvis_rcnn.evaluation.average_precision import AREA_RANGES_PX, FREQUENCIES, RECALLS, THRESHOLDS, metrics, score
+from lvis_rcnn.evaluation.average_precision import (
+    AREA_RANGES_PX,
+    FREQUENCIES,
+    RECALLS,
+    THRESHOLDS,
+    Scores,
+    metrics,
+    score,
+)
 from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth
 from lvis_rcnn.evaluation.interface import AnyDetections, any_detections, held, json_text, path_of
 from lvis_rcnn.evaluation.results import ALL_KINDS, DetectionSet, Kind
@@ -260,6 +268,7 @@ class LVISEval:
         truth = self.lvis_gt.ground_truth()
         self.params.img_ids, self.params.cat_ids = truth.image_ids.tolist(), truth.category_ids.tolist()
         self.freq_groups: list[list[int]] = []
+        self._scores: Scores | None = None
         self.eval: dict[str, Any] = {}
         self.results: OrderedDict[str, float] = OrderedDict()
 
@@ -295,6 +304,8 @@ class LVISEval:
 
     def accumulate(self) -> None:
         """Fill ``eval``: precision [10, 101, categories, 4] and recall [10, categories, 4], -1 where undefined."""
+        if self._scores is None:
+            raise RuntimeError("Please run evaluate() first.")
         precision, recall = self._scores.precision[:, :, self._categories], self._scores.recall[:, self._categories]
         self.eval = {
             "params": self.params,

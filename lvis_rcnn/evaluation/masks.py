@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 from pycocotools import mask as coco_mask
 
-from lvis_rcnn.dataset.polygons import ALLOWED, too_large
-from lvis_rcnn.dataset.rle import damaged_texts, texts_of_runs
+from lvis_rcnn.dataset.json_text import mended
+from lvis_rcnn.dataset.polygons import ALLOWED, is_bitmap, too_large
+from lvis_rcnn.dataset.records import problem_and_path, problem_of
+from lvis_rcnn.dataset.rle import check_runs, damaged_texts, pixels_of_texts, runs_of_text, texts_of_runs
 from lvis_rcnn.evaluation.ground_truth import GroundTruth
 from lvis_rcnn.system.cli import InputError
 
@@ -19,6 +21,11 @@ Packed = dict[str, Any]
 
 # Under NumPy 2 pycocotools fails on the areas of 256 or more masks in one call.
 AREAS_AT_ONCE = 255
+
+# Texts that are read at once: what fits the processor's cache.
+TEXTS_AT_ONCE = 1 << 9
+
+ALLOWED_MASKS = "run lengths {size: [height, width], counts}, or polygons [[x0, y0, x1, y1, ...], ...]"
 
 # Run lengths have 32 bits.
 MOST_PIXELS = 2**32 - 1
@@ -86,6 +93,10 @@ def packed_mask(segmentation: Read, size: tuple[int, int], record: str) -> Packe
             raise damaged(record)
         if isinstance(segmentation.counts, str):
             return {"size": [height, width], "counts": segmentation.counts.encode()}
+    elif is_bitmap(segmentation):
+        what = f"segmentation is a bitmap of {len(segmentation)} x {len(segmentation[0])} pixels"
+        fix = "encode it: pycocotools.mask.encode(numpy.asfortranarray(bitmap))"
+        raise InputError(record, what, allowed=ALLOWED_MASKS, fix=fix)
     for polygon in () if isinstance(segmentation, Rle) else segmentation:
         if len(polygon) < 6 or len(polygon) % 2:
             what = f"polygon of {len(polygon)} numbers"
@@ -113,14 +124,14 @@ def damaged(record: str) -> InputError:
 
 
 def runs_fit(mask: Rle) -> bool:
-    """Whether run lengths cover the image exactly, or, compressed, no more than the image."""
-    pixels = mask.size[0] * mask.size[1]
-    if isinstance(mask.counts, list):
-        return min(mask.counts, default=0) >= 0 and sum(mask.counts) == pixels
-    text = np.frombuffer(mask.counts.encode(), np.uint8)
-    if Masks(np.array([mask.size]), np.array([0, len(text)]), text).damaged().any():
+    """Whether run lengths cover the image exactly; a text of none or one is a mask without a pixel."""
+    try:
+        runs = np.array(mask.counts) if isinstance(mask.counts, list) else runs_of_text(mask.counts.encode())
+        if len(runs) > 1 or isinstance(mask.counts, list):
+            check_runs(runs, mask.size)
+    except (ValueError, OverflowError):
         return False
-    return bool(areas_of([{"size": list(mask.size), "counts": mask.counts}])[0] <= pixels)
+    return True
 
 
 def masks_of_truth(truth: GroundTruth) -> list[Packed]:
@@ -138,11 +149,23 @@ def masks_of_truth(truth: GroundTruth) -> list[Packed]:
         record = f"{truth.where}: annotation {annotation}"
         try:
             segmentation = decoder.decode(raw)
-        except msgspec.DecodeError as error:
-            what = f"segmentation: {error}" if bytes(raw) else "has no segmentation"
-            raise InputError(record, what, fix="correct the file, or score boxes only: --kinds bbox") from None
+        except msgspec.DecodeError:
+            segmentation = mended_segmentation(bytes(raw), record)
         masks.append(packed_mask(segmentation, sizes[image], record))
     return masks
+
+
+def mended_segmentation(raw: bytes, record: str) -> Segmentation:
+    """A segmentation whose whole numbers may be written as 500.0; InputError for what is none."""
+    text = mended(raw)
+    try:
+        found: Segmentation = msgspec.json.decode(text, type=Segmentation)
+    except msgspec.DecodeError as error:
+        problem, path = problem_and_path(str(error))
+        what = f"segmentation{path}: {problem_of(problem, text, path)}" if raw else "has no segmentation"
+        fix = "correct the file, or score boxes only: --kinds bbox"
+        raise InputError(record, what, allowed=ALLOWED_MASKS, fix=fix) from None
+    return found
 
 
 def areas_of(masks: Sequence[Packed]) -> Float64[np.ndarray, " m"]:
@@ -152,3 +175,16 @@ def areas_of(masks: Sequence[Packed]) -> Float64[np.ndarray, " m"]:
         some = list(masks[start : start + AREAS_AT_ONCE])
         areas[start : start + len(some)] = coco_mask.area(some)
     return areas
+
+
+def texts_fit(masks: Sequence[Packed]) -> Bool[np.ndarray, " m"]:
+    """Whether the runs of each mask cover its image exactly; no text may be damaged."""
+    fit = np.zeros(len(masks), bool)
+    for start in range(0, len(masks), TEXTS_AT_ONCE):
+        some = masks[start : start + TEXTS_AT_ONCE]
+        texts = [mask["counts"] for mask in some]
+        offsets = np.cumsum([0, *map(len, texts)])
+        filled = pixels_of_texts(offsets, np.frombuffer(b"".join(texts), np.uint8))
+        pixels = np.array([mask["size"] for mask in some]).prod(axis=1)
+        fit[start : start + TEXTS_AT_ONCE] = filled == pixels
+    return fit

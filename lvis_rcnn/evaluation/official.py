@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from lvis_rcnn.dataset.rle import BASE, MORE
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, Scores
+from lvis_rcnn.evaluation.masks import damaged, texts_fit
 from lvis_rcnn.evaluation.results import DetectionSet, Kind
 from lvis_rcnn.system.cli import log
 
@@ -24,6 +26,10 @@ ROWS_AT_ONCE = 1 << 14
 
 # Of a whole number that Python reads: ``sys.get_int_max_str_digits()`` by default.
 MOST_DIGITS = 4300
+
+
+# Characters of compressed run lengths that another one of the same number follows.
+NOT_LAST = bytes(range(BASE + MORE, BASE + 2 * MORE))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +118,12 @@ def official_records(detections: DetectionSet, kind: Kind) -> Iterator[dict[str,
             assert detections.masks is not None
             # A mask that inference left out is empty here; lvis ignores it, since its category is not verified.
             name, shapes = "segmentation", detections.masks.packed(rows)
+            # lvis would never come back from comparing such a mask, and compares more of them than we do, but none that
+            # has a single run, of background.
+            runs_each = [len(shape["counts"].translate(None, NOT_LAST)) for shape in shapes]
+            wrong = ~texts_fit(shapes) & (np.array(runs_each) > 1)
+            if wrong.any():
+                raise damaged(detections.record(int(rows[np.argmax(wrong)])))
         for image_id, category_id, value, shape in zip(*columns, shapes, strict=True):
             yield {"image_id": image_id, "category_id": category_id, "score": value, name: shape}
 

@@ -7,6 +7,7 @@ polygons}. It is read a few megabytes at a time, so that never all of its record
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, compress
@@ -24,7 +25,16 @@ from lvis_rcnn.dataset.lookup import finder, positions
 from lvis_rcnn.dataset.pieces import Pieces
 from lvis_rcnn.dataset.records import Int64Number
 from lvis_rcnn.evaluation.ground_truth import GroundTruth, column
-from lvis_rcnn.evaluation.masks import Masks, Rle, Segmentation, damaged, no_masks, packed_mask, wrong_size
+from lvis_rcnn.evaluation.masks import (
+    ALLOWED_MASKS,
+    Masks,
+    Rle,
+    Segmentation,
+    damaged,
+    no_masks,
+    packed_mask,
+    wrong_size,
+)
 from lvis_rcnn.system.cli import InputError
 
 Kind = Literal["bbox", "segm"]
@@ -55,6 +65,14 @@ class Result(msgspec.Struct, frozen=True, gc=False):
         """The kinds that it can be scored as."""
         return kinds_present(self.bbox, self.segmentation)
 
+
+FIELDS = {
+    "image_id": "image_id: a whole number of 64 bits",
+    "category_id": "category_id: a whole number of 64 bits",
+    "score": "score: a number",
+    "bbox": "bbox: [x, y, width, height], four numbers",
+    "segmentation": f"segmentation: {ALLOWED_MASKS}",
+}
 
 NO_MASK = msgspec.Raw(b"null")
 MASKS = msgspec.json.Decoder(list[Segmentation])
@@ -212,10 +230,16 @@ def all_records(text: Text, where: str) -> list[Result]:
     try:
         return msgspec.convert(json.loads(bytes(text), parse_float=number), list[Result])
     except msgspec.ValidationError as error:
-        raise InputError(where, str(error), allowed=CONTENT, fix="correct the file") from None
+        raise InputError(where, str(error), allowed=allowed_of(str(error), CONTENT), fix="correct the file") from None
     except (ValueError, RecursionError) as error:
         what = f"not readable as JSON: {error}"
         raise InputError(where, what, allowed=CONTENT, fix="get the file again, or name another one") from None
+
+
+def allowed_of(message: str, otherwise: str) -> str:
+    """What the field that a message of msgspec names may be; ``otherwise`` where it names none."""
+    field = re.search(r"at `\$[^.]*\.(\w+)", message)
+    return FIELDS.get(field[1], otherwise) if field else otherwise
 
 
 def number(text: str) -> int | float:

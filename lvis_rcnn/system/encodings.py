@@ -22,6 +22,13 @@ OTHER_FILES = {
 }
 
 
+# The same of data that a program may take, but not as text.
+DATA = {
+    b"\x80": ("is a pickle, as MMDetection's results.pkl is", "write JSON: MMDetection does, with outfile_prefix"),
+    b"\x93NUMPY": ("is an array of NumPy", "write JSON, or load it and score it from Python"),
+}
+
+
 def other_kind(head: bytes) -> tuple[str, str] | None:
     """What a file with these first bytes is, and how to fix it; None where they are none of ``OTHER_FILES``."""
     start = head.lstrip().lower()
@@ -38,7 +45,11 @@ def text_start(head: bytes, where: str) -> int:
     Raises:
         InputError: it is compressed, an archive, in another encoding or a web page.
     """
+    if len(head) > 4 and not head.strip(b"\0"):
+        what, fix = "begins with zero bytes, as a file that was never wholly written", "get or write the file again"
+        raise InputError(where, what, allowed="text in UTF-8", fix=fix)
+    data = next((kind for magic, kind in DATA.items() if head.startswith(magic)), None)
     # UTF-16 writes every second byte of ASCII as 0.
-    if kind := other_kind(head) or (UTF_16 if head[:4].count(0) >= 2 else None):
+    if kind := other_kind(head) or data or (UTF_16 if head[:4].count(0) >= 2 else None):
         raise InputError(where, kind[0], allowed="text in UTF-8", fix=kind[1])
     return len(BYTE_ORDER_MARK) if head.startswith(BYTE_ORDER_MARK) else 0

@@ -133,10 +133,30 @@ def test_coco_is_refused_without_being_asked_for_and_lvis_with_it(files, tmp_pat
     write(tmp_path / "broken.json", broken)
     with pytest.raises(InputError, match=r"annotations\[4\] \(id 5\): missing field bbox"):
         build_store(tmp_path / "broken.json", tmp_path / "store", coco_exhaustive=True)
-    write(tmp_path / "counted.json", {"annotations": [{"image_id": 1}]})
+    write(tmp_path / "counted.json", {"annotations": [{"image_id": 1}], "categories": []})
     with pytest.raises(InputError, match=r"counted.json: annotations\[0\]: missing field category_id"):
         build_store(files / "val.json", tmp_path / "store", coco_exhaustive=True, frequencies=tmp_path / "counted.json")
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"categories": [{"id": 901, "name": "zebra"}]}, r"category 90 .* is not here; allowed: .*the same categories"),
+        (
+            {"categories": [{"id": 90, "name": "dog"}]},
+            "category 90 of the annotations, .* is 'dog' here; allowed: COCO",
+        ),
+        ({"annotations": []}, "has no annotations, so that every category would be rare"),
+    ],
+)
+def test_frequencies_of_other_data_are_refused(files, tmp_path, changed, message):
+    other = write(tmp_path / "other.json", {**json.loads((files / "train.json").read_text()), **changed})
+    options = {"coco_exhaustive": True, "frequencies": other}
+    with pytest.raises(InputError, match=f"--frequencies .*other.json: {message}"):
+        build_store(files / "val.json", tmp_path / "store", **options)
+    with pytest.raises(InputError, match=f"--frequencies .*other.json: {message}"):
+        evaluate(files / "val.json", files / "train.json", Scoring(), **options)
 
 
 def test_a_study_of_coco_files_passes_them_to_the_steps_as_they_are(files, tmp_path):

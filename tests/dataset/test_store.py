@@ -258,6 +258,7 @@ LAX = {
         b'"file_name": "COCO_val2014_000000000009.jpg"', b'"file_name": NaN'
     ),
     "whole numbers as floats": whole_numbers_as_floats(TEXT),
+    "half of a character that nobody reads": TEXT.replace(b'"area"', rb'"x": "\ud83d \\", "area"'),
     "exponents": TEXT.replace(b'"height": 40', b'"height": 4e1').replace(b'"id": 20', b'"id": 2.0E+01'),
 }
 
@@ -323,8 +324,14 @@ def test_a_test_set_has_images_and_categories_only(tmp_path, given):
 def test_harmless_marks_and_nulls_are_accepted(tmp_path):
     dataset = change("annotations.0.iscrowd", 0)
     dataset["annotations"][1]["ignore"] = False
+    dataset["annotations"][2] |= {"ignore": None, "iscrowd": None}
     dataset["images"][1]["coco_url"] = None
     assert_same(build(tmp_path, dataset), dataset)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_far_box_is_outside(tmp_path):
+    assert build(tmp_path, change("annotations.0.bbox", [1e308] * 4)).counts["boxes_outside"] == 1
 
 
 def test_a_name_that_is_not_utf8_is_stored(tmp_path):

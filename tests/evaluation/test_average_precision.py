@@ -19,6 +19,7 @@ from pycocotools import mask as coco_mask
 
 from lvis_rcnn.dataset import pieces as pieces_module
 from lvis_rcnn.dataset.detections import Detections, pack_rles, shard_path, write_shard
+from lvis_rcnn.dataset.rle import runs_of_text, texts_of_runs
 from lvis_rcnn.evaluation import iou
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score
 from lvis_rcnn.evaluation.ground_truth import GroundTruth, parse_truth
@@ -298,6 +299,23 @@ def test_a_damaged_mask_is_named_whatever_the_part(monkeypatch):
         score(truth, found, "segm")
 
 
+def test_a_mask_whose_runs_do_not_fill_its_image_is_named_where_pycocotools_would_never_come_back():
+    dataset, records = by_hand()
+    runs = runs_of_text(records[0]["segmentation"]["counts"].encode()).tolist()
+    annotation, text = dataset["annotations"][0], json.dumps(dataset).encode()
+    wrong = [runs[:-1], [*runs[:-1], runs[-1] + 1], [*runs[:-1], runs[-1] + 7, -7]]
+    wrong.append([runs[0] + 2**32, *runs[1:]])  # as many pixels, counted in 32 bits
+    for odd in wrong:
+        counts = texts_of_runs(np.array(odd), np.array([len(odd)]))[1].tobytes().decode()
+        mask = {"size": [SIDE_PX, SIDE_PX], "counts": counts}
+        truth, found = arrays(dataset, [records[2], {**records[0], "segmentation": mask}])
+        for judge in (lambda: score(truth, found, "segm"), lambda: official_scores(text, found, "segm", 300)):  # noqa: B023
+            with pytest.raises(InputError, match=r"result 1 \(image 1, category 7\): mask is damaged"):
+                judge()
+        with pytest.raises(InputError, match="annotation 1: mask is damaged"):
+            score(*arrays({**dataset, "annotations": [{**annotation, "segmentation": mask}]}, records), "segm")
+
+
 def test_outcomes_by_hand():
     dataset, records = by_hand()
     outcomes = score(*arrays(dataset, records), "bbox").outcomes
@@ -377,6 +395,12 @@ def test_a_ground_truth_without_numbers_is_named():
     dataset["annotations"][1]["area"] = float("nan")
     with pytest.raises(InputError, match=r"annotations\[1\] \(id 2\): area: expected float, got NaN, .*finite number"):
         parse_truth(json.dumps(dataset).encode(), "truth.json")
+
+
+def test_a_single_run_of_another_length_is_a_mask_without_a_pixel_as_in_the_lvis_package():
+    dataset, records = by_hand()
+    records[0]["segmentation"] = {"size": [SIDE_PX, SIDE_PX], "counts": "Qa0"}
+    assert disagreement(dataset, records, "segm") == ""
 
 
 @pytest.mark.parametrize("counts", ["", "P", "0", "d:P1`", "~", "\x00", "d:P1`2000lY8\n"])

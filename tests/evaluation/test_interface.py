@@ -1,5 +1,6 @@
 """What is scored from Python may be files, dictionaries or arrays, to the same numbers."""
 
+import copy
 from collections import deque
 from typing import Any
 
@@ -67,6 +68,10 @@ def unchecked(monkeypatch):
 
 ONE = {"image_id": [1], "category_id": [1], "score": [0.5], "bbox": [CUP]}
 MASK = {"size": [100, 100], "counts": rle_of(CUP).counts}
+SELF: dict[str, Any] = {"image_id": 1, "category_id": 1, "score": 0.5}
+SELF["bbox"] = [SELF]
+BITMAP = np.zeros((100, 100), np.uint8)
+BITMAP[10:30, 10:30] = 255
 MASKED = {"image_id": [1], "category_id": [1], "score": [0.5], "segmentation": [MASK]}
 
 
@@ -107,6 +112,22 @@ MASKED = {"image_id": [1], "category_id": [1], "score": [0.5], "segmentation": [
         ([{"image_id": 1, "category_id": "cup", "score": 0.5}], "result 0: Expected `int`, got `str` - at `.*category"),
         ([{"image_id": 7, "category_id": 1, "score": 0.5, "bbox": CUP}], r"result 0 \(image 7, .*unknown image"),
         ([{"image_id": 1.5, "category_id": 1, "score": 0.5, "bbox": CUP}], "result 0: Expected `int`, got `float`"),
+        (
+            {**MASKED, "segmentation": BITMAP[None]},
+            r"result 0 \(.*segmentation is a bitmap of 100 x 100 pixels; .*: encode",
+        ),
+        ([{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": BITMAP}], "segmentation is a bitmap"),
+        (
+            [{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": BITMAP.tolist()}],
+            "segmentation is a bitmap",
+        ),
+        (
+            {**MASKED, "segmentation": [[[10, 10, 30, np.nan, 30, 30]]]},
+            "result 0 .*polygon has a coordinate that is no finite",
+        ),
+        ({**MASKED, "segmentation": [BITMAP > 0]}, "got `bool` .*; allowed: segmentation: run lengths {size"),
+        ([SELF], "detections: result 0: "),
+        ("a\0b", r"--detections a\?b: embedded null byte"),
         (None, "detections: is NoneType; allowed: a path; a list of dictionaries"),
         (5, "detections: is int; allowed"),
         (b"[]x", "detections: result 0: Expected `object`, got `int`"),
@@ -136,6 +157,7 @@ OBJECTS[:] = [list(CUP), list(BOAT)]
         {**COLUMNS, "segmentation": iter(MASKS)},
         {**COLUMNS, "segmentation": [rectangle(*CUP), rectangle(*BOAT)]},
         {**COLUMNS, "segmentation": [{**MASKS[0], "counts": MASKS[0]["counts"].encode()}, rectangle(*BOAT)]},
+        {**COLUMNS, "segmentation": [{**MASKS[0], "counts": bytearray(MASKS[0]["counts"].encode())}, MASKS[1]]},
         {**COLUMNS, "segmentation": [{**MASKS[0], "counts": [1010, *([20, 80] * 19), 20, 7070]}, MASKS[1]]},
         {**COLUMNS, "segmentation": [{**MASKS[0], "counts": np.array([1010, *([20, 80] * 19), 20, 7070])}, MASKS[1]]},
     ],
@@ -143,6 +165,14 @@ OBJECTS[:] = [list(CUP), list(BOAT)]
 def test_forms_that_hold_the_same_score_the_same(detections):
     metrics = evaluate(TWO_KINDS, detections)
     assert (metrics["bbox"]["AP"], metrics["segm"]["AP"]) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_an_archive_of_numpy_is_a_dictionary_of_arrays(tmp_path):
+    np.savez(tmp_path / "boxes.npz", **as_columns(GOOD, "bbox"))
+    assert evaluate(TWO_KINDS, np.load(tmp_path / "boxes.npz"))["bbox"]["AP"] == pytest.approx(1)
+    np.savez(tmp_path / "masks.npz", **as_columns(GOOD), segmentation=np.array(MASKS))
+    with pytest.raises(InputError, match="detections: Object arrays cannot be loaded"):
+        evaluate(TWO_KINDS, np.load(tmp_path / "masks.npz"))
 
 
 def test_no_detections_are_ap_0_in_every_form():
@@ -177,6 +207,49 @@ def with_first(**changed: Any) -> dict[str, Any]:
 def test_what_are_no_annotations_is_named(unchecked, annotations, message):
     with pytest.raises(InputError, match=message):
         evaluate(annotations, GOOD)
+
+
+def test_run_lengths_of_annotations_may_be_whole_floats_and_nan_is_named(tmp_path):
+    runs = {"size": [100.0, 100], "counts": [1010.0, *([20, 80] * 19), 20.0, 7070]}
+    path = write(tmp_path / "truth.json", with_first(segmentation=runs))
+    assert evaluate(path, GOOD)["segm"]["AP"] == pytest.approx(1)
+    write(path, with_first(segmentation=[[10.0, 10.0, 30.0, np.nan, 30.0, 30.0]]))
+    with pytest.raises(
+        InputError, match=r"annotation 1: segmentation\[0\]\[3\]: expected float, got NaN.*allowed: run len"
+    ):
+        evaluate(path, GOOD)
+
+
+@pytest.mark.parametrize("edge", [100, None, 60.5, "60"])
+@pytest.mark.parametrize("is_coco", [False, True])
+def test_boxes_need_no_sizes_of_images_and_no_names_of_categories(edge, is_coco):
+    dataset = copy.deepcopy(TWO_KINDS)
+    for image in dataset["images"]:
+        image["height"] = edge
+        for name in ("width", *(["neg_category_ids", "not_exhaustive_category_ids"] if is_coco else [])):
+            del image[name]
+    with pytest.raises(InputError, match=r"images\[0\] \(id 1\)"):
+        evaluate(dataset, GOOD, coco_exhaustive=is_coco)
+    for record in dataset["annotations"]:
+        del record["segmentation"]
+    for number, category in enumerate(dataset["categories"]):
+        category["name"] = number
+    metrics = evaluate(dataset, GOOD, Scoring(official="yes"), coco_exhaustive=is_coco)
+    assert metrics["bbox"]["AP"] == pytest.approx(1)
+    assert [one["name"] for one in metrics["per_category"]] == ["0", "1", "2"]
+
+
+def test_masks_need_no_boxes_of_annotations():
+    dataset = copy.deepcopy(TWO_KINDS)
+    del dataset["annotations"][1]["bbox"]
+    assert evaluate(dataset, GOOD, Scoring(kinds=("segm",), official="yes"))["segm"]["AP"] == pytest.approx(1)
+    with pytest.raises(InputError, match=r"annotation 2: has no bbox; fix: .*--kinds segm"):
+        evaluate(dataset, GOOD)
+
+
+def test_a_bitmap_of_an_annotation_is_named():
+    with pytest.raises(InputError, match="annotation 1: segmentation is a bitmap of 100 x 100 pixels"):
+        evaluate(with_first(segmentation=BITMAP), GOOD)
 
 
 def test_masks_alone_on_annotations_without_masks_are_named():

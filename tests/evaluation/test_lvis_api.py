@@ -183,6 +183,13 @@ def test_ids_of_params_that_the_annotations_do_not_have_are_named(tmp_path, name
         scored(lvis_api, path, as_json([found(1, 1, 0.9, *CUP)]), "bbox", 300, **{name: ids})
 
 
+def test_what_is_called_too_early_says_so(tmp_path):
+    judge = lvis_api.LVISEval(write(tmp_path / "truth.json", truth((1, 1, CUP))), [], "bbox")
+    for too_early in (judge.accumulate, judge.summarize):
+        with pytest.raises(RuntimeError, match="Please run"):
+            too_early()
+
+
 def test_no_detections_are_ap_0(tmp_path):
     path = write(tmp_path / "truth.json", truth((1, 1, CUP)))
     evaluation = lvis_api.LVISEval(str(path), [], "segm")

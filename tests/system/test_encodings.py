@@ -1,6 +1,7 @@
 """A text file is told from others by its first bytes."""
 
 import gzip
+import pickle
 
 import pytest
 
@@ -23,6 +24,9 @@ def test_a_mark_is_skipped():
         *((TEXT.encode(name), "is UTF-16 or UTF-32") for name in ("utf-32", "utf-32-le", "utf-32-be")),
         (gzip.compress(b"{}", mtime=0), "is compressed with gzip; .*fix: unpack it with gunzip"),
         (b"PK\x03\x04\x14", "is a zip archive"),
+        (pickle.dumps([{"a": 1}]), r"is a pickle, as .*results\.pkl is; .*fix: write JSON"),
+        (b"\x93NUMPY\x01\x00v\x00", "is an array of NumPy"),
+        (bytes(99), "begins with zero bytes"),
         (b"\n<!DOCTYPE html>", "is an HTML page; .*fix: download"),
         (b"version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS; .*fix: .*git lfs pull"),
     ],
