@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
     ids = "annotation file or store with the model's categories: for their ids, or where the model has no names"
     parser.add_argument("--annotations", type=Path, metavar="FILE", help=ids)
-    study = "study with the settings of network and test images, for a model that does not say them"
+    study = "study with the settings of network and test images, where the model does not say them or calibrates not"
     parser.add_argument("--study", type=Path, metavar="FILE", help=study)
     table = "output of calibrate, of the model's training split, where its settings or the study calibrate scores"
     parser.add_argument("--calibration", type=Path, metavar="FILE", help=table)

@@ -211,7 +211,21 @@ def test_settings_come_from_the_model_or_the_record_beside_it_or_its_study(drawn
     (tmp_path / "inference.json").write_text(json.dumps(record))
     network = load_standalone(tmp_path / "model.pth", CPU)
     assert (network.test, network.model.settings) == (study.inference, study.model)
+    other = tiny_study(tmp_path, inference={"nms_iou": 0.25, "score_threshold": 0.5})
+    with pytest.raises(
+        InputError, match=r"inference.json: says its own settings.* of study tiny: inference.nms_iou 0.5, not"
+    ):
+        load_standalone(tmp_path / "model.pth", CPU, study=other)
     # Those of another model do not count.
     (tmp_path / "inference.json").write_text(json.dumps({**record, "model_sha256": "0"}))
     with pytest.raises(InputError, match="does not say the settings"):
         load_standalone(tmp_path / "model.pth", CPU)
+    assert load_standalone(tmp_path / "model.pth", CPU, study=other).test == other.inference
+
+
+def test_a_study_does_not_overrule_what_a_model_says(model, tmp_path):
+    other = tiny_study(tmp_path, inference={"nms_iou": 0.25, "score_threshold": 0.5})
+    with pytest.raises(
+        InputError, match=r"model.pth: says its own .* study tiny: inference.nms_iou 0.5, not 0.25; fix: l"
+    ):
+        load_standalone(model, CPU, study=other)
