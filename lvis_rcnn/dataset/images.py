@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 from jaxtyping import Int64, UInt8
-from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from lvis_rcnn.dataset.store import AnnotationStore, image_candidates
 from lvis_rcnn.system.cli import InputError, log
@@ -368,8 +368,9 @@ def is_cut_short(content: bytes) -> bool:
     if not content.startswith(JPEG_START) or content.endswith(JPEG_END):
         return False
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        # Image.open would refuse what it calls a decompression bomb, of fewer pixels than OpenCV decodes.
+        with JpegImageFile(io.BytesIO(content)) as image:
             image.load()
-    except OSError:
+    except (OSError, SyntaxError):
         return True
     return False

@@ -1,6 +1,7 @@
 """Detection in a user's own pictures: results, drawn copies, a line for each, and what cannot be read."""
 
 import json
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_pictures_of_all_sources_are_detected_drawn_and_named_and_a_broken_one_i
     assert [line.split(":")[0] for line in lines] == ["own/two.png", "more.zip/deep/one.png"]
     assert all("7 detections (" in line for line in lines)
     assert "left out: own/broken.jpg: is no complete image" in printed.err
-    assert printed.err.splitlines()[-1].startswith("error: 1 of 3 pictures: cannot be read, the first: own/broken.jpg")
+    assert printed.err.splitlines()[-1].startswith("error: 1 of 3 pictures: left out, the first: own/broken.jpg")
     assert sorted(path.as_posix() for path in Path("found").rglob("*.png")) == ["found/deep/one.png", "found/two.png"]
     with Image.open("found/two.png") as picture, Image.open(paths[1]) as original:
         assert picture.width == -(-460 // max(original.size)) * original.width
@@ -88,6 +89,22 @@ def test_pictures_of_all_sources_are_detected_drawn_and_named_and_a_broken_one_i
         *("image_id", "file_name", "category_id", "category_name"),
         *("score", "bbox", "segmentation"),
     ]
+
+
+def test_a_name_that_cannot_be_shown_or_written_costs_no_other_picture(drawn, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("found/b.png").mkdir(parents=True)
+    for name in (b"a.png", b"b.png", b"\xff.png", b"m" * 251 + b".png"):
+        Path(os.fsdecode(name)).symlink_to(next(drawn.images.rglob("*.png")))
+    names = [Path(os.fsdecode(name)) for name in (b"a.png", b"b.png", b"\xff.png", b"m" * 251 + b".png")]
+    assert run(monkeypatch, model, *names, "--out", "found", "--device", "cpu", *ALL_OF_FEW) == 2
+    printed = capsys.readouterr()
+    assert [line.split(": 7 ")[0] for line in printed.out.splitlines()] == ["a.png", "\ufffd.png", f"{names[3]}"]
+    assert {one["image_id"] for one in results(Path("found"))} == {1, 3, 4}
+    assert sorted(os.listdir("found"))[2] == "m" * 241 + ".png"
+    assert (
+        "left out: found/b.png: cannot be written (Is a directory); fix: name another folder with --out" in printed.err
+    )
 
 
 def test_a_picture_of_the_dataset_has_the_detections_that_inference_makes_of_it(drawn, model, tmp_path):
