@@ -169,9 +169,10 @@ def named_by(
     where: str, meta: dict[str, Any], categories: Sequence[NamedCategory] | None
 ) -> tuple[str, tuple[str, ...]]:
     """Backbone and category names of a model of ours; InputError unless they are those of ``categories``, if given."""
-    names = meta.get("CLASSES") or ()
-    require_fit(where, meta["backbone"], meta, [one.name for one in categories] if categories else list(names))
-    if meta["backbone"] not in BACKBONES:
+    classes = meta.get("CLASSES")
+    names = [str(name) for name in classes] if isinstance(classes, (list, tuple)) else []
+    require_fit(where, meta["backbone"], meta, [one.name for one in categories] if categories else names)
+    if meta["backbone"] not in list(BACKBONES):
         raise InputError(where, f"is a model of {meta['backbone']}", allowed=", ".join(BACKBONES))
     return meta["backbone"], tuple(names)
 

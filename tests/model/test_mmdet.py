@@ -562,6 +562,9 @@ def test_show_says_what_a_file_is(tmp_path, state, run):
     said = run("show", path.rename(tmp_path / "a-0123abcd.pth"))
     assert f"sha256     {digest}, DIFFERS from its name, 0123abcd" in said
     assert f"import     no: {tmp_path / 'a-0123abcd.pth'}: its SHA-256 begins with {digest[:8]}" in said
+    body = {key: value for key, value in state.items() if "fc_cls" not in key}
+    assert "import     no: " in (said := run("show", write_old(tmp_path / "b.pth", content_of(body))))
+    assert "b.pth: has no classifier of boxes" in said
     said = run("show", write_old(tmp_path / "a.pth", content_of(state, {**META_3X, "cfg": "style='caffe'"})))
     assert "none in its name" in said
     assert "a model of MMDetection 3.x" in said

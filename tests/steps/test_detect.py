@@ -240,6 +240,22 @@ def test_settings_come_from_the_model_or_the_record_beside_it_or_its_study(drawn
     assert load_standalone(tmp_path / "model.pth", CPU, study=other).test == other.inference
 
 
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        ({"backbone": ["r50"]}, r"is a model of \['r50'\]; allowed: r50, "),
+        ({"backbone": {}}, "is a model of {}; allowed: r50, "),
+        ({"CLASSES": 5}, "does not say what it was trained for"),
+        ({"CLASSES": [["cup"]]}, r"has category \['cup'\] in place of"),
+    ],
+)
+def test_a_model_that_says_odd_things_of_itself_is_one_line(model_path, tmp_path, odd, message):
+    state, meta = load_model(model_path)
+    save_model(tmp_path / "model.pth", state, {**meta, **odd})
+    with pytest.raises(InputError, match=message):
+        load_standalone(tmp_path / "model.pth", CPU)
+
+
 def test_a_study_does_not_overrule_what_a_model_says(model, tmp_path):
     other = tiny_study(tmp_path, inference={"nms_iou": 0.25, "score_threshold": 0.5})
     with pytest.raises(
