@@ -64,8 +64,9 @@ def read_content(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
         InputError: the file cannot be read, is of another program, or holds objects that need ``trust_pickle``.
     """
     try:
-        if path.is_fifo():
-            raise InputError(str(path), "is a pipe, and weights are read twice", fix="write it to a file first")
+        if path.is_fifo() or path.is_char_device():
+            what = "is a pipe or a device, and weights are read twice"
+            raise InputError(str(path), what, fix="write it to a file first")
         refuse_foreign(path)
         with warnings.catch_warnings(action="ignore"):  # of the unpickler, about what others pickled
             content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)

@@ -258,7 +258,10 @@ def test_numbers_of_8_bits_in_an_old_file_and_pipes_are_named(tmp_path):
         old, "tensors of a type that files of torch before 1.6 cannot hold, as of 8 bits; fix: save its weights as f"
     )
     os.mkfifo(tmp_path / "pipe")
-    refused(tmp_path / "pipe", "is a pipe, and weights are read twice; fix: write it to a file first")
+    refused(tmp_path / "pipe", "is a pipe or a device, and weights are read twice; fix: write it to a file")
+    refused(Path("/dev/zero"), "is a pipe or a device")
+    with pytest.raises(InputError, match="is a pipe or a device"):
+        load_model(tmp_path / "pipe")
 
 
 def averaged(state):
