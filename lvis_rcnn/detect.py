@@ -15,7 +15,7 @@ image_id counts the pictures from 1; file_name is the path as typed, of a folder
 category_id is the category's place in the model, from 1, or with --annotations its id there. A picture is turned as its
 EXIF data say, as in training: pixels are those of the upright picture.
 
-A picture that cannot be read is named and left out, and the exit status is then 2 when all others are done.
+A picture that cannot be read or drawn is named and left out, and the exit status is then 2 when all others are done.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from lvis_rcnn.dataset.images import read_image_bgr
 from lvis_rcnn.dataset.listing import Listed, listed_images
 from lvis_rcnn.inference.standalone import NamedCategory, Standalone, load_standalone, read_categories
 from lvis_rcnn.reporting.drawing import COLOURS, Shown, draw_objects, factor_of, write_picture
-from lvis_rcnn.system.cli import InputError, add_number, add_output, log, run_step, step_parser
+from lvis_rcnn.system.cli import DISK_IS_FULL, InputError, add_number, add_output, log, run_step, step_parser
 from lvis_rcnn.system.files import atomic_file
 
 
@@ -63,7 +63,7 @@ def wanted_labels(categories: Sequence[NamedCategory], names: Sequence[str]) -> 
 def detect_all(
     network: Standalone, images: Sequence[Listed], wanted: Int64[torch.Tensor, " k"] | None, out: Path
 ) -> list[str]:
-    """Write results.json and a picture of each image into ``out``; returns the errors of those that cannot be read."""
+    """Write results.json and a picture of each image into ``out``; returns the errors of those that are left out."""
     unread: list[str] = []
     names = {category.id: category.name for category in network.categories}
     with (
@@ -75,18 +75,29 @@ def detect_all(
         for image_id, image in enumerate(bar, start=1):
             try:
                 pixels = read_image_bgr(image.file)
+                found = network.detections(pixels, image_id, wanted)
+                write_drawn(out / image.place, drawn(pixels, found, names))
             except InputError as error:
                 unread.append(str(error))
                 tell(bar, f"left out: {error}", sys.stderr)
                 continue
-            found = network.detections(pixels, image_id, wanted)
             for record in records(found, image, names):
                 file.write(separator + msgspec.json.encode(record))
                 separator = b",\n"
-            write_picture(out / image.place, drawn(pixels, found, names))
             tell(bar, f"{summary(image, found, names)}; {out / image.place}", sys.stdout)
         file.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
     return unread
+
+
+def write_drawn(path: Path, picture: Image.Image) -> None:
+    """Write a drawn picture; InputError where this one cannot be written, but others can."""
+    try:
+        write_picture(path, picture)
+    except OSError as error:
+        if error.errno in DISK_IS_FULL:
+            raise
+        fix = "name another folder with --out, or change the name of the picture"
+        raise InputError(str(path), f"cannot be written ({error.strerror})", fix=fix) from None
 
 
 def tell(bar: "tqdm[Listed]", line: str, stream: TextIO) -> None:
@@ -148,7 +159,7 @@ def step(args: argparse.Namespace) -> None:
     unread = detect_all(network, images, wanted_labels(network.categories, args.categories), args.out)
     log.info("%d of %d pictures: %s", len(images) - len(unread), len(images), args.out / "results.json")
     if unread:
-        what = f"cannot be read, the first: {unread[0]}"
+        what = f"left out, the first: {unread[0]}"
         raise InputError(f"{len(unread)} of {len(images)} pictures", what)
 
 
@@ -167,7 +178,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
     ids = "annotation file or store with the model's categories: for their ids, or where the model has no names"
     parser.add_argument("--annotations", type=Path, metavar="FILE", help=ids)
-    study = "study with the settings of network and test images, for a model that does not say them"
+    study = "study with the settings of network and test images, where the model does not say them or calibrates not"
     parser.add_argument("--study", type=Path, metavar="FILE", help=study)
     table = "output of calibrate, of the model's training split, where its settings or the study calibrate scores"
     parser.add_argument("--calibration", type=Path, metavar="FILE", help=table)

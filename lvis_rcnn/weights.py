@@ -27,6 +27,7 @@ from lvis_rcnn.model.mmdet import (
 from lvis_rcnn.model.weight_files import (
     CLASSIFIER_KIND,
     MMDET,
+    MMDETECTION,
     OURS,
     first_names,
     freed,
@@ -125,11 +126,14 @@ def import_verdict(path: Path, trust_pickle: bool) -> str:
     """Whether a file can be imported, and why not."""
     try:
         file = read_mmdet(path, trust_pickle=trust_pickle)
+        classes = file.num_categories or 0
+        if classes < 1:
+            raise InputError(str(path), "has no classifier of boxes (roi_head.bbox_head.fc_cls)", fix=MMDETECTION)
         backbone = backbone_of(file.state, "backbone.") or next(iter(BACKBONES))
-        converted(file, backbone, file.num_categories or 0)
+        converted(file, backbone, classes)
     except InputError as error:
         return f"no: {error}"
-    return f"yes, with --backbone {backbone} and annotations of {file.num_categories} categories"
+    return f"yes, with --backbone {backbone} and annotations of {classes} categories"
 
 
 def step_import(args: argparse.Namespace) -> None:

@@ -15,23 +15,36 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ImageFile import ImageFile as PillowFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 from tqdm import tqdm
 
-from lvis_rcnn.dataset.images import JPEG_START, LOST, ImageFile, ImageFiles, decoded, decoded_silently
+from lvis_rcnn.dataset.images import JPEG_END, JPEG_START, LOST, ImageFile, ImageFiles, decoded, decoded_silently
 from lvis_rcnn.dataset.store import NEITHER, ROUNDING_PX, UNTRAINED, AnnotationStore, image_candidates
 from lvis_rcnn.dataset.versions import claimed_version, unlike_a_full_split, version_of
 from lvis_rcnn.system.cli import InputError
 
-# The formats whose header and end are enough, and their first bytes. What else is read OpenCV decides.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 PNG_START = b"\x89PNG\r\n\x1a\n"
-STARTS = (JPEG_START, PNG_START, b"BM", b"RIFF")
+# First bytes of the formats whose header and end are enough, and what reads those: Image.open would refuse, or warn of,
+# what it calls a decompression bomb. What else is read OpenCV decides.
+Reader = type[PillowFile]
+READERS: dict[bytes, Reader] = {
+    JPEG_START: JpegImageFile,
+    PNG_START: PngImageFile,
+    b"BM": BmpImageFile,
+    b"RIFF": WebPImageFile,
+}
+# Of images of more pixels OpenCV decides too: so many it decodes; of WEBP, so many Pillow opens.
+MOST_PIXELS, MOST_PIXELS_WEBP = 2**30, 2**27
 PNG_BITS_AT = 24  # byte of a PNG file that says the bits of each channel
 # An image of more than 8 bits that is decoded to values below this, of 255, uses a quarter of its range or less.
 DARK = 64
-# Last bytes of a complete file; other formats are decoded. MPO is a JPEG with a second picture.
-END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+# Last bytes of a complete file; other formats are decoded.
+END_MARKERS = {"JPEG": JPEG_END, "PNG": b"IEND\xaeB`\x82"}
 EXIF_ORIENTATION = 0x0112
 # Orientations 5 to 8 swap height and width when OpenCV applies them.
 SWAPPING_ORIENTATIONS = (5, 6, 7, 8)
@@ -138,8 +151,9 @@ def image_finding(file: ImageFile, height_px: int, width_px: int, *, decode: boo
             return Finding("is empty (0 bytes)")
         with file.open_unchecked() as stream:
             start = stream.read(PNG_BITS_AT + 1)
-            if start.startswith(STARTS):
-                error = header_error(file, stream, height_px, width_px)
+            reader = next((reader for first, reader in READERS.items() if start.startswith(first)), None)
+            if reader and height_px * width_px <= (MOST_PIXELS_WEBP if reader is WebPImageFile else MOST_PIXELS):
+                error = header_error(file, stream, reader, height_px, width_px)
                 is_deep = start.startswith(PNG_START) and start[PNG_BITS_AT:] > b"\x08"
                 if error or not (decode or is_deep):
                     return Finding(error)
@@ -148,23 +162,24 @@ def image_finding(file: ImageFile, height_px: int, width_px: int, *, decode: boo
         return Finding(f"is damaged: {error}")
 
 
-def header_error(file: ImageFile, stream: BinaryIO, height_px: int, width_px: int) -> str:
-    """What is wrong with size or end of an image of ``FORMATS``; empty if nothing is."""
+def header_error(file: ImageFile, stream: BinaryIO, reader: Reader, height_px: int, width_px: int) -> str:
+    """What is wrong with size or end of an image of ``READERS``; empty if nothing is."""
     stream.seek(0)
     try:
-        with Image.open(stream, formats=FORMATS) as image:
-            width, height, note = upright_size(image)
-            if (height, width) != (height_px, width_px):
-                return f"is {width} x {height} pixels{note}, annotated as {width_px} x {height_px}"
-            marker = END_MARKERS.get(image.format or "", b"")
-            if not marker or not ends_with(stream, marker):
-                stream.seek(0)
-                image.load()
-                # Pillow reads a PNG without its last chunk, OpenCV does not; bytes after the marker harm neither.
-                if marker not in file.read():
-                    return "is truncated: it has no end marker"
-    except UnidentifiedImageError:
+        image = reader(stream)
+    except SyntaxError:
         return "is no image of a known format, by its header"
+    with image:
+        width, height, note = upright_size(image)
+        if (height, width) != (height_px, width_px):
+            return f"is {width} x {height} pixels{note}, annotated as {width_px} x {height_px}"
+        marker = END_MARKERS.get(image.format or "", b"")
+        if not marker or not ends_with(stream, marker):
+            stream.seek(0)
+            image.load()
+            # Pillow reads a PNG without its last chunk, OpenCV does not; bytes after the marker harm neither.
+            if marker not in file.read():
+                return "is truncated: it has no end marker"
     return ""
 
 

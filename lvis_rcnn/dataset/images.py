@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 from jaxtyping import Int64, UInt8
-from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from lvis_rcnn.dataset.store import AnnotationStore, image_candidates
 from lvis_rcnn.system.cli import InputError, log
@@ -36,6 +36,9 @@ LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and 
 READABLE_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED = 0x1
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+USUAL_STARTS = (JPEG_START, b"\x89PNG", b"BM", b"RIFF")
+# OpenCV may be built for more.
+KINDS = "JPEG, PNG, WebP, BMP, TIFF of 8 or 16 bits, JPEG 2000, PPM"
 
 STDERR = 2
 decoding = threading.Lock()  # standard error is the whole process's
@@ -305,6 +308,9 @@ def read_image_bgr(file: ImageFile, height: int | None = None, width: int | None
     content = file.read()
     image, complaint = decoded(content)
     if image is None or is_cut_short(content):
+        if content and not content.startswith(USUAL_STARTS):
+            what, fix = "is no complete image of a kind that is read", "convert it, or copy the file again"
+            raise InputError(str(file), what, allowed=KINDS, fix=fix)
         raise InputError(str(file), "is no complete image", fix="copy the file again")
     if height is not None and image.shape[:2] != (height, width):
         raise InputError(
@@ -368,8 +374,9 @@ def is_cut_short(content: bytes) -> bool:
     if not content.startswith(JPEG_START) or content.endswith(JPEG_END):
         return False
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        # Image.open would refuse what it calls a decompression bomb, of fewer pixels than OpenCV decodes.
+        with JpegImageFile(io.BytesIO(content)) as image:
             image.load()
-    except OSError:
+    except (OSError, SyntaxError):
         return True
     return False

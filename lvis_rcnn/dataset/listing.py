@@ -1,16 +1,18 @@
 """Images that a user names, as one list: files, folders with all that lies in them, and zips."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 
 from lvis_rcnn.dataset.images import ImageFile, read_zip_index
-from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.system.cli import TEMPORARY_BYTES, InputError
 
 # What counts as an image in a folder or a zip; a file that is named itself may end otherwise.
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2")
+
+MOST_BYTES = 255 - TEMPORARY_BYTES  # of the name of a picture that is written
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ def listed_images(sources: Sequence[Path], out: Path) -> list[Listed]:
         InputError: a source does not exist, is a damaged zip, or holds no image; nothing was read yet.
     """
     images: list[Listed] = []
-    taken: set[Path] = set()
+    files: set[Path] = set()
+    folders: set[Path] = set()
     for source in sources:
         found = list(images_of(source, out))
         if not found:
@@ -45,10 +48,9 @@ def listed_images(sources: Sequence[Path], out: Path) -> list[Listed]:
             raise InputError(str(source), what, fix="name the images themselves, or another folder")
         for file, inside in found:
             name = f"{source}/{inside.lstrip('/')}" if inside else str(source)
-            place = free_place(inside or source.name, taken)
+            place = free_place(inside or source.name, files, folders)
             # A file system may have names that are no text.
             images.append(Listed(file, os.fsencode(name).decode(errors="replace"), place))
-            taken.add(place)
     return images
 
 
@@ -76,9 +78,33 @@ def is_image(name: str) -> bool:
     return path.suffix.lower() in ENDINGS and not any(hidden)
 
 
-def free_place(name: str, taken: Iterable[Path]) -> Path:
-    """``name`` as a PNG, inside the folder of results whatever a zip says, with a number where it is taken."""
-    parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
-    first = Path(*parts).with_suffix(".png")
-    numbered = (first.with_stem(f"{first.stem}_{number}") for number in count(2))
-    return next(place for place in chain([first], numbered) if place not in taken)
+def free_place(name: str, files: set[Path], folders: set[Path]) -> Path:
+    """``name`` as a PNG, inside the folder of results whatever a zip says, with a number where it is taken.
+
+    Args:
+        name: relative path of an image in its folder or zip.
+        files: places that are taken; the new one is added.
+        folders: their folders, which no file can replace; those of the new one are added.
+    """
+    *above, last = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
+    place = Path()
+    for part in above:
+        place = free_name(place, part, "", files)
+    place = free_name(place, Path(last).with_suffix("").name, ".png", files | folders)
+    files.add(place)
+    folders.update(place.parents)
+    return place
+
+
+def free_name(folder: Path, stem: str, ending: str, taken: Container[Path]) -> Path:
+    """A place in ``folder``, with a number where it is taken."""
+    ends = chain([ending], (f"_{number}{ending}" for number in count(2)))
+    return next(place for end in ends if (place := folder / fitting(stem, end)) not in taken)
+
+
+def fitting(stem: str, end: str) -> str:
+    """The name with ``end``, cut before it to what a file system takes; names in a zip are of any length."""
+    stem = stem[:MOST_BYTES]
+    while len(os.fsencode(stem + end)) > MOST_BYTES:
+        stem = stem[:-1]
+    return stem + end

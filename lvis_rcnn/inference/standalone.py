@@ -39,6 +39,9 @@ from lvis_rcnn.system.files import sha256_of_file
 # Test images of the recipe (MMDetection 3.3.0, configs/_base_/datasets/lvis_v0.5_instance.py).
 RECIPE = Inference(short_edge_px=800, long_edge_px=1333, score_threshold=1e-4, detections_per_image=300)
 
+# Settings of inference that are options here, or of no effect on one picture.
+UNUSED = ("score_threshold", "detections_per_image", "masks", "batch_size")
+
 # So many are kept before some categories are chosen from them.
 BEFORE_CHOICE = 10_000
 
@@ -133,15 +136,15 @@ def load_standalone(
     Args:
         path: the file.
         device: where the network shall be.
-        study: gives the settings of network and test images in place of the file.
+        study: gives the settings of network and test images, where the file does not say them.
         categories: those of the model, in its order, whose ids detections shall have; by default the model's own names
             with ids from 1.
         calibration: table of the model's training split, where the settings calibrate scores.
         trust_pickle: as :func:`~lvis_rcnn.model.weight_files.read_content`.
 
     Raises:
-        InputError: the file is none of these, does not say its categories or settings, or has other categories; or
-            ``calibration`` is missing or needless.
+        InputError: the file is none of these, does not say its categories or settings, or has other categories or
+            settings; or ``calibration`` is missing or needless.
     """
     content = read_content(path, trust_pickle=trust_pickle)
     state = state_in(str(path), content) or {}
@@ -152,7 +155,7 @@ def load_standalone(
         heads = meta.get("heads") or {}
     else:
         backbone, names, state, heads = read_published(path, categories, trust_pickle)
-    model_settings, test = (study.model, study.inference) if study else settings_of(path, meta)
+    model_settings, test = settings_of(path, meta, study)
     model_settings = model_settings.model_copy(update=heads)
     if categories is None:
         categories = [NamedCategory(label, name) for label, name in enumerate(names, start=1)]
@@ -166,9 +169,10 @@ def named_by(
     where: str, meta: dict[str, Any], categories: Sequence[NamedCategory] | None
 ) -> tuple[str, tuple[str, ...]]:
     """Backbone and category names of a model of ours; InputError unless they are those of ``categories``, if given."""
-    names = meta.get("CLASSES") or ()
-    require_fit(where, meta["backbone"], meta, [one.name for one in categories] if categories else list(names))
-    if meta["backbone"] not in BACKBONES:
+    classes = meta.get("CLASSES")
+    names = [str(name) for name in classes] if isinstance(classes, (list, tuple)) else []
+    require_fit(where, meta["backbone"], meta, [one.name for one in categories] if categories else names)
+    if meta["backbone"] not in list(BACKBONES):
         raise InputError(where, f"is a model of {meta['backbone']}", allowed=", ".join(BACKBONES))
     return meta["backbone"], tuple(names)
 
@@ -192,23 +196,42 @@ def read_published(
     return backbone, names, state, file.heads
 
 
-def settings_of(path: Path, meta: Mapping[str, Any]) -> tuple[Model, Inference]:
-    """Settings of the network and of test images, from the file, the record beside it, or the recipe."""
+def settings_of(path: Path, meta: Mapping[str, Any], study: Study | None) -> tuple[Model, Inference]:
+    """Settings of the network and of test images, from the file, the record beside it, its study, or the recipe."""
     settings: Any = meta.get("settings")
-    where = path
+    where, own = path, None
     if settings is None:
         where = path.with_name("inference.json")
         beside = read_json_object(where, InferenceRecord)
         settings = beside.get("settings") if beside.get("model_sha256") == sha256_of_file(path) else None
-    if settings is None and "run_digest" not in meta:
-        return PUBLISHED, RECIPE
     try:
         of_network, of_images = (json.dumps(settings[section]) for section in ("model", "inference"))
-        return Model.model_validate_json(of_network), Inference.model_validate_json(of_images)
+        own = Model.model_validate_json(of_network), Inference.model_validate_json(of_images)
     except (ValidationError, TypeError, KeyError):
-        what = "does not say the settings of its network and test images, nor does an inference.json beside it"
-        fix = "put the inference.json of its run beside it, or name its study: --study FILE"
-        raise InputError(str(path if settings is None else where), what, fix=fix) from None
+        pass
+    if study:
+        if own:
+            refuse_other_settings(str(where), own, study)
+        return study.model, study.inference
+    if own or (settings is None and "run_digest" not in meta):
+        return own or (PUBLISHED, RECIPE)
+    what = "does not say the settings of its network and test images, nor does an inference.json beside it"
+    fix = "put the inference.json of its run beside it, or name its study: --study FILE"
+    raise InputError(str(path if settings is None else where), what, fix=fix)
+
+
+def refuse_other_settings(where: str, own: tuple[Model, Inference], study: Study) -> None:
+    """Refuse a study with other settings than those that a model says; it may calibrate one that is not calibrated."""
+    pairs = {"model": (own[0], study.model), "inference": (own[1], study.inference)}
+    differing = [
+        f"{section}.{key} {value}, not {getattr(theirs, key)}"
+        for section, (ours, theirs) in pairs.items()
+        for key, value in ours
+        if value != getattr(theirs, key) and key not in UNUSED and (key, value) != ("calibration", None)
+    ]
+    if differing:
+        what = f"says its own settings, which are not those of study {study.study}: {'; '.join(differing)}"
+        raise InputError(where, what, fix="leave --study out, or name the study that it was trained for")
 
 
 def network_of(where: str, backbone: str, num_labels: int, settings: Model, state: Weights) -> MaskRcnn:

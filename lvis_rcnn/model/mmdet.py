@@ -209,7 +209,7 @@ class MmdetFile:
     def num_categories(self) -> int | None:
         """Rows of the classifier without background and, of Seesaw, object; None without a classifier."""
         bias = self.state.get("roi_head.bbox_head.fc_cls.bias")
-        return None if bias is None else len(bias) - (2 if COUNTS_THERE in self.state else 1)
+        return None if bias is None else bias.numel() - (2 if COUNTS_THERE in self.state else 1)
 
     @property
     def heads(self) -> dict[str, str]:
@@ -224,7 +224,7 @@ class MmdetFile:
                 what = "is of Seesaw loss and has no config: whether its predictors are normalised is not known"
                 raise InputError(str(self.path), what, fix="name the published file, whose meta has the config")
             found["classification"] = "seesaw"
-        temperatures = {float(one) for one in re.findall(r"tempearture['\"]?\s*[=:]\s*([\d.]+)", self.config)}
+        temperatures = {float(one) for one in re.findall(r"tempearture['\"]?\s*[=:]\s*(\d+\.?\d*)", self.config)}
         if found and not temperatures <= {TEMPERATURE}:
             what = f"has predictors of temperature {', '.join(map(str, sorted(temperatures)))}"
             raise InputError(str(self.path), what, allowed=f"{TEMPERATURE:g}", fix="name another file")

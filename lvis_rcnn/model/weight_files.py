@@ -5,7 +5,6 @@ A file that is not of ``torch.save`` is recognised by its first bytes, before an
 
 import pickle
 import re
-import struct
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,8 @@ from lvis_rcnn.system.encodings import BYTE_ORDER_MARK, other_kind
 
 Weights = Mapping[str, torch.Tensor]
 
-AGAIN = "download it again"
+AGAIN = "download it again, or train again"
+TRUST = "if you trust who made this one, add --trust-pickle"
 MMDETECTION = "name a file of MMDetection 2.x or 3.x"
 # Place and first bytes of files of other programs, what they are, and what to do; others are in system.encodings.
 FOREIGN = (
@@ -29,6 +29,8 @@ FOREIGN = (
 ZIP = b"PK\x03\x04"  # which torch.save writes
 # Near the start of files of torch before 1.6, which are several pickles.
 TORCH_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
+# Near the start, too, where a protocol was asked for that torch does not load with weights_only.
+OTHER_PROTOCOL = re.compile(rb"\x80([\x04\x05])\x95")
 
 # Whose names of keys these are; a model of ours has torchvision's names, and says what it is.
 OURS, TORCHVISION = "a model of lvis_rcnn", "a model of torchvision"
@@ -42,9 +44,7 @@ KINDS = (
 )
 
 NAMED_KEYS = 3
-
-# What reading raises for damaged files, beside errors of Python and its files.
-NOT_WEIGHTS = (struct.error, zipfile.BadZipFile, pickle.UnpicklingError)
+MOST_NUMBERS = 2**31  # of a tensor: a small file can repeat one number as often as it likes
 
 
 def first_names(names: Sequence[str]) -> str:
@@ -64,8 +64,9 @@ def read_content(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
         InputError: the file cannot be read, is of another program, or holds objects that need ``trust_pickle``.
     """
     try:
-        if path.is_fifo():
-            raise InputError(str(path), "is a pipe, and weights are read twice", fix="write it to a file first")
+        if path.is_fifo() or path.is_char_device():
+            what = "is a pipe or a device, and weights are read twice"
+            raise InputError(str(path), what, fix="write it to a file first")
         refuse_foreign(path)
         with warnings.catch_warnings(action="ignore"):  # of the unpickler, about what others pickled
             content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
@@ -73,31 +74,42 @@ def read_content(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
         raise InputError(str(path), "no such file", fix="name a file of weights (.pth)") from None
     except IsADirectoryError:
         raise InputError(str(path), "is a folder", fix="name the file of weights (.pth) in it") from None
-    except (RuntimeError, EOFError, OSError, LookupError, ValueError, *NOT_WEIGHTS) as error:
-        needed = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if needed:
-            raise InputError(
-                str(path),
-                f"holds more than weights: an object of {needed[1]}, and loading it runs code that the file chooses",
-                fix="use a published file; or, if you trust who made this one, add --trust-pickle",
-            ) from None
-        what = f"cannot be read as a file of weights ({type(error).__name__})"
-        raise InputError(str(path), what, fix=AGAIN) from None
-    except (ImportError, AttributeError) as error:
-        if "torch.storage" in str(error):
-            what = "holds tensors of a type that files of torch before 1.6 cannot hold, as of 8 bits"
-            raise InputError(str(path), what, fix="save its weights as float32") from None
-        what = f"holds an object of a package that is not installed: {error}"
-        raise InputError(str(path), what, fix="install its package") from None
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # one wrong byte makes torch, pickle and zipfile raise errors of twenty kinds
+        what, fix = unreadable(path, error)
+        raise InputError(str(path), what, fix=fix) from None
     if not isinstance(content, dict):
         raise InputError(str(path), f"holds a {type(content).__name__}", allowed="a dictionary with a state_dict")
     return content
 
 
+def unreadable(path: Path, error: Exception) -> tuple[str, str]:
+    """Why a file cannot be loaded, and what to do, by the error of torch."""
+    if isinstance(error, pickle.UnpicklingError):
+        if needed := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            what = f"holds more than weights: an object of {needed[1]}, and loading it runs code that the file chooses"
+            return what, f"use a published file; or, {TRUST}"
+        if protocol := OTHER_PROTOCOL.search(first_bytes(path)):
+            what = f"is written with pickle protocol {protocol[1][0]}, and loading that runs code that the file chooses"
+            return what, f"write it again with torch.save, without pickle_protocol; or, {TRUST}"
+    if isinstance(error, AttributeError) and "torch.storage" in str(error):
+        what = "holds tensors of a type that files of torch before 1.6 cannot hold, as of 8 bits"
+        return what, "save its weights as float32"
+    if isinstance(error, ImportError) or str(error).startswith("Can't get attribute"):
+        return f"holds an object of a package that is not installed: {error}", "install its package"
+    return f"cannot be read as a file of weights ({type(error).__name__})", AGAIN
+
+
+def first_bytes(path: Path) -> bytes:
+    """The first kilobyte of a file."""
+    with path.open("rb") as file:
+        return file.read(1024)
+
+
 def refuse_foreign(path: Path) -> None:
     """Refuse a file that ``torch.save`` did not write, and say what it is; OSError if it cannot be read."""
-    with path.open("rb") as file:
-        start = file.read(1024)
+    start = first_bytes(path)
     for at, magic, what, fix in FOREIGN:
         if start.startswith(magic, at):
             raise InputError(str(path), what, fix=fix)
@@ -153,6 +165,7 @@ def oddity(key: Any, value: torch.Tensor) -> str:
         "is quantised": value.is_quantized,
         "is sparse or nested": value.layout != torch.strided or value.is_nested,
         "holds complex numbers": value.is_complex(),
+        f"has {value.numel():,} numbers": value.numel() > MOST_NUMBERS,
     }
     return next((why for why, is_seen in signs.items() if is_seen), "")
 

@@ -4,7 +4,7 @@ Published weights are an ImageNet classifier for the body, or a COCO detector wi
 rows of the zoo. Loading is strict: a missing, unexpected or misshapen key is an error.
 """
 
-import pickle
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,22 +37,15 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     Raises:
         InputError: the file is missing, damaged or no model.pth, or its weights are not all numbers.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        state, meta = state_in(str(path), {"state_dict": content["state_dict"]}), content["meta"]
-        if state is None or not isinstance(meta, dict):
-            raise TypeError
-    except FileNotFoundError:
-        raise InputError(str(path), "no such model", fix="train it first") from None
-    except IsADirectoryError:
-        raise InputError(str(path), "is a folder", allowed=MODEL, fix=f"name {path / 'model.pth'}") from None
-    except (RuntimeError, EOFError, OSError, LookupError, TypeError, pickle.UnpicklingError) as error:
-        raise InputError(
-            str(path),
-            f"no readable model ({type(error).__name__})",
-            allowed=MODEL,
-            fix="train again, or name another file",
-        ) from None
+    if not os.path.exists(path):
+        raise InputError(str(path), "no such model", fix="train it first")
+    if path.is_dir():
+        raise InputError(str(path), "is a folder", allowed=MODEL, fix=f"name {path / 'model.pth'}")
+    content = read_content(path, trust_pickle=False)
+    state, meta = state_in(str(path), {"state_dict": content.get("state_dict")}), content.get("meta")
+    if state is None or not isinstance(meta, dict):
+        what = "does not hold a state_dict of weights, and meta"
+        raise InputError(str(path), what, allowed=MODEL, fix="train again, or name another file")
     require_finite(str(path), state)
     return state, meta
 

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,6 +244,8 @@ def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace
     """Parse, run, and end the process: 0 done, 2 bad input (one line), 1 unexpected (traceback in the log)."""
     log_file = None
     start_logging(None)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show end no step
     try:
         args = parser.parse_args()
         check_outputs(args)

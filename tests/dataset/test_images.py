@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import lvis_rcnn.dataset.images as images
 from lvis_rcnn.dataset.images import ImageFile, ImageFiles, decoded, read_image_bgr, read_zip_index
@@ -180,8 +181,18 @@ def test_without_standard_error_images_are_decoded(tmp_path, monkeypatch):
     assert (image.shape, said) == ((40, 60, 3), "")
 
 
+def test_pillows_limit_of_pixels_is_none_of_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    whole = cv2.imencode(".jpg", np.zeros((40, 60, 3), np.uint8))[1].tobytes()
+    (tmp_path / "a.jpg").write_bytes(whole + b"more")
+    assert read_image_bgr(ImageFile(tmp_path / "a.jpg"), 40, 60).shape == (40, 60, 3)
+    (tmp_path / "a.jpg").write_bytes(whole[:-20] + b"more")
+    with pytest.raises(InputError, match=r"a.jpg: is no complete image"):
+        read_image_bgr(ImageFile(tmp_path / "a.jpg"), 40, 60)
+
+
 def test_an_image_that_opencv_asserts_on_is_named(tmp_path):
     header = b"P6 65536 65536 255\n"  # 2**32 pixels
     (tmp_path / "a.ppm").write_bytes(header + bytes(100))
-    with pytest.raises(InputError, match=r"a.ppm: is no complete image"):
+    with pytest.raises(InputError, match=r"a.ppm: is no complete image of a kind .*allowed: JPEG, .*fix: convert it"):
         read_image_bgr(ImageFile(tmp_path / "a.ppm"), 65536, 65536)

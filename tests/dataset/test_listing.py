@@ -38,6 +38,20 @@ def test_each_image_of_a_source_is_listed_once_and_drawn_inside_the_folder_of_re
     assert read == ["x.jpeg", "deep/er/y.png", "x.JPG", "x.png", "../../x.png", "/etc/w.png", "in/z.webp"]
 
 
+def test_no_picture_takes_the_place_of_another_or_of_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    members = ("a.jpg", "a.png/b.png", "c.png/d.png", "e/c.png", "f" * 300 + ".png", "f" * 300 + ".jpg")
+    with zipfile.ZipFile("c.zip", "w") as archive:
+        for name in members:
+            archive.writestr(name, name)
+    put(Path(), "c.png", "ä" * 124 + ".png")
+    images = listed_images([Path("c.zip"), Path("c.png"), Path("ä" * 124 + ".png")], out=Path("out"))
+    places = [str(image.place) for image in images]
+    # Of the names that no file can have, with the temporary file's 10 bytes more, the ends are lost.
+    cut = ["f" * 241 + ".png", "f" * 239 + "_2.png"]
+    assert places == ["a.png", "a.png_2/b.png", "c.png/d.png", "e/c.png", *cut, "c_2.png", "ä" * 120 + ".png"]
+
+
 @pytest.mark.parametrize(
     ("name", "what"),
     [

@@ -258,7 +258,10 @@ def test_numbers_of_8_bits_in_an_old_file_and_pipes_are_named(tmp_path):
         old, "tensors of a type that files of torch before 1.6 cannot hold, as of 8 bits; fix: save its weights as f"
     )
     os.mkfifo(tmp_path / "pipe")
-    refused(tmp_path / "pipe", "is a pipe, and weights are read twice; fix: write it to a file first")
+    refused(tmp_path / "pipe", "is a pipe or a device, and weights are read twice; fix: write it to a file")
+    refused(Path("/dev/zero"), "is a pipe or a device")
+    with pytest.raises(InputError, match="is a pipe or a device"):
+        load_model(tmp_path / "pipe")
 
 
 def averaged(state):
@@ -562,6 +565,9 @@ def test_show_says_what_a_file_is(tmp_path, state, run):
     said = run("show", path.rename(tmp_path / "a-0123abcd.pth"))
     assert f"sha256     {digest}, DIFFERS from its name, 0123abcd" in said
     assert f"import     no: {tmp_path / 'a-0123abcd.pth'}: its SHA-256 begins with {digest[:8]}" in said
+    body = {key: value for key, value in state.items() if "fc_cls" not in key}
+    assert "import     no: " in (said := run("show", write_old(tmp_path / "b.pth", content_of(body))))
+    assert "b.pth: has no classifier of boxes" in said
     said = run("show", write_old(tmp_path / "a.pth", content_of(state, {**META_3X, "cfg": "style='caffe'"})))
     assert "none in its name" in said
     assert "a model of MMDetection 3.x" in said

@@ -80,6 +80,7 @@ def test_a_plain_file_has_plain_heads_and_the_cosine_classifier_alone_is_known()
     [
         ("", "is of Seesaw loss and has no config: whether its predictors are normalised is not known"),
         (BOX.replace("20", "16"), "has predictors of temperature 16.0; allowed: 20"),
+        (BOX.replace("20", "1.2.3"), "has predictors of temperature 1.2; allowed: 20"),
     ],
 )
 def test_what_a_file_does_not_say_or_nothing_here_can_do_is_refused(config, message):

@@ -1,5 +1,8 @@
 """Models on disk, and the weights that a training begins with: what a file has is loaded, all else is as it was."""
 
+import random
+import zipfile
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ from lvis_rcnn.config.zoo import ZooModel, initial_warnings, load_zoo
 from lvis_rcnn.model import weights as weights_module
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_on_meta
 from lvis_rcnn.model.mmdet import to_ours
+from lvis_rcnn.model.weight_files import read_content
 from lvis_rcnn.model.weights import CLASS_LAYERS, load_initial_weights, load_model, save_model
 from lvis_rcnn.system.cli import InputError
 from tests.helpers.flat_weights import flat_state, same, write_published
@@ -52,6 +56,10 @@ def write_damaged(path, kind):
         path.write_text("<html>404</html>")
     elif kind == "empty":
         path.write_bytes(b"")
+    elif kind == "bad tensor":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NNNNNNtR.")
+            archive.writestr("archive/version", "3\n")
     elif kind == "weights alone":
         torch.save({"weight": torch.arange(3.0)}, path)
     elif kind == "list":
@@ -62,16 +70,64 @@ def write_damaged(path, kind):
         torch.save(torch.arange(3.0), path)
 
 
-@pytest.mark.parametrize("kind", ["cut", "text", "empty", "weights alone", "list", "no meta", "tensor", "folder"])
+DAMAGED = {
+    "folder": r"is a folder; .*; fix: name .*/model.pth/model.pth",
+    "cut": r"cannot be read as a file of weights \(\w+\); fix: .* train again",
+    "bad tensor": r"cannot be read as a file of weights \(AttributeError\)",
+    "text": "is an HTML page",
+    "empty": "is empty",
+    "tensor": "holds a Tensor; allowed",
+}
+
+
+@pytest.mark.parametrize("kind", [*DAMAGED, "weights alone", "list", "no meta"])
 def test_a_damaged_model_is_one_line(tmp_path, kind):
     path = tmp_path / "model.pth"
     if kind == "folder":
         path.mkdir()
     else:
         write_damaged(path, kind)
-    message = r"is a folder; .*; fix: name .*/model.pth/model.pth" if kind == "folder" else r"no readable model \(\w+\)"
+    message = DAMAGED.get(kind, "does not hold a state_dict of weights, and meta; allowed: a model.pth of")
     with pytest.raises(InputError, match=f"model.pth: {message}"):
         load_model(path)
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "old"])
+def test_one_wrong_byte_is_one_line(tmp_path, is_zip):
+    path, drawn, refused = tmp_path / "model.pth", random.Random(0), []
+    content = {"meta": {"CLASSES": ("a", "b")}, "state_dict": {"x.weight": torch.ones(2, 3), "x.bias": torch.ones(2)}}
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+    whole = path.read_bytes()
+    for _ in range(200):
+        damaged = bytearray(whole)
+        damaged[drawn.randrange(len(whole))] = drawn.choice((0, 255, drawn.randrange(256)))
+        path.write_bytes(damaged)
+        try:
+            load_model(path)
+        except InputError as error:
+            refused.append(str(error))
+    assert len(refused) > 50
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "old"])
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_another_pickle_protocol_is_read_or_named_with_what_to_do(tmp_path, is_zip, protocol):
+    path = tmp_path / "model.pth"
+    content = {"meta": {"backbone": "r50"}, "state_dict": {"x.weight": torch.ones(2, 3)}}
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=is_zip)
+    assert torch.equal(read_content(path, trust_pickle=True)["state_dict"]["x.weight"], torch.ones(2, 3))
+    if protocol == 3:
+        assert load_model(path)[1] == content["meta"]
+    else:
+        fix = "write it again with torch.save, .*--trust-pickle"
+        with pytest.raises(InputError, match=f"is written with pickle protocol {protocol}, .*; fix: {fix}"):
+            load_model(path)
+
+
+def test_a_tensor_that_repeats_one_number_without_end_is_refused(tmp_path):
+    save_model(tmp_path / "model.pth", {"x": torch.zeros(1).expand(10**6, 10**6)}, {})
+    with pytest.raises(InputError, match=r"tensor 'x' has 1,000,000,000,000 numbers"):
+        load_model(tmp_path / "model.pth")
 
 
 def test_a_missing_model_is_named(tmp_path):

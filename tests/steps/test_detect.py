@@ -1,6 +1,7 @@
 """Detection in a user's own pictures: results, drawn copies, a line for each, and what cannot be read."""
 
 import json
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_pictures_of_all_sources_are_detected_drawn_and_named_and_a_broken_one_i
     assert [line.split(":")[0] for line in lines] == ["own/two.png", "more.zip/deep/one.png"]
     assert all("7 detections (" in line for line in lines)
     assert "left out: own/broken.jpg: is no complete image" in printed.err
-    assert printed.err.splitlines()[-1].startswith("error: 1 of 3 pictures: cannot be read, the first: own/broken.jpg")
+    assert printed.err.splitlines()[-1].startswith("error: 1 of 3 pictures: left out, the first: own/broken.jpg")
     assert sorted(path.as_posix() for path in Path("found").rglob("*.png")) == ["found/deep/one.png", "found/two.png"]
     with Image.open("found/two.png") as picture, Image.open(paths[1]) as original:
         assert picture.width == -(-460 // max(original.size)) * original.width
@@ -88,6 +89,22 @@ def test_pictures_of_all_sources_are_detected_drawn_and_named_and_a_broken_one_i
         *("image_id", "file_name", "category_id", "category_name"),
         *("score", "bbox", "segmentation"),
     ]
+
+
+def test_a_name_that_cannot_be_shown_or_written_costs_no_other_picture(drawn, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("found/b.png").mkdir(parents=True)
+    for name in (b"a.png", b"b.png", b"\xff.png", b"m" * 251 + b".png"):
+        Path(os.fsdecode(name)).symlink_to(next(drawn.images.rglob("*.png")))
+    names = [Path(os.fsdecode(name)) for name in (b"a.png", b"b.png", b"\xff.png", b"m" * 251 + b".png")]
+    assert run(monkeypatch, model, *names, "--out", "found", "--device", "cpu", *ALL_OF_FEW) == 2
+    printed = capsys.readouterr()
+    assert [line.split(": 7 ")[0] for line in printed.out.splitlines()] == ["a.png", "\ufffd.png", f"{names[3]}"]
+    assert {one["image_id"] for one in results(Path("found"))} == {1, 3, 4}
+    assert sorted(os.listdir("found"))[2] == "m" * 241 + ".png"
+    assert (
+        "left out: found/b.png: cannot be written (Is a directory); fix: name another folder with --out" in printed.err
+    )
 
 
 def test_a_picture_of_the_dataset_has_the_detections_that_inference_makes_of_it(drawn, model, tmp_path):
@@ -211,7 +228,37 @@ def test_settings_come_from_the_model_or_the_record_beside_it_or_its_study(drawn
     (tmp_path / "inference.json").write_text(json.dumps(record))
     network = load_standalone(tmp_path / "model.pth", CPU)
     assert (network.test, network.model.settings) == (study.inference, study.model)
+    other = tiny_study(tmp_path, inference={"nms_iou": 0.25, "score_threshold": 0.5})
+    with pytest.raises(
+        InputError, match=r"inference.json: says its own settings.* of study tiny: inference.nms_iou 0.5, not"
+    ):
+        load_standalone(tmp_path / "model.pth", CPU, study=other)
     # Those of another model do not count.
     (tmp_path / "inference.json").write_text(json.dumps({**record, "model_sha256": "0"}))
     with pytest.raises(InputError, match="does not say the settings"):
         load_standalone(tmp_path / "model.pth", CPU)
+    assert load_standalone(tmp_path / "model.pth", CPU, study=other).test == other.inference
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        ({"backbone": ["r50"]}, r"is a model of \['r50'\]; allowed: r50, "),
+        ({"backbone": {}}, "is a model of {}; allowed: r50, "),
+        ({"CLASSES": 5}, "does not say what it was trained for"),
+        ({"CLASSES": [["cup"]]}, r"has category \['cup'\] in place of"),
+    ],
+)
+def test_a_model_that_says_odd_things_of_itself_is_one_line(model_path, tmp_path, odd, message):
+    state, meta = load_model(model_path)
+    save_model(tmp_path / "model.pth", state, {**meta, **odd})
+    with pytest.raises(InputError, match=message):
+        load_standalone(tmp_path / "model.pth", CPU)
+
+
+def test_a_study_does_not_overrule_what_a_model_says(model, tmp_path):
+    other = tiny_study(tmp_path, inference={"nms_iou": 0.25, "score_threshold": 0.5})
+    with pytest.raises(
+        InputError, match=r"model.pth: says its own .* study tiny: inference.nms_iou 0.5, not 0.25; fix: l"
+    ):
+        load_standalone(model, CPU, study=other)

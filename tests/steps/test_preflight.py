@@ -19,6 +19,7 @@ from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.study import check_study
 from lvis_rcnn.config.yaml_files import read_yaml
 from lvis_rcnn.dataloader import batches
+from lvis_rcnn.dataset import checks
 from lvis_rcnn.dataset.checks import image_errors, image_finding
 from lvis_rcnn.dataset.images import ImageFile, read_image_bgr
 from lvis_rcnn.dataset.store import build_store, open_store
@@ -272,6 +273,24 @@ def test_preflight_takes_the_formats_that_training_reads_and_no_other(tmp_path, 
     assert is_read or image_format in ("ICO", "PDF", "TGA", "AVIF", "GIF")  # OpenCV may be built without the last two
     if is_read:
         assert re.search("is 60 x 40 pixels", image_finding(file, WIDTH, HEIGHT, decode=decode).error)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("most_px", [WIDTH * HEIGHT // 3, WIDTH * HEIGHT - 1], ids=["refused by Pillow", "warned of"])
+@pytest.mark.parametrize(("image_format", "more"), [("JPEG", b""), ("JPEG", b"more"), ("PNG", b""), ("BMP", b"")])
+def test_pillows_limit_of_pixels_is_none_of_ours(tmp_path, monkeypatch, image_format, more, most_px):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most_px)
+    (tmp_path / "image").write_bytes(encoded(image_format) + more)
+    assert image_finding(ImageFile(tmp_path / "image"), HEIGHT, WIDTH) == ("", "")
+    (tmp_path / "image").write_bytes(encoded(image_format)[:-20] + more)
+    assert image_finding(ImageFile(tmp_path / "image"), HEIGHT, WIDTH).error.startswith("is ")
+
+
+@pytest.mark.parametrize(("image_format", "limit"), [("PNG", "MOST_PIXELS"), ("WEBP", "MOST_PIXELS_WEBP")])
+def test_of_more_pixels_than_headers_are_trusted_with_opencv_decides(tmp_path, monkeypatch, image_format, limit):
+    monkeypatch.setattr(checks, limit, WIDTH * HEIGHT - 1)
+    (tmp_path / "image").write_bytes(encoded(image_format)[:-100])
+    assert "OpenCV cannot decode it" in image_finding(ImageFile(tmp_path / "image"), HEIGHT, WIDTH).error
 
 
 def with_zeros(data):
