@@ -61,7 +61,7 @@ def stochastic_copies(factors: Float64[np.ndarray, " n"], seed: int, epoch: int)
     return copies
 
 
-# A new one is also a value of ``rounding`` in config/schema.py.
+# A new one is also a value of ``rounding`` in config/schema.py, and in words of reporting/preflight_text.py.
 ROUNDINGS: dict[str, Callable[[np.ndarray, int, int], Int64[np.ndarray, " n"]]] = {
     "ceil": ceil_copies,
     "stochastic": stochastic_copies,

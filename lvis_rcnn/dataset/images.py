@@ -5,6 +5,8 @@ slowly. So the folder of the images may contain ``train2017/`` or ``train2017.zi
 
 The directory of a zip is kept as flat arrays that all processes share. An open ZipFile of 118,000 members would take
 64 MB in the first process and 99 MB more in every worker that opens its own, in place of 21 MB once.
+
+Other pixels of a file need another TRAINER_REVISION (runs/identity.py) and INFERENCE_REVISION (runs/inference.py).
 """
 
 import contextlib

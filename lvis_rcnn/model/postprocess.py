@@ -3,7 +3,8 @@
 torchvision's ``RoIHeads`` differs: it limits deltas on one side only, drops boxes below 1e-2 pixels, runs NMS over all
 candidates (a million, at 1000 regions x 1230 labels), and computes all mask channels.
 
-Its settings are ``config.schema.Inference``. The NMS of proposals is that of rpn.py.
+Its settings are ``config.schema.Inference``. Other detections need another INFERENCE_REVISION (runs/inference.py). The
+NMS of proposals is that of rpn.py.
 """
 
 from collections.abc import Sequence
