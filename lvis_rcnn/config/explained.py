@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lvis_rcnn.config.schema import IN_WORDS
 from lvis_rcnn.system.cli import InputError
 
 
@@ -33,7 +34,7 @@ def explained(error: ValidationError, where: str, schema: dict[str, Any]) -> Inp
     if first["type"] == "value_error":
         allowed = first["msg"].removeprefix("Value error, ")
         return InputError(f"{where}: {key}", f"does not fit together{more}", allowed=allowed, fix="change one of them")
-    allowed = first["msg"].removeprefix("Input should be ")
+    allowed = IN_WORDS.get(first.get("ctx", {}).get("pattern", ""), first["msg"].removeprefix("Input should be "))
     return InputError(f"{where}: {key}", f"is {value[:80]}{more}", allowed=allowed, fix="change the value")
 
 

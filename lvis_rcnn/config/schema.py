@@ -40,20 +40,14 @@ BACKBONES = {
 BackboneName = Literal["r50", "r101", "x101_32x4d", "x101_64x4d"]
 assert set(BackboneName.__args__) == set(BACKBONES)  # type: ignore[attr-defined]
 
-NAME_LENGTH = 100  # names are parts of names of files
-Name = Annotated[
-    str,
-    Field(
-        pattern=r"^[a-z0-9][a-z0-9_.]*$",
-        max_length=NAME_LENGTH,
-        description="lower-case letters, digits, '_' and '.'",
-    ),
-]
-# Names of rows are names of Snakemake's rules, too.
-RowName = Annotated[
-    str,
-    Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=NAME_LENGTH, description="lower-case letters, digits and '_'"),
-]
+# Names are parts of names of files, those of rows names of Snakemake's rules, too.
+NAME, ROW_NAME = r"^[a-z0-9][a-z0-9_.]{0,99}$", r"^[a-z][a-z0-9_]{0,99}$"
+IN_WORDS = {
+    NAME: "at most 100 lower-case letters, digits, '_' and '.', a letter or digit first",
+    ROW_NAME: "at most 100 lower-case letters, digits and '_', a letter first",
+}
+Name = Annotated[str, Field(pattern=NAME, description=IN_WORDS[NAME])]
+RowName = Annotated[str, Field(pattern=ROW_NAME, description=IN_WORDS[ROW_NAME])]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

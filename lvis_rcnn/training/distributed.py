@@ -290,14 +290,15 @@ def end_process() -> NoReturn:
     os._exit(EXIT_BAD_INPUT)
 
 
-def launched(name: str, default: str = "") -> int:
-    """A number that torchrun passes on; InputError where it is missing or none."""
+def launched(name: str, default: str = "", is_allowed: Callable[[str], bool] = str.isdecimal) -> str:
+    """What torchrun passes on, by default a number; InputError where it is missing or not allowed."""
     text = os.environ.get(name, default)
-    if not text.isdecimal():
-        allowed = "a number, which torchrun sets"
+    if not is_allowed(text):
         fix = "start by torchrun, or unset WORLD_SIZE, RANK and LOCAL_RANK"
-        raise InputError(f"{name} of the environment", f"is {text or 'missing'}", allowed=allowed, fix=fix)
-    return int(text)
+        raise InputError(
+            f"{name} of the environment", f"is {text or 'missing'}", allowed="as torchrun sets it", fix=fix
+        )
+    return text
 
 
 @contextmanager
@@ -310,15 +311,15 @@ def started(device: str) -> Iterator[Ranks]:
     Raises:
         InputError: fewer GPUs than processes, or an environment that torchrun did not make.
     """
-    count, local = launched("WORLD_SIZE", "1"), launched("LOCAL_RANK", "0")
+    count, local = int(launched("WORLD_SIZE", "1")), int(launched("LOCAL_RANK", "0"))
     chosen = process_device(device, local)
     if count == 1:
         yield Ranks(0, 1, chosen)
         return
-    rank = launched("RANK")
+    rank = int(launched("RANK"))
     # torchrun itself serves the store, so it outlives any rank.
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    address, port = os.environ.get("MASTER_ADDR", "localhost"), launched("MASTER_PORT")
+    address, port = launched("MASTER_ADDR", is_allowed=bool), int(launched("MASTER_PORT"))
     store = TCPStore(address, port, count, rank == 0 and not served, timeout=timedelta(seconds=HANG_S))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     prefixed = PrefixStore(f"lvis_rcnn/{attempt}", store)

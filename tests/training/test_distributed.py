@@ -301,10 +301,12 @@ def test_a_single_process_that_hangs_gets_its_message():
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("RANK", None), ("MASTER_PORT", None), ("RANK", "x"), ("WORLD_SIZE", "2.5")]
+    ("name", "text"),
+    [("RANK", None), ("MASTER_ADDR", None), ("MASTER_PORT", None), ("RANK", "x"), ("WORLD_SIZE", "2.5")],
 )
 def test_an_environment_that_torchrun_did_not_make_is_named(monkeypatch, name, text):
-    for key, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0", "MASTER_PORT": "1", name: text}.items():
+    complete = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for key, value in {**complete, name: text}.items():
         monkeypatch.setenv(key, value) if value else monkeypatch.delenv(key, raising=False)
     with pytest.raises(InputError, match=f"{name} of the environment: is .*torchrun"), started("cpu"):
         pass
