@@ -229,14 +229,17 @@ def provenance_line(study: Study, rows: Sequence[Row]) -> str:
         listed("scored on", facts["scored_on"]),
         facts["finished"] or "",
     ]
-    timed = "{images} images after {warmup_images}, {masks} masks"
-    definitions = [
-        listed("AP:", facts["protocol"]),
-        facts["detections_kept"],
-        measurement_line("Mem", facts["measured_on"], facts["memory"], "{images} images in {steps} steps"),
-        measurement_line("Inf time", facts["measured_on"], facts["fps"], timed),
-    ]
+    definitions = [listed("AP:", facts["protocol"]), facts["detections_kept"], *measurement_lines(facts).values()]
     return ". ".join(["; ".join(filter(None, parts)), *filter(None, definitions)]) + "."
+
+
+def measurement_lines(facts: dict[str, Any]) -> dict[str, str]:
+    """What memory and speed of :func:`provenance` are, and how they were measured, a text each."""
+    timed = "{images} images after {warmup_images}, {masks} masks"
+    return {
+        "memory": measurement_line("Mem", facts["measured_on"], facts["memory"], "{images} images in {steps} steps"),
+        "fps": measurement_line("Inf time", facts["measured_on"], facts["fps"], timed),
+    }
 
 
 def measurement_line(label: str, devices: list[str], found: list[dict[str, Any]], extent: str) -> str:

@@ -22,6 +22,7 @@ from lvis_rcnn.reporting.notes import (
     failures_line,
     files_line,
     measured_line,
+    measurement_lines,
     provenance,
     provenance_line,
     reading_line,
@@ -44,6 +45,11 @@ TRAINING_COLUMNS = (
     Column("peak memory, GB", 2),
 )
 JOB_COLUMNS = (Column("job"), Column("seconds", 1), Column("CPU seconds", 1), Column("sampled peak memory, GB", 2))
+MEASURED_COLUMNS = (
+    *(Column("row"), Column("device"), Column("memory, GB", 2), Column("images a second", 2)),
+    *(Column(f"seconds an image, {name}", 3) for name in ("first quartile", "median", "third quartile")),
+    *(Column("with reading, images a second", 2), Column("CPU time / wall time", 2), Column("cores used by others", 2)),
+)
 RUN_FACTS = (
     "code_version",
     "finished_at",
@@ -193,17 +199,32 @@ def provenance_page(study: Study, rows: Sequence[Row]) -> str:
     runs = [(row, run) for row in rows for run in row.runs if run.records]
     # The record of the step that made a run's model, or read it.
     made = [run.records.get("train") or run.records.get("import") or {} for _, run in runs]
+    facts = provenance(study, rows)
+    facts |= measurement_lines(facts)
     return page(
         "provenance",
         f"Provenance of {study.study}",
         fact_columns=[Column("of all runs"), Column("")],
-        facts=[[key.replace("_", " "), in_words(value)] for key, value in provenance(study, rows).items()],
+        facts=[[key.replace("_", " "), in_words(value)] for key, value in facts.items() if value],
+        measured_columns=MEASURED_COLUMNS,
+        measured=[measurement(row, row.measured) for row in rows if row.measured and row.measured.records],
         run_columns=[Column("row"), Column("seed", 0), *(Column(key.replace("_", " ")) for key in RUN_FACTS)],
         runs=[
             [row_name(row), run.seed, *(in_words(record.get(key)) for key in RUN_FACTS)]
             for (row, run), record in zip(runs, made, strict=True)
         ],
     )
+
+
+def measurement(row: Row, measured: RunRecord) -> list[Any]:
+    """The line of one measurement of memory and speed; earlier versions recorded less."""
+    record = measured.records["measure"]
+    speed = record["inference"]
+    seconds = speed.get("image_s", {})
+    quartiles = [seconds.get(key) for key in ("first_quartile", "median", "third_quartile")]
+    conditions = [speed.get(key) for key in ("end_to_end_fps", "cpu_per_wall", "other_cores")]
+    memory_gb = (record.get("training") or {}).get("memory_gb")
+    return [row_name(row), record["device"], memory_gb, speed["fps"], *quartiles, *conditions]
 
 
 def in_words(value: Any) -> str:

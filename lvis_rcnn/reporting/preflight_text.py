@@ -38,7 +38,8 @@ def page_text(page: Page) -> str:
             lines.append(f"  {key.replace('_', ' '):26}{''.join(cells)}")
     lines += [f"  {facts['annotations']}"] if "annotations" in facts else []
     lines += ["", "Oversampling"]
-    lines += [f"  {key.replace('_', ' '):26}{readable(value)}" for key, value in facts["repeat_factors"].items()]
+    figures = {key: value for key, value in facts["repeat_factors"].items() if key != "why_none" or value}
+    lines += [f"  {key.replace('_', ' '):26}{readable(value)}" for key, value in figures.items()]
     lines += [
         "",
         "Training, each run",
@@ -93,4 +94,6 @@ def readable(value: Any) -> str:
     """A cell of the page."""
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value or "-")
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return str(value or "-")

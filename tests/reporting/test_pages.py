@@ -57,6 +57,7 @@ def test_pages_of_a_finished_study(tmp_path):
         assert f"The detector kept at most {kept} detections an image; 300 would count" in pages[name], name
     assert ["code version", "0.1.0-aaaa1111"] in rows_of_table(pages["provenance"])
     assert ["versions", "python 3.11.9; torch 2.15.0; torchvision 0.29.2"] in rows_of_table(pages["provenance"])
+    assert rows_of_table(pages["provenance"])[-3][:4] == ["R-50-FPN", "cpu", "0.88", "12.35"]
     assert "ok, &lt;no&gt; warning" in pages["preflight"]
 
 
