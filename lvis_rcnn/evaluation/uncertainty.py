@@ -107,7 +107,7 @@ def estimates(row: Sampled, minus: Sampled | None = None) -> dict[str, Estimate 
     The degrees of freedom follow Satterthwaite (1946): those of the variance from images and of the variances between
     seeds, each by its share. Each row has its own variance between seeds, as in Welch's test: with a common one p is
     below 0.05 in about 10 % of equal rows of three seeds, where one of them varies much more. None where the metric is
-    undefined in a run, no resample differs from another, too few resamples define it, or a row has two seeds.
+    undefined in a run, neither resamples nor seeds differ, too few resamples define it, or a row has two seeds.
     """
     rows = [row] if minus is None else [row, minus]
     resamples = min(one.samples.shape[1] for one in rows)

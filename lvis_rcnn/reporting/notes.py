@@ -52,7 +52,7 @@ def measured_line(rows: Sequence[Row]) -> str:
     if any(row.fps_quartiles for row in rows):
         parts.append("In parentheses behind Inf time: quartiles over the images.")
     if any(is_unranked(row, rows) for row in rows):
-        parts.append(f"{UNRANKED} = within the spread of another row: images differ more than these rows do.")
+        parts.append(f"{UNRANKED} = its range over images overlaps that of another row: the measurement ranks neither.")
     if disturbed := [f"{row.title} ({row.other_work})" for row in rows if row.other_work]:
         parts.append(f"No Inf time where {OTHER_WORK} during the measurement: {', '.join(disturbed)}.")
         parts.append("To measure again, delete measure.json of the row and start Snakemake with nothing else running.")
@@ -138,7 +138,7 @@ def interval_sentence(rows: Sequence[Row]) -> str:
     if not any(row.interval(name) for row in rows for name in QUANTITIES):
         parts = [f"No intervals ({resamples})."]
     else:
-        what = "95 % interval of the mean AP over sets of as many images, categories held fixed"
+        what = "95 % interval of the mean AP over sets of as many images, of the same categories"
         parts = [f"In square brackets: {what} ({resamples})."]
     if any(len(of_row) >= FEWEST_SEEDS for of_row in scored):
         parts.append("Intervals of means include the variance between seeds.")

@@ -484,7 +484,7 @@ def test_a_speed_within_the_spread_of_another_row_is_marked(tmp_path):
     page = written(tmp_path, study)
     # R-50 is printed as slower than R-101, whose quartiles overlap; both are faster than X-101-64x4d.
     assert [row[SPEED] for row in table_of(page)] == ["1.8 (1.7-2.0)≈", "1.9 (1.6-1.7)≈", "1.2 (1.1-1.4)"]
-    assert "≈ = within the spread of another row" in page.read_text()
+    assert "≈ = its range over images overlaps that of another row" in page.read_text()
     first, _, last = json.loads(page.with_suffix(".json").read_text())["rows"]
     assert first["measures"]["fps"]["quartiles"] == pytest.approx([1 / 0.6, 2])
     assert last["measures"]["fps"]["seeds"] == {"0": 1.25}
