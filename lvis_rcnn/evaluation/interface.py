@@ -9,6 +9,7 @@ Classes that are called as those of the ``lvis`` package are in :mod:`lvis_rcnn.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -71,7 +72,7 @@ def evaluate(
         InputError: a file is missing or damaged, or a record is not as the protocol needs it; it is named.
     """
     scoring = scoring or Scoring()
-    annotations = annotations_of(ground_truth, coco_exhaustive)
+    annotations = annotations_of(ground_truth, coco_exhaustive, kinds=scoring.kinds)
     kinds = scoring.kinds or kinds_of_truth(annotations.truth)
     return score_detections(annotations, any_detections(detections, annotations.truth, kinds), scoring)[0]
 
@@ -82,11 +83,15 @@ def kinds_of_truth(truth: GroundTruth) -> tuple[Kind, ...]:
 
 
 def annotations_of(
-    ground_truth: AnyAnnotations, coco_exhaustive: bool = False, frequencies: Path | None = None
+    ground_truth: AnyAnnotations,
+    coco_exhaustive: bool = False,
+    frequencies: Path | None = None,
+    kinds: Sequence[Kind] = (),
 ) -> Annotations:
     """The annotations of a file, or of what its JSON holds; arguments and errors as :func:`evaluate`.
 
     ``frequencies`` is the COCO file whose images count for frequencies; by default the annotations themselves.
+    ``kinds`` are those that are scored, if that is known.
     """
     if isinstance(ground_truth, Mapping):
         text, where = json_text(ground_truth), "annotations"
@@ -98,7 +103,7 @@ def annotations_of(
     if coco_exhaustive:
         text = lvis_text(text, where, image_counts)
         rules = RULES.replace("of this file", f"of {frequencies.name}") if frequencies else RULES
-    return Annotations(parse_truth(text, where), text, sha256, rules)
+    return Annotations(parse_truth(text, where, kinds), text, sha256, rules)
 
 
 def path_of(ground_truth: Any) -> Path:
@@ -112,14 +117,15 @@ def json_text(dataset: Mapping[str, Any], where: str = "annotations") -> bytes:
     """Annotations as text; their numbers may be NumPy's, and run lengths the bytes of pycocotools.
 
     Raises:
-        InputError: something in them is nothing that JSON has, or a mark is NaN, which JSON would drop.
+        InputError: something in them is nothing that JSON has.
     """
     records = dataset.get("annotations")
     try:
         if isinstance(records, list | tuple):
-            refuse_nan(records, where)
             dataset = {**dataset, "annotations": [with_plain_mask(one) for one in records]}
-        return msgspec.json.encode({**dataset}, enc_hook=as_list)
+        text = msgspec.json.encode({**dataset}, enc_hook=as_list)
+        # NaN may have become null, which may stand for nothing: it becomes what it does in a file.
+        return msgspec.json.encode(plain({**dataset}, nan=""), enc_hook=as_list) if b"null" in text else text
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise InputError(where, f"not to be written as JSON: {error}", allowed=AS_ANNOTATIONS) from None
 
@@ -134,15 +140,6 @@ def as_list(value: Any) -> Any:
     if not hasattr(value, "tolist"):
         raise TypeError(f"it holds {type(value).__name__}")
     return value.tolist()
-
-
-def refuse_nan(records: Sequence[Any], where: str) -> None:
-    """Raise InputError for a mark of an annotation that is not finite: as JSON it would be null, and so no mark."""
-    for place, record in enumerate(records):
-        for name in ("ignore", "iscrowd") if isinstance(record, Mapping) else ():
-            value = record.get(name)
-            if isinstance(value, float | np.floating | np.ndarray) and not np.isfinite(value).all():
-                raise InputError(f"{where}: annotations[{place}]", f"{name} is {value}", allowed="0 or 1")
 
 
 def held(detections: Any) -> Any:
@@ -236,14 +233,19 @@ def results_of(records: Sequence[Mapping[str, Any]], start: int) -> list[Result]
     return checked
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON has it, of NumPy, torch, pandas (which writes ids as 1.0) or pycocotools."""
+def plain(value: Any, nan: str | None = None) -> Any:
+    """A value as JSON has it, of NumPy, torch, pandas (which writes ids as 1.0) or pycocotools.
+
+    ``nan`` stands for NaN and infinity (:func:`~lvis_rcnn.dataset.json_text.mended`); they stay where it is None.
+    """
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
-        return {key: plain(inner) for key, inner in value.items()}
+        return {key: plain(inner, nan) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        return [plain(inner, nan) for inner in value]
     if isinstance(value, bytes | bytearray):
         return value.decode("latin-1")
+    if nan is not None and isinstance(value, float) and not math.isfinite(value):
+        return nan
     # As the reader of files: a larger number may stand for another one.
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value

@@ -199,9 +199,10 @@ def with_first(**changed: Any) -> dict[str, Any]:
         ({**TWO_KINDS, "annotations": ["a"]}, r"annotations: annotations\[0\]: expected object, got str"),
         ({**TWO_KINDS, "info": object()}, "annotations: not to be written as JSON: it holds object"),
         ({**TWO_KINDS, "categories": [{"id": 1, "name": "\ud800"}]}, "annotations: not to be written .*surrogates"),
-        (with_first(ignore=np.nan), r"annotations: annotations\[0\]: ignore is nan; allowed: 0 or 1"),
-        (with_first(iscrowd=np.float32("inf")), r"annotations: annotations\[0\]: iscrowd is inf"),
-        (with_first(ignore=np.array(np.nan)), r"annotations: annotations\[0\]: ignore is nan"),
+        (with_first(ignore=np.nan), r"annotations: annotations\[0\] \(id 1\): ignore: expected .*, got NaN"),
+        (with_first(ignore=np.array(np.nan)), r"\(id 1\): ignore: expected .*, got NaN"),
+        (with_first(area=np.float32("inf")), r"\(id 1\): area: expected float, got NaN, infinity or"),
+        (with_first(segmentation=[np.full(6, np.nan)]), r"annotation 1: segmentation\[0\]\[0\]: .*, got NaN"),
     ],
 )
 def test_what_are_no_annotations_is_named(unchecked, annotations, message):
@@ -230,6 +231,8 @@ def test_boxes_need_no_sizes_of_images_and_no_names_of_categories(edge, is_coco)
             del image[name]
     with pytest.raises(InputError, match=r"images\[0\] \(id 1\)"):
         evaluate(dataset, GOOD, coco_exhaustive=is_coco)
+    boxes = evaluate(dataset, GOOD, Scoring(kinds=("bbox",), official="yes"), coco_exhaustive=is_coco)
+    assert boxes["bbox"]["AP"] == pytest.approx(1)
     for record in dataset["annotations"]:
         del record["segmentation"]
     for number, category in enumerate(dataset["categories"]):
@@ -239,9 +242,11 @@ def test_boxes_need_no_sizes_of_images_and_no_names_of_categories(edge, is_coco)
     assert [one["name"] for one in metrics["per_category"]] == ["0", "1", "2"]
 
 
-def test_masks_need_no_boxes_of_annotations():
+@pytest.mark.parametrize("without", [{}, {"bbox": None}])
+def test_masks_need_no_boxes_of_annotations(without):
     dataset = copy.deepcopy(TWO_KINDS)
     del dataset["annotations"][1]["bbox"]
+    dataset["annotations"][1] |= without
     assert evaluate(dataset, GOOD, Scoring(kinds=("segm",), official="yes"))["segm"]["AP"] == pytest.approx(1)
     with pytest.raises(InputError, match=r"annotation 2: has no bbox; fix: .*--kinds segm"):
         evaluate(dataset, GOOD)
