@@ -160,6 +160,8 @@ def has_annotations(text: Text) -> bool:
 def no_json(where: str, error: Exception) -> InputError:
     """The error for text that is no JSON."""
     fix = "the file is truncated or damaged: fetch or export it again"
+    if isinstance(error, UnicodeDecodeError):
+        fix = "write it as UTF-8, as iconv -f LATIN1 -t UTF-8 FILE > NEW does, or fetch or export it again"
     return InputError(where, f"not readable as JSON: {error}", allowed="LVIS-format JSON", fix=fix)
 
 

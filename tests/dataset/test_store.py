@@ -245,7 +245,9 @@ NO_JSON += [TEXT.replace(b"[[0, 0, 4, 0, 4, 4]]", b"[" * 9000 + b"]" * 9000)]
 
 @pytest.mark.parametrize("text", NO_JSON)
 def test_no_json_is_one_line(tmp_path, text):
-    with pytest.raises(InputError, match=r"json: (not readable as JSON|[eE]xpected object|is UTF-16|missing fields)"):
+    with pytest.raises(
+        InputError, match=r"json: (not readable as JSON|is empty|[eE]xpected object|is UTF-16|missing fields)"
+    ):
         build(tmp_path, text)
     assert not (tmp_path / "data.store").exists()
 
