@@ -50,7 +50,7 @@ class TruthCategory(msgspec.Struct, frozen=True):
 
     id: Int64Number
     frequency: Literal["r", "c", "f"]
-    name: str | int | float | None = ""
+    name: Any = ""
 
 
 class TruthFile(msgspec.Struct, frozen=True):
@@ -62,6 +62,7 @@ class TruthFile(msgspec.Struct, frozen=True):
 
 
 NO_BOX = (math.nan,) * 4
+BOX = msgspec.json.Decoder(tuple[float, float, float, float] | None)
 
 
 class BareImage(TruthImage, frozen=True, gc=False, kw_only=True):
@@ -74,7 +75,7 @@ class BareImage(TruthImage, frozen=True, gc=False, kw_only=True):
 class BareAnnotation(TruthAnnotation, frozen=True, gc=False, kw_only=True):
     """An annotation that may have no box, which masks do not need."""
 
-    bbox: Any = None
+    bbox: msgspec.Raw = msgspec.Raw(b"null")  # type: ignore[assignment]
 
 
 class BareFile(msgspec.Struct, frozen=True):
@@ -160,7 +161,7 @@ def is_mask(outline: msgspec.Raw) -> bool:
 def parse_truth(text: bytes, where: str, kinds: Sequence[str] = ()) -> GroundTruth:
     """Parse an LVIS v0.5 or v1 annotation file, or any in that format; ``where`` names it in messages.
 
-    Sizes of images may be missing where ``kinds``, all that are scored, are boxes alone.
+    What only another kind needs may be missing where ``kinds`` says what is scored.
 
     Raises:
         InputError: it is not JSON, a key is missing or of another type, an id is duplicate or an annotation's is 0, or
@@ -201,16 +202,19 @@ def file_of_one_kind(text: bytes, kinds: Sequence[str]) -> TruthFile | None:
     """
     try:
         file = msgspec.json.decode(text, type=BareFile)
+        read = BOX.decode if {*kinds} != {"segm"} else lambda box: None
+        boxes = [read(annotation.bbox) or NO_BOX for annotation in file.annotations]
     except msgspec.DecodeError:
         return None
     edges = chain.from_iterable((image.height, image.width) for image in file.images)
     has_sizes = all(type(edge) is int and abs(edge) < 2**63 for edge in edges)
-    has_boxes = all(annotation.bbox for annotation in file.annotations)
+    has_boxes = all(box is not NO_BOX for box in boxes)
     has_masks = {*kinds} != {"bbox"} and any(is_mask(annotation.segmentation) for annotation in file.annotations)
     if not file.annotations or has_masks != has_sizes or has_masks == has_boxes:
         return None
     images = file.images if has_sizes else [msgspec.structs.replace(one, height=0, width=0) for one in file.images]
-    return TruthFile([*images], [*file.annotations], file.categories)
+    with_boxes = [msgspec.structs.replace(one, bbox=box) for one, box in zip(file.annotations, boxes, strict=True)]
+    return TruthFile([*images], [*with_boxes], file.categories)
 
 
 def truth_of(file: TruthFile, where: str) -> GroundTruth:
@@ -227,7 +231,7 @@ def truth_of(file: TruthFile, where: str) -> GroundTruth:
     annotation_ids = column(annotations, "id")
     ascending_ids(annotations, f"{where}: annotations")
     refuse_id_0(annotation_ids, where)
-    boxes = np.fromiter(chain.from_iterable(a.bbox or NO_BOX for a in annotations), np.float64, 4 * len(annotations))
+    boxes = np.fromiter(chain.from_iterable(a.bbox for a in annotations), np.float64, 4 * len(annotations))
     return GroundTruth(
         where=where,
         image_ids=image_ids,

@@ -35,6 +35,7 @@ from lvis_rcnn.evaluation.results import (
     allowed_of,
     check_detections,
     read_detections,
+    type_of_results,
 )
 from lvis_rcnn.evaluation.scoring import Annotations, Scoring, score_detections
 from lvis_rcnn.system.cli import InputError
@@ -139,7 +140,8 @@ def as_list(value: Any) -> Any:
     """An array or a number of NumPy or torch as JSON has it; TypeError for anything else."""
     if not hasattr(value, "tolist"):
         raise TypeError(f"it holds {type(value).__name__}")
-    return value.tolist()
+    is_bitmap = getattr(value, "ndim", 0) > 1 and str(value.dtype).endswith("bool")
+    return (value * 1 if is_bitmap else value).tolist()
 
 
 def held(detections: Any) -> Any:
@@ -148,6 +150,8 @@ def held(detections: Any) -> Any:
     Raises:
         InputError: they are nothing that :func:`evaluate` takes.
     """
+    if isinstance(detections, np.ndarray) and detections.dtype == object and detections.ndim == 1:
+        return detections.tolist()  # as np.load returns a list of dictionaries
     if isinstance(detections, str | os.PathLike | np.ndarray | Mapping | list):
         return detections
     if hasattr(detections, "to_dict"):
@@ -164,15 +168,16 @@ def any_detections(detections: AnyDetections, truth: GroundTruth, kinds: Sequenc
         path = Path(detections)
         found = read_detections(path, truth, kinds)
         return found if found.sha256 else replace(found, sha256=sha256_of_shards(path))
-    if isinstance(detections, np.ndarray):
-        detections = columns_of_array(detections)
-    if isinstance(detections, Mapping):
-        detections = read_columns(detections)
-        found = of_columns(detections, kinds)
-        if detections.get("segmentation") is not None and "segm" in kinds:
-            found = replace(found, masks=masks_of(detections["segmentation"], found, truth))
+    given = held(detections)
+    if isinstance(given, np.ndarray):
+        given = columns_of_array(given)
+    if isinstance(given, Mapping):
+        given = read_columns(given)
+        found = of_columns(given, kinds)
+        if given.get("segmentation") is not None and "segm" in kinds:
+            found = replace(found, masks=masks_of(given["segmentation"], found, truth))
     else:
-        found = of_records(held(detections), truth, kinds)
+        found = of_records(given, truth, kinds)
     check_detections(found, truth)
     return found
 
@@ -208,7 +213,7 @@ def of_records(records: Sequence[Mapping[str, Any]], truth: GroundTruth, kinds: 
     """Detections that are dictionaries."""
     columns = Columns("detections", truth, kinds)
     for start in range(0, len(records), RECORDS_AT_ONCE):
-        results = results_of(records[start : start + RECORDS_AT_ONCE], start)
+        results = results_of(records[start : start + RECORDS_AT_ONCE], start, type_of_results(kinds))
         try:
             columns.add(results)
         except OverflowError:
@@ -217,15 +222,15 @@ def of_records(records: Sequence[Mapping[str, Any]], truth: GroundTruth, kinds: 
     return columns.detections()
 
 
-def results_of(records: Sequence[Mapping[str, Any]], start: int) -> list[Result]:
+def results_of(records: Sequence[Mapping[str, Any]], start: int, kind: type[Result]) -> list[Result]:
     """Checked records; ``start`` is the place of the first. InputError for one that is no detection."""
     try:
-        return msgspec.convert(records, list[Result])
+        return msgspec.convert(records, list[kind])  # type: ignore[valid-type]
     except (msgspec.ValidationError, OverflowError, RecursionError):
         checked = []
     for place, record in enumerate(records, start):
         try:
-            checked.append(msgspec.convert(plain(record), Result))
+            checked.append(msgspec.convert(plain(record), kind))
         except (msgspec.ValidationError, OverflowError, RecursionError) as error:
             allowed = "image_id, category_id, score, bbox and/or segmentation, as in an LVIS results file"
             allowed = allowed_of(str(error), allowed)
@@ -238,9 +243,9 @@ def plain(value: Any, nan: str | None = None) -> Any:
 
     ``nan`` stands for NaN and infinity (:func:`~lvis_rcnn.dataset.json_text.mended`); they stay where it is None.
     """
-    value = value.tolist() if hasattr(value, "tolist") else value
+    value = as_list(value) if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
-        return {key: plain(inner, nan) for key, inner in value.items()}
+        return {str(key): plain(inner, nan) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner, nan) for inner in value]
     if isinstance(value, bytes | bytearray):
