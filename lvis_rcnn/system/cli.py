@@ -311,7 +311,8 @@ class LogFile(logging.FileHandler):
         log.removeHandler(self)
         with contextlib.suppress(OSError):
             self.close()
-        raise unwritten_log(self.baseFilename, error) from None
+        if record.levelno < logging.ERROR:  # an error ends the step anyway, and the terminal shows it
+            raise unwritten_log(self.baseFilename, error) from None
 
 
 def unwritten_log(path: str | Path, error: OSError) -> InputError:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lvis_rcnn.system.cli import add_number, add_output, log, run_step, step_parser
+from lvis_rcnn.system.cli import InputError, add_number, add_output, log, run_step, step_parser
 
 GIVEN = ["--annotations", "gt.json", "--out", "metrics.json"]
 
@@ -96,6 +96,18 @@ def test_new_places_and_files_to_replace_are_written(
     words = ["--plot", "data", "--matches", "a/b/m.npz", "--log", "a/step.log"]
     assert error_of(monkeypatch, capsys, *GIVEN, *words) == ""
     assert error_of(monkeypatch, capsys, *GIVEN, *words) == ""
+
+
+def test_bad_input_is_one_line_where_the_log_is_full_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(args: argparse.Namespace) -> None:
+        raise InputError("gt.json", "no such file")
+
+    monkeypatch.setattr(sys, "argv", ["step", "--log", "/dev/full"])
+    with pytest.raises(SystemExit, match="2"):
+        run_step(step_parser("A step."), refuse)
+    assert capsys.readouterr().err == "error: gt.json: no such file\n"
 
 
 def test_a_full_disk_is_one_line_and_no_bug(
