@@ -293,7 +293,7 @@ def rate(value: float) -> str:
 
 
 class LogFile(logging.FileHandler):
-    """The file of ``--log``; one that cannot be written ends the step, whose results may go nowhere else."""
+    """The file of ``--log``; a full disk ends the step, whose results may go nowhere else, a passing fault not."""
 
     def __init__(self, path: Path) -> None:
         """Open it; InputError where that is not possible."""
@@ -304,9 +304,9 @@ class LogFile(logging.FileHandler):
             raise unwritten_log(path, error) from None
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Raise InputError in place of a traceback for each line."""
+        """Raise InputError of a full disk, in place of a traceback for each line."""
         error = sys.exception()
-        if not isinstance(error, OSError):
+        if not isinstance(error, OSError) or error.errno not in DISK_IS_FULL:
             return super().handleError(record)
         log.removeHandler(self)
         with contextlib.suppress(OSError):
