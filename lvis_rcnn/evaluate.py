@@ -92,7 +92,7 @@ def evaluate(
         InputError: a file is missing or damaged, a record is not as the protocol needs it, the detections were made for
             other annotations, or the lvis package gets another result.
     """
-    read = annotations_of(annotations, coco_exhaustive, frequencies)
+    read = annotations_of(annotations, coco_exhaustive, frequencies, scoring.kinds)
     detection_set = any_detections(detections, read.truth, scoring.kinds or kinds_of_truth(read.truth))
     check_belonging(detections, read.sha256, len(detection_set))
     metrics, kept = score_detections(read, detection_set, scoring)

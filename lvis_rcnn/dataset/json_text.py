@@ -57,7 +57,9 @@ def read_text(path: Path, option: str, content: str) -> bytes | mmap.mmap:
 
 
 def json_of(text: Text, where: str) -> Text:
-    """The text without a byte order mark; InputError where it is no UTF-8 text."""
+    """The text without a byte order mark; InputError where it is empty or no UTF-8 text."""
+    if not len(text):
+        raise InputError(where, "is empty", allowed="JSON", fix="get or write the file again")
     start = text_start(bytes(text[:32]), where)
     return memoryview(text)[start:] if start else text
 

@@ -12,6 +12,7 @@ import numpy as np
 
 FARTHEST_PX = 1_000_000
 LONGEST_PX = 10_000_000
+LEAST_ROWS = 4  # of a bitmap
 ALLOWED = f"coordinates up to {FARTHEST_PX:,} and an outline up to {LONGEST_PX:,} pixels"
 
 
@@ -35,6 +36,16 @@ def too_large(polygon: Sequence[float]) -> str:
     return f"has an outline of {length_px:,.0f} pixels" if length_px > LONGEST_PX else ""
 
 
+def any_bitmap(polygons_each: np.ndarray, numbers_each: np.ndarray, coordinates: np.ndarray) -> bool:
+    """Whether any of these outlines, each of one polygon or more, are rows of pixels."""
+    ends, bounds = polygons_each.cumsum(), np.append(0, numbers_each.cumsum())
+    starts = ends - polygons_each
+    alike = np.minimum.reduceat(numbers_each, starts) == np.maximum.reduceat(numbers_each, starts)
+    some = np.flatnonzero(alike & (polygons_each >= LEAST_ROWS))
+    parts = (coordinates[bounds[starts[at]] : bounds[ends[at]]].reshape(polygons_each[at], -1) for at in some)
+    return any(is_bitmap(part.tolist()) for part in parts)
+
+
 def is_bitmap(rows: Sequence[Sequence[float]]) -> bool:
     """Whether these are rows of pixels, which as polygons would be next to nothing: equally long, 0 and one number."""
-    return len(rows) >= 4 and len({*map(len, rows)}) == 1 and len({0, *chain.from_iterable(rows)}) <= 2
+    return len(rows) >= LEAST_ROWS and len({*map(len, rows)}) == 1 and len({0, *chain.from_iterable(rows)}) <= 2

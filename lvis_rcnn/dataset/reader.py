@@ -23,7 +23,7 @@ from tqdm import tqdm
 from lvis_rcnn.dataset.columns import columns
 from lvis_rcnn.dataset.json_text import Text, json_of, mended
 from lvis_rcnn.dataset.pieces import PIECE, Pieces, release
-from lvis_rcnn.dataset.polygons import surely_drawable
+from lvis_rcnn.dataset.polygons import any_bitmap, surely_drawable
 from lvis_rcnn.dataset.records import (
     AnnotationRecord,
     Category,
@@ -287,7 +287,9 @@ def in_range(rows: Rows) -> bool:
     numbers_each = rows.outlines.numbers_each
     outlines = rows.outlines.polygons_each.min() >= 1 and numbers_each.min() >= 6 and not (numbers_each % 2).any()
     small = surely_drawable(int(numbers_each.max()), float(np.abs(rows.outlines.coordinates).max()))
-    return bool(rows.areas.min() >= 0 and outlines and small)
+    if not (rows.areas.min() >= 0 and outlines and small):
+        return False
+    return not any_bitmap(rows.outlines.polygons_each, numbers_each, rows.outlines.coordinates)
 
 
 def rows_of_records(records: Sequence[AnnotationRecord], where: str) -> Rows:

@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from lvis_rcnn.dataset.json_text import Text, decoded_list, decoded_record, value_at
 from lvis_rcnn.dataset.lookup import positions
-from lvis_rcnn.dataset.polygons import ALLOWED, too_large
+from lvis_rcnn.dataset.polygons import ALLOWED, is_bitmap, too_large
 from lvis_rcnn.dataset.rle import check_runs, runs_of_text
 from lvis_rcnn.system.cli import InputError
 
@@ -115,6 +115,8 @@ HELP = {
         f" {{size: [height, width], counts: runs}}; {ALLOWED}",
         "write polygons or a run-length mask of the image's size, or remove the annotation",
     ),
+    "ignore": ("0 or 1", "correct the mark"),
+    "iscrowd": ("0 or 1", "correct the mark"),
     "coco_url": ("a text", "write the image's address, or leave it out and write file_name"),
     "file_name": ("a text", "write the image's name, relative to the folder of the images"),
     "height": ("1 to 65535 pixels, a whole number", "write the image's height"),
@@ -158,6 +160,8 @@ def has_annotations(text: Text) -> bool:
 def no_json(where: str, error: Exception) -> InputError:
     """The error for text that is no JSON."""
     fix = "the file is truncated or damaged: fetch or export it again"
+    if isinstance(error, UnicodeDecodeError):
+        fix = "write it as UTF-8, as iconv -f LATIN1 -t UTF-8 FILE > NEW does, or fetch or export it again"
     return InputError(where, f"not readable as JSON: {error}", allowed="LVIS-format JSON", fix=fix)
 
 
@@ -397,7 +401,8 @@ def polygons_of(records: Sequence[AnnotationRecord], where: str) -> list[list[li
         polygons = LISTS_OF_POLYGONS.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         polygons = []
-    wrong = not all(polygons) or any(
+    wrong = not all(polygons) or any(map(is_bitmap, polygons))
+    wrong = wrong or any(
         len(polygon) < 6 or len(polygon) % 2 or too_large(polygon) for one in polygons for polygon in one
     )
     if wrong or len(polygons) != len(records):
@@ -419,6 +424,8 @@ def polygon_problem(record: AnnotationRecord) -> str:
     bad = [(n, length) for n, length in enumerate(lengths) if length < 6 or length % 2]
     if not polygons:
         return "segmentation has no polygon"
+    if is_bitmap(polygons):
+        return f"segmentation is a bitmap of {len(polygons)} x {len(polygons[0])} pixels"
     if bad:
         return f"segmentation[{bad[0][0]}] has {bad[0][1]} numbers"
     return next((f"segmentation[{n}] {why}" for n, polygon in enumerate(polygons) if (why := too_large(polygon))), "")

@@ -20,7 +20,12 @@ AS_ARRAY = "an array [d, 7] of image_id, x, y, width, height, score, category_id
 
 
 def columns_of_array(array: np.ndarray) -> dict[str, np.ndarray]:
-    """The columns of an array as ``COCO.loadRes`` of pycocotools takes it; InputError for another shape."""
+    """The columns of an array as ``COCO.loadRes`` of pycocotools takes it; InputError for another shape.
+
+    Of an array of records they are its fields.
+    """
+    if array.dtype.names:
+        return {name: array[name] for name in array.dtype.names}
     if array.ndim != 2 or array.shape[1] != 7:
         raise InputError("detections", f"is an array {list(array.shape)}", allowed=AS_ARRAY)
     return {"image_id": array[:, 0], "bbox": array[:, 1:5], "score": array[:, 5], "category_id": array[:, 6]}
@@ -33,9 +38,13 @@ def of_columns(columns: Mapping[str, Any], kinds: Sequence[Kind]) -> DetectionSe
         InputError: an array is missing, of another shape, or holds no numbers, or an id is no whole number.
     """
     given = {name: columns[name] for name in (*COLUMNS, "bbox") if columns.get(name) is not None}
+    has_boxes = "bbox" in given
+    if "bbox" not in kinds:
+        given.pop("bbox", None)
     if lacking := [name for name in COLUMNS if name not in given]:
-        raise InputError("detections", f"no {' and no '.join(lacking)}", allowed=AS_COLUMNS)
-    if "bbox" not in given and columns.get("segmentation") is None:
+        fix = "of a list of detections in a dictionary give the list alone"
+        raise InputError("detections", f"no {' and no '.join(lacking)}", allowed=AS_COLUMNS, fix=fix)
+    if not has_boxes and columns.get("segmentation") is None:
         raise InputError("detections", "neither bbox nor segmentation", allowed=AS_COLUMNS)
     arrays = {name: numbers(name, values) for name, values in given.items()}
     count = arrays["score"].size
@@ -48,7 +57,7 @@ def of_columns(columns: Mapping[str, Any], kinds: Sequence[Kind]) -> DetectionSe
         image_ids=whole_numbers("image_id", arrays["image_id"]),
         category_ids=whole_numbers("category_id", arrays["category_id"]),
         scores=arrays["score"].astype(np.float32 if arrays["score"].dtype == np.float32 else np.float64).reshape(-1),
-        boxes_xywh=arrays["bbox"].astype(np.float64).reshape(-1, 4) if "bbox" in arrays and "bbox" in kinds else None,
+        boxes_xywh=arrays["bbox"].astype(np.float64).reshape(-1, 4) if "bbox" in arrays else None,
         masks=None,
     )
 

@@ -41,7 +41,7 @@ class CocoCategory(msgspec.Struct, frozen=True):
     """What is read of a category."""
 
     id: Int64Number
-    name: str | int | float | None = ""
+    name: Any = ""
 
 
 class CocoFile(msgspec.Struct, frozen=True):

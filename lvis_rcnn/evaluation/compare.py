@@ -24,6 +24,8 @@ from lvis_rcnn.evaluation.scoring import Annotations, Scoring, score_detections
 from lvis_rcnn.evaluation.uncertainty import Interval, Sampled, estimates, holm, metrics_of_runs, seedwise
 from lvis_rcnn.system.cli import InputError
 
+SCORED_AGAIN = "score the run again, or name annotations before two results files: compare GT.json A.json B.json"
+
 
 def scored_rows(path: Path, only: Collection[str] = ()) -> dict[str, list[Path]]:
     """metrics.json of the runs of each row, by the row's name, which is empty unless ``path`` is a study.
@@ -192,11 +194,11 @@ def read_metrics(file: Path) -> dict[str, Any]:
         fix = "name the folder of a scored run, or a metrics.json"
         raise InputError(str(file), "no such file", fix=fix) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(str(file), f"not readable as JSON: {error}", fix="score the run again") from None
+        raise InputError(str(file), f"not readable as JSON: {error}", fix=SCORED_AGAIN) from None
     found = (metrics.get("format"), metrics.get("version"))
     if found != ("lvis_rcnn.metrics", 1):
-        what = f"is {found[0]} version {found[1]}"
-        raise InputError(str(file), what, allowed="lvis_rcnn.metrics version 1", fix="score the run again")
+        what = f"is {found[0]} version {found[1]}" if found[0] else "is no metrics.json"
+        raise InputError(str(file), what, allowed="lvis_rcnn.metrics version 1", fix=SCORED_AGAIN)
     try:
         msgspec.convert(metrics, ComparedMetrics)
     except msgspec.ValidationError as error:

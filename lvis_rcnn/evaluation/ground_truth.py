@@ -50,7 +50,7 @@ class TruthCategory(msgspec.Struct, frozen=True):
 
     id: Int64Number
     frequency: Literal["r", "c", "f"]
-    name: str | int | float | None = ""
+    name: Any = ""
 
 
 class TruthFile(msgspec.Struct, frozen=True):
@@ -62,6 +62,7 @@ class TruthFile(msgspec.Struct, frozen=True):
 
 
 NO_BOX = (math.nan,) * 4
+BOX = msgspec.json.Decoder(tuple[float, float, float, float] | None)
 
 
 class BareImage(TruthImage, frozen=True, gc=False, kw_only=True):
@@ -74,7 +75,7 @@ class BareImage(TruthImage, frozen=True, gc=False, kw_only=True):
 class BareAnnotation(TruthAnnotation, frozen=True, gc=False, kw_only=True):
     """An annotation that may have no box, which masks do not need."""
 
-    bbox: tuple[float, float, float, float] = NO_BOX
+    bbox: msgspec.Raw = msgspec.Raw(b"null")  # type: ignore[assignment]
 
 
 class BareFile(msgspec.Struct, frozen=True):
@@ -157,8 +158,10 @@ def is_mask(outline: msgspec.Raw) -> bool:
     return b"".join(bytes(outline).split()) not in NO_SEGMENTATION
 
 
-def parse_truth(text: bytes, where: str) -> GroundTruth:
+def parse_truth(text: bytes, where: str, kinds: Sequence[str] = ()) -> GroundTruth:
     """Parse an LVIS v0.5 or v1 annotation file, or any in that format; ``where`` names it in messages.
+
+    What only another kind needs may be missing where ``kinds`` says what is scored.
 
     Raises:
         InputError: it is not JSON, a key is missing or of another type, an id is duplicate or an annotation's is 0, or
@@ -168,13 +171,13 @@ def parse_truth(text: bytes, where: str) -> GroundTruth:
     try:
         file = msgspec.json.decode(json_text, type=TruthFile)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        file = mended_file(json_text, where)
+        file = mended_file(json_text, where, kinds)
     if not file.images or not file.categories:
         raise InputError(where, "no images or no categories", fix="name an LVIS annotation file")
     return truth_of(file, where)
 
 
-def mended_file(text: Text, where: str) -> TruthFile:
+def mended_file(text: Text, where: str, kinds: Sequence[str]) -> TruthFile:
     """The records of a file that is not as it should be; InputError where it cannot be mended."""
     text = mended(text)
     try:
@@ -185,30 +188,33 @@ def mended_file(text: Text, where: str) -> TruthFile:
             raise InputError(where, what, allowed="LVIS-format JSON with annotations", fix=fix)
         return msgspec.json.decode(text, type=TruthFile)
     except msgspec.ValidationError as error:
-        if bare := file_of_one_kind(text):
+        if bare := file_of_one_kind(text, kinds):
             return bare
         raise plain_coco(text, where, str(error), SECTIONS) or type_error(text, where, str(error), SECTIONS) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise no_json(where, error) from None
 
 
-def file_of_one_kind(text: bytes) -> TruthFile | None:
-    """The records of a file of boxes without sizes of images, which become 0, or of masks without boxes, which are NaN.
+def file_of_one_kind(text: bytes, kinds: Sequence[str]) -> TruthFile | None:
+    """The records of a file of boxes without sizes of images, which become 0, or of masks without boxes.
 
     None where neither can be scored.
     """
     try:
         file = msgspec.json.decode(text, type=BareFile)
+        read = BOX.decode if {*kinds} != {"segm"} else lambda box: None
+        boxes = [read(annotation.bbox) or NO_BOX for annotation in file.annotations]
     except msgspec.DecodeError:
         return None
     edges = chain.from_iterable((image.height, image.width) for image in file.images)
     has_sizes = all(type(edge) is int and abs(edge) < 2**63 for edge in edges)
-    has_boxes = all(annotation.bbox is not NO_BOX for annotation in file.annotations)
-    has_masks = any(is_mask(annotation.segmentation) for annotation in file.annotations)
+    has_boxes = all(box is not NO_BOX for box in boxes)
+    has_masks = {*kinds} != {"bbox"} and any(is_mask(annotation.segmentation) for annotation in file.annotations)
     if not file.annotations or has_masks != has_sizes or has_masks == has_boxes:
         return None
     images = file.images if has_sizes else [msgspec.structs.replace(one, height=0, width=0) for one in file.images]
-    return TruthFile([*images], [*file.annotations], file.categories)
+    with_boxes = [msgspec.structs.replace(one, bbox=box) for one, box in zip(file.annotations, boxes, strict=True)]
+    return TruthFile([*images], [*with_boxes], file.categories)
 
 
 def truth_of(file: TruthFile, where: str) -> GroundTruth:

@@ -9,6 +9,7 @@ Classes that are called as those of the ``lvis`` package are in :mod:`lvis_rcnn.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ from lvis_rcnn.evaluation.results import (
     allowed_of,
     check_detections,
     read_detections,
+    type_of_results,
 )
 from lvis_rcnn.evaluation.scoring import Annotations, Scoring, score_detections
 from lvis_rcnn.system.cli import InputError
@@ -71,7 +73,7 @@ def evaluate(
         InputError: a file is missing or damaged, or a record is not as the protocol needs it; it is named.
     """
     scoring = scoring or Scoring()
-    annotations = annotations_of(ground_truth, coco_exhaustive)
+    annotations = annotations_of(ground_truth, coco_exhaustive, kinds=scoring.kinds)
     kinds = scoring.kinds or kinds_of_truth(annotations.truth)
     return score_detections(annotations, any_detections(detections, annotations.truth, kinds), scoring)[0]
 
@@ -82,11 +84,15 @@ def kinds_of_truth(truth: GroundTruth) -> tuple[Kind, ...]:
 
 
 def annotations_of(
-    ground_truth: AnyAnnotations, coco_exhaustive: bool = False, frequencies: Path | None = None
+    ground_truth: AnyAnnotations,
+    coco_exhaustive: bool = False,
+    frequencies: Path | None = None,
+    kinds: Sequence[Kind] = (),
 ) -> Annotations:
     """The annotations of a file, or of what its JSON holds; arguments and errors as :func:`evaluate`.
 
     ``frequencies`` is the COCO file whose images count for frequencies; by default the annotations themselves.
+    ``kinds`` are those that are scored, if that is known.
     """
     if isinstance(ground_truth, Mapping):
         text, where = json_text(ground_truth), "annotations"
@@ -98,7 +104,7 @@ def annotations_of(
     if coco_exhaustive:
         text = lvis_text(text, where, image_counts)
         rules = RULES.replace("of this file", f"of {frequencies.name}") if frequencies else RULES
-    return Annotations(parse_truth(text, where), text, sha256, rules)
+    return Annotations(parse_truth(text, where, kinds), text, sha256, rules)
 
 
 def path_of(ground_truth: Any) -> Path:
@@ -112,14 +118,15 @@ def json_text(dataset: Mapping[str, Any], where: str = "annotations") -> bytes:
     """Annotations as text; their numbers may be NumPy's, and run lengths the bytes of pycocotools.
 
     Raises:
-        InputError: something in them is nothing that JSON has, or a mark is NaN, which JSON would drop.
+        InputError: something in them is nothing that JSON has.
     """
     records = dataset.get("annotations")
     try:
         if isinstance(records, list | tuple):
-            refuse_nan(records, where)
             dataset = {**dataset, "annotations": [with_plain_mask(one) for one in records]}
-        return msgspec.json.encode({**dataset}, enc_hook=as_list)
+        text = msgspec.json.encode({**dataset}, enc_hook=as_list)
+        # NaN may have become null, which may stand for nothing: it becomes what it does in a file.
+        return msgspec.json.encode(plain({**dataset}, nan=""), enc_hook=as_list) if b"null" in text else text
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise InputError(where, f"not to be written as JSON: {error}", allowed=AS_ANNOTATIONS) from None
 
@@ -133,16 +140,8 @@ def as_list(value: Any) -> Any:
     """An array or a number of NumPy or torch as JSON has it; TypeError for anything else."""
     if not hasattr(value, "tolist"):
         raise TypeError(f"it holds {type(value).__name__}")
-    return value.tolist()
-
-
-def refuse_nan(records: Sequence[Any], where: str) -> None:
-    """Raise InputError for a mark of an annotation that is not finite: as JSON it would be null, and so no mark."""
-    for place, record in enumerate(records):
-        for name in ("ignore", "iscrowd") if isinstance(record, Mapping) else ():
-            value = record.get(name)
-            if isinstance(value, float | np.floating | np.ndarray) and not np.isfinite(value).all():
-                raise InputError(f"{where}: annotations[{place}]", f"{name} is {value}", allowed="0 or 1")
+    is_bitmap = getattr(value, "ndim", 0) > 1 and str(value.dtype).endswith("bool")
+    return (value * 1 if is_bitmap else value).tolist()
 
 
 def held(detections: Any) -> Any:
@@ -151,6 +150,8 @@ def held(detections: Any) -> Any:
     Raises:
         InputError: they are nothing that :func:`evaluate` takes.
     """
+    if isinstance(detections, np.ndarray) and detections.dtype == object and detections.ndim == 1:
+        return detections.tolist()  # as np.load returns a list of dictionaries
     if isinstance(detections, str | os.PathLike | np.ndarray | Mapping | list):
         return detections
     if hasattr(detections, "to_dict"):
@@ -167,15 +168,16 @@ def any_detections(detections: AnyDetections, truth: GroundTruth, kinds: Sequenc
         path = Path(detections)
         found = read_detections(path, truth, kinds)
         return found if found.sha256 else replace(found, sha256=sha256_of_shards(path))
-    if isinstance(detections, np.ndarray):
-        detections = columns_of_array(detections)
-    if isinstance(detections, Mapping):
-        detections = read_columns(detections)
-        found = of_columns(detections, kinds)
-        if detections.get("segmentation") is not None and "segm" in kinds:
-            found = replace(found, masks=masks_of(detections["segmentation"], found, truth))
+    given = held(detections)
+    if isinstance(given, np.ndarray):
+        given = columns_of_array(given)
+    if isinstance(given, Mapping):
+        given = read_columns(given)
+        found = of_columns(given, kinds)
+        if given.get("segmentation") is not None and "segm" in kinds:
+            found = replace(found, masks=masks_of(given["segmentation"], found, truth))
     else:
-        found = of_records(held(detections), truth, kinds)
+        found = of_records(given, truth, kinds)
     check_detections(found, truth)
     return found
 
@@ -211,7 +213,7 @@ def of_records(records: Sequence[Mapping[str, Any]], truth: GroundTruth, kinds: 
     """Detections that are dictionaries."""
     columns = Columns("detections", truth, kinds)
     for start in range(0, len(records), RECORDS_AT_ONCE):
-        results = results_of(records[start : start + RECORDS_AT_ONCE], start)
+        results = results_of(records[start : start + RECORDS_AT_ONCE], start, type_of_results(kinds))
         try:
             columns.add(results)
         except OverflowError:
@@ -220,15 +222,15 @@ def of_records(records: Sequence[Mapping[str, Any]], truth: GroundTruth, kinds: 
     return columns.detections()
 
 
-def results_of(records: Sequence[Mapping[str, Any]], start: int) -> list[Result]:
+def results_of(records: Sequence[Mapping[str, Any]], start: int, kind: type[Result]) -> list[Result]:
     """Checked records; ``start`` is the place of the first. InputError for one that is no detection."""
     try:
-        return msgspec.convert(records, list[Result])
+        return msgspec.convert(records, list[kind])  # type: ignore[valid-type]
     except (msgspec.ValidationError, OverflowError, RecursionError):
         checked = []
     for place, record in enumerate(records, start):
         try:
-            checked.append(msgspec.convert(plain(record), Result))
+            checked.append(msgspec.convert(plain(record), kind))
         except (msgspec.ValidationError, OverflowError, RecursionError) as error:
             allowed = "image_id, category_id, score, bbox and/or segmentation, as in an LVIS results file"
             allowed = allowed_of(str(error), allowed)
@@ -236,14 +238,19 @@ def results_of(records: Sequence[Mapping[str, Any]], start: int) -> list[Result]
     return checked
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON has it, of NumPy, torch, pandas (which writes ids as 1.0) or pycocotools."""
-    value = value.tolist() if hasattr(value, "tolist") else value
+def plain(value: Any, nan: str | None = None) -> Any:
+    """A value as JSON has it, of NumPy, torch, pandas (which writes ids as 1.0) or pycocotools.
+
+    ``nan`` stands for NaN and infinity (:func:`~lvis_rcnn.dataset.json_text.mended`); they stay where it is None.
+    """
+    value = as_list(value) if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
-        return {key: plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner, nan) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        return [plain(inner, nan) for inner in value]
     if isinstance(value, bytes | bytearray):
         return value.decode("latin-1")
+    if nan is not None and isinstance(value, float) and not math.isfinite(value):
+        return nan
     # As the reader of files: a larger number may stand for another one.
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value

@@ -149,11 +149,14 @@ class LVIS:
         mask: np.ndarray = coco_mask.decode(self.ann_to_rle(ann))
         return mask
 
-    def ground_truth(self) -> GroundTruth:
+    def ground_truth(self, kind: Kind) -> GroundTruth:
         """What is scored: the file, or ``dataset`` where a program has asked for it and may have changed it."""
-        return (
-            parse_truth(json_text(self.dataset, self._where), self._where) if "dataset" in vars(self) else self._of_file
-        )
+        if "dataset" in vars(self):
+            return parse_truth(json_text(self.dataset, self._where), self._where, (kind,))
+        try:
+            return self._of_file
+        except InputError:
+            return parse_truth(self._text, self._where, (kind,))
 
     @cached_property
     def _of_file(self) -> GroundTruth:
@@ -265,7 +268,7 @@ class LVISEval:
         self.lvis_gt = lvis_gt if isinstance(lvis_gt, LVIS) else LVIS(lvis_gt)
         self.lvis_dt = lvis_dt if isinstance(lvis_dt, LVISResults) else LVISResults(self.lvis_gt, lvis_dt)
         self.params = Params(iou_type)
-        truth = self.lvis_gt.ground_truth()
+        truth = self.lvis_gt.ground_truth("bbox" if iou_type == "bbox" else "segm")
         self.params.img_ids, self.params.cat_ids = truth.image_ids.tolist(), truth.category_ids.tolist()
         self.freq_groups: list[list[int]] = []
         self._scores: Scores | None = None
@@ -280,8 +283,8 @@ class LVISEval:
                 name an image or a category that the annotations do not have.
         """
         self.params.check()
-        truth = self.lvis_gt.ground_truth()
         kind: Kind = "bbox" if self.params.iou_type == "bbox" else "segm"
+        truth = self.lvis_gt.ground_truth(kind)
         detections = self.lvis_dt.detections(truth, kind)
         if kind not in detections.kinds:
             raise InputError(detections.where, f"no {kind}", fix=f"score {' or '.join(detections.kinds)}")

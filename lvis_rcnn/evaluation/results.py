@@ -44,6 +44,7 @@ KINDS: dict[Kind, str] = {"bbox": "box", "segm": "mask"}
 
 ALL_KINDS: tuple[Kind, ...] = tuple(KINDS)
 CONTENT = "a folder of shards, or an LVIS results file (JSON)"
+LIST_ALONE = "name the results file, or write its list of detections alone, without the object around it"
 
 
 def kinds_present(boxes: Any, masks: Any) -> tuple[Kind, ...]:
@@ -64,6 +65,23 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds that it can be scored as."""
         return kinds_present(self.bbox, self.segmentation)
+
+
+class BoxResult(Result, frozen=True, gc=False):
+    """One detection of which the box is scored alone."""
+
+    segmentation: Any = None
+
+
+class MaskResult(Result, frozen=True, gc=False):
+    """One detection of which the mask is scored alone."""
+
+    bbox: Any = None
+
+
+def type_of_results(kinds: Sequence[Kind]) -> type[Result]:
+    """What checks of detections no more than ``kinds`` need."""
+    return Result if len({*kinds}) != 1 else BoxResult if "bbox" in kinds else MaskResult
 
 
 FIELDS = {
@@ -91,6 +109,12 @@ class ResultText(msgspec.Struct, frozen=True, gc=False):
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds that it can be scored as."""
         return kinds_present(self.bbox, None if self.segmentation == NO_MASK else self.segmentation)
+
+
+class MaskText(ResultText, frozen=True, gc=False):
+    """The same where the mask is scored alone."""
+
+    bbox: Any = None
 
 
 Results = Sequence[Result | ResultText]
@@ -195,8 +219,8 @@ def detections_of_file(path: Path, truth: GroundTruth, kinds: Sequence[Kind]) ->
 def columns_of(text: Text, where: str, truth: GroundTruth, kinds: Sequence[Kind]) -> "Columns":
     """The records of a results file as arrays; InputError as :func:`detections_of_file`."""
     readings: list[Callable[[], Iterator[list[ResultText]]]] = [
-        lambda: pieces_of(text),
-        lambda: pieces_of(mended(text)),
+        lambda: pieces_of(text, kinds),
+        lambda: pieces_of(mended(text), kinds),
     ]
     for read in readings:
         columns = Columns(where, truth, kinds)
@@ -207,33 +231,40 @@ def columns_of(text: Text, where: str, truth: GroundTruth, kinds: Sequence[Kind]
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
     columns = Columns(where, truth, kinds)
-    columns.add(all_records(text, where))
+    columns.add(all_records(text, where, kinds))
     return columns
 
 
-def pieces_of(text: Text) -> Iterator[list[ResultText]]:
+def pieces_of(text: Text, kinds: Sequence[Kind]) -> Iterator[list[ResultText]]:
     """The records of a JSON file; msgspec.DecodeError where it is not JSON, or a record is not a detection."""
     start = next((at for at in range(min(len(text), 1 << 10)) if text[at : at + 1] not in b" \t\r\n"), 0)
     if text[start : start + 1] != b"[":
         raise msgspec.DecodeError("no list")
-    pieces = Pieces(text, start + 1, msgspec.json.Decoder(list[ResultText]).decode)
+    kind = ResultText if "bbox" in kinds else MaskText
+    pieces = Pieces(text, start + 1, msgspec.json.Decoder(list[kind]).decode)  # type: ignore[valid-type]
     yield from pieces
     if bytes(text[pieces.end :]).strip(b" \t\r\n"):
         raise msgspec.DecodeError("trailing characters")
 
 
-def all_records(text: Text, where: str) -> list[Result]:
+def all_records(text: Text, where: str, kinds: Sequence[Kind]) -> list[Result]:
     """The records of a file that is not as it should be, read at once and slowly, with an error that names the record.
 
     NaN is no JSON, but some tools write it, so that it passes here for the checks to name it.
     """
     try:
-        return msgspec.convert(json.loads(bytes(text), parse_float=number), list[Result])
+        records = json.loads(bytes(text), parse_float=number)
+        if isinstance(records, dict):
+            raise InputError(where, "is an object, no list", allowed=CONTENT, fix=LIST_ALONE)
+        found: list[Result] = msgspec.convert(records, list[type_of_results(kinds)])  # type: ignore[misc]
+        return found
     except msgspec.ValidationError as error:
         raise InputError(where, str(error), allowed=allowed_of(str(error), CONTENT), fix="correct the file") from None
     except (ValueError, RecursionError) as error:
-        what = f"not readable as JSON: {error}"
-        raise InputError(where, what, allowed=CONTENT, fix="get the file again, or name another one") from None
+        what, fix = f"not readable as JSON: {error}", "get the file again, or name another one"
+        if "Extra data" in what and bytes(text[:32]).lstrip().startswith(b"{"):
+            what, fix = "is several objects, no list", "write them as one list: jq -s . FILE > NEW"
+        raise InputError(where, what, allowed=CONTENT, fix=fix) from None
 
 
 def allowed_of(message: str, otherwise: str) -> str:
@@ -284,8 +315,11 @@ class Columns:
         if not self.count:
             self.kinds = self.kinds_of(records[0])
         boxes, masks = (list(map(attrgetter(name), records)) for name in ("bbox", "segmentation"))
-        missing = {"bbox": boxes.count(None), "segm": masks.count(None) + masks.count(NO_MASK)}
-        if not self.kinds or any(missing[kind] != len(records) * (kind not in self.kinds) for kind in self.wanted):
+        lacking: dict[Kind, Callable[[], int]] = {
+            "bbox": lambda: boxes.count(None),
+            "segm": lambda: masks.count(None) + masks.count(NO_MASK),
+        }
+        if not self.kinds or any(lacking[kind]() != len(records) * (kind not in self.kinds) for kind in self.wanted):
             raise self.other_kinds(records)
         self.parts["images"].append(column(records, "image_id"))
         self.parts["categories"].append(column(records, "category_id"))

@@ -1,12 +1,14 @@
 """How every step starts, reports and fails: one parser, one log, one line for an error."""
 
 import argparse
+import contextlib
 import errno
 import inspect
 import logging
 import math
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -190,8 +192,11 @@ def check_writable(option: str, path: Path, *, is_folder: bool) -> None:
     if any(len(os.fsencode(part)) > most for part in path.parts):
         raise InputError(f"{option} {path}", "is too long a name", allowed=f"{most} bytes", fix="name it shorter")
     folder = path if os.path.isdir(path) else above
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{option} {path}", f"{folder} cannot be written", fix="name a place in another folder")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # access(2) says yes to root in /proc
+    except OSError:
+        fix = "name a place in another folder"
+        raise InputError(f"{option} {path}", f"{folder} cannot be written", fix=fix) from None
 
 
 def add_number(
@@ -249,8 +254,8 @@ def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace
     try:
         args = parser.parse_args()
         check_outputs(args)
+        start_logging(args.log)
         log_file = args.log
-        start_logging(log_file)
         step(args)
     except InputError as error:
         log.error("error: %s", error)
@@ -287,8 +292,40 @@ def rate(value: float) -> str:
     return f"{value:.1f}" if value >= 1 else f"{value:#.2g}"
 
 
+class LogFile(logging.FileHandler):
+    """The file of ``--log``; a full disk ends the step, whose results may go nowhere else, a passing fault not."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it; InputError where that is not possible."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise unwritten_log(path, error) from None
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise InputError of a full disk, in place of a traceback for each line."""
+        error = sys.exception()
+        if not isinstance(error, OSError) or error.errno not in DISK_IS_FULL:
+            return super().handleError(record)
+        log.removeHandler(self)
+        with contextlib.suppress(OSError):
+            self.close()
+        if record.levelno < logging.ERROR:  # an error ends the step anyway, and the terminal shows it
+            raise unwritten_log(self.baseFilename, error) from None
+
+
+def unwritten_log(path: str | Path, error: OSError) -> InputError:
+    """The error for a file of ``--log`` that cannot be written."""
+    return InputError(f"--log {path}", f"cannot be written: {error.strerror}", fix="make room, or name another place")
+
+
 def start_logging(log_file: Path | None) -> None:
-    """Plain lines to standard error; the same lines, and those of level DEBUG, with their time to ``log_file``."""
+    """Plain lines to standard error; the same lines, and those of level DEBUG, with their time to ``log_file``.
+
+    Raises:
+        InputError: ``log_file`` cannot be written.
+    """
     log.setLevel(logging.DEBUG)
     log.propagate = False
     for handler in list(log.handlers):
@@ -299,8 +336,7 @@ def start_logging(log_file: Path | None) -> None:
     terminal.setLevel(logging.INFO)
     log.addHandler(terminal)
     if log_file is not None:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
+        file = LogFile(log_file)
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
         log.addHandler(file)
 

@@ -182,6 +182,11 @@ MASK = {"counts": [500, 20, 1880], "size": [40, 60]}
             r"annotation 4: segmentation\[1\] has a coordinate of 3e\+07",
         ),
         ("annotations.2.segmentation.0", [0, 0, 1e6, 9] * 6, r"segmentation\[0\] has an outline of 12,000,000 pixels"),
+        (
+            "annotations.2.segmentation",
+            [[0] * 60, *[[0, 1, 1] * 20] * 39],
+            r"segmentation is a bitmap of 40 x 60 pixels",
+        ),
         ("annotations.2.segmentation.1", [1] * 7, r"annotation 4: segmentation\[1\] has 7 numbers"),
         ("annotations.2.segmentation.0.3", None, r"annotation 4: segmentation\[0\]\[3\]: expected float, got null"),
         ("annotations.2.segmentation.0.3", float("inf"), r"annotation 4: segmentation\[0\]\[3\]: expected .* got NaN"),
@@ -240,7 +245,9 @@ NO_JSON += [TEXT.replace(b"[[0, 0, 4, 0, 4, 4]]", b"[" * 9000 + b"]" * 9000)]
 
 @pytest.mark.parametrize("text", NO_JSON)
 def test_no_json_is_one_line(tmp_path, text):
-    with pytest.raises(InputError, match=r"json: (not readable as JSON|[eE]xpected object|is UTF-16|missing fields)"):
+    with pytest.raises(
+        InputError, match=r"json: (not readable as JSON|is empty|[eE]xpected object|is UTF-16|missing fields)"
+    ):
         build(tmp_path, text)
     assert not (tmp_path / "data.store").exists()
 

@@ -247,6 +247,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
             b'{"format": "lvis_rcnn.metrics", "version": 2}',
             "version 2; allowed: .* version 1",
         ),
+        ("metrics.json", b"{}", "metrics.json: is no metrics.json; .*compare GT.json A.json B.json"),
         ("metrics.json", b"{", "metrics.json: not readable as JSON"),
         ("metrics.json", b"[" * 5000, "metrics.json: not readable as JSON"),
         ("metrics.json", None, "metrics.json: no such file; fix: name the folder of a scored run"),

@@ -125,7 +125,9 @@ MASKED = {"image_id": [1], "category_id": [1], "score": [0.5], "segmentation": [
             {**MASKED, "segmentation": [[[10, 10, 30, np.nan, 30, 30]]]},
             "result 0 .*polygon has a coordinate that is no finite",
         ),
-        ({**MASKED, "segmentation": [BITMAP > 0]}, "got `bool` .*; allowed: segmentation: run lengths {size"),
+        ({**MASKED, "segmentation": [BITMAP > 0]}, "segmentation is a bitmap of 100 x 100 pixels"),
+        ({"annotations": GOOD}, "detections: no image_id and no category_id .*; fix: .*give the list alone"),
+        (np.array([*GOOD, 5]), "detections: result 2: Expected `object`, got `int`"),
         ([SELF], "detections: result 0: "),
         ("a\0b", r"--detections a\?b: embedded null byte"),
         (None, "detections: is NoneType; allowed: a path; a list of dictionaries"),
@@ -151,6 +153,8 @@ OBJECTS[:] = [list(CUP), list(BOAT)]
         (one for one in GOOD),
         map(dict, GOOD),
         deque(GOOD),
+        np.array(GOOD),
+        [{np.str_(key): value for key, value in one.items()} | {5: None} for one in GOOD],
         [{**one, "image_id": float(one["image_id"]), "category_id": np.float64(one["category_id"])} for one in GOOD],
         {**COLUMNS, "image_id": COLUMNS["image_id"].astype(float)},
         {**COLUMNS, "bbox": OBJECTS},
@@ -165,6 +169,28 @@ OBJECTS[:] = [list(CUP), list(BOAT)]
 def test_forms_that_hold_the_same_score_the_same(detections):
     metrics = evaluate(TWO_KINDS, detections)
     assert (metrics["bbox"]["AP"], metrics["segm"]["AP"]) == (pytest.approx(1), pytest.approx(1))
+
+
+WITHOUT_SIZE = {"counts": "a"}
+
+
+@pytest.mark.parametrize(
+    "unread", ["[]", [], {"x": [1]}, 7, [[1, 2]], [[10, np.nan]], WITHOUT_SIZE, np.ones((4, 4), bool)]
+)
+@pytest.mark.parametrize(("kind", "other"), [("bbox", "segmentation"), ("segm", "bbox")])
+def test_a_kind_that_is_not_scored_is_not_checked(tmp_path, unread, kind, other):
+    results = [{**one, other: unread} for one in GOOD]
+    columns = {**as_columns(GOOD, "bbox", "segmentation"), other: unread}
+    annotations = copy.deepcopy(TWO_KINDS)
+    annotations["annotations"][0][other] = unread
+    for detections in (results, columns, *([] if hasattr(unread, "any") else [write(tmp_path / "x.json", results)])):
+        assert evaluate(annotations, detections, Scoring(kinds=(kind,)))[kind]["AP"] == pytest.approx(1)
+
+
+def test_an_array_of_records_is_a_dictionary_of_arrays():
+    fields = [("image_id", "i4"), ("category_id", "u1"), ("score", "f4"), ("bbox", "f8", 4)]
+    records = np.array([tuple(one[name] for name, *_ in fields) for one in GOOD], fields)
+    assert evaluate(TWO_KINDS, records)["bbox"]["AP"] == pytest.approx(1)
 
 
 def test_an_archive_of_numpy_is_a_dictionary_of_arrays(tmp_path):
@@ -199,9 +225,10 @@ def with_first(**changed: Any) -> dict[str, Any]:
         ({**TWO_KINDS, "annotations": ["a"]}, r"annotations: annotations\[0\]: expected object, got str"),
         ({**TWO_KINDS, "info": object()}, "annotations: not to be written as JSON: it holds object"),
         ({**TWO_KINDS, "categories": [{"id": 1, "name": "\ud800"}]}, "annotations: not to be written .*surrogates"),
-        (with_first(ignore=np.nan), r"annotations: annotations\[0\]: ignore is nan; allowed: 0 or 1"),
-        (with_first(iscrowd=np.float32("inf")), r"annotations: annotations\[0\]: iscrowd is inf"),
-        (with_first(ignore=np.array(np.nan)), r"annotations: annotations\[0\]: ignore is nan"),
+        (with_first(ignore=np.nan), r"annotations: annotations\[0\] \(id 1\): ignore: expected .*, got NaN"),
+        (with_first(ignore=np.array(np.nan)), r"\(id 1\): ignore: expected .*, got NaN"),
+        (with_first(area=np.float32("inf")), r"\(id 1\): area: expected float, got NaN, infinity or"),
+        (with_first(segmentation=[np.full(6, np.nan)]), r"annotation 1: segmentation\[0\]\[0\]: .*, got NaN"),
     ],
 )
 def test_what_are_no_annotations_is_named(unchecked, annotations, message):
@@ -230,21 +257,28 @@ def test_boxes_need_no_sizes_of_images_and_no_names_of_categories(edge, is_coco)
             del image[name]
     with pytest.raises(InputError, match=r"images\[0\] \(id 1\)"):
         evaluate(dataset, GOOD, coco_exhaustive=is_coco)
+    boxes = evaluate(dataset, GOOD, Scoring(kinds=("bbox",), official="yes"), coco_exhaustive=is_coco)
+    assert boxes["bbox"]["AP"] == pytest.approx(1)
     for record in dataset["annotations"]:
         del record["segmentation"]
     for number, category in enumerate(dataset["categories"]):
-        category["name"] = number
+        category["name"] = [number]
     metrics = evaluate(dataset, GOOD, Scoring(official="yes"), coco_exhaustive=is_coco)
     assert metrics["bbox"]["AP"] == pytest.approx(1)
-    assert [one["name"] for one in metrics["per_category"]] == ["0", "1", "2"]
+    assert [one["name"] for one in metrics["per_category"]] == ["[0]", "[1]", "[2]"]
 
 
-def test_masks_need_no_boxes_of_annotations():
+@pytest.mark.parametrize("without", [{}, {"bbox": None}])
+def test_masks_need_no_boxes_of_annotations(without):
     dataset = copy.deepcopy(TWO_KINDS)
     del dataset["annotations"][1]["bbox"]
+    dataset["annotations"][1] |= without
     assert evaluate(dataset, GOOD, Scoring(kinds=("segm",), official="yes"))["segm"]["AP"] == pytest.approx(1)
     with pytest.raises(InputError, match=r"annotation 2: has no bbox; fix: .*--kinds segm"):
         evaluate(dataset, GOOD)
+    dataset["annotations"][0]["bbox"] = [1, 2, 3]
+    with pytest.raises(InputError, match=r"annotations\[0\] \(id 1\): bbox: expected array of length 4"):
+        evaluate(dataset, as_columns(GOOD, "segmentation"))
 
 
 def test_a_bitmap_of_an_annotation_is_named():

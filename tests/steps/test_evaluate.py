@@ -412,17 +412,31 @@ def test_a_file_of_another_kind_is_named_with_its_option(tmp_path):
             tmp_path / "no.txt",
             r"no.txt: not readable as JSON: .*; allowed: a folder of shards, or an LVIS",
         ),
-        (annotations, annotations, r"truth.json: Expected `array`, got `object`; allowed: a folder of shards, or"),
+        (
+            annotations,
+            annotations,
+            r"truth.json: is an object, no list; allowed: a folder of .*; fix: .*list of detections alone",
+        ),
     ]
     for truth_path, detections, message in cases:
         with pytest.raises(InputError, match=message):
             evaluate(truth_path, detections, Scoring())
 
 
-@pytest.mark.parametrize("text", ["", "[{", '{"image_id": 1}', "\x00"])
-def test_a_damaged_results_file_is_refused(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("[{", "not readable as JSON"),
+        ("\x00", "not readable as JSON"),
+        ("3", "Expected `array`"),
+        ('{"image_id": 1}\n{"image_id": 2}\n', "is several objects, no list; .*fix: write them as one list: jq -s"),
+        ("[1]\n[2]", "not readable as JSON: Extra data"),
+    ],
+)
+def test_a_damaged_results_file_is_refused(tmp_path, text, message):
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(InputError, match=r"results.json: (not readable as JSON|Expected `array`)"):
+    with pytest.raises(InputError, match=f"results.json: {message}"):
         evaluate(write(tmp_path / "truth.json", TWO_KINDS), tmp_path / "results.json", Scoring())
 
 

@@ -4,13 +4,13 @@ import argparse
 import contextlib
 import errno
 import importlib
-import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from lvis_rcnn.system.cli import add_number, add_output, log, run_step, step_parser
+from lvis_rcnn.system.cli import InputError, add_number, add_output, log, run_step, step_parser
 
 GIVEN = ["--annotations", "gt.json", "--out", "metrics.json"]
 
@@ -34,7 +34,7 @@ def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     add_output(parser, "--plot", "a folder", is_folder=True, required=False)
     monkeypatch.setattr(sys, "argv", ["step", *words])
     with contextlib.suppress(SystemExit):
-        run_step(parser, lambda args: None)
+        run_step(parser, lambda args: log.debug("begun"))
     for handler in log.handlers:
         handler.close()
     log.handlers.clear()
@@ -61,6 +61,10 @@ def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         (["--out", "x" * 241 + ".json"], "is too long a name; allowed: 245 bytes; fix: name it shorter"),
         (["--plot", "y" * 300 + "/a"], "is too long a name"),
         (["--plot", "gt.json/a/b"], "gt.json, which is a file; fix: name a place in a folder"),
+        (["--out", "/proc/m.json"], "--out /proc/m.json: /proc cannot be written; fix: name a place in another folder"),
+        (["--log", "/proc/step.log"], "--log /proc/step.log: /proc cannot be written"),
+        (["--log", "/dev/full"], "--log /dev/full: cannot be written: No space left on device; fix: make room, or"),
+        (["--log", "loop"], "--log loop: cannot be written: Too many levels of symbolic links; fix: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -78,7 +82,10 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_step_begins(
 def test_a_folder_without_permission_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder / "data")
+    def refuse(dir: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     assert "data cannot be written; fix: " in error_of(monkeypatch, capsys, "--out", "data/new/m.json")
 
 
@@ -89,6 +96,18 @@ def test_new_places_and_files_to_replace_are_written(
     words = ["--plot", "data", "--matches", "a/b/m.npz", "--log", "a/step.log"]
     assert error_of(monkeypatch, capsys, *GIVEN, *words) == ""
     assert error_of(monkeypatch, capsys, *GIVEN, *words) == ""
+
+
+def test_bad_input_is_one_line_where_the_log_is_full_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(args: argparse.Namespace) -> None:
+        raise InputError("gt.json", "no such file")
+
+    monkeypatch.setattr(sys, "argv", ["step", "--log", "/dev/full"])
+    with pytest.raises(SystemExit, match="2"):
+        run_step(step_parser("A step."), refuse)
+    assert capsys.readouterr().err == "error: gt.json: no such file\n"
 
 
 def test_a_full_disk_is_one_line_and_no_bug(
