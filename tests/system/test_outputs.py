@@ -5,6 +5,7 @@ import contextlib
 import errno
 import importlib
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -22,6 +23,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "link.json").symlink_to("gt.json")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "data").mkdir()
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind("socket")
+    os.mkfifo("pipe")
     return tmp_path
 
 
@@ -61,6 +65,8 @@ def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         (["--out", "x" * 241 + ".json"], "is too long a name; allowed: 245 bytes; fix: name it shorter"),
         (["--plot", "y" * 300 + "/a"], "is too long a name"),
         (["--plot", "gt.json/a/b"], "gt.json, which is a file; fix: name a place in a folder"),
+        (["--plot", "loop"], "loop, a link that leads nowhere; fix: name a place in a folder"),
+        (["--log", "socket"], "--log socket: cannot be written (No such device or address); fix: name another"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -73,6 +79,27 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_step_begins(
     assert message in line
     assert sorted(path.name for path in folder.iterdir()) == there
     assert (folder / "gt.json").read_text() == "the truth"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("pipe", "pipe"), ("socket", "socket"), ("/dev/zero", "device"), ("to_zero", "device")]
+)
+def test_an_input_that_may_have_no_end_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, kind: str
+) -> None:
+    (folder / "to_zero").symlink_to("/dev/zero")
+    line = error_of(monkeypatch, capsys, "--annotations", name, "--out", "metrics.json")
+    assert line.startswith(f"error: {name}: is a {kind}; allowed: a file or a folder; fix: write what it gives to a fi")
+
+
+def test_the_pipe_of_a_shell_and_a_name_too_long_for_any_file_are_left_to_the_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    for name in (f"/dev/fd/{reader}", "x" * 5000):
+        assert error_of(monkeypatch, capsys, "--annotations", name, "--out", "metrics.json") == ""
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_folder_without_permission_is_refused(
