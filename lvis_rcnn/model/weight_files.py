@@ -24,6 +24,8 @@ MMDETECTION = "name a file of MMDetection 2.x or 3.x"
 # Place and first bytes of files of other programs, what they are, and what to do; others are in system.encodings.
 FOREIGN = (
     (257, b"ustar", "is a tar archive", "unpack it and name the file of weights in it"),
+    (0, b"\xff\xd8\xff", "is a JPEG image", "name the model first, then the pictures"),
+    (0, b"\x89PNG", "is a PNG image", "name the model first, then the pictures"),
     (0, b"\x89HDF", "is an HDF5 file, as Keras writes", MMDETECTION),
 )
 ZIP = b"PK\x03\x04"  # which torch.save writes

@@ -167,6 +167,8 @@ HEADER = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (zip_with("a.jpg", "b.jpg"), "is a zip of a.jpg, b.jpg; fix: unpack it"),
         (zip_with(), "is a zip of nothing"),
         (zip_with("m/data.pkl", "m/constants.pkl", "m/code/a.py"), "is a TorchScript program; fix: name the file"),
+        (b"\xff\xd8\xff\xe0" + bytes(100), "is a JPEG image; fix: name the model first, then the pictures"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "is a PNG image; fix: name the model first"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file, as Keras writes; fix: name a file of MMDetection"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
