@@ -153,7 +153,10 @@ def image_finding(file: ImageFile, height_px: int, width_px: int, *, decode: boo
             start = stream.read(PNG_BITS_AT + 1)
             reader = next((reader for first, reader in READERS.items() if start.startswith(first)), None)
             if reader and height_px * width_px <= (MOST_PIXELS_WEBP if reader is WebPImageFile else MOST_PIXELS):
-                error = header_error(file, stream, reader, height_px, width_px)
+                try:
+                    error = header_error(file, stream, reader, height_px, width_px)
+                except ValueError:  # Pillow reads no PNG with a long compressed text, which the decoder skips
+                    error, decode = "", True
                 is_deep = start.startswith(PNG_START) and start[PNG_BITS_AT:] > b"\x08"
                 if error or not (decode or is_deep):
                     return Finding(error)

@@ -89,8 +89,11 @@ class ImageFile:
         Raises:
             InputError: it cannot be read, or is not what the zip's directory says (length, CRC-32).
         """
-        with self.open() as file:
-            return file.read()
+        try:
+            with self.open() as file:
+                return file.read()
+        except OSError as error:
+            raise self.unreadable(error) from None
 
     def open_unchecked(self) -> BinaryIO:
         """A file to read and seek in that reads only what is asked for and does not check the CRC-32.
@@ -105,7 +108,7 @@ class ImageFile:
             start = content_offset(archive, self.member)
             return io.BufferedReader(PartOfFile(archive, start, self.member.stored_bytes))
         except OSError as error:
-            raise InputError(str(self), f"cannot be read ({error.strerror})", fix="restore the file") from None
+            raise self.unreadable(error) from None
 
     def open(self) -> BinaryIO:
         """A file to read and seek in.
@@ -119,7 +122,11 @@ class ImageFile:
             with self.path.open("rb") as archive:
                 return io.BytesIO(unpacked(archive, self.path, self.member))
         except OSError as error:
-            raise InputError(str(self), f"cannot be read ({error.strerror})", fix="restore the file") from None
+            raise self.unreadable(error) from None
+
+    def unreadable(self, error: OSError) -> InputError:
+        """The error of an image that the disk does not give."""
+        return InputError(str(self), f"cannot be read ({error.strerror})", fix="restore the file")
 
 
 class PartOfFile(io.RawIOBase):
@@ -219,13 +226,15 @@ def read_zip_index(path: Path) -> ZipIndex:
     for entry in entries:
         if entry.flag_bits & ENCRYPTED or entry.compress_type not in READABLE_METHODS:
             what = "is encrypted" if entry.flag_bits & ENCRYPTED else f"is packed by method {entry.compress_type}"
+            fix = "unpack it into a folder, or move it out of the folder of the images"
             raise InputError(f"{path}: {entry.filename}", what, allowed="stored or deflated members", fix=fix)
-    # Some programs write ./a.jpg, or backslashes, whatever the standard says.
-    texts = [entry.filename.replace("\\", "/").removeprefix("./") for entry in entries]
-    names = np.array([text.encode() for text in texts], dtype=np.bytes_)
+    # Some programs write ./a.jpg, or backslashes, whatever the standard says. Of members of one name, which a program
+    # leaves that changes a zip, the last counts, as where it is unpacked.
+    named = {entry.filename.replace("\\", "/").removeprefix("./").encode(): entry for entry in entries}
+    names = np.array(list(named), dtype=np.bytes_)
     columns = [
         (e.header_offset, e.compress_size, e.file_size, int(e.compress_type == zipfile.ZIP_DEFLATED), e.CRC)
-        for e in entries
+        for e in named.values()
     ]
     order = np.argsort(names, kind="stable")
     return ZipIndex(path, names[order], np.array(columns, dtype=np.int64).reshape(-1, 5)[order])

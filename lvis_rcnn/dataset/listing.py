@@ -36,13 +36,17 @@ def listed_images(sources: Sequence[Path], out: Path) -> list[Listed]:
         out: where results are written, which an earlier call may have filled.
 
     Raises:
-        InputError: a source does not exist, is a damaged zip, or holds no image; nothing was read yet.
+        InputError: a source does not exist, is a damaged zip, or holds no image, or a result would replace one of the
+            images; nothing was read yet.
     """
     images: list[Listed] = []
     files: set[Path] = set()
     folders: set[Path] = set()
     for source in sources:
         found = list(images_of(source, out))
+        if not found and source.resolve().is_relative_to(out.resolve()):
+            what = f"lies in {out}, where results are written and no picture is looked for"
+            raise InputError(str(source), what, fix="name another folder with --out")
         if not found:
             what = f"no image in it, by the endings {', '.join(ENDINGS)}"
             raise InputError(str(source), what, fix="name the images themselves, or another folder")
@@ -51,6 +55,10 @@ def listed_images(sources: Sequence[Path], out: Path) -> list[Listed]:
             place = free_place(inside or source.name, files, folders)
             # A file system may have names that are no text.
             images.append(Listed(file, os.fsencode(name).decode(errors="replace"), place))
+    inputs = {os.path.realpath(image.file.path) for image in images}
+    for path in (out / image.place for image in images):
+        if os.path.realpath(path) in inputs:
+            raise InputError(str(path), "would be drawn over its own picture", fix="name another folder with --out")
     return images
 
 

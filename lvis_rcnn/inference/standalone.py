@@ -29,7 +29,7 @@ from lvis_rcnn.inference.detector import boxes_in_original, class_shifts, image_
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect, network_on_meta, set_precision
 from lvis_rcnn.model.mmdet import PUBLISHED, backbone_of, converted, name_notes, read_mmdet
 from lvis_rcnn.model.postprocess import ImageDetections
-from lvis_rcnn.model.weight_files import OURS, Weights, kind_of, read_content, require_finite, state_in
+from lvis_rcnn.model.weight_files import OURS, Weights, heads_in, kind_of, read_content, require_finite, state_in
 from lvis_rcnn.model.weights import require_fit
 from lvis_rcnn.runs.records import read_json_object
 from lvis_rcnn.runs.shapes import Inference as InferenceRecord
@@ -152,7 +152,7 @@ def load_standalone(
     if kind_of(state, meta) == OURS:
         require_finite(str(path), state)
         backbone, names = named_by(str(path), meta, categories)
-        heads = meta.get("heads") or {}
+        heads = heads_in(str(path), meta)
     else:
         backbone, names, state, heads = read_published(path, categories, trust_pickle)
     model_settings, test = settings_of(path, meta, study)

@@ -27,6 +27,7 @@ from lvis_rcnn.model.weight_files import (
     Weights,
     first_names,
     freed,
+    heads_in,
     kind_of,
     read_content,
     require_finite,
@@ -286,12 +287,12 @@ def refuse_caffe(file: MmdetFile) -> None:
 def refuse_first_version(file: MmdetFile) -> None:
     """MMDetection 1.x has the background first, predicts boxes for it too, and has other names."""
     version = file.mmdet_version or ""
-    shapes = {key: tuple(value.shape) for key, value in file.state.items()}
-    classifier, deltas = (shapes.get(f"roi_head.bbox_head.fc_{kind}.bias", (0,)) for kind in ("cls", "reg"))
+    sizes = {key: value.numel() for key, value in file.state.items()}
+    classifier, deltas = (sizes.get(f"roi_head.bbox_head.fc_{kind}.bias", 0) for kind in ("cls", "reg"))
     signs = {
         f"its mmdet_version is {version}": re.match(r"[01]\.", version),
-        "its keys begin with bbox_head or mask_head": any(re.match(r"(bbox|mask)_head\.", key) for key in shapes),
-        "it predicts boxes for the background": classifier[0] > 0 and deltas[0] == 4 * classifier[0],
+        "its keys begin with bbox_head or mask_head": any(re.match(r"(bbox|mask)_head\.", key) for key in sizes),
+        "it predicts boxes for the background": deltas == 4 * classifier > 0,
     }
     for sign, is_seen in signs.items():
         if is_seen:
@@ -401,9 +402,11 @@ def heads_of(meta: dict[str, Any]) -> dict[str, Any]:
 
     An imported model has those of its file, a trained one those of its study.
     """
-    settings = meta.get("settings") or {}
-    given = meta.get("heads") or {key: settings.get("model", {}).get(key) for key in HEADS}
-    return {key: value for key, value in given.items() if value not in (None, getattr(PUBLISHED, key))}
+    settings = meta.get("settings")
+    network = settings.get("model") if isinstance(settings, dict) else None
+    own = {key: network[key] for key in HEADS if key in network} if isinstance(network, dict) else {}
+    given = heads_in("model", meta) or heads_in("model", {"heads": own})
+    return {key: value for key, value in given.items() if value != getattr(PUBLISHED, key)}
 
 
 def head_configs(classes: int, heads: dict[str, Any], meta: dict[str, Any]) -> tuple[str, str]:

@@ -9,10 +9,11 @@ import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from lvis_rcnn.config.schema import HEADS, Model
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.encodings import BYTE_ORDER_MARK, other_kind
 
@@ -24,6 +25,8 @@ MMDETECTION = "name a file of MMDetection 2.x or 3.x"
 # Place and first bytes of files of other programs, what they are, and what to do; others are in system.encodings.
 FOREIGN = (
     (257, b"ustar", "is a tar archive", "unpack it and name the file of weights in it"),
+    (0, b"\xff\xd8\xff", "is a JPEG image", "name the model first, then the pictures"),
+    (0, b"\x89PNG", "is a PNG image", "name the model first, then the pictures"),
     (0, b"\x89HDF", "is an HDF5 file, as Keras writes", MMDETECTION),
 )
 ZIP = b"PK\x03\x04"  # which torch.save writes
@@ -165,6 +168,7 @@ def oddity(key: Any, value: torch.Tensor) -> str:
         "is quantised": value.is_quantized,
         "is sparse or nested": value.layout != torch.strided or value.is_nested,
         "holds complex numbers": value.is_complex(),
+        "holds whole numbers of 8 bits": value.dtype in (torch.int8, torch.uint8, torch.bool),
         f"has {value.numel():,} numbers": value.numel() > MOST_NUMBERS,
     }
     return next((why for why, is_seen in signs.items() if is_seen), "")
@@ -190,6 +194,20 @@ def kind_of(state: Weights, meta: Mapping[str, Any]) -> str:
     """Whose weights these are, by the names of their keys."""
     kind = next((kind for kind, sign in KINDS if any(sign.match(key) for key in state)), UNKNOWN)
     return OURS if kind == TORCHVISION and "backbone" in meta else kind
+
+
+def heads_in(where: str, meta: Mapping[str, Any]) -> dict[str, str]:
+    """Settings of ``Model`` in which an imported model says that its heads differ from the recipe's.
+
+    Raises:
+        InputError: it says something else.
+    """
+    heads = meta.get("heads") or {}
+    allowed = {key: get_args(Model.model_fields[key].annotation) for key in HEADS}
+    if isinstance(heads, dict) and all(value in allowed.get(key, ()) for key, value in heads.items()):
+        return heads
+    values = "; ".join(f"{key} {' or '.join(texts)}" for key, texts in allowed.items())
+    raise InputError(where, f"says of its heads: {heads!s:.80}", allowed=values, fix="import it again")
 
 
 def require_finite(where: str, state: Weights) -> None:

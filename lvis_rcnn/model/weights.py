@@ -17,7 +17,7 @@ from lvis_rcnn.config.zoo import ZooModel, initial_model, published_file
 from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.model.mmdet import COUNTER, Shapes, read_mmdet, require_shapes, to_ours
-from lvis_rcnn.model.weight_files import freed, read_content, require_finite, state_in
+from lvis_rcnn.model.weight_files import freed, heads_in, read_content, require_finite, state_in
 from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.system.files import atomic_file
 
@@ -139,7 +139,7 @@ def load_trained(settings: Model, backbone: str, model_path: Path, store: Annota
     state, meta = load_model(model_path)
     require_fit(str(model_path), backbone, meta, [category.name for category in store.categories])
     # An imported model says what its heads are; the study says so of those that it trains.
-    settings = settings.model_copy(update=meta.get("heads"))
+    settings = settings.model_copy(update=heads_in(str(model_path), meta))
     model = MaskRcnn(BACKBONES[backbone], store.num_labels, settings)
     try:
         model.load_state_dict(state)

@@ -30,6 +30,12 @@ EXIT_UNREAD = 141  # the exit code that a shell reports of a program ended by SI
 TEMPORARY_BYTES = 10  # that the name of a temporary file has more than the name of its file
 LARGEST = 2**31 - 1  # of an option that has no limit of its own
 LARGEST_SEED = 2**32 - 1  # one word of NumPy's SeedSequence, in which a larger one would be two
+SPECIAL = {
+    "pipe": Path.is_fifo,
+    "socket": Path.is_socket,
+    "device": Path.is_char_device,
+    "disk": Path.is_block_device,
+}
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -148,15 +154,18 @@ def add_output(
     parser.set_defaults(outputs={**(parser.get_default("outputs") or {}), action.dest: output})
 
 
-def check_outputs(args: argparse.Namespace) -> None:
-    """Check that each output can be written, and that none is an input or another output.
+def check_paths(args: argparse.Namespace) -> None:
+    """Check that each input can have an end, that each output can be written, and is no input or another output.
 
     Raises:
         InputError: names the option.
     """
     found = {name: value if isinstance(value, list) else [value] for name, value in vars(args).items()}
     paths = {name: [path for path in values if isinstance(path, Path)] for name, values in found.items()}
-    taken = {os.path.realpath(path): name for name in paths if name not in args.outputs for path in paths[name]}
+    inputs = [(path, name) for name in paths if name not in args.outputs for path in paths[name]]
+    for path, _ in inputs:
+        check_input(path)
+    taken = {os.path.realpath(path): name for path, name in inputs}
     for name, output in args.outputs.items():
         for path in paths.get(name, []):
             output.check(path)
@@ -165,6 +174,14 @@ def check_outputs(args: argparse.Namespace) -> None:
                 if other != name:
                     what = f"{written} is also the argument {other.replace('_', '-')}"
                     raise InputError(f"{output.option} {path}", what, fix="name another place")
+
+
+def check_input(path: Path) -> None:
+    """InputError of what may have no end: a pipe, but not that of ``<(command)``, which has no place; a device."""
+    place = Path(os.path.realpath(path))
+    if os.path.exists(place) and (kind := next((kind for kind, is_one in SPECIAL.items() if is_one(place)), "")):
+        fix = "write what it gives to a file, and name that"
+        raise InputError(str(path), f"is a {kind}", allowed="a file or a folder", fix=fix)
 
 
 def check_folder(option: str, path: Path, fix: str) -> None:
@@ -184,7 +201,9 @@ def check_kind(option: str, path: Path, *, is_folder: bool) -> None:
 def check_writable(option: str, path: Path, *, is_folder: bool) -> None:
     """InputError unless a file, or a folder, can be written at ``path``: tells before hours of work, not after them."""
     check_kind(option, path, is_folder=is_folder)
-    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    # A new file takes the place of a link that leads nowhere, a new folder cannot.
+    ways = (*[path.absolute()] * is_folder, *path.absolute().parents)
+    above = next(folder for folder in ways if os.path.lexists(folder))
     if not os.path.isdir(above):
         what = "which is a file" if os.path.exists(above) else "a link that leads nowhere"
         raise InputError(f"{option} {path}", f"lies under {above}, {what}", fix="name a place in a folder")
@@ -253,7 +272,7 @@ def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal cannot show end no step
     try:
         args = parser.parse_args()
-        check_outputs(args)
+        check_paths(args)
         start_logging(args.log)
         log_file = args.log
         step(args)
@@ -293,7 +312,7 @@ def rate(value: float) -> str:
 
 
 class LogFile(logging.FileHandler):
-    """The file of ``--log``; a full disk ends the step, whose results may go nowhere else, a passing fault not."""
+    """The file of ``--log``. A step goes on without it where its disk is full: the terminal has the same lines."""
 
     def __init__(self, path: Path) -> None:
         """Open it; InputError where that is not possible."""
@@ -301,23 +320,18 @@ class LogFile(logging.FileHandler):
             path.parent.mkdir(parents=True, exist_ok=True)
             super().__init__(path, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
-            raise unwritten_log(path, error) from None
+            what = f"cannot be written: {error.strerror}"
+            raise InputError(f"--log {path}", what, fix="name another place") from None
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Raise InputError of a full disk, in place of a traceback for each line."""
+        """Say once that the disk is full, in place of a traceback for each line."""
         error = sys.exception()
         if not isinstance(error, OSError) or error.errno not in DISK_IS_FULL:
             return super().handleError(record)
         log.removeHandler(self)
         with contextlib.suppress(OSError):
             self.close()
-        if record.levelno < logging.ERROR:  # an error ends the step anyway, and the terminal shows it
-            raise unwritten_log(self.baseFilename, error) from None
-
-
-def unwritten_log(path: str | Path, error: OSError) -> InputError:
-    """The error for a file of ``--log`` that cannot be written."""
-    return InputError(f"--log {path}", f"cannot be written: {error.strerror}", fix="make room, or name another place")
+        log.warning("--log %s cannot be written any more: %s", self.baseFilename, error.strerror)
 
 
 def start_logging(log_file: Path | None) -> None:

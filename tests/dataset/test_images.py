@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -121,6 +122,20 @@ def test_other_methods_are_refused(tmp_path):
     pack(tmp_path / "a.zip", {"1.jpg": CONTENT}, zipfile.ZIP_LZMA)
     with pytest.raises(InputError, match=r"a.zip: 1.jpg: is packed by method 14; allowed: stored or deflated members"):
         ImageFiles(tmp_path)
+
+
+def test_of_members_of_one_name_the_last_counts(tmp_path):
+    pack(tmp_path / "a.zip", {"1.jpg": b"first", "2.jpg": b"other"})
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
+        archive.writestr("./1.jpg", b"corrected")
+    files = ImageFiles(tmp_path)
+    assert [files.find([name]).read() for name in ("1.jpg", "2.jpg")] == [b"corrected", b"other"]
+    assert len(files.zips[0].names) == 2
+
+
+def test_an_image_that_the_disk_does_not_give_is_named():
+    with pytest.raises(InputError, match=r"/proc/self/mem: cannot be read \(Input/output error\); fix: restore"):
+        ImageFile(Path("/proc/self/mem")).read()
 
 
 def test_a_zip_that_vanishes_is_named(tmp_path):

@@ -52,6 +52,18 @@ def test_no_picture_takes_the_place_of_another_or_of_its_folder(tmp_path, monkey
     assert places == ["a.png", "a.png_2/b.png", "c.png/d.png", "e/c.png", *cut, "c_2.png", "ä" * 120 + ".png"]
 
 
+def test_no_result_takes_the_place_of_a_picture_that_was_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(Path("a"), "x.jpg", "y.png", "deep/z.png")
+    Path("link").symlink_to("a")
+    message = "link/y.png: would be drawn over its own picture; fix: name another folder with --out"
+    with pytest.raises(InputError, match=message):
+        listed_images([Path("a/x.jpg"), Path("a/y.png")], out=Path("link"))
+    assert [str(image.place) for image in listed_images([Path("a/x.jpg")], out=Path("a"))] == ["x.png"]
+    with pytest.raises(InputError, match=r"a/deep: lies in a, where results are written .*; fix: name another folder"):
+        listed_images([Path("a/deep")], out=Path("a"))
+
+
 @pytest.mark.parametrize(
     ("name", "what"),
     [

@@ -167,6 +167,8 @@ HEADER = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (zip_with("a.jpg", "b.jpg"), "is a zip of a.jpg, b.jpg; fix: unpack it"),
         (zip_with(), "is a zip of nothing"),
         (zip_with("m/data.pkl", "m/constants.pkl", "m/code/a.py"), "is a TorchScript program; fix: name the file"),
+        (b"\xff\xd8\xff\xe0" + bytes(100), "is a JPEG image; fix: name the model first, then the pictures"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "is a PNG image; fix: name the model first"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file, as Keras writes; fix: name a file of MMDetection"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
@@ -233,13 +235,14 @@ BIAS = "neck.fpn_convs.0.conv.bias"
         (BIAS, torch.ones(256).to_sparse(), f"tensor '{BIAS}' is sparse or nested"),
         (BIAS, torch.ones(256, device="meta"), "has a shape, but no numbers"),
         (BIAS, torch.complex(torch.ones(256), torch.ones(256)), "holds complex numbers"),
+        (BIAS, torch.ones(256, dtype=torch.int8), "holds whole numbers of 8 bits"),
         (
             BIAS,
             torch.full((256,), 1e300, dtype=torch.float64),
             r"1 of 3\d\d tensors hold numbers that are infinite as f",
         ),
     ],
-    ids=["number", "bytes", "sparse", "meta", "complex", "float64"],
+    ids=["number", "bytes", "sparse", "meta", "complex", "int8", "float64"],
 )
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 def test_tensors_that_no_network_takes_are_refused(tmp_path, state, run, key, value, message):
@@ -388,6 +391,12 @@ def named(classes):
     return MmdetFile(Path("a.pth"), "", {}, {"CLASSES": classes})
 
 
+def test_a_bias_without_a_dimension_does_not_fit(tmp_path, state):
+    torch.save(content_of({**state, "roi_head.bbox_head.fc_cls.bias": torch.tensor(1.0)}), tmp_path / "a.pth")
+    with pytest.raises(InputError, match="has 0 classes"):
+        converted(read_mmdet(tmp_path / "a.pth"), "r50", 3)
+
+
 def test_a_corrected_spelling_is_a_note():
     with (GOLDEN / "lvis_v1_train_counts.csv").open() as file:
         names = [row["name"] for row in csv.DictReader(file)]
@@ -482,6 +491,15 @@ def test_a_model_that_does_not_say_what_it_is_is_not_written(tmp_path, meta, sta
     with pytest.raises(InputError, match=r"model: does not say its backbone and classes; allowed: a model.pth of"):
         write_mmdet(tmp_path / "out.pth", to_ours(state), meta, publish=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("odd", [{"heads": ["seesaw"]}, {"settings": {"model": {"box_classifier": "cosine"}}}])
+def test_a_model_that_says_odd_things_of_its_heads_is_not_written(tmp_path, state, odd):
+    with pytest.raises(InputError, match=r"model: says of its heads: .*(seesaw|cosine).*; allowed: classification sof"):
+        write_mmdet(tmp_path / "out.pth", to_ours(state), {"backbone": "r50", "CLASSES": NAMES, **odd}, publish=False)
+    for settings in ("text", ["model"], {"model": None}):
+        meta = {"backbone": "r50", "CLASSES": NAMES, "settings": settings}
+        assert write_mmdet(tmp_path / "out.pth", to_ours(state), meta, publish=False).exists()
 
 
 def test_a_model_of_other_shapes_is_not_written(tmp_path, state):

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from lvis_rcnn import preflight as preflight_step
 from lvis_rcnn.config.schema import BACKBONES
@@ -232,6 +233,14 @@ def test_another_size_is_found(tmp_path):
     file = tmp_path / "train" / "1.png"
     assert image_finding(ImageFile(file), HEIGHT, WIDTH) == ("", "")
     assert image_finding(ImageFile(file), WIDTH, HEIGHT).error == "is 60 x 40 pixels, annotated as 40 x 60"
+
+
+def test_a_text_that_pillow_does_not_read_is_left_to_the_decoder(tmp_path):
+    texts = PngInfo()
+    texts.add_text("workflow", "x" * 2**21, zip=True)
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "a.png", pnginfo=texts)
+    assert image_finding(ImageFile(tmp_path / "a.png"), HEIGHT, WIDTH) == ("", "")
+    assert "as OpenCV decodes it" in image_finding(ImageFile(tmp_path / "a.png"), WIDTH, HEIGHT).error
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])

@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import errno
 import importlib
+import os
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +24,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "link.json").symlink_to("gt.json")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "data").mkdir()
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind("socket")
+    os.mkfifo("pipe")
     return tmp_path
 
 
@@ -63,8 +68,9 @@ def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         (["--plot", "gt.json/a/b"], "gt.json, which is a file; fix: name a place in a folder"),
         (["--out", "/proc/m.json"], "--out /proc/m.json: /proc cannot be written; fix: name a place in another folder"),
         (["--log", "/proc/step.log"], "--log /proc/step.log: /proc cannot be written"),
-        (["--log", "/dev/full"], "--log /dev/full: cannot be written: No space left on device; fix: make room, or"),
         (["--log", "loop"], "--log loop: cannot be written: Too many levels of symbolic links; fix: "),
+        (["--plot", "loop"], "loop, a link that leads nowhere; fix: name a place in a folder"),
+        (["--log", "socket"], "--log socket: cannot be written: No such device or address; fix: name another"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -77,6 +83,27 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_step_begins(
     assert message in line
     assert sorted(path.name for path in folder.iterdir()) == there
     assert (folder / "gt.json").read_text() == "the truth"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("pipe", "pipe"), ("socket", "socket"), ("/dev/zero", "device"), ("to_zero", "device")]
+)
+def test_an_input_that_may_have_no_end_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, kind: str
+) -> None:
+    (folder / "to_zero").symlink_to("/dev/zero")
+    line = error_of(monkeypatch, capsys, "--annotations", name, "--out", "metrics.json")
+    assert line.startswith(f"error: {name}: is a {kind}; allowed: a file or a folder; fix: write what it gives to a fi")
+
+
+def test_the_pipe_of_a_shell_and_a_name_too_long_for_any_file_are_left_to_the_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    for name in (f"/dev/fd/{reader}", "x" * 5000):
+        assert error_of(monkeypatch, capsys, "--annotations", name, "--out", "metrics.json") == ""
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_folder_without_permission_is_refused(
@@ -98,16 +125,19 @@ def test_new_places_and_files_to_replace_are_written(
     assert error_of(monkeypatch, capsys, *GIVEN, *words) == ""
 
 
-def test_bad_input_is_one_line_where_the_log_is_full_too(
+def test_a_full_disk_of_the_log_is_said_once_and_ends_no_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(args: argparse.Namespace) -> None:
+    def train(args: argparse.Namespace) -> None:
+        log.info("step 1")
+        log.info("step 2")
         raise InputError("gt.json", "no such file")
 
     monkeypatch.setattr(sys, "argv", ["step", "--log", "/dev/full"])
     with pytest.raises(SystemExit, match="2"):
-        run_step(step_parser("A step."), refuse)
-    assert capsys.readouterr().err == "error: gt.json: no such file\n"
+        run_step(step_parser("A step."), train)
+    full = "--log /dev/full cannot be written any more: No space left on device"
+    assert capsys.readouterr().err.splitlines() == ["step 1", full, "step 2", "error: gt.json: no such file"]
 
 
 def test_a_full_disk_is_one_line_and_no_bug(
