@@ -69,6 +69,7 @@ def test_the_studies_of_the_sampler_differ_in_nothing_else() -> None:
         ("schedule.steps", 3.0, r"f: schedule\.steps: is 3\.0; allowed: a valid integer"),
         ("schedule.steps", True, r"f: schedule\.steps: is true; allowed: a valid integer"),
         ("schedule.steps", 0, r"f: schedule\.steps: is 0; allowed: greater than or equal to 1"),
+        ("augmentation.short_edges_px", [], r"short_edges_px: is \[\]; allowed: at least one entry"),
         ("schedule.steps", REMOVED, r"f: schedule: does not fit .*allowed: exactly one of 'epochs' and 'steps'"),
         ("schedule.epochs", 3, r"f: schedule: does not fit together; allowed: exactly one of 'epochs' and 'steps'"),
         ("schedule.policy", "step", r"policy 'step' needs the budget in 'epochs'"),
