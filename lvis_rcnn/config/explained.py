@@ -35,6 +35,8 @@ def explained(error: ValidationError, where: str, schema: dict[str, Any]) -> Inp
         allowed = first["msg"].removeprefix("Value error, ")
         return InputError(f"{where}: {key}", f"does not fit together{more}", allowed=allowed, fix="change one of them")
     allowed = IN_WORDS.get(first.get("ctx", {}).get("pattern", ""), first["msg"].removeprefix("Input should be "))
+    if first["type"] == "too_short":
+        allowed = "at least one entry"
     return InputError(f"{where}: {key}", f"is {value[:80]}{more}", allowed=allowed, fix="change the value")
 
 

@@ -8,7 +8,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -143,12 +143,28 @@ class Study(Section):
 
     def of_row(self, row: str) -> "Study":
         """The study as if a trained row were its only one, with what that changes in the sections themselves."""
-        return study_of_row(self.model_dump_json(exclude_unset=True), row)
+        return self.studies_of_rows[row]
+
+    @cached_property
+    def studies_of_rows(self) -> dict[str, "Study"]:
+        """The same of each trained row; a process of Snakemake asks for them a few hundred times."""
+        values = self.model_dump(mode="json", exclude_unset=True)
+        return {row: Study.model_validate_json(json.dumps(row_values(values, row))) for row in self.trained_rows}
+
+    def __copy__(self) -> Self:
+        """Of a copy, which may be changed, all of that is made anew."""
+        fields = {key: value for key, value in self.__dict__.items() if key in Study.model_fields}
+        return self.model_construct(self.model_fields_set, **fields)
 
     def trained_as(self, row: str) -> str:
         """The row whose training a trained row uses: the first of the same backbone and settings, often itself."""
-        own = self.training_of(row)
-        return next(one for one in self.trained_rows if self.training_of(one) == own)
+        return self.trainings[row]
+
+    @cached_property
+    def trainings(self) -> dict[str, str]:
+        """The same of each trained row."""
+        first: dict[tuple[str, str], str] = {}
+        return {row: first.setdefault(self.training_of(row), row) for row in self.trained_rows}
 
     @property
     def rows_to_train(self) -> list[str]:
@@ -413,12 +429,6 @@ def row_values(values: Mapping[str, Any], row: str) -> dict[str, Any]:
     own = dict(values["rows"][row])
     changed = {section: {**(values.get(section) or {}), **own.pop(section)} for section in VARIED if section in own}
     return {**only, **changed, "rows": {row: own}}
-
-
-@lru_cache(maxsize=256)
-def study_of_row(study: str, row: str) -> Study:
-    """The study of a row; a process of Snakemake asks for the same few a hundred times."""
-    return Study.model_validate_json(json.dumps(row_values(json.loads(study), row)))
 
 
 def require_rows_that_differ(study: Study, where: str) -> None:

@@ -3,6 +3,7 @@
 ``1e-3`` is a number, ``07`` and ``1:30`` are refused, and so are repeated keys and ``<<``. Each error names its line.
 """
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,18 @@ import yaml
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.encodings import text_start
 
+# Of a file with its aliases written out: nine lines of aliases of aliases would fill any memory.
+MOST_VALUES = 100_000
+
 
 class StudyLoader(yaml.SafeLoader):
     """YAML with ``1e-3`` as a number (YAML 1.2; PyYAML reads a string), every error in it with its line."""
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        """Build all values, unless aliases make them too many."""
+        if values_of(node, {}) > MOST_VALUES:
+            raise refused(f"more than {MOST_VALUES:,} values, each alias (*) written out", node)
+        return super().construct_document(node)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Build a value; refuse what is not of its type, as a date without such a day, half a character, and sets."""
@@ -34,6 +44,16 @@ class StudyLoader(yaml.SafeLoader):
 def refused(what: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
     """An error that names the line."""
     return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+
+
+def values_of(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """Number of values in a node, counted once for each alias of it; ``known`` holds that of each node."""
+    if node not in known:
+        known[node] = 1  # while it is counted: one that contains itself is refused later
+        pairs = isinstance(node, yaml.MappingNode)
+        inside = itertools.chain(*node.value) if pairs else () if isinstance(node, yaml.ScalarNode) else node.value
+        known[node] = 1 + sum(values_of(one, known) for one in inside)
+    return known[node]
 
 
 FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")

@@ -338,7 +338,8 @@ class Lease:
         """Read from the folder whether this lease was lost, and whether another trainer asks for it."""
         if not self.lost and not is_newest(self.folder, self.mine):
             self.lost = self.asked = True
-            log.warning("%s: another trainer has replaced this one", self.folder)
+            why = "another trainer has replaced this one" if self.folder.exists() else "was deleted during the training"
+            log.warning("%s: %s", self.folder, why)
         request = request_path(self.folder, self.mine.generation)
         if not self.asked and request.exists():
             self.asked = True

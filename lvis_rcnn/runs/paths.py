@@ -8,6 +8,7 @@ the study gives it (``seesaw``), or a published model (``published/lvis_v0.5_r50
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -171,12 +172,12 @@ class StudyPaths:
         """Folder of the repeat factors of the training images, one for all rows that are sampled alike."""
         return f"{self.folder}/repeat_factors{name_end(self.study, row, SAMPLED)}"
 
-    @property
+    @cached_property
     def samplings(self) -> dict[str, str]:
         """The first row of each sampling, by the end of its folder's name."""
         return {name_end(self.study, row, SAMPLED): row for row in reversed(self.trained_rows)}
 
-    @property
+    @cached_property
     def checks(self) -> dict[str, str]:
         """The first row of each check beyond that of the study itself, by the end of its file's name."""
         found = {name_end(self.study, row, CHECKED): row for row in reversed(self.study.rows_to_train)}

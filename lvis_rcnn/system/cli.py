@@ -287,9 +287,11 @@ def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace
         log.error("error: interrupted")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
+        # torch.save replaces the error of its file by one of its own.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError) and cause.errno in DISK_IS_FULL:
             fix = "make room, or write to another disk"
-            log.error("error: %s", InputError(str(error.filename or "a disk"), str(error.strerror), fix=fix))
+            log.error("error: %s", InputError(str(cause.filename or "a disk"), str(cause.strerror), fix=fix))
             sys.exit(EXIT_BAD_INPUT)
         write_traceback(log_file)
         log.error("error: unexpected %s: %s", type(error).__name__, " ".join(str(error).split()))

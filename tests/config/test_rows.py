@@ -56,6 +56,17 @@ def test_a_row_named_by_its_backbone_is_what_it_always_was() -> None:
         assert settings_digest(with_rows.of_row("r50"), step) == settings_digest(alone, step)
 
 
+def test_what_a_row_sees_is_made_once_for_all_that_ask_and_anew_of_a_changed_copy(tmp_path: Path) -> None:
+    study = study_of(ROWS)
+    assert study.of_row("plain") is study.of_row("plain")
+    changed = study.model_copy(update={"title": "other"})
+    assert changed.model_fields_set == study.model_fields_set
+    assert (changed.of_row("plain").title, study.of_row("plain").title) == ("other", study.title)
+    paths = load_study_paths(write_study(tmp_path / "rows.yaml", backbones=[], rows=ROWS))
+    assert paths.samplings is paths.samplings  # each job of a sampling asks
+    assert paths.checks is paths.checks
+
+
 def test_rows_that_differ_in_inference_alone_share_a_training() -> None:
     study = study_of(ROWS)
     assert {row: study.trained_as(row) for row in study.trained_rows} == {

@@ -25,6 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 STUDIES = sorted((REPOSITORY / "configs").glob("*.yaml"))
 MINI = read_yaml(REPOSITORY / "configs" / "mini.yaml")
 REMOVED = object()
+ALIASES = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
 FILES = {"annotations": "a.json", "images": "a"}
 
 
@@ -68,6 +69,7 @@ def test_the_studies_of_the_sampler_differ_in_nothing_else() -> None:
         ("schedule.steps", 3.0, r"f: schedule\.steps: is 3\.0; allowed: a valid integer"),
         ("schedule.steps", True, r"f: schedule\.steps: is true; allowed: a valid integer"),
         ("schedule.steps", 0, r"f: schedule\.steps: is 0; allowed: greater than or equal to 1"),
+        ("augmentation.short_edges_px", [], r"short_edges_px: is \[\]; allowed: at least one entry"),
         ("schedule.steps", REMOVED, r"f: schedule: does not fit .*allowed: exactly one of 'epochs' and 'steps'"),
         ("schedule.epochs", 3, r"f: schedule: does not fit together; allowed: exactly one of 'epochs' and 'steps'"),
         ("schedule.policy", "step", r"policy 'step' needs the budget in 'epochs'"),
@@ -185,6 +187,8 @@ def test_a_misspelt_key_is_named_before_the_missing_one_and_the_rest_is_counted(
         ("2020-01-01: 3\n", r"a key that is no text: write it in quotes in .* line 1"),
         ("? [1]\n: 3\n", r"a key that is no text"),
         ("a: {<<: {images: 3}}\n", r"keys of another section \(<<\) are not copied: write them out in .* line 1"),
+        (ALIASES, r"more than 100,000 values, each alias \(\*\) written out in .* line 1"),
+        ("a: &a [*a]\n", r"not readable as YAML: found unconstructable recursive node"),
         ('title: "a\\ud83d"\n', r"'a\\ud83d' cannot be read as str in .* line 1"),
         ("a: " + "[" * 500 + "]" * 500, r"not readable as YAML: nested too deeply"),
         ("", r"study file: is null; allowed: an object"),

@@ -1,7 +1,10 @@
 """Models on disk, and the weights that a training begins with: what a file has is loaded, all else is as it was."""
 
+import argparse
 import random
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from lvis_rcnn.model.mask_rcnn import MaskRcnn, network_on_meta
 from lvis_rcnn.model.mmdet import to_ours
 from lvis_rcnn.model.weight_files import read_content
 from lvis_rcnn.model.weights import CLASS_LAYERS, load_initial_weights, load_model, save_model
-from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.system.cli import InputError, run_step, step_parser
 from tests.helpers.flat_weights import flat_state, same, write_published
 from tests.helpers.tiny_run import SMALLEST
 from tests.reference.golden_figures import RECIPE
@@ -254,3 +257,18 @@ def test_the_warning_is_gone_where_training_needs_no_fetching(tmp_path):
     (never,) = initial_warnings(zoo, [("coco", "r50")], tmp_path)
     assert "allowed: no backbone with 'coco'; every backbone with 'none'" in never
     assert never.endswith("; its training will not start")
+
+
+def test_a_disk_that_is_full_while_weights_are_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill(args: argparse.Namespace) -> None:
+        with Path("/dev/full").open("wb") as file:
+            torch.save({"state_dict": torch.zeros(100_000)}, file)
+
+    monkeypatch.setattr(sys, "argv", ["step"])
+    with pytest.raises(SystemExit, match="2"):
+        run_step(step_parser("A step."), fill)
+    assert capsys.readouterr().err == (
+        "error: a disk: No space left on device; fix: make room, or write to another disk\n"
+    )

@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -362,6 +363,14 @@ def test_a_deleted_lease_is_lost(folder):
     mine.renew()
     assert not mine.held()
     assert names(folder) == []
+
+
+def test_of_a_deleted_folder_no_other_trainer_is_named(folder, monkeypatch):
+    mine, said = quiet_lease(folder), []
+    monkeypatch.setattr(lease.log, "warning", lambda text, *more: said.append(text % more))
+    shutil.rmtree(folder)
+    assert not mine.held()
+    assert said == [f"{folder}: was deleted during the training"]
 
 
 @pytest.mark.parametrize("happened", [False, True])

@@ -177,6 +177,15 @@ def test_a_change_reruns_what_it_touches(finished: Stubbed, changes: dict[str, A
         finished.study()
 
 
+def test_a_row_that_uses_the_training_of_another_is_never_trained_itself(finished: Stubbed) -> None:
+    finished.study(rows={"few": {"backbone": "r50", "inference": {"detections_per_image": 9}}})
+    try:
+        ended = finished.snakemake("results/tiny/few/seed0/model.pth", "-n")
+        assert "No rule to produce results/tiny/few/seed0/model.pth" in ended.text
+    finally:
+        finished.study()
+
+
 def test_comments_resources_renewed_times_and_a_moved_checkout_rerun_nothing(finished: Stubbed, tmp_path: Path) -> None:
     other_place = Stubbed(stub_workflow(tmp_path / "moved"), finished.folder)
     for drawn in finished.folder.glob("results/data/*/*.json"):

@@ -16,6 +16,9 @@ rule train:
         "results/{study}/logs/train_{row}_seed{seed}.log",
     benchmark:
         "results/{study}/benchmarks/train_{row}_seed{seed}.tsv"
+    # Other rows use the training of one of these, also where their own model.pth is asked for.
+    wildcard_constraints:
+        row="|".join(map(re.escape, study.rows_to_train)),
     priority: of_row(paths.priority)
     conda:
         ENVIRONMENT
