@@ -172,6 +172,11 @@ class Study(Section):
         return [row for row in self.trained_rows if self.trained_as(row) == row]
 
     @property
+    def sampled_rows(self) -> list[str]:
+        """The trained rows that repeat images, before those that do not."""
+        return sorted(self.trained_rows, key=lambda row: self.of_row(row).sampling.oversample_threshold is None)
+
+    @property
     def initial_weights(self) -> list[tuple[str, str]]:
         """Kind and backbone of the published weights that trainings start from, each pair once."""
         pairs = [(self.of_row(row).model.weights, self.backbone_of(row)) for row in self.trained_rows]

@@ -1,5 +1,6 @@
 """Plots of scores: AP by frequency group, AP against cost, categories, precision and recall, repeat factors."""
 
+import textwrap
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,8 @@ def on_frontier(
     return unbeaten, bool(is_apart[np.ix_(unbeaten, unbeaten)].all())
 
 
+# Of the line below an axis of half a figure's width.
+LABEL_CHARACTERS = 48
 COSTS = {"fps": "time of an image, milliseconds", "memory_gb": "training memory, GB"}
 
 
@@ -175,7 +178,8 @@ def write_ap_and_cost(rows: Sequence[Row], out: Path) -> None:
             estimates += gains
             for axes, (name, label) in zip(line, COSTS.items(), strict=True):
                 draw_frontier(axes, rows, name, gains)
-                axes.set_xlabel(f"{label}\n({devices_sentence(rows, name)})" if axes in panels[-1] else "")
+                where = textwrap.fill(f"({devices_sentence(rows, name)})", LABEL_CHARACTERS)
+                axes.set_xlabel(f"{label}\n{where}" if axes in panels[-1] else "")
             # Once both panels are drawn, since setting a limit ends their automatic scaling; no AP is below 0.
             line[0].set_ylim(bottom=max(0.0, line[0].get_ylim()[0]))
             first = next((axes for axes in line if axes.axison), line[0])

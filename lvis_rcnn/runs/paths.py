@@ -402,8 +402,8 @@ def name_end(study: Study, row: str, sections: Sequence[str]) -> str:
 
 
 def first_repeat_factors(study: Study, results: Path) -> Path:
-    """Folder of the repeat factors of the first trained row, for what shows one of them."""
-    end = name_end(study, study.trained_rows[0], SAMPLED) if study.trained_rows else ""
+    """Folder of the repeat factors of the first row that repeats images, for what shows one of them."""
+    end = name_end(study, study.sampled_rows[0], SAMPLED) if study.trained_rows else ""
     return results / study.study / f"repeat_factors{end}"
 
 

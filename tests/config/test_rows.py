@@ -41,6 +41,7 @@ def test_a_row_has_its_own_settings_and_those_of_the_study() -> None:
     assert study.trained_rows == ("plain", "rfs", "few", "large", "plain_few")
     assert [study.title_of(row) for row in ("plain", "rfs")] == ["plain", "RFS"]
     assert [study.backbone_of(row) for row in ("plain", "large")] == ["r50", "r101"]
+    assert study.sampled_rows == ["rfs", "few", "large", "plain", "plain_few"]
     plain, few = study.of_row("plain"), study.of_row("few")
     assert plain.sampling == study.sampling.model_copy(update={"oversample_threshold": None})
     assert few.inference == study.inference.model_copy(update={"detections_per_image": 5})

@@ -277,6 +277,17 @@ def test_costs_name_their_devices_and_say_where_these_differ_or_other_work_ran(t
     assert [one.spread for one in memory if one] == [(0.876, 0.876), (-np.inf, np.inf), (-np.inf, np.inf)]
 
 
+def test_what_stands_below_an_axis_is_no_wider_than_it(tmp_path):
+    study = study_with(("r50", "r101", "x101_32x4d", "x101_64x4d"))
+    for backbone in study.backbones:
+        put_run(tmp_path, study, backbone)
+        put_speed(tmp_path / "mini" / backbone, study, (500, 550, 600), other_cores=2.0 * (backbone != "r50"))
+    write_ap_and_cost(rows_of(study, tmp_path, {}), tmp_path)
+    text = (tmp_path / "ap_and_cost.svg").read_text()
+    for line in ("(cpu, CPU time; other work ran: R-101-FPN,", "X-101-32x4d-FPN, X-101-64x4d-FPN)"):
+        assert shows(text, line)
+
+
 @pytest.mark.parametrize(
     ("others", "reason"), [(2.0, "other work ran in all measurements"), (None, "not measured for")]
 )

@@ -11,7 +11,7 @@ plots_of_study = plots_of(
     calibrated=bool(paths.calibration), on_the_way=bool(paths.so_far)
 )
 if_trained = {
-    "repeat_factors": [paths.repeat_factors(row) for row in paths.trained_rows[:1]]
+    "repeat_factors": [paths.repeat_factors(row) for row in study.sampled_rows[:1]]
 }
 
 
