@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +37,8 @@ def free_shared_memory() -> int | None:
 def start_ticks(pid: int) -> int | None:
     """Start of a process in ticks since this machine's boot; ENDED if it has ended, None if unknown."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         # proc_pid_stat(5): "pid (name) state ...", the start is field 22; a name may contain blanks and brackets.
-        state, *rest = text.rpartition(")")[2].split()
+        state, *rest = stat_fields(Path(f"/proc/{pid}/stat"))
         return ENDED if state in "ZX" else int(rest[18])
     except (FileNotFoundError, ProcessLookupError):
         return None if is_there(pid) else ENDED
@@ -47,8 +47,9 @@ def start_ticks(pid: int) -> int | None:
 
 
 def cpu_s_of_others(proc: Path = Path("/proc")) -> float | None:
-    """CPU seconds since boot that all cores spent on anything but this process and its children; None without /proc.
+    """CPU seconds since boot that all cores spent on anything but this process, its children, and what started it.
 
+    None without /proc. Snakemake, which asks several times a second how much memory its job has, is no other work.
     A difference of two such numbers, divided by the seconds between them, is the number of cores that others used.
     Time that a hypervisor gave to other machines counts as theirs.
     """
@@ -57,6 +58,7 @@ def cpu_s_of_others(proc: Path = Path("/proc")) -> float | None:
         user, nice, system, _, _, *interrupts = map(int, (proc / "stat").read_text(encoding="ascii").split()[1:9])
         own = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
         ticks = user + nice + system + sum(interrupts) - sum(cpu_ticks(proc / str(pid) / "stat") for pid in own)
+        ticks -= sum(sum(map(int, fields[11:13])) for fields in ancestors(proc, os.getpid()))
     except (OSError, ValueError):
         return None
     return ticks / os.sysconf("SC_CLK_TCK")
@@ -65,7 +67,21 @@ def cpu_s_of_others(proc: Path = Path("/proc")) -> float | None:
 def cpu_ticks(stat: Path) -> int:
     """CPU time of a process and of its children that have ended, in ticks; ``stat`` is its file in /proc."""
     # proc_pid_stat(5), as in start_ticks: utime, stime, cutime and cstime are fields 14 to 17.
-    return sum(map(int, stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[11:15]))
+    return sum(map(int, stat_fields(stat)[11:15]))
+
+
+def stat_fields(stat: Path) -> list[str]:
+    """What a process's file in /proc says, from the third field on."""
+    return stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+
+
+def ancestors(proc: Path, pid: int) -> Iterator[list[str]]:
+    """The fields of the parent of a process, of that one's, and so on, as far as they can be seen."""
+    fields = stat_fields(proc / str(pid) / "stat")
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        while int(fields[1]):
+            fields = stat_fields(proc / fields[1] / "stat")
+            yield fields
 
 
 def is_there(pid: int) -> bool:

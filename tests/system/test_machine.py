@@ -79,24 +79,28 @@ def test_a_ledger_without_what_starts_had_costs_nothing(tmp_path: Path) -> None:
     assert cost_of([], 0.0).starts == 0
 
 
-def put_process(proc: Path, pid: int, *ticks: int) -> None:
+def put_process(proc: Path, pid: int, *ticks: int, parent: int = 1) -> None:
     """A process's file in /proc with these utime, stime, cutime and cstime."""
-    fields = " ".join(map(str, [*[1] * 10, *ticks, 20, 0]))
+    fields = " ".join(map(str, [parent, *[1] * 9, *ticks, 20, 0]))
     (proc / str(pid)).mkdir(parents=True)
     (proc / str(pid) / "stat").write_text(f"{pid} (a name) of it) R {fields}\n")
 
 
-def test_cpu_time_of_others_is_that_of_all_cores_less_that_of_this_process_and_its_children(
+def test_cpu_time_of_others_is_that_of_all_cores_less_that_of_this_process_its_children_and_what_started_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     child = type("Child", (), {"pid": 77})
     monkeypatch.setattr(multiprocessing, "active_children", lambda: [child])
-    put_process(tmp_path, os.getpid(), 100, 20, 30, 4)
+    put_process(tmp_path, os.getpid(), 100, 20, 30, 4, parent=76)
+    put_process(tmp_path, 76, 1, 2, 888, 888, parent=75)  # what its other children took is other work
+    put_process(tmp_path, 75, 5, 8, 888, 888)
     put_process(tmp_path, 77, 40, 6, 0, 0)
     put_process(tmp_path, 78, 999, 999, 999, 999)
     # user nice system idle iowait irq softirq steal guest guest_nice
     (tmp_path / "stat").write_text("cpu  1000 200 300 7777 8888 10 20 70 5555 6666\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
-    expected = (1000 + 200 + 300 + 10 + 20 + 70 - (100 + 20 + 30 + 4) - (40 + 6)) / os.sysconf("SC_CLK_TCK")
+    expected = (1000 + 200 + 300 + 10 + 20 + 70 - (100 + 20 + 30 + 4) - (40 + 6) - (1 + 2 + 5 + 8)) / os.sysconf(
+        "SC_CLK_TCK"
+    )
     assert cpu_s_of_others(tmp_path) == expected
     (tmp_path / "stat").unlink()
     assert cpu_s_of_others(tmp_path) is None
