@@ -18,6 +18,7 @@ vernier scores masks only where the results have boxes, too, so that it reads a 
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import subprocess
@@ -293,7 +294,10 @@ def main() -> None:
         folder = args.folder / f"{kind}_{args.images}"
         if not (folder / "truth.json").exists():
             (folder / "shards").mkdir(parents=True, exist_ok=True)
-            draw(folder, args.images, kind == "segm")
+            # Beside this process, whose peak memory those that it starts would inherit.
+            drawing = multiprocessing.Process(target=draw, args=(folder, args.images, kind == "segm"))
+            drawing.start()
+            drawing.join()
         pythons = dict.fromkeys(ENGINES, sys.executable) | dict.fromkeys(RIVALS, args.rivals)
         if not args.lvis:
             del pythons["lvis, JSON"]
