@@ -4,7 +4,6 @@ A results file is a list of {"image_id", "category_id", "score", "bbox": [x, y, 
 polygons}. It is read a few megabytes at a time, so that never all of its records are Python objects at once.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from jaxtyping import Bool, Float, Int64
 from lvis_rcnn.dataset.detections import concatenate, read_shard, shards_of
 from lvis_rcnn.dataset.json_text import Text, json_of, mended, read_text
 from lvis_rcnn.dataset.lookup import finder, positions
-from lvis_rcnn.dataset.pieces import Pieces
+from lvis_rcnn.dataset.pieces import Pieces, sha256_of
 from lvis_rcnn.dataset.records import Int64Number
 from lvis_rcnn.evaluation.ground_truth import GroundTruth, column
 from lvis_rcnn.evaluation.masks import (
@@ -213,7 +212,7 @@ def detections_of_file(path: Path, truth: GroundTruth, kinds: Sequence[Kind]) ->
     read = read_text(path, "--detections", CONTENT)
     columns = columns_of(json_of(read, str(path)), str(path), truth, kinds)
     # Of what was read: a file may be another a moment later, and a pipe cannot be read twice.
-    return replace(columns.detections(), sha256=hashlib.sha256(read).hexdigest())
+    return replace(columns.detections(), sha256=sha256_of(read))
 
 
 def columns_of(text: Text, where: str, truth: GroundTruth, kinds: Sequence[Kind]) -> "Columns":
