@@ -117,7 +117,8 @@ def summary(image: Listed, found: Detections, names: dict[int, str]) -> str:
     """What is said of a picture: how many detections of which categories, most frequent first."""
     counts = Counter(names[category] for category in found.category_ids.tolist())
     listed = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    return f"{image.name}: {len(found)} detections ({listed})" if listed else f"{image.name}: no detections"
+    number = f"{len(found)} detection{'s' * (len(found) > 1)} ({listed})" if listed else "no detections"
+    return f"{image.name}: {number}"
 
 
 def drawn(image_bgr: UInt8[np.ndarray, "h w 3"], found: Detections, names: dict[int, str]) -> Image.Image:
