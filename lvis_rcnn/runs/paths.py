@@ -395,8 +395,7 @@ def name_end(study: Study, row: str, sections: Sequence[str]) -> str:
     def settings(one: Study) -> list[Any]:
         return [getattr(one, section) for section in sections]
 
-    own = settings(study.of_row(row))
-    if own == settings(study):
+    if (own := settings(study.of_row(row))) == settings(study):
         return ""
     return next(f"_{one}" for one in study.trained_rows if settings(study.of_row(one)) == own)
 
