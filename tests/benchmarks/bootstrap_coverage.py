@@ -1,6 +1,6 @@
 """How often 95 % intervals hold the mean metric over sets of as many images, and how often equal detectors "differ".
 
-    python tests/benchmarks/bootstrap_coverage.py [--designs six mini long_tail] [--sets 400] [--resamples 200]
+    python tests/benchmarks/bootstrap_coverage.py [--designs six mini ...] [--sets 400] [--resamples 200]
 
 Each set of images has six runs of one detector, that is with its chance drawn anew. The value to be held is the mean
 over all sets and runs. Intervals are of single runs, of means over three and over five of them, and of differences of
@@ -45,13 +45,22 @@ class Design:
     """Share of its objects that are found."""
     fewest_images: int = 0
     """A set in which a category is shown in fewer images is drawn again."""
+    verified: float = 1
+    """Share of the other images that are known not to show a category; what is found on the rest counts for nothing."""
+    incomplete: float = 0
+    """Share of the images that show a category on which further finds count for nothing (not exhaustive)."""
 
     @classmethod
-    def of_groups(cls, images: int, *groups: np.ndarray) -> "Design":
+    def of_groups(cls, images: int, *groups: np.ndarray, verified: float = 1, incomplete: float = 0) -> "Design":
         """Rare, common and frequent categories, shown in these shares of the images."""
         found = [np.full(len(group), share) for group, share in zip(groups, (0.45, 0.6, 0.75), strict=True)]
         names = "".join(letter * len(group) for letter, group in zip("rcf", groups, strict=True))
-        return cls(images, names, np.concatenate(groups), np.concatenate(found))
+        return cls(images, names, np.concatenate(groups), np.concatenate(found), 0, verified, incomplete)
+
+
+# Frequencies of 150 categories. "federated" has as many negatives for each image that shows a category (3.2), and as
+# large a share of incomplete ones, as 100 images of LVIS v0.5 val.
+LONG_TAIL = np.linspace(0.0025, 0.007, 60), np.linspace(0.01, 0.03, 50), np.linspace(0.04, 0.15, 40)
 
 
 DESIGNS = {
@@ -59,9 +68,8 @@ DESIGNS = {
         200, "rrccff", np.array([0.18, 0.2, 0.3, 0.35, 0.5, 0.6]), np.array([0.5, 0.6, 0.6, 0.7, 0.7, 0.8]), 20
     ),
     "mini": Design.of_groups(100, np.full(7, 0.085), np.full(9, 0.14), np.full(10, 0.18)),
-    "long_tail": Design.of_groups(
-        600, np.linspace(0.0025, 0.007, 60), np.linspace(0.01, 0.03, 50), np.linspace(0.04, 0.15, 40)
-    ),
+    "long_tail": Design.of_groups(600, *LONG_TAIL),
+    "federated": Design.of_groups(600, *LONG_TAIL, verified=0.11, incomplete=0.05),
 }
 
 
@@ -71,6 +79,9 @@ def drawn_truth(design: Design, random: np.random.Generator) -> tuple[GroundTrut
         shown = random.random((design.images, len(design.shown_in))) < design.shown_in
         if shown.sum(axis=0).min() >= design.fewest_images:
             break
+    annotators = random.spawn(1)[0]  # draws of their own: those of designs without them stay as they are
+    negatives = ~shown & (annotators.random(shown.shape) < design.verified)
+    incomplete = shown & (annotators.random(shown.shape) < design.incomplete)
     ease = random.normal(0, 1, design.images)
     counts = np.where(shown, random.geometric(0.5, shown.shape), 0)
     image, category = (np.repeat(at, counts[shown]) for at in np.nonzero(shown))
@@ -84,8 +95,8 @@ def drawn_truth(design: Design, random: np.random.Generator) -> tuple[GroundTrut
         labels=ids,
         names=tuple(map(str, ids)),
         frequencies=tuple(design.frequencies),
-        negatives=np.argwhere(~shown),
-        not_exhaustive=np.zeros((0, 2), np.int64),
+        negatives=np.argwhere(negatives),
+        not_exhaustive=np.argwhere(incomplete),
         annotation_ids=np.arange(1, len(image) + 1),
         images=image,
         categories=category,
