@@ -213,7 +213,9 @@ def test_only_the_kind_that_is_there_is_scored(tmp_path, kind):
     [
         ({"image_id": 7}, r"results.json: result 1 \(image 7, category 3\): unknown image"),
         ({"score": float("nan")}, r"result 1 \(.*\): score is nan; allowed: a finite number"),
-        ({"score": "high"}, r"Expected `float`, got `str` - at `\$\[1\].score`; allowed: score: a number"),
+        ({"score": 2**53 + 1}, r"result 1 \(.*\): score is 9007199254740993; allowed: a number that float64 holds"),
+        ({"score": 10**400}, r"result 1 \(.*\): score is 1000.*; allowed: a number that float64 holds"),
+        ({"score": "high"}, r"Expected `int \| float`, got `str` - at `\$\[1\].score`; allowed: score: a number"),
         ({"bbox": [1, 2, 3]}, r"length 4, got 3 - at `\$\[1\].bbox`"),
         ({"bbox": [1, 2, 3, float("inf")]}, r"result 1 .*: bbox is \[1.0, 2.0, 3.0, inf\]"),
         ({"bbox": None}, r"result 1 .*: has segm, result 0 has bbox and segm"),
