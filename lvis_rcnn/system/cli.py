@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -280,6 +280,29 @@ def add_coco_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frequencies", type=Path, metavar="FILE", help=counted)
 
 
+@contextlib.contextmanager
+def usual_streams() -> Iterator[None]:
+    """Streams that the caller has closed lead nowhere; a reader that has left, or a disk that is full, is no bug."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # else the next file that is opened gets its number, and what is written to it
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+    except OSError as error:
+        is_unread = isinstance(error, BrokenPipeError)  # the reader has exited, as ``head`` does
+        if not is_unread:
+            with contextlib.suppress(OSError):
+                print(f"error: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):  # Python would raise again when it flushes at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(EXIT_UNREAD if is_unread else EXIT_BAD_INPUT)
+
+
+@usual_streams()
 def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace], None]) -> None:
     """Parse, run, and end the process: 0 done, 2 bad input (one line), 1 unexpected (traceback in the log)."""
     log_file = None
@@ -295,10 +318,8 @@ def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace
     except InputError as error:
         log.error("error: %s", error)
         sys.exit(EXIT_BAD_INPUT)
-    except BrokenPipeError:
-        # The reader of the output has exited, as ``head`` does; Python would raise again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_UNREAD)
+    except BrokenPipeError:  # see usual_streams
+        raise
     except KeyboardInterrupt:
         log.error("error: interrupted")
         sys.exit(EXIT_INTERRUPTED)
