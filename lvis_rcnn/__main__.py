@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lvis_rcnn import STEPS, __version__
-from lvis_rcnn.system.cli import EXIT_BAD_INPUT, InputError
+from lvis_rcnn.system.cli import EXIT_BAD_INPUT, InputError, usual_streams
 
 # Commands that have another name since the package has folders; docs/commands.md shows their arguments.
 RENAMED = {
@@ -89,6 +89,7 @@ def refusal(words: list[str]) -> InputError | None:
     return None
 
 
+@usual_streams()
 def main() -> None:
     """Run the step that is named, or list them all."""
     words = sys.argv[1:]

@@ -169,7 +169,9 @@ def main() -> None:
     parser = step_parser(__doc__)
     parser.add_argument("model", type=Path, metavar="MODEL", help="model.pth, or a file of MMDetection 2.x or 3.x")
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="image file, folder or zip")
-    add_output(parser, "--out", "folder of results.json and the drawn pictures", is_folder=True)
+    add_output(
+        parser, "--out", "folder of results.json and the drawn pictures", is_folder=True, holds=("results.json",)
+    )
     above = "keep detections with a score above this (default: 0.3)"
     add_number(parser, "--score-threshold", above, 0, 1, kind=float, default=0.3, metavar="S")
     parser.add_argument("--categories", nargs="+", default=[], metavar="NAME", help="keep these alone (default: all)")

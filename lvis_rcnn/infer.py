@@ -139,7 +139,8 @@ def main() -> None:
     table = "output of calibrate, of the training split, where the study has an inference.calibration"
     parser.add_argument("--calibration", type=Path, metavar="FILE", help=table)
     add_output(parser, "--state", "where unfinished work lives", is_folder=True)
-    add_output(parser, "--out", "folder for detections/ and inference.json", is_folder=True)
+    holds = ("detections/", "inference.json")
+    add_output(parser, "--out", "folder for detections/ and inference.json", is_folder=True, holds=holds)
     run_step(parser, step)
 
 

@@ -119,7 +119,9 @@ def main() -> None:
         default="image",
         help="what is compared with the threshold (default: image, of the paper; instance_aware: IRFS)",
     )
-    add_output(parser, "--out", "folder of the tables", is_folder=True)
+    add_output(
+        parser, "--out", "folder of the tables", is_folder=True, holds=("categories.csv", "images.csv", "summary.json")
+    )
     run_step(parser, step)
 
 

@@ -31,7 +31,7 @@ from lvis_rcnn.training.checkpoint import drop_checkpoints
 from lvis_rcnn.training.distributed import Ranks, Watch, require_device, started
 from lvis_rcnn.training.log import Progress
 from lvis_rcnn.training.recorder import Recorder, recorded
-from lvis_rcnn.training.run import Run, export, finish, is_finished
+from lvis_rcnn.training.run import FILES_OF_RUN, Run, export, finish, is_finished
 from lvis_rcnn.training.setup import Training, batches_of, peak_memory_bytes, prepared, require_same_step
 from lvis_rcnn.training.step import QueuedStep, take_step
 
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of its images")
     parser.add_argument("--repeat-factors", type=Path, required=True, metavar="DIR", help="output of repeat_factors")
     add_output(parser, "--state", "where checkpoints live", is_folder=True)
-    add_output(parser, "--out", "folder for model, record and log", is_folder=True)
+    add_output(parser, "--out", "folder for model, record and log", is_folder=True, holds=FILES_OF_RUN)
     run_step(parser, step)
 
 

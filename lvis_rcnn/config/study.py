@@ -298,7 +298,7 @@ SECTIONS_OF_STEP: dict[str, tuple[str, ...]] = {
     "train": ("sampling", "augmentation", "model", "schedule", "compute"),
     "infer": ("model", "inference", "compute"),
     "measure": ("augmentation", "model", "schedule", "compute", "inference", "measure"),
-    "report": ("title", "report", "schedule", "backbones", "rows", "seeds", "published"),
+    "report": ("title", "dataset", "report", "schedule", "backbones", "rows", "seeds", "published"),
 }
 
 

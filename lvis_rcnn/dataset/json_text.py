@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.system.cli import InputError, check_input
 from lvis_rcnn.system.encodings import text_start
 
 Text = bytes | mmap.mmap | memoryview
@@ -36,7 +36,7 @@ def read_text(path: Path, option: str, content: str) -> bytes | mmap.mmap:
         content: what it should hold, for messages.
 
     Raises:
-        InputError: there is no such readable file.
+        InputError: there is no such readable file, or what is there may have no end.
     """
     where, fix = f"{option} {path}", "name a file that exists"
     if os.path.isdir(path):
@@ -44,6 +44,7 @@ def read_text(path: Path, option: str, content: str) -> bytes | mmap.mmap:
         what = "is an annotation store" if is_store else "is a folder"
         raise InputError(where, what, allowed=content, fix="name the JSON file" + " that it was made of" * is_store)
     try:
+        check_input(path)
         with path.open("rb") as file:
             if path.is_file() and path.stat().st_size:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -7,18 +7,36 @@ pycocotools keeps every fifth of a pixel along an outline, counts them in 32 bit
 import math
 from collections.abc import Sequence
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 
 FARTHEST_PX = 1_000_000
 LONGEST_PX = 10_000_000
 LEAST_ROWS = 4  # of a bitmap
+LEAST_NUMBERS = 6  # of a polygon that covers pixels
 ALLOWED = f"coordinates up to {FARTHEST_PX:,} and an outline up to {LONGEST_PX:,} pixels"
+
+Polygon = TypeVar("Polygon", bound=Sequence[float])
 
 
 def surely_drawable(most_numbers: int, farthest_px: float) -> bool:
     """Whether polygons of so many numbers at most, none farther from 0, are small, whatever their shape."""
     return farthest_px <= FARTHEST_PX and most_numbers * farthest_px <= LONGEST_PX
+
+
+def of_three_points(polygons: Sequence[Polygon]) -> list[Polygon]:
+    """The polygons that can cover pixels: MMDetection leaves out all others, and pycocotools finds no pixel in them."""
+    return [polygon for polygon in polygons if len(polygon) >= LEAST_NUMBERS]
+
+
+def miscounted(polygons: Sequence[Sequence[float]]) -> int | None:
+    """The first polygon of an odd count of numbers, or, where none has three points, the first; None where all is well.
+
+    pycocotools drops the last of an odd count, MMDetection the polygon; the former fails where none has three points.
+    """
+    odd = next((n for n, polygon in enumerate(polygons) if len(polygon) % 2), None)
+    return 0 if odd is None and polygons and not of_three_points(polygons) else odd
 
 
 def too_large(polygon: Sequence[float]) -> str:

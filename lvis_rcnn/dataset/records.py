@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from lvis_rcnn.dataset.json_text import Text, decoded_list, decoded_record, value_at
 from lvis_rcnn.dataset.lookup import positions
-from lvis_rcnn.dataset.polygons import ALLOWED, is_bitmap, too_large
+from lvis_rcnn.dataset.polygons import ALLOWED, is_bitmap, miscounted, of_three_points, too_large
 from lvis_rcnn.dataset.rle import check_runs, runs_of_text
 from lvis_rcnn.system.cli import InputError
 
@@ -111,7 +111,7 @@ HELP = {
     "bbox": ("[x, y, width, height] in pixels, finite numbers", "write the box as COCO and LVIS do"),
     "area": ("mask area in pixels, a finite number from 0", "write the polygons' area"),
     "segmentation": (
-        "one or more polygons [x0, y0, x1, y1, ...], each of an even count of at least 6 numbers, or a mask"
+        "one or more polygons [x0, y0, x1, y1, ...], each of an even count of numbers, one at least of 6, or a mask"
         f" {{size: [height, width], counts: runs}}; {ALLOWED}",
         "write polygons or a run-length mask of the image's size, or remove the annotation",
     ),
@@ -370,7 +370,7 @@ def outlines_of(records: Sequence[AnnotationRecord], where: str) -> Outlines:
     """Polygons and masks of these annotations.
 
     Raises:
-        InputError: no polygon, fewer than 6 or an odd count of numbers, a value that is no finite number or too large
+        InputError: no polygon of 6 numbers or more, one of an odd count, a value that is no finite number or too large
             to draw; a mask whose runs do not fill it.
     """
     is_mask = [bytes(record.segmentation).lstrip().startswith(b"{") for record in records]
@@ -402,10 +402,9 @@ def polygons_of(records: Sequence[AnnotationRecord], where: str) -> list[list[li
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         polygons = []
     wrong = not all(polygons) or any(map(is_bitmap, polygons))
-    wrong = wrong or any(
-        len(polygon) < 6 or len(polygon) % 2 or too_large(polygon) for one in polygons for polygon in one
-    )
-    if wrong or len(polygons) != len(records):
+    wrong = wrong or any(miscounted(one) is not None for one in polygons)
+    polygons = [of_three_points(one) for one in polygons]
+    if wrong or len(polygons) != len(records) or any(map(too_large, chain.from_iterable(polygons))):
         first, *others = [record for record in records if polygon_problem(record)]
         more = f" (also annotations {', '.join(str(record.id) for record in others[:NAMED])}" * bool(others)
         more += f" and {len(others) - NAMED:,} more" * (len(others) > NAMED) + ")" * bool(others)
@@ -420,15 +419,13 @@ def polygon_problem(record: AnnotationRecord) -> str:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         problem, path = problem_and_path(str(error))
         return f"segmentation{path}: {problem_of(problem, bytes(record.segmentation), path)}"
-    lengths = [len(polygon) for polygon in polygons]
-    bad = [(n, length) for n, length in enumerate(lengths) if length < 6 or length % 2]
     if not polygons:
         return "segmentation has no polygon"
     if is_bitmap(polygons):
         return f"segmentation is a bitmap of {len(polygons)} x {len(polygons[0])} pixels"
-    if bad:
-        return f"segmentation[{bad[0][0]}] has {bad[0][1]} numbers"
-    return next((f"segmentation[{n}] {why}" for n, polygon in enumerate(polygons) if (why := too_large(polygon))), "")
+    if (at := miscounted(polygons)) is not None:
+        return f"segmentation[{at}] has {len(polygons[at])} numbers"
+    return next((f"segmentation[{n}] {why}" for n, one in enumerate(polygons) if one and (why := too_large(one))), "")
 
 
 def mask_of(record: AnnotationRecord, where: str) -> tuple[tuple[int, int], Int64[np.ndarray, " runs"]]:

@@ -8,7 +8,7 @@ from jaxtyping import Int64
 
 from lvis_rcnn.dataset.detections import pack_rles
 from lvis_rcnn.evaluation.masks import Masks
-from lvis_rcnn.evaluation.results import DetectionSet, Kind
+from lvis_rcnn.evaluation.results import ALLOWED_SCORES, DetectionSet, Kind, rounded
 from lvis_rcnn.system.cli import InputError
 
 COLUMNS = ("image_id", "category_id", "score")
@@ -52,6 +52,9 @@ def of_columns(columns: Mapping[str, Any], kinds: Sequence[Kind]) -> DetectionSe
         wanted = (count, 4) if name == "bbox" else (count,)
         if values.shape != wanted and (count or values.size):
             raise InputError("detections", f"{name} is {list(values.shape)}", allowed=f"{list(wanted)}")
+    scores = given["score"] if isinstance(given["score"], list) else arrays["score"].tolist()
+    if (at := rounded(scores)) is not None:
+        raise InputError("detections", f"score[{at}] is {scores[at]}", allowed=ALLOWED_SCORES)
     return DetectionSet(
         where="detections",
         image_ids=whole_numbers("image_id", arrays["image_id"]),

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64, Int64, UInt8
 from pycocotools import mask as coco_mask
 
 from lvis_rcnn.dataset.json_text import mended
-from lvis_rcnn.dataset.polygons import ALLOWED, is_bitmap, too_large
+from lvis_rcnn.dataset.polygons import ALLOWED, is_bitmap, miscounted, of_three_points, too_large
 from lvis_rcnn.dataset.records import problem_and_path, problem_of
 from lvis_rcnn.dataset.rle import check_runs, damaged_texts, pixels_of_texts, runs_of_text, texts_of_runs
 from lvis_rcnn.evaluation.ground_truth import GroundTruth
@@ -79,8 +79,8 @@ def packed_mask(segmentation: Read, size: tuple[int, int], record: str) -> Packe
     """A mask of an image of ``size`` (height, width): polygons are drawn, run lengths compressed.
 
     Raises:
-        InputError: a polygon has fewer than three points or is too large, the mask does not fit the image, or no mask
-            fits it; ``record`` names it.
+        InputError: no polygon has three points, one is of an odd count of numbers or too large, or no mask fits the
+            image; ``record`` names it.
     """
     height, width = size
     if min(size) < 1 or height * width > MOST_PIXELS:
@@ -97,11 +97,13 @@ def packed_mask(segmentation: Read, size: tuple[int, int], record: str) -> Packe
         what = f"segmentation is a bitmap of {len(segmentation)} x {len(segmentation[0])} pixels"
         fix = "encode it: pycocotools.mask.encode(numpy.asfortranarray(bitmap))"
         raise InputError(record, what, allowed=ALLOWED_MASKS, fix=fix)
+    elif (at := miscounted(segmentation)) is not None:
+        fix = "remove or complete the polygon, or score boxes only: --kinds bbox"
+        allowed = "an even number, of one polygon at least 6"
+        raise InputError(record, f"polygon of {len(segmentation[at])} numbers", allowed=allowed, fix=fix)
+    else:
+        segmentation = of_three_points(segmentation)
     for polygon in () if isinstance(segmentation, Rle) else segmentation:
-        if len(polygon) < 6 or len(polygon) % 2:
-            what = f"polygon of {len(polygon)} numbers"
-            fix = "remove or complete the polygon, or score boxes only: --kinds bbox"
-            raise InputError(record, what, allowed="an even number, at least 6", fix=fix)
         if why := too_large(polygon):
             fix = "correct the polygon, or score boxes only: --kinds bbox"
             raise InputError(record, f"polygon {why}", allowed=ALLOWED, fix=fix)

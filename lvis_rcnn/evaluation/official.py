@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from lvis_rcnn.dataset.polygons import of_three_points
 from lvis_rcnn.dataset.rle import BASE, MORE
 from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, Scores
 from lvis_rcnn.evaluation.masks import damaged, texts_fit
@@ -97,10 +98,13 @@ def dataset_of(annotations: bytes) -> dict[str, Any]:
 
 
 def fill_empty_outlines(dataset: dict[str, Any]) -> None:
-    """Replace outlines without a polygon, of which ``lvis`` reads the first, by masks without a pixel."""
+    """Replace outlines without a polygon, of which ``lvis`` reads the first, and leave out polygons of no pixel."""
     sizes_hw = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
     for annotation in dataset["annotations"]:
-        if annotation.get("segmentation") in (None, []):
+        outline = annotation.get("segmentation")
+        if isinstance(outline, list):
+            annotation["segmentation"] = outline = of_three_points(outline)
+        if outline in (None, []):
             height, width = sizes_hw[annotation["image_id"]]
             annotation["segmentation"] = {"size": [height, width], "counts": [height * width]}
 

@@ -41,6 +41,7 @@ KINDS: dict[Kind, str] = {"bbox": "box", "segm": "mask"}
 """What can be scored, by the names of the COCO tools, and what a person calls it."""
 
 
+ALLOWED_SCORES = "a number that float64 holds, as any whole one up to 2^53 is"
 ALL_KINDS: tuple[Kind, ...] = tuple(KINDS)
 CONTENT = "a folder of shards, or an LVIS results file (JSON)"
 LIST_ALONE = "name the results file, or write its list of detections alone, without the object around it"
@@ -56,7 +57,7 @@ class Result(msgspec.Struct, frozen=True, gc=False):
 
     image_id: Int64Number
     category_id: Int64Number
-    score: float
+    score: int | float
     bbox: tuple[float, float, float, float] | None = None
     segmentation: Segmentation | None = None
 
@@ -100,7 +101,7 @@ class ResultText(msgspec.Struct, frozen=True, gc=False):
 
     image_id: Int64Number
     category_id: Int64Number
-    score: float
+    score: int | float
     bbox: tuple[float, float, float, float] | None = None
     segmentation: msgspec.Raw = NO_MASK
 
@@ -278,6 +279,15 @@ def number(text: str) -> int | float:
     return int(value) if value.is_integer() and value else value
 
 
+def rounded(scores: Sequence[int | float]) -> int | None:
+    """The place of the first whole number that float64 would round; ``lvis`` sorts by it as it is."""
+    if {*map(type, scores)} <= {float}:
+        return None
+    most = 2**1000  # of which float makes a number
+    whole = ((at, one) for at, one in enumerate(scores) if type(one) is int)
+    return next((at for at, one in whole if float(max(-most, min(one, most))) != one), None)
+
+
 def detections_of(results: Sequence[Result], truth: GroundTruth, where: str = "results") -> DetectionSet:
     """Detections that are in memory, checked."""
     columns = Columns(where, truth)
@@ -322,7 +332,11 @@ class Columns:
             raise self.other_kinds(records)
         self.parts["images"].append(column(records, "image_id"))
         self.parts["categories"].append(column(records, "category_id"))
-        self.parts["scores"].append(np.fromiter(map(attrgetter("score"), records), np.float64, len(records)))
+        scores = list(map(attrgetter("score"), records))
+        if (at := rounded(scores)) is not None:
+            record = record_name(self.where, self.count + at, records[at].image_id, records[at].category_id)
+            raise InputError(record, f"score is {scores[at]!s:.40}", allowed=ALLOWED_SCORES)
+        self.parts["scores"].append(np.fromiter(scores, np.float64, len(records)))
         if "bbox" in self.kinds:
             self.parts["boxes"].append(np.fromiter(chain.from_iterable(boxes), np.float64, 4 * len(records)))
         if "segm" in self.kinds:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int64
 from lvis_rcnn.config.protocols import MINIVAL
 from lvis_rcnn.dataset.lookup import positions
 from lvis_rcnn.evaluation.ground_truth import GroundTruth
-from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.system.cli import InputError, check_input
 
 # Of LVIS v1 val those images keep COCO's split; the others are of train2017 (mdetr at ea09acc4, .github/lvis.md).
 IN_MINIVAL = b"val2017"
@@ -54,6 +54,7 @@ def read_ids(file: Path) -> Int64[np.ndarray, " k"]:
     """
     allowed = "a text file (UTF-8) with one image id a line"
     try:
+        check_input(file)
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
         if wrong := [line for line in lines if line and not WHOLE_NUMBER.fullmatch(line)]:
             raise ValueError(f"{wrong[0][:40]!r}")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lvis_rcnn import __version__
-from lvis_rcnn.config.schema import BACKBONES, HEADS, Backbone, Model, Seesaw
+from lvis_rcnn.config.schema import BACKBONES, HEADS, Backbone, Model
 from lvis_rcnn.config.zoo import checked_sha256, digest_in_name
 from lvis_rcnn.model.mask_rcnn import network_on_meta
 from lvis_rcnn.model.normalised import TEMPERATURE
@@ -29,8 +29,10 @@ from lvis_rcnn.model.weight_files import (
     freed,
     heads_in,
     kind_of,
+    network_in,
     read_content,
     require_finite,
+    seesaw_in,
     state_in,
 )
 from lvis_rcnn.system.cli import InputError
@@ -376,7 +378,7 @@ def write_mmdet(path: Path, state: Weights, meta: dict[str, Any], *, publish: bo
         InputError: the meta lacks one of the two, or keys or shapes are not those of MMDetection.
     """
     name, classes = meta.get("backbone"), meta.get("CLASSES")
-    if name not in list(BACKBONES) or not isinstance(classes, (list, tuple)):
+    if name not in list(BACKBONES) or not isinstance(classes, (list, tuple)) or not {*map(type, classes)} <= {str}:
         what = "does not say its backbone and classes"
         raise InputError("model", what, allowed="a model.pth of lvis_rcnn.train or lvis_rcnn.weights import")
     backbone = BACKBONES[name]
@@ -402,9 +404,7 @@ def heads_of(meta: dict[str, Any]) -> dict[str, Any]:
 
     An imported model has those of its file, a trained one those of its study.
     """
-    settings = meta.get("settings")
-    network = settings.get("model") if isinstance(settings, dict) else None
-    own = {key: network[key] for key in HEADS if key in network} if isinstance(network, dict) else {}
+    own = {key: value for key, value in network_in(meta).items() if key in HEADS}
     given = heads_in("model", meta) or heads_in("model", {"heads": own})
     return {key: value for key, value in given.items() if value != getattr(PUBLISHED, key)}
 
@@ -415,7 +415,7 @@ def head_configs(classes: int, heads: dict[str, Any], meta: dict[str, Any]) -> t
     if "box_classifier" in heads:
         box += f", cls_predictor_cfg=dict(type='NormedLinear', tempearture={TEMPERATURE:g})"
     if "classification" in heads:
-        seesaw = Seesaw(**(meta.get("settings") or {"model": {}})["model"].get("seesaw", {}))
+        seesaw = seesaw_in("model", meta)
         factors = f"p={seesaw.mitigation}, q={seesaw.compensation}, eps={seesaw.epsilon}"
         box += f", loss_cls=dict(type='SeesawLoss', {factors}, num_classes={classes}, loss_weight=1.0)"
     if "mask_predictor" in heads:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from pydantic import ValidationError
 
-from lvis_rcnn.config.schema import HEADS, Model
+from lvis_rcnn.config.schema import HEADS, Model, Seesaw
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.encodings import BYTE_ORDER_MARK, other_kind
 
@@ -208,6 +209,23 @@ def heads_in(where: str, meta: Mapping[str, Any]) -> dict[str, str]:
         return heads
     values = "; ".join(f"{key} {' or '.join(texts)}" for key, texts in allowed.items())
     raise InputError(where, f"says of its heads: {heads!s:.80}", allowed=values, fix="import it again")
+
+
+def network_in(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of ``Model`` that a trained model says; empty where it says none."""
+    settings = meta.get("settings")
+    network = settings.get("model") if isinstance(settings, dict) else None
+    return network if isinstance(network, dict) else {}
+
+
+def seesaw_in(where: str, meta: Mapping[str, Any]) -> Seesaw:
+    """Factors of the Seesaw loss that a trained model says, or the defaults; InputError where they are none."""
+    given = network_in(meta).get("seesaw", {})
+    try:
+        return Seesaw.model_validate(given)
+    except ValidationError:
+        allowed = "mitigation and compensation, numbers from 0; epsilon, above 0 and up to 1; counters, from 1"
+        raise InputError(where, f"says of its Seesaw loss: {given!s:.80}", allowed=allowed, fix="correct it") from None
 
 
 def require_finite(where: str, state: Weights) -> None:

@@ -322,24 +322,31 @@ class Lease:
         self.renew_s = renew_s
         self.asked = False
         """Whether another trainer waits for this one, or has replaced it: finish the step, save and leave."""
-        self.lost = False
+        self.why_lost = ""
         self.troubled = False
         self.lock = threading.Lock()
         self.over = threading.Event()
         self.thread = threading.Thread(target=self.keep, name="lease", daemon=True)
 
-    def held(self) -> bool:
-        """Whether this process still holds the folder; costs some small reads."""
+    @property
+    def lost(self) -> bool:
+        """Whether this process no longer holds the folder, as far as it has looked."""
+        return self.why_lost != ""
+
+    def why_not_held(self) -> str:
+        """Why this process no longer holds the folder, empty while it does; costs some small reads."""
         with self.lock:
             self.look()
-            return not (self.lost or self.over.is_set())
+            return self.why_lost or "it was released" * self.over.is_set()
 
     def look(self) -> None:
         """Read from the folder whether this lease was lost, and whether another trainer asks for it."""
         if not self.lost and not is_newest(self.folder, self.mine):
-            self.lost = self.asked = True
-            why = "another trainer has replaced this one" if self.folder.exists() else "was deleted during the training"
-            log.warning("%s: %s", self.folder, why)
+            # This one's own heartbeat may have made a deleted folder again, without a lease.
+            replaced = self.folder.exists() and newest(self.folder) > 0
+            self.why_lost = "another trainer has taken over" if replaced else "was deleted during the training"
+            self.asked = True
+            log.warning("%s: %s", self.folder, self.why_lost)
         request = request_path(self.folder, self.mine.generation)
         if not self.asked and request.exists():
             self.asked = True
@@ -392,8 +399,8 @@ def held_lease(
     """Hold a state folder until the end of the block, after waiting until no other trainer holds it.
 
     The wait is one poll if the holder has ended on this machine or released it, ``stale_s`` if it gives no sign of
-    life, and otherwise until it has saved and left. :meth:`Lease.held` is false once this lease is not the newest, or
-    was released.
+    life, and otherwise until it has saved and left. :meth:`Lease.why_not_held` says why once this lease is not the
+    newest, or was released.
 
     Args:
         state_dir: the folder, created if it does not exist.

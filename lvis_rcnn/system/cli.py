@@ -10,11 +10,11 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lvis_rcnn import STEPS
 
@@ -36,6 +36,7 @@ SPECIAL = {
     "device": Path.is_char_device,
     "disk": Path.is_block_device,
 }
+IS_OF_ANOTHER_KIND = (errno.EISDIR, errno.ENOTDIR)
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -54,9 +55,17 @@ class InputError(Exception):
         super().__init__("; ".join(" ".join(part.split()) for part in parts))
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line like all others, without the usage above it, which may fill a screen."""
+
+    def error(self, message: str) -> NoReturn:
+        """InputError that says what is wrong with the arguments."""
+        raise InputError(self.prog, message, fix=f"{self.prog} --help shows what it takes")
+
+
 def step_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser whose help is the step's docstring, with ``--log FILE`` that every step takes."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=as_typed(),
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -111,6 +120,8 @@ class Output:
     """What the name must end in; empty for any name."""
     beside: tuple[str, ...]
     """Suffixes of the files that are written beside it."""
+    holds: tuple[str, ...]
+    """Names of what is written into the folder; those of folders end in a slash."""
 
     def check(self, path: Path) -> None:
         """InputError if the step could not write ``path``."""
@@ -119,6 +130,9 @@ class Output:
             raise InputError(f"{self.option} {path}", "has another ending", allowed=f"*{self.suffix}", fix=fix)
         for written in self.written(path):
             check_writable(self.option, written, is_folder=self.is_folder)
+        for name in self.holds:
+            fix = "move it away, or name another folder"
+            check_kind(self.option, path / name, is_folder=name.endswith("/"), fix=fix)
 
     def written(self, path: Path) -> list[Path]:
         """All that is written for ``path``."""
@@ -133,6 +147,7 @@ def add_output(
     is_folder: bool = False,
     suffix: str = "",
     beside: tuple[str, ...] = (),
+    holds: tuple[str, ...] = (),
     required: bool = True,
     **more: Any,
 ) -> None:
@@ -145,12 +160,13 @@ def add_output(
         is_folder: whether a folder is written, not a file.
         suffix: what the name must end in, as ``.json``; empty for any name.
         beside: suffixes of further files, whose names are the same but for the suffix.
+        holds: names of what is written into a folder; those of folders end in a slash.
         required: whether the step needs it.
         more: further arguments of ``add_argument``.
     """
     metavar = "DIR" if is_folder else "FILE"
     action = parser.add_argument(option, type=Path, metavar=metavar, required=required, help=text, **more)
-    output = Output(option, is_folder, suffix, beside)
+    output = Output(option, is_folder, suffix, beside, holds)
     parser.set_defaults(outputs={**(parser.get_default("outputs") or {}), action.dest: output})
 
 
@@ -191,11 +207,11 @@ def check_folder(option: str, path: Path, fix: str) -> None:
         raise InputError(f"{option} {path}", what, fix=fix)
 
 
-def check_kind(option: str, path: Path, *, is_folder: bool) -> None:
+def check_kind(option: str, path: Path, *, is_folder: bool, fix: str = "") -> None:
     """InputError if there is a folder where a file is wanted, or a file in place of a folder."""
     if os.path.exists(path) and path.is_dir() != is_folder:
         what, wanted = ("is a file", "a folder") if is_folder else ("is a folder", "a file")
-        raise InputError(f"{option} {path}", what, allowed=wanted, fix=f"name {wanted}")
+        raise InputError(f"{option} {path}", what, allowed=wanted, fix=fix or f"name {wanted}")
 
 
 def check_writable(option: str, path: Path, *, is_folder: bool) -> None:
@@ -264,6 +280,29 @@ def add_coco_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frequencies", type=Path, metavar="FILE", help=counted)
 
 
+@contextlib.contextmanager
+def usual_streams() -> Iterator[None]:
+    """Streams that the caller has closed lead nowhere; a reader that has left, or a disk that is full, is no bug."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # else the next file that is opened gets its number, and what is written to it
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+    except OSError as error:
+        is_unread = isinstance(error, BrokenPipeError)  # the reader has exited, as ``head`` does
+        if not is_unread:
+            with contextlib.suppress(OSError):
+                print(f"error: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):  # Python would raise again when it flushes at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(EXIT_UNREAD if is_unread else EXIT_BAD_INPUT)
+
+
+@usual_streams()
 def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace], None]) -> None:
     """Parse, run, and end the process: 0 done, 2 bad input (one line), 1 unexpected (traceback in the log)."""
     log_file = None
@@ -279,19 +318,18 @@ def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace
     except InputError as error:
         log.error("error: %s", error)
         sys.exit(EXIT_BAD_INPUT)
-    except BrokenPipeError:
-        # The reader of the output has exited, as ``head`` does; Python would raise again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_UNREAD)
+    except BrokenPipeError:  # see usual_streams
+        raise
     except KeyboardInterrupt:
         log.error("error: interrupted")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         # torch.save replaces the error of its file by one of its own.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
-        if isinstance(cause, OSError) and cause.errno in DISK_IS_FULL:
-            fix = "make room, or write to another disk"
-            log.error("error: %s", InputError(str(cause.filename or "a disk"), str(cause.strerror), fix=fix))
+        if isinstance(cause, OSError) and cause.errno in (*DISK_IS_FULL, *IS_OF_ANOTHER_KIND):
+            is_full, where = cause.errno in DISK_IS_FULL, str(cause.filename2 or cause.filename or "a disk")
+            fix = "make room, or write to another disk" if is_full else "move it away, or name another place"
+            log.error("error: %s", InputError(where, str(cause.strerror), fix=fix))
             sys.exit(EXIT_BAD_INPUT)
         write_traceback(log_file)
         log.error("error: unexpected %s: %s", type(error).__name__, " ".join(str(error).split()))

@@ -28,8 +28,8 @@ TEMPORARY = re.compile(r"\.step[0-9]{8,}-[a-z0-9_]{8}\.part")
 DIGEST_DIGITS = 16
 
 
-class TakenOver(InputError):
-    """Another trainer has taken over this run, so this one must not save any more."""
+class FolderLost(InputError):
+    """The folder of this run is another trainer's or deleted, so this one must not save any more."""
 
 
 class Saver:
@@ -44,8 +44,8 @@ class Saver:
         saved_step: step of the checkpoint that the run goes on from, 0 if there is none; it is kept until two are
             newer, a damaged newer one is not.
         background: write in a thread, from a copy in CPU memory.
-        still_held: whether this process still holds the folder, called just before a checkpoint gets its name; if it
-            raises an OSError, the save has failed.
+        why_not_held: why this process no longer holds the folder, empty while it does; called just before a checkpoint
+            gets its name; if it raises an OSError, the save has failed.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Saver:
         saved_step: int,
         *,
         background: bool = False,
-        still_held: Callable[[], bool] = lambda: True,
+        why_not_held: Callable[[], str] = str,
     ) -> None:
         self.folder = folder
         self.saved_step = saved_step
         self.asked_step = saved_step
         self.background = background
-        self.still_held = still_held
+        self.why_not_held = why_not_held
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.writing: Future[None] | None = None
         remove(folder, is_temporary)
@@ -81,7 +81,7 @@ class Saver:
             state: containers of tensors, numbers and text, as ``torch.load(weights_only=True)`` reads them.
 
         Raises:
-            TakenOver: the folder is not ``still_held``, at this save or the one before.
+            FolderLost: the folder is no longer held, at this save or the one before.
         """
         self.wait()
         self.asked_step = step
@@ -99,7 +99,7 @@ class Saver:
         A failure is a warning. Arguments as :func:`save_model`; ``weights`` may change as soon as this returns.
 
         Raises:
-            TakenOver: the folder was not ``still_held`` at the save before.
+            FolderLost: the folder was no longer held at the save before.
         """
         self.wait()
         if self.background:
@@ -108,9 +108,9 @@ class Saver:
             self.write_kept(path, weights, meta)
 
     def write_kept(self, path: Path, weights: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
-        """Write the weights, unless another trainer does."""
+        """Write the weights, unless the folder is no longer held."""
         try:
-            if self.still_held():
+            if not self.why_not_held():
                 save_model(path, weights, meta)
         except Exception as error:
             what = f"warning: {path} cannot be written ({reason_of(error)})"
@@ -120,7 +120,7 @@ class Saver:
         """Wait for the last :meth:`save`, and return whether its state is on disk.
 
         Raises:
-            TakenOver: the folder was not ``still_held``.
+            FolderLost: the folder was no longer held.
         """
         writing, self.writing = self.writing, None
         if writing is not None:
@@ -130,7 +130,7 @@ class Saver:
     def write(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint; once it is on disk, remove all but it and the one before."""
         with self.failure_is_a_warning(step):
-            newest = write_checkpoint(self.folder, step, state, self.still_held)
+            newest = write_checkpoint(self.folder, step, state, self.why_not_held)
             before, self.saved_step = self.saved_step, step
             remove_older(newest, before)
 
@@ -139,7 +139,7 @@ class Saver:
         """No error of a save may end a week of training."""
         try:
             yield
-        except TakenOver:
+        except FolderLost:
             raise
         except Exception as error:
             last = f"the last one is of step {self.saved_step}" if self.saved_step else "there is none yet"
@@ -180,20 +180,20 @@ def drop_checkpoints(folder: Path) -> None:
     remove(folder, lambda path: is_checkpoint(path) or is_temporary(path))
 
 
-def write_checkpoint(folder: Path, step: int, state: dict[str, Any], still_held: Callable[[], bool]) -> Path:
+def write_checkpoint(folder: Path, step: int, state: dict[str, Any], why_not_held: Callable[[], str]) -> Path:
     """Write a checkpoint to disk and return its path; after an error nothing of it is left.
 
     Raises:
-        TakenOver: the folder is not ``still_held``.
+        FolderLost: the folder is no longer held.
         OSError: it could not be written; also other errors of ``torch.save``.
     """
     handle, name = tempfile.mkstemp(prefix=f".step{step:08d}-", suffix=".part", dir=folder)
     temporary = path = Path(name)
     try:
         digest = write_state(handle, state)
-        if not still_held():
-            fix = "leave it to that one, or stop it and start this one again"
-            raise TakenOver(str(folder), f"another trainer has taken over before step {step} was saved", fix=fix)
+        if why := why_not_held():
+            fix = "end the other trainer, if there is one, and start this one again"
+            raise FolderLost(str(folder), f"{why} before step {step} was saved", fix=fix)
         path = folder / f"step{step:08d}-{digest[:DIGEST_DIGITS]}.pth"
         os.replace(temporary, path)
         sync(folder)

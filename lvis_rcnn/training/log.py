@@ -113,7 +113,7 @@ class TrainingLog:
             totals = [total_loss(values) for values in progress.unlogged]
             step, times = progress.step - len(totals) + 1 + totals.index(max(totals)), max(totals) / self.median
             log.warning("warning: loss spike at step %d: %.3f, %.1f times the recent median", step, max(totals), times)
-        size = self.path.stat().st_size
+        size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

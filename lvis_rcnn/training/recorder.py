@@ -28,7 +28,7 @@ def recorded(training: Training, lease: Lease | None) -> Iterator["Recorder"]:
 
     Raises:
         InputError: another start is pointless.
-        TakenOver: another trainer has taken over, and nothing else has ended the block.
+        FolderLost: another trainer has taken over, or the folder was deleted, and nothing else has ended the block.
     """
     begin(training, lease)
     recorder = Recorder(training, lease)
@@ -74,13 +74,13 @@ class Recorder:
         progress.saved_step = progress.step
         # In the background where others would wait for a slow save: other processes, or the GPU.
         background = ranks.count > 1 or ranks.device.type == "cuda"
-        self.saver = Saver(folder, progress.step, background=background, still_held=self.lease.held)
+        self.saver = Saver(folder, progress.step, background=background, why_not_held=self.lease.why_not_held)
         self.log = TrainingLog(folder / "log.json", training.run.recipe, progress.step)
         self.events = EventFiles(folder / "tensorboard", folder / "log.json")
         self.heartbeat.write(progress)
 
     def close(self) -> None:
-        """Wait for the last save, and close the files; TakenOver if it could not be saved because of that."""
+        """Wait for the last save, and close the files; FolderLost if it could not be saved because of that."""
         if self.lease is not None:
             self.events.close()
             self.saver.wait()

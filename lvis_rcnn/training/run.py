@@ -27,6 +27,8 @@ from lvis_rcnn.training.checkpoint import drop_checkpoints, on_cpu
 from lvis_rcnn.training.log import Progress, write_heartbeat
 from lvis_rcnn.training.solver import Recipe, kept_steps, make_recipe, point_errors
 
+FILES_OF_RUN = ("log.json", "model.pth", "train.json")  # in its folder of results
+
 
 @dataclass(frozen=True)
 class Run:
@@ -225,5 +227,5 @@ def export(state_dir: Path, out_dir: Path) -> None:
         old.unlink()
     link(state_dir / "model.pth", out_dir / record["model_file"])
     link(state_dir / "log.json", out_dir / record["log_file"])
-    for name in ("log.json", "model.pth", "train.json"):
+    for name in FILES_OF_RUN:
         link(state_dir / name, out_dir / name)

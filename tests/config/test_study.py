@@ -249,6 +249,7 @@ def test_settings_ignore_defaults_written_out() -> None:
         ("inference.calibration", {"method": "fracal"}, {"infer", "measure"}),
         ("model.rois_per_image", 77, {"preflight", "train", "infer", "measure"}),
         ("title", "other", {"report"}),
+        ("dataset.name", "other", {"report"}),
         ("backbones", ["r50"], {"report"}),
         ("report", {"compare_with": "other"}, {"report"}),
         ("evaluation", {"detections_per_image": 200}, set()),

@@ -175,7 +175,12 @@ MASK = {"counts": [500, 20, 1880], "size": [40, 60]}
         ("annotations.1.area", -1, r"annotations\[1\] \(id 1\): area: expected float >= 0"),
         ("annotations.1.segmentation", [], r"annotation 1: segmentation has no polygon"),
         ("annotations.1.segmentation", [[]], r"annotation 1: segmentation\[0\] has 0 numbers"),
-        ("annotations.2.segmentation.1", [1, 2, 3, 4], r"annotation 4: segmentation\[1\] has 4 numbers; allowed: .*6"),
+        (
+            "annotations.2.segmentation",
+            [[1, 2, 3, 4]] * 2,
+            r"annotation 4: segmentation\[0\] has 4 numbers; allowed: .*6",
+        ),
+        ("annotations.2.segmentation.1", [1, 2, 3], r"annotation 4: segmentation\[1\] has 3 numbers; allowed: .*even"),
         (
             "annotations.2.segmentation.1",
             [1, 2, 3, 4, 5, 3e7],
@@ -225,6 +230,18 @@ def test_a_wrong_record_is_named_and_no_store_left(tmp_path, path, value, messag
     assert "fix:" in str(error.value)
     assert "\n" not in str(error.value)
     assert [file.name for file in tmp_path.iterdir()] == ["annotations.json"]
+
+
+@pytest.mark.parametrize("short", [[], [1, 2], [20, 30, 3.5, 4]])
+def test_polygons_of_no_pixel_are_left_out(tmp_path, short):
+    """As MMDetection leaves them out, and pycocotools, through which ``lvis`` reads them, finds no pixel in them."""
+    dataset = small_dataset()
+    good = dataset["annotations"][2]["segmentation"]
+    dataset["annotations"][2]["segmentation"] = [short, good[0], short, *good[1:], short]
+    store = build(tmp_path, dataset)
+    assert_same(store, small_dataset())
+    drawn = rle.merge(rle.frPyObjects([good[0], short, *good[1:], short], 40, 60))
+    assert drawn == rle.merge(rle.frPyObjects(good, 40, 60))
 
 
 TEXT = json.dumps(small_dataset()).encode()

@@ -1,6 +1,7 @@
 """What is scored from Python may be files, dictionaries or arrays, to the same numbers."""
 
 import copy
+import os
 from collections import deque
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from lvis_rcnn.config.protocols import Protocol
 from lvis_rcnn.evaluation.interface import Scoring, evaluate
+from lvis_rcnn.evaluation.lvis_api import LVIS, LVISEval
 from lvis_rcnn.system.cli import InputError
 from tests.evaluation.test_average_precision import small_set
 from tests.helpers.scored_boxes import BOAT, CUP, GOOD, TWO_KINDS, as_json, found, rectangle, rle_of, truth, write
@@ -96,6 +98,12 @@ MASKED = {"image_id": [1], "category_id": [1], "score": [0.5], "segmentation": [
         ({**ONE, "score": [True]}, r"detections: score\[0\] is True"),
         ({**ONE, "score": [0.5j]}, r"detections: score\[0\] is 0.5j"),
         ({**ONE, "score": np.ma.array([0.5], mask=[True])}, "detections: score has masked values"),
+        ({**ONE, "score": [2**53 + 1]}, r"detections: score\[0\] is 9007199254740993; allowed: a number that float64"),
+        ({**ONE, "score": np.array([2**53 + 1])}, r"detections: score\[0\] is 9007199254740993; allowed: a number"),
+        (
+            [{**GOOD[0], "score": -(2**53) - 1}],
+            r"result 0 .* score is -9007199254740993; allowed: a number that float64",
+        ),
         ({**ONE, "score": "x"}, "detections: score is 'x'"),
         ({**ONE, "bbox": [[1, 2, 3, 4], [5, 6, None, 8]]}, r"detections: bbox\[1\] is None; allowed: numbers"),
         ({**ONE, "score": 0.5}, r"detections: score is \[\]; allowed: \[1\]"),
@@ -309,6 +317,19 @@ def test_masks_alone_on_annotations_without_masks_are_named():
 def test_values_of_a_scoring_that_are_not_allowed_are_named(unchecked, name, value, allowed):
     with pytest.raises(InputError, match=rf"Scoring\.{name}: is .*; allowed: ({allowed})"):
         Scoring(**{name: value})
+
+
+def test_what_may_have_no_end_is_refused(tmp_path):
+    """As the commands refuse it: opening a pipe into which nobody writes never returns."""
+    pipe, annotations = tmp_path / "pipe", write(tmp_path / "truth.json", truth((1, 1, CUP)))
+    os.mkfifo(pipe)
+    files = Scoring(protocols=["few"], subset_files={"few": pipe})
+    for given in ((pipe, []), (str(annotations), pipe), (annotations, [], files), ("/dev/zero", [])):
+        with pytest.raises(InputError, match=r"(pipe: is a pipe|/dev/zero: is a device); allowed: a file or a folder"):
+            evaluate(*given)
+    for call in (lambda: LVIS(pipe), lambda: LVISEval(str(annotations), str(pipe), "bbox").run()):
+        with pytest.raises(InputError, match="pipe: is a pipe"):
+            call()
 
 
 def test_protocols_are_asked_for_by_name(tmp_path):

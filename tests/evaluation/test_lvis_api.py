@@ -54,6 +54,14 @@ def test_a_program_that_changes_its_import_gets_the_same(tmp_path, capsys, seed,
         assert_same(scored(lvis_api, path, records, kind[:4], cap), theirs, capsys)
 
 
+def test_scores_may_be_large_whole_numbers(tmp_path, capsys):
+    dataset, records, _ = small_set(9)
+    path = write(tmp_path / "truth.json", dataset)
+    large = [{**one, "score": 2**60 + 256 * (place * 7 % 11)} for place, one in enumerate(records)]
+    with official_package() as lvis:
+        assert_same(scored(lvis_api, path, large, "bbox", 3), scored(lvis, path, large, "bbox", 3), capsys)
+
+
 @pytest.mark.parametrize("seed", [9, 11, 16, 63, 92])
 def test_some_images_and_some_categories(tmp_path, capsys, seed):
     dataset, records, _ = small_set(seed)

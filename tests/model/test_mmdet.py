@@ -486,7 +486,9 @@ def test_the_config_written_is_python_that_says_what_the_network_is(name, body):
     assert (heads["bbox_head"]["num_classes"], heads["mask_head"]["num_classes"]) == (3, 3)
 
 
-@pytest.mark.parametrize("meta", [{}, {"backbone": "r50"}, {"backbone": "r18", "CLASSES": NAMES}])
+@pytest.mark.parametrize(
+    "meta", [{}, {"backbone": "r50"}, {"backbone": "r18", "CLASSES": NAMES}, {"backbone": "r50", "CLASSES": [1, 2, 3]}]
+)
 def test_a_model_that_does_not_say_what_it_is_is_not_written(tmp_path, meta, state):
     with pytest.raises(InputError, match=r"model: does not say its backbone and classes; allowed: a model.pth of"):
         write_mmdet(tmp_path / "out.pth", to_ours(state), meta, publish=False)

@@ -126,3 +126,14 @@ def test_a_trained_model_is_written_with_what_its_study_said(tmp_path):
     assert same(written.state, file.state)
     assert written.heads == {"classification": "seesaw", "mask_predictor": "normalised"}
     assert "p=0.5, q=2.0" in written.config
+
+
+@pytest.mark.parametrize(
+    "odd", [{"mitigation": float("nan")}, {"compensation": -1.0}, {"epsilon": "x"}, {"z": 1}, None]
+)
+def test_a_model_that_says_odd_factors_is_not_written(tmp_path, odd):
+    state = converted(file_of("model = dict(loss_cls=dict(type='SeesawLoss'))"), "r50", 3)
+    meta = {"backbone": "r50", "CLASSES": NAMES, "settings": {"model": {"classification": "seesaw", "seesaw": odd}}}
+    with pytest.raises(InputError, match=r"model: says of its Seesaw loss: .*; allowed: mitigation and compensation, "):
+        write_mmdet(tmp_path / "a.pth", state, meta, publish=False)
+    assert list(tmp_path.iterdir()) == []

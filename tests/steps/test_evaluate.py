@@ -213,7 +213,9 @@ def test_only_the_kind_that_is_there_is_scored(tmp_path, kind):
     [
         ({"image_id": 7}, r"results.json: result 1 \(image 7, category 3\): unknown image"),
         ({"score": float("nan")}, r"result 1 \(.*\): score is nan; allowed: a finite number"),
-        ({"score": "high"}, r"Expected `float`, got `str` - at `\$\[1\].score`; allowed: score: a number"),
+        ({"score": 2**53 + 1}, r"result 1 \(.*\): score is 9007199254740993; allowed: a number that float64 holds"),
+        ({"score": 10**400}, r"result 1 \(.*\): score is 1000.*; allowed: a number that float64 holds"),
+        ({"score": "high"}, r"Expected `int \| float`, got `str` - at `\$\[1\].score`; allowed: score: a number"),
         ({"bbox": [1, 2, 3]}, r"length 4, got 3 - at `\$\[1\].bbox`"),
         ({"bbox": [1, 2, 3, float("inf")]}, r"result 1 .*: bbox is \[1.0, 2.0, 3.0, inf\]"),
         ({"bbox": None}, r"result 1 .*: has segm, result 0 has bbox and segm"),
@@ -225,7 +227,11 @@ def test_only_the_kind_that_is_there_is_scored(tmp_path, kind):
         ({"segmentation": {"size": [100, 100], "counts": "é"}}, r"result 1 .*: mask is damaged"),
         ({"segmentation": {"size": [100, 100], "counts": [1, 2]}}, r"result 1 .*: mask is damaged"),
         ({"segmentation": {"size": [100, 100], "counts": "\ud800"}}, r"result 1 .*: mask is damaged"),
-        ({"segmentation": [[1, 2, 3, 4]]}, r"result 1 .*: polygon of 4 numbers; allowed: an even number, at least 6"),
+        (
+            {"segmentation": [[1, 2, 3, 4]]},
+            r"result 1 .*: polygon of 4 numbers; allowed: an even number, of one polygon .* 6",
+        ),
+        ({"segmentation": [[0, 0, 9, 0, 9, 9], [1, 2, 3]]}, r"result 1 .*: polygon of 3 numbers"),
         ({"segmentation": [[0, 0, 1e8, 0, 1e8, 1e8]]}, r"result 1 .*: polygon has a coordinate of 1e\+08 pixels"),
         (
             {"segmentation": [[0, 0, 1e6, 1e6] * 11]},
@@ -384,6 +390,21 @@ def test_an_empty_outline_beside_others_is_a_mask_without_a_pixel(tmp_path):
     assert metrics["official"]["agrees"]
     assert "only" not in metrics
     assert metrics["segm"]["AR@300"] < 1
+
+
+@pytest.mark.parametrize("short", [[], [1, 2], [1, 2, 30, 40]])
+def test_polygons_of_no_pixel_change_no_score(tmp_path, short):
+    dataset, records = copy.deepcopy(TWO_KINDS), copy.deepcopy(GOOD)
+    for record in (*dataset["annotations"], *records):
+        record["segmentation"] = [short, [0, 0, 40, 0, 40, 40], short]
+    scored = []
+    for _ in range(2):
+        annotations, results = write(tmp_path / "truth.json", dataset), write(tmp_path / "results.json", records)
+        scored.append(evaluate(annotations, results, Scoring(official="yes")))
+        for record in (*dataset["annotations"], *records):
+            del record["segmentation"][::2]
+    assert [metrics["official"]["agrees"] for metrics in scored] == [True, True]
+    assert scored[0]["segm"] == scored[1]["segm"]
 
 
 def test_a_file_of_another_kind_is_named_with_its_option(tmp_path):

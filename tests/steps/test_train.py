@@ -32,7 +32,7 @@ from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.training import checkpoint, recorder, setup, solver
 from lvis_rcnn.training import run as run_module
 from lvis_rcnn.training import step as step_module
-from lvis_rcnn.training.checkpoint import TakenOver
+from lvis_rcnn.training.checkpoint import FolderLost
 from lvis_rcnn.training.distributed import Ranks
 from lvis_rcnn.training.log import Progress
 from lvis_rcnn.training.run import Run
@@ -537,8 +537,8 @@ def test_a_signal_before_the_first_step_ends_the_process_at_once(
 @pytest.mark.usefixtures("few_numbers")
 def test_what_ends_a_run_is_recorded_where_another_trainer_has_taken_over(drawn, tmp_path, monkeypatch):
     run, lease = make_run(drawn, tmp_path / "run"), object.__new__(Lease)  # of nobody: no folder, no thread
-    lease.lost = lease.asked = False
-    monkeypatch.setattr(Lease, "held", lambda self: False)
+    lease.why_lost, lease.asked = "", False
+    monkeypatch.setattr(Lease, "why_not_held", lambda self: "another trainer has taken over")
     run.state_dir.mkdir(parents=True)
     training = training_of(run)
 
@@ -547,13 +547,13 @@ def test_what_ends_a_run_is_recorded_where_another_trainer_has_taken_over(drawn,
             of_run.saver.background = True
             training.progress.step = step
             of_run.save()
-            lease.lost = True
+            lease.why_lost = lease.why_not_held()
             if error:
                 raise error
 
     with pytest.raises(ZeroDivisionError):
         attempt(3, ZeroDivisionError("what happened"))
-    with pytest.raises(TakenOver, match="another trainer has taken over before step 4"):
+    with pytest.raises(FolderLost, match="another trainer has taken over before step 4"):
         attempt(4, None)
     ends = [one.end for one in read_attempts(run.state_dir)]
     assert [(end.kind, end.step) for end in ends] == [("error", 3), ("error", 4)]

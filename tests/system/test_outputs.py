@@ -5,6 +5,7 @@ import contextlib
 import errno
 import importlib
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -24,6 +25,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "link.json").symlink_to("gt.json")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "data").mkdir()
+    (tmp_path / "holds_a" / "a.json").mkdir(parents=True)
+    (tmp_path / "holds_b").mkdir()
+    (tmp_path / "holds_b" / "b").touch()
     with socket.socket(socket.AF_UNIX) as opened:
         opened.bind("socket")
     os.mkfifo("pipe")
@@ -36,7 +40,7 @@ def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     parser.add_argument("--annotations", type=Path)
     add_output(parser, "--out", "a file", suffix=".json", beside=(".txt",))
     add_output(parser, "--matches", "a file", suffix=".npz", required=False)
-    add_output(parser, "--plot", "a folder", is_folder=True, required=False)
+    add_output(parser, "--plot", "a folder", is_folder=True, required=False, holds=("a.json", "b/"))
     monkeypatch.setattr(sys, "argv", ["step", *words])
     with contextlib.suppress(SystemExit):
         run_step(parser, lambda args: log.debug("begun"))
@@ -61,6 +65,11 @@ def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         (["--out", "metrics"], "allowed: *.json"),
         (["--log", "data"], "--log data: is a folder; allowed: a file; fix: name a file"),
         (["--plot", "gt.json"], "--plot gt.json: is a file; allowed: a folder; fix: name a folder"),
+        (
+            ["--plot", "holds_a"],
+            "--plot holds_a/a.json: is a folder; allowed: a file; fix: move it away, or name another",
+        ),
+        (["--plot", "holds_b"], "--plot holds_b/b: is a file; allowed: a folder; fix: move it away"),
         (["--out", "gt.json/m.json"], "gt.json, which is a file; fix: name a place in a folder"),
         (["--out", "loop/m.json"], "loop, a link that leads nowhere; fix: name a place in a folder"),
         (["--out", "x" * 241 + ".json"], "is too long a name; allowed: 245 bytes; fix: name it shorter"),
@@ -150,6 +159,17 @@ def test_a_full_disk_is_one_line_and_no_bug(
     with pytest.raises(SystemExit, match="2"):
         run_step(step_parser("A step."), fill)
     assert capsys.readouterr().err.startswith("error: metrics.json: No space left on device; fix: make room")
+
+
+@pytest.mark.parametrize("place", ["data", "gt.json/a/b"])
+def test_a_place_of_another_kind_is_one_line_and_no_bug(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["step"])
+    with pytest.raises(SystemExit, match="2"):
+        run_step(step_parser("A step."), lambda args: os.replace("link.json", place))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(f"error: {place}: (Is|Not) a directory; fix: move it away, or name another place", line)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from torch import nn
 
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.training import checkpoint
-from lvis_rcnn.training.checkpoint import Saver, TakenOver, drop_checkpoints, load_checkpoint, on_cpu
+from lvis_rcnn.training.checkpoint import FolderLost, Saver, drop_checkpoints, load_checkpoint, on_cpu
 from tests.conftest import HANGS_S
 
 # Python 3.12 and later warn of a fork beside threads; here the child uses none but its own.
@@ -521,20 +521,20 @@ def test_a_process_that_ends_in_the_middle_of_a_write_finishes_it(tmp_path):
 
 @pytest.mark.parametrize("background", [False, True])
 def test_once_another_trainer_has_the_folder_nothing_is_saved(tmp_path, said, background):
-    held = [True]
-    saver = Saver(tmp_path, 0, background=background, still_held=lambda: held[0])
+    reason = [""]
+    saver = Saver(tmp_path, 0, background=background, why_not_held=lambda: reason[0])
     assert saved(saver, 1)
-    held[0] = False
-    with pytest.raises(TakenOver, match="another trainer has taken over before step 2 was saved"):
+    reason[0] = "another trainer has taken over"
+    with pytest.raises(FolderLost, match="another trainer has taken over before step 2 was saved"):
         saved(saver, 2)
     assert steps(tmp_path) == [1]
     assert said == []
 
 
 def test_what_happened_in_the_background_is_told_by_the_next_save(tmp_path):
-    saver = Saver(tmp_path, 0, background=True, still_held=lambda: False)
+    saver = Saver(tmp_path, 0, background=True, why_not_held=lambda: "was deleted")
     saver.save(1, state(1))
-    with pytest.raises(TakenOver):
+    with pytest.raises(FolderLost):
         saver.save(2, state(2))
 
 
@@ -542,7 +542,7 @@ def test_a_lease_that_cannot_be_read_is_a_failed_save(tmp_path, said):
     def unreadable():
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    assert not saved(Saver(tmp_path, 0, still_held=unreadable), 1)
+    assert not saved(Saver(tmp_path, 0, why_not_held=unreadable), 1)
     assert "(Stale file handle); training goes on" in said[0]
     assert names(tmp_path) == []
 

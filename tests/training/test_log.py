@@ -87,6 +87,16 @@ def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path):
     assert path.read_text() == ""
 
 
+def test_a_log_that_is_deleted_ends_no_training(tmp_path, recipe):
+    log = TrainingLog(tmp_path / "log.json", recipe, 0)
+    (tmp_path / "log.json").unlink()
+    assert log.write(Progress(step=1, unlogged=[values(1.0)]))["loss"] == 1.25
+    assert [line["step"] for line in lines_of(tmp_path / "log.json")] == [1]
+    (tmp_path / "log.json").unlink()
+    tmp_path.rmdir()
+    assert log.write(Progress(step=2, unlogged=[values(1.0)]))["loss"] == 1.25
+
+
 def test_a_sentence_for_a_person():
     line = {"step": 100, "loss": 1.23456, "lr": 0.02, "time": 0.5, "data_time": 0.1}
     line |= {"images_per_s": 31.96, "eta_s": 7512.0}

@@ -136,6 +136,7 @@ def test_logs_and_benchmarks_are_named_after_steps(finished: Stubbed) -> None:
     ("changes", "jobs"),
     [
         pytest.param({"title": "other {new} one"}, RENEWED, id="title"),
+        pytest.param({"dataset": {"name": "other"}}, RENEWED, id="name of the dataset"),
         pytest.param({"augmentation": {"skip_broken_images": True}}, {}, id="broken images"),
         pytest.param({"evaluation": {"detections_per_image": 9}}, {"evaluate": 2, **RENEWED}, id="evaluation"),
         pytest.param({"evaluation": {"protocols": ["fixed", "boundary"]}}, {"evaluate": 2, **RENEWED}, id="protocols"),
