@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from lvis_rcnn.config.protocols import MINIVAL
-from lvis_rcnn.config.schema import BACKBONES, Augmentation, Evaluation, Model
+from lvis_rcnn.config.schema import BACKBONES, Augmentation, Evaluation, Inference, Model
 from lvis_rcnn.config.study import Study, load_study_for_step, zoo_of
 from lvis_rcnn.config.zoo import initial_warnings, load_zoo
 from lvis_rcnn.dataloader.repeat_factors import EPOCHS_OF_2X, RepeatFactors, Sampling, repeat_factors, summary, why_none
@@ -81,7 +81,8 @@ def preflight(
     errors = [*category_errors(train, val), *label_errors(train), *label_errors(val)]
     errors += [*version_errors(train, study.dataset.name), *version_errors(val, study.dataset.name)]
     errors += [*box_errors(train), *box_errors(val), *object_errors(val)]
-    errors += [*settings_errors(study.augmentation, study.model), *protocol_errors(val, study.evaluation)]
+    errors += settings_errors(study.augmentation, study.model, study.inference)
+    errors += protocol_errors(val, study.evaluation)
     errors += point_errors(recipe, study.evaluation)
     missing: list[str] = []
     skipped: list[str] = []
@@ -117,12 +118,16 @@ def preflight(
     return Page(errors, missing, warnings, told)
 
 
-def settings_errors(augmentation: Augmentation, model: Model) -> Iterator[Problem]:
+def settings_errors(augmentation: Augmentation, model: Model, inference: Inference) -> Iterator[Problem]:
     """Settings that are valid each but not together."""
-    short_px, long_px = max(augmentation.short_edges_px), augmentation.long_edge_px
-    if short_px > long_px:
-        what = f"{short_px} px is above long_edge_px, {long_px} px"
-        yield Problem("augmentation.short_edges_px", what, f"at most {long_px}", "raise long_edge_px or lower the edge")
+    edges = {
+        "augmentation.short_edges_px": (max(augmentation.short_edges_px), augmentation.long_edge_px),
+        "inference.short_edge_px": (inference.short_edge_px, inference.long_edge_px),
+    }
+    for key, (short_px, long_px) in edges.items():
+        if short_px > long_px:
+            what = f"{short_px} px is above long_edge_px, {long_px} px"
+            yield Problem(key, what, f"at most {long_px}", "raise long_edge_px or lower the edge")
     if int(model.rois_per_image * model.roi_positive_fraction) < 1:
         what = f"{model.roi_positive_fraction} of {model.rois_per_image} regions leaves no positive one"
         yield Problem("model.roi_positive_fraction", what, "one region or more", "raise it or rois_per_image")

@@ -102,7 +102,7 @@ def page_of(path: Path, trust_pickle: bool) -> Iterator[str]:
     backbone = meta.get("backbone") or backbone_of(state, PREFIXES.get(kind, "backbone."))
     yield f"backbone   {backbone or 'none of the four'}"
     yield f"tensors    {len(state)}, {sum(value.numel() for value in state.values()):,} numbers"
-    lacking = f"none of weights, but {first_names([str(key) for key in content])}"
+    lacking = f"none of weights, but {first_names([str(key) for key in content]) or 'nothing'}"
     yield f"keys       {first_names(list(state)) or lacking}"
     yield from (f"note       {note}" for note in file.notes)
     if file.classes:

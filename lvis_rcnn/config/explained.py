@@ -9,6 +9,9 @@ from pydantic import ValidationError
 from lvis_rcnn.config.schema import IN_WORDS
 from lvis_rcnn.system.cli import InputError
 
+# What is allowed where something is too short, by the type of the error.
+TOO_SHORT = {"too_short": "at least one entry", "string_too_short": "a text that is not empty"}
+
 
 def explained(error: ValidationError, where: str, schema: dict[str, Any]) -> InputError:
     """The most useful validation error as one line: key, value, what is allowed; further ones are counted.
@@ -35,8 +38,7 @@ def explained(error: ValidationError, where: str, schema: dict[str, Any]) -> Inp
         allowed = first["msg"].removeprefix("Value error, ")
         return InputError(f"{where}: {key}", f"does not fit together{more}", allowed=allowed, fix="change one of them")
     allowed = IN_WORDS.get(first.get("ctx", {}).get("pattern", ""), first["msg"].removeprefix("Input should be "))
-    if first["type"] == "too_short":
-        allowed = "at least one entry"
+    allowed = TOO_SHORT.get(first["type"], allowed)
     return InputError(f"{where}: {key}", f"is {value[:80]}{more}", allowed=allowed, fix="change the value")
 
 

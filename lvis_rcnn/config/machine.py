@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from lvis_rcnn.config.schema import BackboneName, Count, Positive, Precision, Section
+from lvis_rcnn.config.schema import BackboneName, Count, Place, Positive, Precision, Section
 
 
 class Compute(Section):
@@ -70,5 +70,5 @@ class Resources(Ask):
     checkpoint_seconds: Positive = 75.0
     """Seconds between two checkpoints; at most so much, and the time of a save, is done again after a kill, and nothing
     after SIGTERM, which saves at once."""
-    weights_dir: str = "data/weights"
+    weights_dir: Place = "data/weights"
     """Folder of published weights, under their published file names; missing files are fetched into it."""

@@ -48,6 +48,7 @@ IN_WORDS = {
 }
 Name = Annotated[str, Field(pattern=NAME, description=IN_WORDS[NAME])]
 RowName = Annotated[str, Field(pattern=ROW_NAME, description=IN_WORDS[ROW_NAME])]
+Place = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -83,9 +84,9 @@ class Draw(Section):
 class Split(Section):
     """One split of an existing LVIS-format dataset."""
 
-    annotations: str
+    annotations: Place
     """Path of the LVIS-format JSON file (v0.5, v1 or your own)."""
-    images: str
+    images: Place
     """Folder of the images; a name is looked up by the last two parts of ``coco_url``, the last one, ``file_name``."""
     exhaustive: bool = False
     """The file is plain COCO, with every category annotated in every image: categories without annotations in an image

@@ -28,6 +28,7 @@ from lvis_rcnn.config.schema import (
     Measure,
     Model,
     Name,
+    Place,
     Published,
     Report,
     RowName,
@@ -91,7 +92,7 @@ class Study(Section):
     """Further rows that are trained, by name, each with what it changes of the study."""
     seeds: tuple[Seed, ...] = ()
     """One run of each trained row for each seed."""
-    zoo: str | None = None
+    zoo: Place | None = None
     """File of the published models, relative to the study file; null is the checkout's configs/zoo/mmdetection.yaml."""
     published: tuple[Published, ...] = ()
     """Rows of the table that are only scored, in this order."""

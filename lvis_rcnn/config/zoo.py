@@ -161,8 +161,11 @@ def checked_row(value: Any, where: str, row_type: type[Row]) -> Row:
 
 
 def digest_in_name(file_name: str) -> str | None:
-    """The 8 digits of ``…-xxxxxxxx.pth`` (MMDetection, tools/model_converters/publish_model.py); None without."""
-    found = re.search(r"-([0-9a-f]{8})\.pth$", file_name)
+    """The 8 digits of ``…-xxxxxxxx.pth`` (MMDetection, tools/model_converters/publish_model.py); None without.
+
+    A date, as in ``mine-20260131.pth``, is none.
+    """
+    found = re.search(r"-(?!20\d\d[01]\d[0-3]\d\.)([0-9a-f]{8})\.pth$", file_name)
     return found[1] if found else None
 
 

@@ -54,6 +54,8 @@ THREADS = 8
 IMAGES_PER_TASK = 256
 # Folders in the zips of COCO, whose addresses are in configs/zoo/lvis.yaml.
 COCO_FOLDERS = ("train2017", "val2017")
+# Annotations whose box is compared with their polygons, and the part of them that may differ.
+SAMPLED_OUTLINES, MOST_UNLIKE = 2_000, 0.01
 # At most this many bad files of one kind and split are named.
 NAMED_FILES = 5
 
@@ -335,8 +337,35 @@ def object_errors(val: AnnotationStore) -> Iterator[Problem]:
         yield Problem(val.source_name, what, allowed="area above 0", fix="write the area of the masks in pixels")
 
 
+def outline_warnings(store: AnnotationStore) -> Iterator[str]:
+    """Boxes that are not those of their polygons, as boxes of two corners or normalised polygons, by a sample."""
+    rows = np.flatnonzero(store.polygon_counts)
+    sample = rows[:: len(rows) // SAMPLED_OUTLINES + 1].tolist()
+    unlike = [row for row in sample if not is_box_of_polygons(store, row)]
+    if len(unlike) > MOST_UNLIKE * len(sample):
+        first = f"annotation {store.annotation_ids[unlike[0]]}, {store.boxes_xywh[unlike[0]].tolist()}"
+        yield (
+            f"{store.source_name}: {len(unlike):,} of {len(sample):,} annotations looked at have a box that is not "
+            f"that of their polygons, first {first}: boxes are [x, y, width, height], polygons [x0, y0, x1, y1, ...], "
+            "all in pixels; the network learns both as they are"
+        )
+
+
+def is_box_of_polygons(store: AnnotationStore, row: int) -> bool:
+    """Whether an annotation's box is that of its polygons: at most 2 pixels off, or an IoU of 0.5 or more."""
+    first = store.first_polygons[row]
+    start, end = store.coordinate_offsets[[first, first + store.polygon_counts[row]]]
+    points = store.coordinates[start:end].reshape(-1, 2)
+    x, y, w, h = store.boxes_xywh[row]
+    low, high = np.array([[x, y], points.min(axis=0)]), np.array([[x + w, y + h], points.max(axis=0)])
+    common = np.maximum(high.min(axis=0) - low.max(axis=0), 0).prod()
+    is_near = max(np.ptp(low, axis=0).max(), np.ptp(high, axis=0).max()) <= 2
+    return bool(is_near or 3 * common >= (high - low).prod(axis=1).sum())
+
+
 def split_warnings(store: AnnotationStore) -> Iterator[str]:
     """What is legal in one split but worth knowing."""
+    yield from outline_warnings(store)
     version = version_of(store.categories)
     if version is not None:
         for difference in unlike_a_full_split(version, store.counts):

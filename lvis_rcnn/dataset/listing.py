@@ -10,7 +10,7 @@ from lvis_rcnn.dataset.images import ImageFile, read_zip_index
 from lvis_rcnn.system.cli import TEMPORARY_BYTES, InputError
 
 # What counts as an image in a folder or a zip; a file that is named itself may end otherwise.
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2")
+ENDINGS = (".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".ppm")
 
 MOST_BYTES = 255 - TEMPORARY_BYTES  # of the name of a picture that is written
 

@@ -33,7 +33,8 @@ class Category(msgspec.Struct, frozen=True):
     name: Annotated[str, Meta(min_length=1)]
     frequency: Literal["r", "c", "f"]
     """Rare, common or frequent, as the file says; never derived from counts."""
-    synset: str = ""
+    synset: Any = ""
+    """A text in LVIS; other data write null, or a list of them."""
 
 
 class ImageRecord(msgspec.Struct, gc=False):
@@ -105,7 +106,7 @@ HELP = {
     "images": ("at least one image", "an LVIS file has images, annotations and categories"),
     "annotations": ("a list of annotations", "an LVIS file has images, annotations and categories"),
     "categories": ("at least one category", "an LVIS file has images, annotations and categories"),
-    "id": ("a whole number of 64 bits, each once", "number the records from 1"),
+    "id": ("a whole number of 64 bits, each once", "write it as a number, without quotes, as where others refer to it"),
     "image_id": ("the id of an image of the file", "correct the id or remove the annotation"),
     "category_id": ("the id of a category of the file", "correct the id or remove the annotation"),
     "bbox": ("[x, y, width, height] in pixels, finite numbers", "write the box as COCO and LVIS do"),
@@ -159,7 +160,7 @@ def has_annotations(text: Text) -> bool:
 
 def no_json(where: str, error: Exception) -> InputError:
     """The error for text that is no JSON."""
-    fix = "the file is truncated or damaged: fetch or export it again"
+    fix = "correct the file there, or, if it is truncated or damaged, fetch or export it again"
     if isinstance(error, UnicodeDecodeError):
         fix = "write it as UTF-8, as iconv -f LATIN1 -t UTF-8 FILE > NEW does, or fetch or export it again"
     return InputError(where, f"not readable as JSON: {error}", allowed="LVIS-format JSON", fix=fix)

@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 
 def frequency_group(image_count: int) -> Literal["r", "c", "f"]:
@@ -28,7 +28,7 @@ class HasSynset(Protocol):
         """Of the annotation file."""
 
     @property
-    def synset(self) -> str:
+    def synset(self) -> Any:
         """Of WordNet, as ``cup.n.01``."""
 
 

@@ -92,7 +92,7 @@ FIELDS = {
     "segmentation": f"segmentation: {ALLOWED_MASKS}",
 }
 
-NO_MASK = msgspec.Raw(b"null")
+NO_MASK, NO_POLYGONS = msgspec.Raw(b"null"), msgspec.Raw(b"[]")
 MASKS = msgspec.json.Decoder(list[Segmentation])
 
 
@@ -307,6 +307,7 @@ class Columns:
         self.wanted = wanted
         self.count = 0
         self.kinds = tuple(wanted)
+        self.num_without_polygons = 0
         self.parts: dict[str, list[np.ndarray]] = {name: [] for name in ("images", "categories", "scores", "boxes")}
         self.sizes: list[np.ndarray] = []
         self.lengths: list[np.ndarray] = []
@@ -341,6 +342,7 @@ class Columns:
             self.parts["boxes"].append(np.fromiter(chain.from_iterable(boxes), np.float64, 4 * len(records)))
         if "segm" in self.kinds:
             self.add_masks(masks)
+            self.num_without_polygons += masks.count(NO_POLYGONS) + masks.count([])
         self.count += len(records)
 
     def kinds_of(self, record: Result | ResultText) -> tuple[Kind, ...]:
@@ -389,7 +391,11 @@ class Columns:
         return InputError(record, f"has {mine}, result 0 has {first}", allowed="bbox, segm or both, the same in all")
 
     def detections(self) -> DetectionSet:
-        """All of them; both kinds where there is none, since no detections are AP 0."""
+        """All of them; both kinds where there is none, since no detections are AP 0.
+
+        Boxes of which each has the segmentation [], as some tools write, have no masks.
+        """
+        only_boxes = "bbox" in self.kinds and 0 < self.count == self.num_without_polygons
         none = {"images": np.zeros(0, np.int64), "categories": np.zeros(0, np.int64)}
         joined = {name: np.concatenate([none.get(name, np.zeros(0)), *parts]) for name, parts in self.parts.items()}
         return DetectionSet(
@@ -398,7 +404,7 @@ class Columns:
             category_ids=joined["categories"],
             scores=joined["scores"],
             boxes_xywh=joined["boxes"].reshape(-1, 4) if "bbox" in self.kinds else None,
-            masks=self.masks() if "segm" in self.kinds else None,
+            masks=self.masks() if "segm" in self.kinds and not only_boxes else None,
         )
 
     def masks(self) -> Masks:

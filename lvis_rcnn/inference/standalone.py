@@ -237,10 +237,11 @@ def refuse_other_settings(where: str, own: tuple[Model, Inference], study: Study
 def network_of(where: str, backbone: str, num_labels: int, settings: Model, state: Weights) -> MaskRcnn:
     """The network with its weights, in evaluation mode; InputError where they do not fit."""
     model = network_on_meta(BACKBONES[backbone], num_labels, settings)
-    floats = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    kinds = {key: value.dtype for key, value in model.state_dict().items()}
+    own = {key: value.to(kinds.get(key, value.dtype)) for key, value in state.items()}
     try:
         # Without drawing initial weights first, which takes longer than all else before the first picture.
-        model.load_state_dict(floats, assign=True)
+        model.load_state_dict(own, assign=True)
     except RuntimeError:
         what = f"its weights do not fit {BACKBONES[backbone].title} with {settings.normalization} normalisation"
         raise InputError(where, what, fix="name the study that it was trained for: --study FILE") from None

@@ -310,7 +310,8 @@ def converted(file: MmdetFile, backbone: str, num_categories: int) -> dict[str, 
     """The weights of a file under our names.
 
     Raises:
-        InputError: they are of another backbone or another number of classes, or keys or shapes do not fit.
+        InputError: they are of another backbone or another number of classes, also than the file names, or keys or
+            shapes do not fit.
     """
     where, found, classes = str(file.path), backbone_of(file.state, "backbone."), file.num_categories
     if found not in (None, backbone):
@@ -320,6 +321,9 @@ def converted(file: MmdetFile, backbone: str, num_categories: int) -> dict[str, 
         if (classes, num_categories) == (1230, 1203):
             fix = "use the file of August 2020: the first of LVIS v1 had 1230 classes by mistake (mmdetection#3593)"
         raise InputError(where, f"has {classes} classes", allowed=f"{num_categories}, as in the annotations", fix=fix)
+    if file.classes is not None and classes not in (None, len(file.classes)):
+        what = f"names {len(file.classes)} classes, but has weights of {classes}"
+        raise InputError(where, what, fix="name another file")
     what_for = f"{BACKBONES[backbone].title}, {num_categories} classes"
     settings = PUBLISHED.model_copy(update=file.heads)
     require_shapes(where, file.state, layout(BACKBONES[backbone], num_categories, settings), what_for)
@@ -335,9 +339,6 @@ def name_notes(file: MmdetFile, names: Sequence[str]) -> list[str]:
     """
     if file.classes is None:
         return ["the file does not name its classes: make sure that they are those of the annotations, in their order"]
-    if len(file.classes) != len(names):
-        what = f"names {len(file.classes)} classes, but has weights of {len(names)}"
-        raise InputError(str(file.path), what, fix="name another file")
     differing, moved, known_letters = [], [], {*map(letters, names)}
     for place, (theirs, ours) in enumerate(zip(file.classes, names, strict=True)):
         if theirs != ours:

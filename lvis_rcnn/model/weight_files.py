@@ -20,7 +20,7 @@ from lvis_rcnn.system.encodings import BYTE_ORDER_MARK, other_kind
 
 Weights = Mapping[str, torch.Tensor]
 
-AGAIN = "download it again, or train again"
+AGAIN = "download it again, or name a file of torch.save, or train again"
 TRUST = "if you trust who made this one, add --trust-pickle"
 MMDETECTION = "name a file of MMDetection 2.x or 3.x"
 # Place and first bytes of files of other programs, what they are, and what to do; others are in system.encodings.
@@ -29,6 +29,8 @@ FOREIGN = (
     (0, b"\xff\xd8\xff", "is a JPEG image", "name the model first, then the pictures"),
     (0, b"\x89PNG", "is a PNG image", "name the model first, then the pictures"),
     (0, b"\x89HDF", "is an HDF5 file, as Keras writes", MMDETECTION),
+    (2, b"\x12\x07pytorch", "is an ONNX file", MMDETECTION),
+    (0, b"\x93NUMPY", "is an array of NumPy", MMDETECTION),
 )
 ZIP = b"PK\x03\x04"  # which torch.save writes
 # Near the start of files of torch before 1.6, which are several pickles.
@@ -152,7 +154,8 @@ def state_in(where: str, content: dict[str, Any]) -> dict[str, torch.Tensor] | N
     """
     state = content.get("state_dict", content.get("model", content))
     whole = isinstance(state, dict) and bool(state or "state_dict" in content)
-    if not whole or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    is_tensor = [isinstance(value, torch.Tensor) for value in state.values()] if whole else [False]
+    if not all(is_tensor) and (state is content or not any(is_tensor)):
         return None
     for key, value in state.items():
         if why := oddity(key, value):
@@ -161,8 +164,10 @@ def state_in(where: str, content: dict[str, Any]) -> dict[str, torch.Tensor] | N
     return dict(state)
 
 
-def oddity(key: Any, value: torch.Tensor) -> str:
+def oddity(key: Any, value: Any) -> str:
     """Why no network here can take this tensor; empty where one can."""
+    if not isinstance(value, torch.Tensor):
+        return f"has {value!r:.40} ({type(value).__name__}) in its place"
     signs = {
         "has a key that is not a text": not isinstance(key, str),
         "has a shape, but no numbers (device meta)": value.is_meta,
@@ -229,11 +234,15 @@ def seesaw_in(where: str, meta: Mapping[str, Any]) -> Seesaw:
 
 
 def require_finite(where: str, state: Weights) -> None:
-    """Refuse weights that are not all numbers of float32, which networks have here.
+    """Refuse weights that are not all numbers of float32, which networks have here, or of which NaN would come.
 
     Raises:
-        InputError: says how many tensors hold NaN or infinity, and names the first.
+        InputError: says how many tensors hold NaN or infinity, or variances below 0, and names the first.
     """
+    negative = [key for key, value in state.items() if key.endswith("running_var") and bool((value.float() < 0).any())]
+    if negative:
+        what = f"{len(negative)} of {len(state)} tensors hold variances below 0 ({first_names(negative)})"
+        raise InputError(where, what, fix="name another file: this one is damaged")
     bad = [
         key for key, value in state.items() if value.is_floating_point() and not bool(value.float().isfinite().all())
     ]

@@ -9,6 +9,10 @@ import torch
 from lvis_rcnn.config.schema import Evaluation, Schedule
 from lvis_rcnn.dataloader.sampler import SampleStream
 from lvis_rcnn.dataset.checks import Problem
+from lvis_rcnn.system.cli import InputError
+
+# Every process counts the epochs of a run one by one, 20 microseconds each.
+MOST_EPOCHS = 100_000
 
 
 def warmup_factor(step: int, warmup_steps: int, start_factor: float) -> float:
@@ -118,7 +122,12 @@ class Recipe:
 
 
 def make_recipe(schedule: Schedule, stream: SampleStream) -> Recipe:
-    """Resolve the budget of a schedule on the epochs of a stream."""
+    """Resolve the budget of a schedule on the epochs of a stream; InputError where they are too many to be counted."""
+    epochs = schedule.epochs or (schedule.steps or 0) / max(stream.steps_before_epoch(1), 1)
+    if epochs > MOST_EPOCHS:
+        key = "epochs" if schedule.epochs else "steps"
+        allowed = f"at most {MOST_EPOCHS:,} epochs"
+        raise InputError(f"schedule.{key}", f"is {epochs:,.0f} passes over the data", allowed=allowed, fix="lower it")
     if schedule.steps is not None:
         return Recipe(schedule.steps, schedule, stream)
     assert schedule.epochs is not None

@@ -89,6 +89,12 @@ def test_the_studies_of_the_sampler_differ_in_nothing_else() -> None:
         ("dataset.splits", {"b": {"annotation": "a"}}, r"dataset\.splits\.b\.annotation: .*write 'annotations'"),
         ("dataset.splits", {"train": {"annotations": "a", "images": "b"}}, r"names of 'splits' other than train and"),
         (
+            "dataset.splits",
+            {"b": {"annotations": "a", "images": ""}},
+            r"images: is \"\"; allowed: a text that is not empty",
+        ),
+        ("resources.weights_dir", "", r"weights_dir: is \"\"; allowed: a text that is not empty"),
+        (
             "dataset",
             {"name": "a", "train": {**FILES, "exhaustive": True}, "val": FILES},
             r"exhaustive for both train and",

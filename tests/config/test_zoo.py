@@ -195,6 +195,8 @@ def test_a_missing_zoo(tmp_path: Path) -> None:
         ("a-0123abcde.pth", None),
         ("a-0123abcd.pth.part", None),
         ("model.pth", None),
+        ("mine-20260131.pth", None),
+        ("a-20995152.pth", "20995152"),
     ],
 )
 def test_the_digest_of_a_name(name: str, digest: str | None) -> None:

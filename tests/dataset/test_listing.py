@@ -19,13 +19,13 @@ def put(folder: Path, *names: str) -> None:
 def test_each_image_of_a_source_is_listed_once_and_drawn_inside_the_folder_of_results(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     put(Path("a"), "x.JPG", "deep/er/y.png", "notes.txt", ".hidden/z.png", "found/x.png", "x.png")
-    put(Path("b"), "x.jpeg")
+    put(Path("b"), "x.jfif")
     with zipfile.ZipFile("c.ZIP", "w") as archive:
         for name in ("in/z.webp", "../../x.png", "/etc/w.png", "__MACOSX/in/z.webp", "in/z.json"):
             archive.writestr(name, name)
-    images = listed_images([Path("b/x.jpeg"), Path("a"), Path("c.ZIP")], out=Path("a/found"))
+    images = listed_images([Path("b"), Path("a"), Path("c.ZIP")], out=Path("a/found"))
     assert [(image.name, str(image.place)) for image in images] == [
-        ("b/x.jpeg", "x.png"),
+        ("b/x.jfif", "x.png"),
         ("a/deep/er/y.png", "deep/er/y.png"),
         ("a/x.JPG", "x_2.png"),
         ("a/x.png", "x_3.png"),
@@ -35,7 +35,7 @@ def test_each_image_of_a_source_is_listed_once_and_drawn_inside_the_folder_of_re
     ]
     # As they were written: the right bytes of each.
     read = [image.file.read().decode() for image in images]
-    assert read == ["x.jpeg", "deep/er/y.png", "x.JPG", "x.png", "../../x.png", "/etc/w.png", "in/z.webp"]
+    assert read == ["x.jfif", "deep/er/y.png", "x.JPG", "x.png", "../../x.png", "/etc/w.png", "in/z.webp"]
 
 
 def test_no_picture_takes_the_place_of_another_or_of_its_folder(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from lvis_rcnn.dataset import pieces, reader
 from lvis_rcnn.dataset.records import CROWD, IGNORED
 from lvis_rcnn.dataset.rle import pixels_of_runs, runs_of_text
 from lvis_rcnn.dataset.store import AnnotationStore, build_store, image_candidates, open_store
+from lvis_rcnn.dataset.versions import version_of
 from lvis_rcnn.evaluation.official import official_package
 from lvis_rcnn.system.cli import InputError
 from tests.helpers.small_dataset import annotation, build, small_dataset
@@ -73,6 +74,14 @@ def test_by_hand(tmp_path):
     assert store.counts["clipped_boxes"] == 1  # 50 + 15 > 60
     assert store.counts["images_without_annotation"] == 1
     assert store.source_name == "annotations.json"
+
+
+@pytest.mark.parametrize("synset", [None, ["cup.n.01"]])
+def test_a_synset_that_is_no_text_is_taken(tmp_path, synset):
+    dataset = small_dataset()
+    dataset["categories"][0]["synset"] = synset
+    store = build(tmp_path, dataset)
+    assert (store.categories[0].synset, version_of(store.categories)) == (synset, None)
 
 
 def test_crowds_and_boxes_outside_are_kept_marked_and_counted(tmp_path):

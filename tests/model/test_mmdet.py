@@ -170,6 +170,8 @@ HEADER = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (b"\xff\xd8\xff\xe0" + bytes(100), "is a JPEG image; fix: name the model first, then the pictures"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "is a PNG image; fix: name the model first"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file, as Keras writes; fix: name a file of MMDetection"),
+        (b"\x08\x07\x12\x07pytorch\x1a\x052.0.0" + bytes(100), "is an ONNX file; fix: name a file of MMDetection"),
+        (b"\x93NUMPY\x01\0" + bytes(100), "is an array of NumPy; fix: name a file of MMDetection"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
             "is a pointer of Git LFS.*; fix: .*git lfs pull",
@@ -220,7 +222,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, state, run, number):
     assert "1 of 1 tensors hold NaN or infinity (backbone.body.a); fix" in run("show", tmp_path / "model.pth", code=2)
 
 
-BIAS = "neck.fpn_convs.0.conv.bias"
+BIAS, VARIANCE = "neck.fpn_convs.0.conv.bias", "backbone.bn1.running_var"
 
 
 @pytest.mark.parametrize(
@@ -241,15 +243,17 @@ BIAS = "neck.fpn_convs.0.conv.bias"
             torch.full((256,), 1e300, dtype=torch.float64),
             r"1 of 3\d\d tensors hold numbers that are infinite as f",
         ),
+        (VARIANCE, torch.full((64,), -1.0), r"1 of 3\d\d tensors hold variances below 0"),
+        (BIAS, None, rf"tensor '{BIAS}' has None \(NoneType\) in its place"),
     ],
-    ids=["number", "bytes", "sparse", "meta", "complex", "int8", "float64"],
+    ids=["number", "bytes", "sparse", "meta", "complex", "int8", "float64", "variance", "none"],
 )
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 def test_tensors_that_no_network_takes_are_refused(tmp_path, state, run, key, value, message):
     path = tmp_path / "a.pth"
     torch.save(content_of({**state, key: value}), path)
     refused(path, message)
-    assert re.search(message, run("show", path, code=0 if "infinite" in message else 2))
+    assert re.search(message, run("show", path, code=0 if "tensors hold" in message else 2))
     torch.save(content_of({"backbone.body.a": torch.ones(1), key: value}), tmp_path / "model.pth")
     with pytest.raises(InputError, match=message.replace(r"3\d\d", "2")):
         load_model(tmp_path / "model.pth")
@@ -448,9 +452,12 @@ def test_few_names_may_be_spelt_otherwise_relative_to_all(number, most):
         name_notes(spelt(most + 1), names)
 
 
-def test_names_of_another_number_and_no_names():
-    with pytest.raises(InputError, match="names 2 classes, but has weights of 3"):
-        name_notes(named(NAMES[1:]), NAMES)
+def test_names_of_another_number_and_no_names(tmp_path, state, run):
+    path, message = tmp_path / "a.pth", "names 2 classes, but has weights of 3"
+    torch.save(content_of(state, {**META_2X, "CLASSES": NAMES[1:]}), path)
+    with pytest.raises(InputError, match=message):
+        converted(read_mmdet(path), "r50", 3)
+    assert f"import     no: {path}: {message}" in run("show", path)
     assert "does not name its classes" in name_notes(named(None), NAMES)[0]
 
 

@@ -16,7 +16,7 @@ from lvis_rcnn import detect
 from lvis_rcnn.config.study import settings_of_step
 from lvis_rcnn.dataset.store import open_store
 from lvis_rcnn.inference.detector import make_detector
-from lvis_rcnn.inference.standalone import load_standalone
+from lvis_rcnn.inference.standalone import NamedCategory, load_standalone
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.model.mmdet import PUBLISHED, write_mmdet
 from lvis_rcnn.model.weights import load_model, save_model
@@ -174,15 +174,22 @@ def test_a_file_of_mmdetection_has_its_names_or_those_of_annotations(drawn, tmp_
     assert torch.equal(network.model.state_dict()["rpn.head.cls_logits.bias"], state["rpn.head.cls_logits.bias"])
     content = torch.load(tmp_path / "theirs.pth", weights_only=True)
     content["meta"] = {"config": content["meta"]["cfg"]}
+    content["state_dict"]["rpn_head.rpn_conv.bias"] = torch.arange(256, dtype=torch.int16)  # exact in float32
     torch.save(content, tmp_path / "nameless.pth")
     with pytest.raises(InputError, match=r"does not name its categories; fix: .*--annotations FILE"):
         load_standalone(tmp_path / "nameless.pth", CPU)
     categories = detect.read_categories(write_categories(tmp_path / "coco.json", names))
     named = load_standalone(tmp_path / "nameless.pth", CPU, categories=categories)
     assert [(one.id, one.name) for one in named.categories] == [(100, "cup"), (101, "kite"), (102, "bear")]
+    assert torch.equal(named.model.state_dict()["rpn.head.conv.0.0.bias"], torch.arange(256.0))
     (tmp_path / "bad.json").write_text('{"categories": [{"id": 1}]}')
     with pytest.raises(InputError, match=r"categories\[0\] \(id 1\): missing field name"):
         detect.read_categories(tmp_path / "bad.json")
+
+
+def test_all_categories_of_a_name_are_wanted():
+    categories = [NamedCategory(place, name) for place, name in enumerate(["cup", "kite", "cup"])]
+    assert detect.wanted_labels(categories, ["kite", "cup"]).tolist() == [2, 1, 3]
 
 
 def test_ids_are_those_of_the_annotations_and_names_must_be_the_models(drawn, model, tmp_path):

@@ -356,6 +356,16 @@ def test_boxes_alone_are_scored_where_the_ground_truth_has_no_mask(tmp_path, val
     assert metrics["only"] == {"kind": "bbox", "why": "no annotation has a mask (segmentation)"}
 
 
+def test_boxes_alone_are_scored_where_no_detection_has_a_polygon(tmp_path):
+    annotations = write(tmp_path / "truth.json", TWO_KINDS)
+    bare = [{**record, "segmentation": []} for record in GOOD]
+    metrics = evaluate(annotations, write(tmp_path / "bare.json", bare), Scoring())
+    assert metrics["bbox"] == evaluate(annotations, write(tmp_path / "good.json", GOOD), Scoring())["bbox"]
+    assert (metrics["only"]["kind"], "segm" in metrics) == ("bbox", False)
+    one_bare = write(tmp_path / "one_bare.json", [*GOOD, bare[0]])
+    assert "segm" in evaluate(annotations, one_bare, Scoring())
+
+
 def test_boxes_alone_are_scored_on_request_whatever_the_masks_are(tmp_path, capsys, monkeypatch):
     annotations = write(tmp_path / "truth.json", with_outlines([[1, 2, 3, 4]]))
     damaged = [{**record, "segmentation": {"size": [9, 9], "counts": "0"}} for record in GOOD]

@@ -442,6 +442,7 @@ def test_both_splits_have_the_same_categories(tmp_path, change):
     ("sections", "message"),
     [
         ({"augmentation": {"short_edges_px": [88, 200]}}, "augmentation.short_edges_px: 200 px is above long_edge_px"),
+        ({"inference": {"short_edge_px": 2000}}, "inference.short_edge_px: 2000 px is above long_edge_px"),
         ({"model": {"rois_per_image": 4, "roi_positive_fraction": 0.2}}, "0.2 of 4 regions leaves no positive one"),
     ],
 )
@@ -473,6 +474,30 @@ def test_settings_that_are_rarely_meant(tmp_path, sections, message):
     page = check(tmp_path, settings=study(**sections), images=False)
     assert page.errors == []
     assert any(message in warning for warning in page.warnings), page.warnings
+
+
+BOX, POLYGON = [20, 4, 10, 6], [[20, 4, 30, 4, 30, 10, 20, 10]]
+
+
+@pytest.mark.parametrize(
+    ("box", "polygons", "fits"),
+    [
+        (BOX, POLYGON, True),
+        ([20, 4, 30, 10], POLYGON, False),  # two corners
+        ([4, 20, 6, 10], POLYGON, False),  # y before x
+        (BOX, [[20 / 60, 0.1, 0.5, 0.1, 0.5, 0.25]], False),
+        ([20, 4, 1, 6], [[20, 4, 20.4, 4, 20.4, 10]], True),  # a thin object
+        (BOX, {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH - 1, 1]}, True),  # of masks nothing is said
+    ],
+)
+def test_boxes_that_are_not_those_of_their_polygons(tmp_path, box, polygons, fits):
+    train = dataset("train")
+    for annotation in train["annotations"]:
+        annotation.update(bbox=box, segmentation=polygons)
+    warnings = "\n".join(check(tmp_path, train=train, images=False).warnings)
+    told = "train.json: 4 of 4 annotations looked at have a box that is not that of their polygons, first annotation "
+    assert fits != (told in warnings)
+    assert "val.json: 4 of 4" not in warnings
 
 
 def test_data_that_is_rarely_meant(tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lvis_rcnn.config.schema import Schedule
 from lvis_rcnn.config.study import load_study
 from lvis_rcnn.dataloader.sampler import SampleStream
+from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.training.solver import make_recipe, scaled_learning_rate
 from tests.conftest import REPOSITORY
 
@@ -50,6 +51,22 @@ def published():
 )
 def test_published_learning_rates(published, step, expected):
     assert published.learning_rate(step) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("budget", "where"),
+    [
+        ({"epochs": 100_001}, "schedule.epochs"),
+        ({"epochs": None, "steps": 2**62, "policy": "one_cycle"}, "schedule.steps"),
+    ],
+)
+def test_a_budget_that_nobody_could_count_is_refused(budget, where):
+    with pytest.raises(
+        InputError, match=rf"{where}: is [\d,]+ passes .*; allowed: at most 100,000 epochs; fix: lower it"
+    ):
+        recipe_of("lvis_v0.5", 16, **budget)
+    # A step may be many times the data.
+    assert recipe_of("lvis_v0.5", 1, epochs=None, steps=90_000, policy="one_cycle").steps == 90_000
 
 
 @pytest.mark.parametrize("steps_in_epoch", [300, 700])
