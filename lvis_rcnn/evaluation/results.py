@@ -40,9 +40,8 @@ Kind = Literal["bbox", "segm"]
 KINDS: dict[Kind, str] = {"bbox": "box", "segm": "mask"}
 """What can be scored, by the names of the COCO tools, and what a person calls it."""
 
-
-ALLOWED_SCORES = "a number that float64 holds, as any whole one up to 2^53 is"
 ALL_KINDS: tuple[Kind, ...] = tuple(KINDS)
+ALLOWED_SCORES = "a number that float64 holds, as any whole one up to 2^53 is"
 CONTENT = "a folder of shards, or an LVIS results file (JSON)"
 LIST_ALONE = "name the results file, or write its list of detections alone, without the object around it"
 
@@ -283,9 +282,8 @@ def rounded(scores: Sequence[int | float]) -> int | None:
     """The place of the first whole number that float64 would round; ``lvis`` sorts by it as it is."""
     if {*map(type, scores)} <= {float}:
         return None
-    most = 2**1000  # of which float makes a number
     whole = ((at, one) for at, one in enumerate(scores) if type(one) is int)
-    return next((at for at, one in whole if float(max(-most, min(one, most))) != one), None)
+    return next((at for at, one in whole if abs(one) > 2**1000 or float(one) != one), None)
 
 
 def detections_of(results: Sequence[Result], truth: GroundTruth, where: str = "results") -> DetectionSet:
@@ -342,7 +340,8 @@ class Columns:
             self.parts["boxes"].append(np.fromiter(chain.from_iterable(boxes), np.float64, 4 * len(records)))
         if "segm" in self.kinds:
             self.add_masks(masks)
-            self.num_without_polygons += masks.count(NO_POLYGONS) + masks.count([])
+            if self.num_without_polygons == self.count:  # all so far
+                self.num_without_polygons += masks.count(NO_POLYGONS) + masks.count([])
         self.count += len(records)
 
     def kinds_of(self, record: Result | ResultText) -> tuple[Kind, ...]:
@@ -391,10 +390,7 @@ class Columns:
         return InputError(record, f"has {mine}, result 0 has {first}", allowed="bbox, segm or both, the same in all")
 
     def detections(self) -> DetectionSet:
-        """All of them; both kinds where there is none, since no detections are AP 0.
-
-        Boxes of which each has the segmentation [], as some tools write, have no masks.
-        """
+        """All of them; both kinds where there is none (AP 0), boxes where each has the segmentation []."""
         only_boxes = "bbox" in self.kinds and 0 < self.count == self.num_without_polygons
         none = {"images": np.zeros(0, np.int64), "categories": np.zeros(0, np.int64)}
         joined = {name: np.concatenate([none.get(name, np.zeros(0)), *parts]) for name, parts in self.parts.items()}
