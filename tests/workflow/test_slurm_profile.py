@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yte
+from snakemake.exceptions import WorkflowError
 
 from lvis_rcnn.config.study import load_study
 from lvis_rcnn.runs.attempts import begin_attempt, end_attempt
@@ -65,6 +66,8 @@ def test_a_site_comes_from_its_file_and_the_environment_wins(monkeypatch: pytest
         ("acount: lab", "acount: unknown key; allowed: account, .*; fix: write 'account'"),
         ("max_jobs: many", "max_jobs: is 'many'; allowed: a whole number above 0; fix: change the value"),
         ('qos: "a\'b"', 'qos: is "a\'b"; allowed: text without quotes; fix: change the value'),
+        ("qos: yes", "qos: is True; allowed: text without quotes; fix: change the value"),
+        ("1: lab", "1: unknown key; allowed: account, .*; fix: remove it"),
         ("- a", "holds no keys; allowed: lines such as 'account: lab'; fix: correct the file"),
         ("a: [", "not readable as YAML: .*; fix: correct the file"),
     ],
@@ -113,6 +116,23 @@ def test_the_profile_holds_what_the_site_says(monkeypatch: pytest.MonkeyPatch, t
     assert filled["default-resources"]["slurm_extra"] == f"'{mail}'"
     assert filled["set-resources"]["train"]["slurm_extra"] == f"'{mail} --signal=TERM@60'"
     assert (filled["directory"], filled["conda-prefix"]) == ("/scratch", "/c")
+
+
+def test_what_a_site_says_reaches_slurm_as_one_option_through_the_shell(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keys = "exclude: gpu[1-2] --hold\nreservation: a;b\nmail_user: $(id)\nmail_type: FAIL,END"
+    options = site(monkeypatch, tmp_path, keys).options()
+    words = subprocess.check_output(f"printf '%s|' {options}", shell=True, text=True)
+    assert words == "--exclude=gpu[1-2] --hold|--reservation=a;b|--mail-user=$(id)|--mail-type=FAIL,END|"
+
+
+def test_a_folder_of_the_site_may_be_written_as_in_a_shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.setenv("HOME", "/home/me")
+    for written, folder in (("$SCRATCH/lvis", "/scratch/me/lvis"), ("~/lvis", "/home/me/lvis")):
+        site(monkeypatch, tmp_path, f"directory: {written}")
+        assert profile(monkeypatch)["directory"] == folder
 
 
 @pytest.mark.parametrize(
@@ -388,6 +408,18 @@ def test_a_limit_on_submitted_jobs_that_no_job_fills_is_an_error(
     job = SimpleNamespace(rule=SimpleNamespace(name="train"), resources={})
     monkeypatch.setattr(submission, "sbatch_command", lambda job: "sbatch --comment test --mem 1")
     assert [reason in found for found in submission.refusals([job])] == [True] * refused
+
+
+def test_what_the_executor_itself_refuses_is_said_like_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(job: Any) -> str:
+        raise WorkflowError(f"Invalid GPU model format: {job.resources['gpu_model']}.\n Expected format: '<name>'")
+
+    monkeypatch.setattr(submission, "sbatch_command", refuse)
+    monkeypatch.setattr(submission, "queue_is_empty", lambda: False)
+    job = SimpleNamespace(rule=SimpleNamespace(name="train"), resources={"gpu_model": "a-b"})
+    (found,) = submission.refusals([job, job])
+    assert found.startswith("rule train: ")
+    assert "Invalid GPU model format: a-b. Expected" in found
 
 
 @pytest.mark.parametrize(
