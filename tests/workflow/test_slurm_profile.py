@@ -286,6 +286,18 @@ def test_squeue_gives_up_a_job_that_no_node_could_start(commands: Commands) -> N
     assert (commands.folder / "calls").read_text() == "scancel 7 9\n"
 
 
+def test_squeue_tells_once_of_a_job_that_slurm_never_starts(commands: Commands) -> None:
+    reasons = {7: "QOSMaxWallDurationPerJobLimit", 8: "Resources", 9: "JobHeldUser", 10: "QOSMaxJobsPerUserLimit"}
+    commands.own("squeue", "; ".join(f"echo '{number}|PENDING|{reason}'" for number, reason in reasons.items()))
+    terminal = commands.folder / "terminal"
+    for _ in range(2):
+        answer = commands.run("squeue", "--name", "lvis_1", LVIS_RCNN_TERMINAL=str(terminal))
+        assert answer.stdout == "".join(f"{number}|PENDING\n" for number in reasons), answer.stderr
+    told = terminal.read_text().splitlines()
+    assert [line.split(" waits")[0] for line in told] == ["job 7", "job 9"]
+    assert "(QOSMaxWallDurationPerJobLimit)" in told[0]
+
+
 def test_sacct_says_what_the_executor_understands(commands: Commands) -> None:
     commands.own("sacct", "printf '%s\\n' '1|CANCELLED by 1000' '2|COMPLETED' '3|PREEMPTED'")
     assert commands.run("sacct").stdout == "1|CANCELLED\n2|COMPLETED\n3|FAILED\n"
