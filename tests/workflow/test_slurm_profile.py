@@ -361,6 +361,27 @@ def test_sbatch_takes_over_the_job_of_the_same_step_and_study(commands: Commands
     assert commands.run("sbatch", *words, LVIS_RCNN_STUDY_SHA256="abc").stdout == "18\n"
 
 
+def test_a_left_job_is_looked_for_until_squeue_answers(commands: Commands) -> None:
+    words = ["--job-name", "lvis_1", "--comment", "rule_train_r50", "-D", "/here", "--wrap", "true"]
+    commands.own("sbatch", "echo 17")
+    assert commands.run("sbatch", *words, LVIS_RCNN_STUDY_SHA256="abc").stdout == "17\n"
+    commands.own("sbatch", "echo 18")
+    commands.own("sleep", "echo sleep $1 >> calls")
+    commands.own("squeue", "if [ -e calls ]; then echo '17|1M|1:00|rule_train_r50|/here'; else exit 1; fi")
+    assert commands.run("sbatch", *words, LVIS_RCNN_STUDY_SHA256="abc").stdout == "17\n"
+    assert (commands.folder / "calls").read_text().startswith("sleep 5\nscontrol update JobId=17")
+
+
+def test_a_command_that_is_gone_is_named_and_nothing_else_is_said() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f'. {BIN}/own.sh; "$(own no_such_command)" --version'],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "error: no_such_command: not on PATH\n")
+
+
 def test_a_left_job_is_known_by_what_the_study_says_not_by_how_it_is_written(tmp_path: Path) -> None:
     study = write_study(tmp_path / "tiny.yaml", study="tiny")
     before = submission.content_sha256(load_study(study))
