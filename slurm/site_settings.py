@@ -6,6 +6,7 @@ A new key is written here and in ``slurm/site.example.yaml``; resources.smk says
 
 import difflib
 import os
+import shlex
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -38,10 +39,10 @@ class Site:
 
     def options(self, *more: str) -> str:
         """Options of sbatch that no resource of Snakemake stands for."""
-        given = [f"--exclude={self.exclude}" * bool(self.exclude)]
-        given += [f"--reservation={self.reservation}" * bool(self.reservation)]
-        given += [f"--mail-user={self.mail_user} --mail-type={self.mail_type}" * bool(self.mail_user)]
-        return " ".join(filter(None, [*given, *more]))
+        mailed = {"mail-user": self.mail_user, "mail-type": self.mail_type} if self.mail_user else {}
+        named = given({"exclude": self.exclude, "reservation": self.reservation} | mailed)
+        # The executor hands them to a shell as they are.
+        return " ".join([*(f"--{name}={shlex.quote(value)}" for name, value in named.items()), *more])
 
     def of_all_jobs(self) -> dict[str, str]:
         """Resources of every job."""
@@ -111,13 +112,14 @@ def variable(name: str) -> str:
 def checked(where: str, name: str, value: object, kinds: dict[str, type]) -> str | int:
     """A value of the right kind; otherwise the end, with one line."""
     if name not in kinds:
-        close = difflib.get_close_matches(name, kinds, n=1)
+        close = difflib.get_close_matches(str(name), kinds, n=1)
         fix = f"write {close[0]!r}" if close else "remove it"
         sys.exit(f"error: {where}: {name}: unknown key; allowed: {', '.join(kinds)}; fix: {fix}")
     if kinds[name] is int:
         if str(value).isdecimal() and int(str(value)) > 0:
             return int(str(value))
         sys.exit(f"error: {where}: {name}: is {value!r}; allowed: a whole number above 0; fix: change the value")
-    if isinstance(value, str | int) and not any(letter in str(value) for letter in "'\"\\\n"):
+    is_text = isinstance(value, str | int) and not isinstance(value, bool)
+    if is_text and not any(letter in str(value) for letter in "'\"\\\n"):
         return str(value)
     sys.exit(f"error: {where}: {name}: is {value!r}; allowed: text without quotes; fix: change the value")

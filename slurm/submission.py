@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from snakemake.exceptions import WorkflowError
 from snakemake_internals import jobs_to_submit, never_retry, sbatch_command
 
 from lvis_rcnn.system.files import sha256_of_json
@@ -55,10 +56,14 @@ def content_sha256(study: Any) -> str:
 def refusals(jobs: Iterable[Any]) -> list[str]:
     """Why SLURM would never start some of the jobs; jobs that ask the same are asked about once."""
     asked: dict[str, Any] = {}
+    found = []
     for job in jobs:
-        asked.setdefault(f"{sbatch_command(job)} --test-only --wrap true", job)
+        try:
+            asked.setdefault(f"{sbatch_command(job)} --test-only --wrap true", job)
+        except WorkflowError as error:
+            found.append((job, f"Snakemake's SLURM executor refuses its jobs: {' '.join(str(error).split())}"))
     limits, has_no_job = time_limits_minutes(), queue_is_empty()
-    found = [(job, too_long(job, limits) or refused(command, has_no_job)) for command, job in asked.items()]
+    found += [(job, too_long(job, limits) or refused(command, has_no_job)) for command, job in asked.items()]
     return list(dict.fromkeys(f"rule {job.rule.name}: {why}" for job, why in found if why))
 
 

@@ -13,5 +13,5 @@ own() { # NAME: path of SLURM's own command, the next one on PATH
         [ -e "$(dirname "$(readlink -f "$found")")/own.sh" ] || { echo "$found"; return; }
     done < <(type -ap "$1")
     echo "error: $1: not on PATH" >&2
-    return 127
+    echo false  # is run in its place, and fails without words of the shell
 }

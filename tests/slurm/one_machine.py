@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 NEEDED = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd")
 SCORED = "results/toy/r50/seed0/metrics.json"
 """The last of what a run computes: what a study then draws and lists costs twice as many jobs."""
+HELD_GPU = "GresUsed=gpu:toy:[1-9]"
 LONG_S = 900.0  # far more than anything here takes on busy cores
 
 # A training of some 15 seconds on a few drawn images; see small/sitecustomize.py.
@@ -84,6 +85,31 @@ class Cluster:
         assert Path(f"/proc/{pid}/comm").read_text().strip() == daemon
         os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not Path(f"/proc/{pid}").exists(), f"{daemon} has ended", 60)
+
+    def settle(self) -> None:
+        """Have the whole cluster: end what earlier tests have left, put drained nodes back, wait until all are idle."""
+        end = time.monotonic() + 90
+        while not self.is_idle():
+            assert time.monotonic() < end, f"the cluster does not become idle:\n{self.shown()}"
+            # What has just ended cannot be cancelled, and what is up cannot be put back.
+            said("scancel", *(said("squeue", "--noheader", "--format=%i").split() or ["0"]), check=False)
+            for node in said("sinfo", "--noheader", "--Node", "--states=down,drain", "--format=%N").split():
+                said("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+            time.sleep(0.5)
+        # A controller that was restarted while jobs began and ended may count a GPU as used for ever; it counts anew.
+        if re.search(HELD_GPU, self.shown()):
+            self.stop_daemon("slurmctld")
+            start_cluster(self.state, *["--no-accounting"] * (not self.with_accounting))
+            assert not re.search(HELD_GPU, self.shown()), f"GPUs are held by no job:\n{self.shown()}"
+
+    def is_idle(self) -> bool:
+        """Whether no job is left and all nodes wait for one."""
+        return set(said("sinfo", "--noheader", "--Node", "--format=%T").split()) == {"idle"}
+
+    def shown(self) -> str:
+        """Jobs, nodes and why nodes were taken out of service, for a message."""
+        jobs = said("squeue", "--format=%i %T %r %N %k %Z")
+        return f"{jobs}{said('sinfo', '--list-reasons')}{said('scontrol', 'show', 'node', '--details')}"
 
 
 def start_cluster(state: Path, *options: str) -> None:
@@ -255,7 +281,11 @@ class Study:
         return {kind: found[kind] for kind in ("bbox", "segm")}
 
     def end(self) -> None:
-        """End what a failed test has left."""
+        """End what a failed test has left: Snakemake, and its jobs, which would hold GPUs of the tests that follow."""
         if self.head is not None and self.head.poll() is None:
             self.head.kill()
             self.head.wait()
+        # What has just ended cannot be cancelled.
+        for line in said("squeue", "--noheader", "--format=%i|%Z", check=False).splitlines():
+            if line.partition("|")[2] == str(self.folder):
+                said("scancel", line.partition("|")[0], check=False)

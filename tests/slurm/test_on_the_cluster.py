@@ -34,6 +34,7 @@ def gpus_held() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def side_by_side(slurm: Cluster, calm: Study, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, dict[str, str]]:
     """Four backbones that trained at the same time, and the GPUs they held."""
+    slurm.settle()
     scored = tuple(SCORED.replace("r50", backbone) for backbone in BACKBONES)
     study = Study(tmp_path_factory.mktemp("four") / "toy", environment={"STEP_S": "1"}, targets=scored)
     study.write(backbones=BACKBONES).prepared_as(calm).start()
@@ -49,9 +50,11 @@ def side_by_side(slurm: Cluster, calm: Study, tmp_path_factory: pytest.TempPathF
     return study, most
 
 
-def test_four_backbones_train_side_by_side_each_on_a_gpu_of_its_own(side_by_side: tuple[Study, dict[str, str]]) -> None:
+def test_four_backbones_train_side_by_side_each_on_a_gpu_of_its_own(
+    slurm: Cluster, side_by_side: tuple[Study, dict[str, str]]
+) -> None:
     study, held = side_by_side
-    assert len(set(held.values())) == len(BACKBONES), held
+    assert len(set(held.values())) == len(BACKBONES), (held, slurm.shown())
     assert all((study.folder / target).exists() for target in study.targets)
     assert sorted(study.submissions("train")) == sorted(held)
 
@@ -179,6 +182,7 @@ def of_one_process(calm: Study, tmp_path_factory: pytest.TempPathFactory) -> Stu
 def test_several_nodes_train_what_one_process_does(
     slurm: Cluster, calm: Study, of_one_process: Study, tmp_path: Path, nodes: int, gpus: int
 ) -> None:
+    slurm.settle()
     environment = {"STEP_S": "0", "GLOO_SOCKET_IFNAME": "lo"}
     study = Study(tmp_path / "toy", environment=environment, targets=(TRAINED,))
     study.write(schedule=FEW, resources={"nodes": nodes, "gpus": gpus}).prepared_as(calm).start()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yte
+from snakemake.exceptions import WorkflowError
 
 from lvis_rcnn.config.study import load_study
 from lvis_rcnn.runs.attempts import begin_attempt, end_attempt
@@ -65,6 +66,8 @@ def test_a_site_comes_from_its_file_and_the_environment_wins(monkeypatch: pytest
         ("acount: lab", "acount: unknown key; allowed: account, .*; fix: write 'account'"),
         ("max_jobs: many", "max_jobs: is 'many'; allowed: a whole number above 0; fix: change the value"),
         ('qos: "a\'b"', 'qos: is "a\'b"; allowed: text without quotes; fix: change the value'),
+        ("qos: yes", "qos: is True; allowed: text without quotes; fix: change the value"),
+        ("1: lab", "1: unknown key; allowed: account, .*; fix: remove it"),
         ("- a", "holds no keys; allowed: lines such as 'account: lab'; fix: correct the file"),
         ("a: [", "not readable as YAML: .*; fix: correct the file"),
     ],
@@ -113,6 +116,23 @@ def test_the_profile_holds_what_the_site_says(monkeypatch: pytest.MonkeyPatch, t
     assert filled["default-resources"]["slurm_extra"] == f"'{mail}'"
     assert filled["set-resources"]["train"]["slurm_extra"] == f"'{mail} --signal=TERM@60'"
     assert (filled["directory"], filled["conda-prefix"]) == ("/scratch", "/c")
+
+
+def test_what_a_site_says_reaches_slurm_as_one_option_through_the_shell(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keys = "exclude: gpu[1-2] --hold\nreservation: a;b\nmail_user: $(id)\nmail_type: FAIL,END"
+    options = site(monkeypatch, tmp_path, keys).options()
+    words = subprocess.check_output(f"printf '%s|' {options}", shell=True, text=True)
+    assert words == "--exclude=gpu[1-2] --hold|--reservation=a;b|--mail-user=$(id)|--mail-type=FAIL,END|"
+
+
+def test_a_folder_of_the_site_may_be_written_as_in_a_shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.setenv("HOME", "/home/me")
+    for written, folder in (("$SCRATCH/lvis", "/scratch/me/lvis"), ("~/lvis", "/home/me/lvis")):
+        site(monkeypatch, tmp_path, f"directory: {written}")
+        assert profile(monkeypatch)["directory"] == folder
 
 
 @pytest.mark.parametrize(
@@ -266,6 +286,18 @@ def test_squeue_gives_up_a_job_that_no_node_could_start(commands: Commands) -> N
     assert (commands.folder / "calls").read_text() == "scancel 7 9\n"
 
 
+def test_squeue_tells_once_of_a_job_that_slurm_never_starts(commands: Commands) -> None:
+    reasons = {7: "QOSMaxWallDurationPerJobLimit", 8: "Resources", 9: "JobHeldUser", 10: "QOSMaxJobsPerUserLimit"}
+    commands.own("squeue", "; ".join(f"echo '{number}|PENDING|{reason}'" for number, reason in reasons.items()))
+    terminal = commands.folder / "terminal"
+    for _ in range(2):
+        answer = commands.run("squeue", "--name", "lvis_1", LVIS_RCNN_TERMINAL=str(terminal))
+        assert answer.stdout == "".join(f"{number}|PENDING\n" for number in reasons), answer.stderr
+    told = terminal.read_text().splitlines()
+    assert [line.split(" waits")[0] for line in told] == ["job 7", "job 9"]
+    assert "(QOSMaxWallDurationPerJobLimit)" in told[0]
+
+
 def test_sacct_says_what_the_executor_understands(commands: Commands) -> None:
     commands.own("sacct", "printf '%s\\n' '1|CANCELLED by 1000' '2|COMPLETED' '3|PREEMPTED'")
     assert commands.run("sacct").stdout == "1|CANCELLED\n2|COMPLETED\n3|FAILED\n"
@@ -329,6 +361,27 @@ def test_sbatch_takes_over_the_job_of_the_same_step_and_study(commands: Commands
     assert commands.run("sbatch", *words, LVIS_RCNN_STUDY_SHA256="abc").stdout == "18\n"
 
 
+def test_a_left_job_is_looked_for_until_squeue_answers(commands: Commands) -> None:
+    words = ["--job-name", "lvis_1", "--comment", "rule_train_r50", "-D", "/here", "--wrap", "true"]
+    commands.own("sbatch", "echo 17")
+    assert commands.run("sbatch", *words, LVIS_RCNN_STUDY_SHA256="abc").stdout == "17\n"
+    commands.own("sbatch", "echo 18")
+    commands.own("sleep", "echo sleep $1 >> calls")
+    commands.own("squeue", "if [ -e calls ]; then echo '17|1M|1:00|rule_train_r50|/here'; else exit 1; fi")
+    assert commands.run("sbatch", *words, LVIS_RCNN_STUDY_SHA256="abc").stdout == "17\n"
+    assert (commands.folder / "calls").read_text().startswith("sleep 5\nscontrol update JobId=17")
+
+
+def test_a_command_that_is_gone_is_named_and_nothing_else_is_said() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f'. {BIN}/own.sh; "$(own no_such_command)" --version'],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "error: no_such_command: not on PATH\n")
+
+
 def test_a_left_job_is_known_by_what_the_study_says_not_by_how_it_is_written(tmp_path: Path) -> None:
     study = write_study(tmp_path / "tiny.yaml", study="tiny")
     before = submission.content_sha256(load_study(study))
@@ -388,6 +441,18 @@ def test_a_limit_on_submitted_jobs_that_no_job_fills_is_an_error(
     job = SimpleNamespace(rule=SimpleNamespace(name="train"), resources={})
     monkeypatch.setattr(submission, "sbatch_command", lambda job: "sbatch --comment test --mem 1")
     assert [reason in found for found in submission.refusals([job])] == [True] * refused
+
+
+def test_what_the_executor_itself_refuses_is_said_like_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(job: Any) -> str:
+        raise WorkflowError(f"Invalid GPU model format: {job.resources['gpu_model']}.\n Expected format: '<name>'")
+
+    monkeypatch.setattr(submission, "sbatch_command", refuse)
+    monkeypatch.setattr(submission, "queue_is_empty", lambda: False)
+    job = SimpleNamespace(rule=SimpleNamespace(name="train"), resources={"gpu_model": "a-b"})
+    (found,) = submission.refusals([job, job])
+    assert found.startswith("rule train: ")
+    assert "Invalid GPU model format: a-b. Expected" in found
 
 
 @pytest.mark.parametrize(
