@@ -37,6 +37,8 @@ SPECIAL = {
     "disk": Path.is_block_device,
 }
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+# Of files that a step found otherwise than it leaves them, or may not touch.
+NOT_AS_LEFT = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EACCES, errno.EPERM, errno.ELOOP)
 
 
 class InputError(Exception):
@@ -292,6 +294,10 @@ def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace
         if isinstance(cause, OSError) and cause.errno in DISK_IS_FULL:
             fix = "make room, or write to another disk"
             log.error("error: %s", InputError(str(cause.filename or "a disk"), str(cause.strerror), fix=fix))
+            sys.exit(EXIT_BAD_INPUT)
+        if isinstance(cause, OSError) and cause.errno in NOT_AS_LEFT and cause.filename:
+            fix = "move away what is in its place, or let this user write there"
+            log.error("error: %s", InputError(str(cause.filename2 or cause.filename), str(cause.strerror), fix=fix))
             sys.exit(EXIT_BAD_INPUT)
         write_traceback(log_file)
         log.error("error: unexpected %s: %s", type(error).__name__, " ".join(str(error).split()))
