@@ -188,6 +188,7 @@ class Clock(TypedDict):
     """What lies beside a shard of detections."""
 
     images: Natural
+    whole_s: AboveZero
 
 
 class Part(TypedDict):
