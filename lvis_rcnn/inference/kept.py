@@ -20,6 +20,7 @@ from lvis_rcnn.evaluation.subsets import only_images
 from lvis_rcnn.inference.detector import make_detector
 from lvis_rcnn.inference.shards import infer_shards, number_of_shards
 from lvis_rcnn.model.weights import load_model
+from lvis_rcnn.runs.identity import state_folder_name
 from lvis_rcnn.runs.inference import CALIBRATION, begin_inference, inference_folder
 from lvis_rcnn.runs.points import is_of_study, score_of, step_of
 from lvis_rcnn.runs.records import read_json_object
@@ -76,6 +77,11 @@ def score_weights(weights: Path, backbone: str, on: Validation, device: torch.de
 def scored_point(weights: Path, sha256: str, backbone: str, on: Validation, device: torch.device) -> dict[str, Any]:
     """The scores of weights with this digest, as ``runs.shapes.Point``."""
     study, store = on.study, open_store(on.store)
+    _, meta = load_model(weights)
+    kept = meta.get("steps"), state_folder_name(meta.get("run_digest", ""))
+    if kept != (step_of(weights), weights.parents[1].name):
+        fix = "put the right file there, or delete this one"
+        raise InputError(str(weights), f"holds weights of step {kept[0]} of run {kept[1]}", fix=fix)
     chosen = evenly(store.num_images, study.evaluation.score_images)
     identity: dict[str, Any] = {
         "settings_digest": settings_digest(study, "infer"),
@@ -94,7 +100,6 @@ def scored_point(weights: Path, sha256: str, backbone: str, on: Validation, devi
     infer_shards(detector, shards_dir, *options, range(number_of_shards(len(chosen))), chosen.tolist())
     metrics = metrics_of(shards_dir, annotations, store.image_ids[chosen], study)
     shutil.rmtree(weights.with_suffix(""))
-    _, meta = load_model(weights)
     return {
         "step": step_of(weights),
         "epoch": meta["epochs"],

@@ -4,7 +4,6 @@ A shard that takes long is saved in parts, which hold whole batches, so that its
 interrupted. runs/inference.py says which files there are.
 """
 
-import json
 import logging
 import math
 import secrets
@@ -32,7 +31,7 @@ from lvis_rcnn.dataset.store import AnnotationStore
 from lvis_rcnn.inference.detector import Detector
 from lvis_rcnn.runs.inference import inferred
 from lvis_rcnn.runs.records import read_json_object
-from lvis_rcnn.runs.shapes import Part
+from lvis_rcnn.runs.shapes import Clock, Part
 from lvis_rcnn.system.cli import InputError, log
 from lvis_rcnn.system.files import atomic_folder, link, write_json
 
@@ -90,11 +89,12 @@ def infer_shards(
     """
     store = detector.images.store
     images = range(store.num_images) if images is None else images
-    missing = [number for number in numbers if not shard_path(shards_dir, number).exists()]
+    of_shard = {number: images_of_shard(number, images) for number in numbers}
+    missing = [number for number in numbers if not is_saved(shards_dir, number, store, of_shard[number])]
     for number in set(numbers) - set(missing):
         drop_parts(shards_dir, number)  # a kill after the shard was written may have left them
-    saved = [saved_of_shard(shards_dir, number, store) for number in missing]
-    in_batches = {number: detector.images.batches(images_of_shard(number, images), batch_size) for number in missing}
+    saved = [saved_of_shard(shards_dir, number, store, of_shard[number]) for number in missing]
+    in_batches = {number: detector.images.batches(of_shard[number], batch_size) for number in missing}
     of_shards = [
         [batch for batch in in_batches[number] if not done(batch, one)]
         for number, one in zip(missing, saved, strict=True)
@@ -103,7 +103,7 @@ def infer_shards(
     indices = [batch for batches in of_shards for batch in batches]
     require_shared_memory(batch_size, detector.images.short_edge_px, detector.images.long_edge_px, workers)
     batches = read_in_order(detector.images, indices, workers, pinned=detector.device.type == "cuda")
-    total = sum(len(images_of_shard(number, images)) for number in numbers)
+    total = sum(map(len, of_shard.values()))
     left = sum(map(len, indices))
     if left < total:
         log.info("going on: %d of %d images are saved", total - left, total)
@@ -121,6 +121,18 @@ def number_of_shards(num_images: int) -> int:
 def images_of_shard(number: int, images: Sequence[int]) -> Sequence[int]:
     """Those of ``images``, positions in the store, that are in shard ``number``."""
     return images[number * IMAGES_PER_SHARD : (number + 1) * IMAGES_PER_SHARD]
+
+
+def is_saved(shards_dir: Path, number: int, store: AnnotationStore, images: Sequence[int]) -> bool:
+    """Whether a shard is there with its clock, undamaged, and of its own images; otherwise it is made again."""
+    path = shard_path(shards_dir, number)
+    try:
+        found = read_shard(path)
+    except InputError as error:
+        log.log(logging.WARNING if path.exists() else logging.DEBUG, "%s; it is made again", error)
+        return False
+    has_clock = bool(read_json_object(path.with_suffix(".clock.json"), Clock))
+    return has_clock and bool(np.isin(found.image_ids, store.image_ids[list(images)]).all())
 
 
 def done(batch: Sequence[int], saved: Saved) -> bool:
@@ -161,8 +173,8 @@ def write_part(shards_dir: Path, number: int, part: Saved) -> None:
     write_json(shards_dir / f"{name}.json", {"whole_s": part.whole_s, "positions": list(part.of_image)})
 
 
-def saved_of_shard(shards_dir: Path, number: int, store: AnnotationStore) -> Saved:
-    """The parts of a shard; one that is damaged, or that another process has just removed, does not count."""
+def saved_of_shard(shards_dir: Path, number: int, store: AnnotationStore, images: Sequence[int]) -> Saved:
+    """The parts of a shard; one that is damaged, of other images, or just removed by another process does not count."""
     of_image, whole_s = dict[int, Detections](), 0.0
     for path in sorted(shards_dir.glob(f"part-{number:05d}-*.json")):
         record = read_json_object(path, Part)
@@ -171,10 +183,13 @@ def saved_of_shard(shards_dir: Path, number: int, store: AnnotationStore) -> Sav
         except InputError as error:
             log.debug("%s", error)
             continue
-        if set(record.get("positions", ())) <= of_image.keys():
+        positions = set(record.get("positions", ()))
+        if positions <= of_image.keys() or not positions <= set(images):
+            continue
+        ids = store.image_ids[record["positions"]]
+        if not np.isin(found.image_ids, ids).all():
             continue
         whole_s += record["whole_s"]
-        ids = store.image_ids[record["positions"]]
         rows = [np.flatnonzero(found.image_ids == image_id) for image_id in ids]
         spans = [(int(row[0]), int(row[-1]) + 1) if len(row) else (0, 0) for row in rows]
         of_image |= zip(record["positions"], (rows_between(found, *span) for span in spans), strict=True)
@@ -199,7 +214,7 @@ def count_detections(detections_dir: Path) -> dict[str, int]:
 
 def images_per_second(shards_dir: Path) -> float:
     """Mean speed over all shards, including those of earlier starts."""
-    clocks = [json.loads(path.read_text()) for path in sorted(shards_dir.glob("shard-*.clock.json"))]
+    clocks = [read_json_object(path, Clock) for path in sorted(shards_dir.glob("shard-*.clock.json"))]
     return float(sum(clock["images"] for clock in clocks) / sum(clock["whole_s"] for clock in clocks))
 
 

@@ -17,7 +17,7 @@ import socket
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -33,6 +33,7 @@ SAME_ERRORS = 2
 SILENT_ENDS = 3  # one more, since a lost node is as silent as a process killed for its memory
 LONGEST_ERROR = 1000  # characters
 
+Time = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 Ending = Literal["done", "stopped", "error"]
 """Stopped means by a signal, or handed over."""
 
@@ -42,7 +43,7 @@ class Begin(msgspec.Struct, frozen=True, tag_field="event", tag="begin"):
 
     attempt: int
     """From 1 upwards."""
-    started_at: float
+    started_at: Time
     """Unix seconds."""
     host: str
     pid: int
@@ -55,11 +56,11 @@ class Begin(msgspec.Struct, frozen=True, tag_field="event", tag="begin"):
     """Number of GPUs that were reserved for it."""
     cpus: int = 0
     """Number of CPU cores that were reserved for it."""
-    allocated_at: float | None = None
+    allocated_at: Time | None = None
     """Unix seconds when these were reserved; None in lines that are older than this field."""
-    waited_s: float = 0.0
+    waited_s: Time = 0.0
     """As :class:`lvis_rcnn.system.machine.Allocation`."""
-    last_seen_at: float | None = None
+    last_seen_at: Time | None = None
     """Last sign of life of the start before, in Unix seconds, if that was killed."""
     last_killed_at_work: bool = False
     """Whether the start before was killed at work: see :func:`killed_at_work`."""
@@ -70,7 +71,7 @@ class End(msgspec.Struct, frozen=True, tag_field="event", tag="end"):
     """The line of a start that ends other than by a kill."""
 
     attempt: int
-    ended_at: float
+    ended_at: Time
     """Unix seconds."""
     kind: Ending
     step: int

@@ -7,6 +7,7 @@
 Every process saves about twice a minute, so that no other sign of life is needed.
 """
 
+import contextlib
 import os
 import socket
 from collections.abc import Mapping
@@ -87,7 +88,10 @@ def inferred(folder: Path) -> Inferred:
     """How far the inference in ``folder`` is, which has begun; times are those of the folder's file system."""
     start, saved = read_json_object(folder / START, InferenceStart), saved_images(folder)
     names = [folder / START, *folder.glob("shard-*.npz"), *folder.glob("part-*.npz")]
-    written = {path: path.stat().st_mtime for path in names if path.exists()}
+    written = {}
+    for path in names:
+        with contextlib.suppress(FileNotFoundError):  # a part goes when its shard is complete
+            written[path] = path.stat().st_mtime
     newest = max(written, key=lambda path: written[path])
     seconds, images = written[newest] - written[folder / START], saved - start.get("saved", 0)
     return Inferred(saved, start.get("images", 0), images / seconds if seconds > 0 < images else None, newest)

@@ -94,7 +94,7 @@ def read_holder(content: bytes) -> Holder | None:
     """The holder of a lease; None where the file is damaged or of a later version."""
     try:
         return msgspec.json.decode(content, type=Holder)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -8,6 +8,7 @@
 STATE is the state folder of the training, RUN the folder of its results.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def kept_file(state_dir: Path, step: int) -> Path:
 
 def kept_files(state_dir: Path) -> list[Path]:
     """The weights that are kept, by their steps."""
-    return sorted((state_dir / "points").glob("step*.pth"), key=step_of)
+    found = (state_dir / "points").glob("step*.pth")
+    return sorted((file for file in found if re.fullmatch("step[0-9]{8,}", file.stem)), key=step_of)
 
 
 def step_of(weights: Path) -> int:
@@ -55,7 +57,12 @@ def score_of(weights: Path, study: Study, annotations_sha256: str | None = None)
     """
     scores = weights.with_suffix(".json")
     point = read_json_object(scores, Point)
-    fits = point and is_of_study(point, study, annotations_sha256) and scores.stat().st_mtime >= weights.stat().st_mtime
+    fits = (
+        point
+        and point["step"] == step_of(weights)
+        and is_of_study(point, study, annotations_sha256)
+        and scores.stat().st_mtime >= weights.stat().st_mtime
+    )
     return point if fits else {}
 
 

@@ -223,8 +223,8 @@ def json_object(text: bytes, shape: Any) -> dict[str, Any]:
     return found
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The undamaged lines of a training's log.json; none where there is no file."""
+def read_log(path: Path, shape: Any = LogLine) -> list[dict[str, Any]]:
+    """The undamaged lines of a training's log.json, of ``shape``; none where there is no file."""
     lines = []
     try:
         texts = path.read_bytes().splitlines()
@@ -232,7 +232,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         return []
     for text in texts:
         with contextlib.suppress(ValueError, RecursionError):
-            lines.append(json_object(text, LogLine))
+            lines.append(json_object(text, shape))
     return lines
 
 

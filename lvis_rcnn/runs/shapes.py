@@ -155,6 +155,7 @@ class Heartbeat(TypedDict, total=False):
     images_per_s: float | None
     eta_s: float | None
     loss: float | None
+    peak_memory_bytes: Natural
 
 
 class LogLine(TypedDict):
@@ -162,6 +163,14 @@ class LogLine(TypedDict):
 
     step: Natural
     time: NotRequired[float]
+
+
+class WrittenLine(LogLine):
+    """The same, as a training that goes on needs it; the other keys hold numbers, too."""
+
+    loss: float
+    data_time: float
+    written_at: float
 
 
 class InferenceStart(TypedDict, total=False):
@@ -179,6 +188,7 @@ class Clock(TypedDict):
     """What lies beside a shard of detections."""
 
     images: Natural
+    whole_s: AboveZero
 
 
 class Part(TypedDict):

@@ -246,7 +246,7 @@ def age_s(file: Path) -> float:
             now_s = os.fstat(probe.fileno()).st_mtime
     except OSError:
         now_s = time.time()
-    return max(now_s - file.stat().st_mtime, 0.0)
+    return abs(now_s - file.stat().st_mtime)  # of the future if that clock was set back: no sign of life either
 
 
 MEASURED_LINES = 50  # the last lines of a log

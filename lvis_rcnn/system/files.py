@@ -218,15 +218,6 @@ def parsed(decode: Callable[..., T], text: bytes | str, **more: Any) -> T:
         raise ValueError("nested too deeply") from None
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one JSON object per line, except damaged lines; empty if there is no file."""
-    values = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            values.append(parsed(json.loads, line))
-    return [value for value in values if isinstance(value, dict)]
-
-
 def sha256_of_file(path: Path) -> str:
     """Hex SHA-256 of the file's bytes."""
     with path.open("rb") as file:

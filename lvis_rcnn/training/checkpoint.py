@@ -150,10 +150,14 @@ class Saver:
             )
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path, run: str | None = None) -> dict[str, Any] | None:
     """The state of the newest undamaged checkpoint of a run, on the CPU; None where nothing was saved yet.
 
     Nothing is written or removed, so that every process of a run can load. A damaged newer one is a warning.
+
+    Args:
+        folder: state folder of the run.
+        run: what ``run`` of the state must be, if it has it, as states of earlier versions have not; None for any.
 
     Raises:
         InputError: all checkpoints are damaged; beginning again without a word might lose a week of training.
@@ -162,7 +166,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     damaged: list[str] = []
     for path in sorted(filter(is_checkpoint, files_of(folder)), key=step_of, reverse=True):
         try:
-            state = read_checkpoint(path)
+            state = read_checkpoint(path, run)
         except (ValueError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             damaged.append(f"{path.name} cannot be used ({reason_of(error)})")
             continue
@@ -236,16 +240,18 @@ class DigestingFile:
         """Nothing is buffered."""
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, run: str | None) -> dict[str, Any]:
     """The state in a checkpoint.
 
     Raises:
-        ValueError: its bytes are not those that were written.
+        ValueError: its bytes are not those that were written, or another run wrote it.
         OSError: it cannot be read; also other errors of ``torch.load``.
     """
     if sha256_of_file(path)[:DIGEST_DIGITS] != path.stem.rpartition("-")[2]:
         raise ValueError("damaged: its bytes are not those that were written")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if run is not None and state.get("run", run) != run:
+        raise ValueError("it is of another run")
     return state
 
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lvis_rcnn.runs.records import read_log
+from lvis_rcnn.runs.shapes import WrittenLine
 from lvis_rcnn.system.cli import duration, log, rate
-from lvis_rcnn.system.files import atomic_file, read_json_lines, write_json
+from lvis_rcnn.system.files import atomic_file, write_json
 from lvis_rcnn.training.solver import Recipe
 
 # A loss is a spike if it is more than SPIKE_FACTOR times the median of the last SPIKE_LINES lines, at least
@@ -185,8 +187,8 @@ def gradient_norms(window: Sequence[Mapping[str, float]]) -> dict[str, float | N
 
 def keep_lines_until(path: Path, steps_done: int) -> list[dict[str, Any]]:
     """Drop the lines of steps that will be done again, and damaged lines; returns the others."""
-    lines = [line for line in read_json_lines(path) if isinstance(line.get("step"), int)]
-    kept = [line for line in lines if line["step"] <= steps_done]
+    lines = [line for line in read_log(path, WrittenLine) if line["step"] <= steps_done]
+    kept = [line for line in lines if all(isinstance(line[key], int | float | None) for key in line if key != "mode")]
     with atomic_file(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     return kept
@@ -286,7 +288,7 @@ class EventFiles:
 
         old = files_of(folder)
         self.writer = SummaryWriter(str(folder), purge_step=0)
-        for line in read_json_lines(log_file):
+        for line in read_log(log_file, WrittenLine):
             self.add(line)
         self.writer.flush()
         drop_superseded(old, new=files_of(folder) - old)

@@ -139,5 +139,5 @@ class Recorder:
         training, progress = self.training, self.training.progress
         progress.saved_step = progress.step
         state = {"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict()}
-        self.saver.save(progress.step, {**state, "progress": vars(progress)})
+        self.saver.save(progress.step, {**state, "progress": vars(progress), "run": training.run.digest})
         self.saved_at = time.monotonic()

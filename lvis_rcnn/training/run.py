@@ -1,6 +1,5 @@
 """A run: what it is made from, its identity, and the files it leaves: model, record and log."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,6 +19,8 @@ from lvis_rcnn.model.mask_rcnn import PRECISIONS
 from lvis_rcnn.model.weights import save_model
 from lvis_rcnn.runs.attempts import cost_of, read_attempts
 from lvis_rcnn.runs.identity import ORDERS, Identity, identities, own_identity
+from lvis_rcnn.runs.records import read_json_object
+from lvis_rcnn.runs.shapes import Trained
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import link, sha256_of_file, write_json
 from lvis_rcnn.system.provenance import code_version, library_versions
@@ -220,12 +221,20 @@ def export(state_dir: Path, out_dir: Path) -> None:
 
     They are hard links where the file system has them: the state folder keeps the run when Snakemake deletes its
     outputs, and takes no more space.
+
+    Raises:
+        InputError: the record or the model is damaged.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
-    record = json.loads((state_dir / "train.json").read_text(encoding="utf-8"))
+    record, model = read_json_object(state_dir / "train.json", Trained), state_dir / "model.pth"
+    fix = f"restore it, from {out_dir} perhaps, or delete {state_dir} to train again"
+    if not record:
+        raise InputError(str(state_dir / "train.json"), "damaged record of a training", fix=fix)
+    if record.get("model_sha256") not in (None, sha256_of_file(model)):
+        raise InputError(str(model), "damaged: it is not the file that train.json beside it names", fix=fix)
     for old in (*out_dir.glob("mask_rcnn_*.pth"), *out_dir.glob("mask_rcnn_*.log.json")):
         old.unlink()
-    link(state_dir / "model.pth", out_dir / record["model_file"])
+    link(model, out_dir / record["model_file"])
     link(state_dir / "log.json", out_dir / record["log_file"])
     for name in FILES_OF_RUN:
         link(state_dir / name, out_dir / name)

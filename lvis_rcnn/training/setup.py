@@ -144,18 +144,22 @@ def require_memory_of_loader(study: Study) -> None:
 
 
 def restore(training: Training) -> None:
-    """Load the newest checkpoint, or the initial weights where there is none."""
+    """Load the newest checkpoint, or the initial weights where there is none; InputError as :func:`prepared`."""
     run = training.run
-    state = load_checkpoint(run.state_dir)
+    state = load_checkpoint(run.state_dir, run.digest)
     if state is None:
         weights_dir = Path(run.study.resources.weights_dir)
         initial = load_initial_weights(training.model, run.backbone, run.study.model.weights, run.zoo, weights_dir)
         log.info("%s", initial)
         training.progress = Progress(initial_weights=initial)
         return
-    training.model.load_state_dict(state["model"])
-    training.optimizer.load_state_dict(state["optimizer"])
-    training.progress = Progress(**state["progress"])
+    try:
+        training.model.load_state_dict(state["model"])
+        training.optimizer.load_state_dict(state["optimizer"])
+        training.progress = Progress(**state["progress"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        what = f"its newest checkpoint is of another network or a later version ({type(error).__name__}: {error})"
+        raise InputError(str(run.state_dir), what, fix="put it elsewhere; the one before is used then") from None
     log.info("going on from step %d (start %d)", training.progress.step, training.progress.attempts + 1)
 
 

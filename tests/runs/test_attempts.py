@@ -233,6 +233,7 @@ def test_no_damage_hides_the_lines_around_it(tmp_path_factory, damage):
     [
         {"event": "begin", "attempt": 1},
         {"event": "other"},
+        {"event": "end", "attempt": 1, "ended_at": 1e300, "kind": "done", "step": 3, "error": None},
         {"event": "end", "attempt": 1, "ended_at": 0.0, "kind": "lost", "step": 3, "error": None},
         {"event": "end", "attempt": 1, "ended_at": 0.0, "kind": "done", "step": 3, "error": None, "version": 2},
         [],

@@ -38,6 +38,7 @@ def test_weights_are_found_by_their_steps_and_scores_beside_them(tmp_path):
     assert (kept_files(tmp_path), unscored(None, STUDY)) == ([], [])
     later, first = put_weights(tmp_path, 123_456_789), put_weights(tmp_path, 20, point())
     (first.parent / ".step00000100.pth.abc").touch()  # being written
+    (first.parent / "step_best.pth").touch()  # a person's
     assert [step_of(file) for file in kept_files(tmp_path)] == [20, 123_456_789]
     assert unscored(tmp_path, STUDY) == [later]
     assert scored_points(tmp_path, STUDY) == [point()]
@@ -54,6 +55,7 @@ def test_weights_are_found_by_their_steps_and_scores_beside_them(tmp_path):
         {"detections_per_image": 299},
         {"images": 59},
         {"epoch": "1"},
+        {"step": 100},
         {"images_of_split": 0},
     ],
 )

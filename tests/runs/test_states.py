@@ -29,6 +29,8 @@ def ended_pid() -> int:
         ({"age_s": 400, "eta_s": 140 * 180.0}, "running", "running 46 %"),
         ({"age_s": 600, "eta_s": 140 * 180.0}, "stalled", "stalled at 46 %"),
         ({"age_s": 200, "eta_s": None}, "stalled", "stalled at 46 %"),
+        # The clock was set back since.
+        ({"age_s": -86400, "eta_s": None}, "stalled", "stalled at 46 %"),
         ({"state": "stopped", "age_s": 1e5}, "stopped", "stopped at 46 %"),
         ({"state": "failed", "error": "out of memory"}, "failed", "failed: out of memory"),
         ({"state": "done", "step": 260}, "trained", "waiting for inference"),

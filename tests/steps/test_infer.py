@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -283,6 +284,22 @@ def test_killed_between_shards_it_goes_on_to_the_same_bytes(drawn, model_path, t
     assert len(detected) == 4  # shards 1 and 2
     assert contents(tmp_path / "killed" / "out" / "detections") == expected
     assert record["detections"] == whole["detections"]
+    assert record["end_to_end_fps"] > 0
+
+
+def test_shards_that_were_damaged_swapped_or_lack_their_clock_are_made_again(drawn, model_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 3)
+    run(drawn, model_path, tmp_path / "run")
+    expected = contents(tmp_path / "run" / "out" / "detections")
+    (state_dir,) = (tmp_path / "run" / "state").rglob("infer-*")
+    first, second, third = sorted(state_dir.glob("shard-*.npz"))
+    (tmp_path / "run" / "out" / "detections" / first.name).write_bytes(b"cut")  # the same file by its other name
+    shutil.copy(third, tmp_path / "third")
+    second.unlink()
+    shutil.copy(tmp_path / "third", second)
+    third.with_suffix(".clock.json").write_text('{"images": 1, "wh')
+    record = run(drawn, model_path, tmp_path / "run")[1]
+    assert contents(tmp_path / "run" / "out" / "detections") == expected
     assert record["end_to_end_fps"] > 0
 
 

@@ -255,6 +255,14 @@ def test_what_cannot_be_tracked_is_one_line(trained, monkeypatch, capsys, evalua
     assert message in line
 
 
+def test_weights_of_another_step_or_run_are_not_scored(trained, monkeypatch, capsys):
+    kept_file(trained.state_dir, 2).unlink()
+    shutil.copy(kept_file(trained.state_dir, 3), kept_file(trained.state_dir, 2))
+    with pytest.raises(SystemExit, match="2"):
+        run_main(monkeypatch, trained.study())
+    assert "step00000002.pth: holds weights of step 3 of run " in capsys.readouterr().err
+
+
 def test_annotations_that_are_not_those_of_the_store_are_refused(trained, monkeypatch, capsys):
     store = trained.folder / "results" / "tiny" / "data" / "val.store" / "store.json"
     record = json.loads(store.read_text())

@@ -164,6 +164,38 @@ def test_a_finished_run_is_exported_again_and_not_trained(drawn, tmp_path, monke
 
 
 @pytest.mark.usefixtures("few_numbers")
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("train.json", b'{"model_fi', "damaged record"), ("model.pth", b"cut", "not the file that train.json")],
+)
+def test_a_finished_run_that_was_damaged_since_is_not_exported(drawn, tmp_path, name, content, message):
+    run = make_run(drawn, tmp_path / "run")
+    outcome(run, tmp_path / "run")
+    (run.state_dir / name).unlink()
+    (run.state_dir / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        train.train(run, tmp_path / "run" / "out", ALONE)
+
+
+@pytest.mark.usefixtures("few_numbers")
+@pytest.mark.parametrize("changes", [{"model": {}}, {"progress": {"steps_of_later": 1}}, {"optimizer": {}}])
+def test_a_checkpoint_that_does_not_fit_and_a_heartbeat_of_other_types_are_no_traceback(
+    drawn, tmp_path, monkeypatch, changes
+):
+    run = make_run(drawn, tmp_path / "run")
+    interrupt(monkeypatch, run, tmp_path / "run", 2, signal.SIGTERM)
+    beat = json.loads((run.state_dir / "progress.json").read_text())
+    (run.state_dir / "progress.json").write_text(json.dumps({**beat, "peak_memory_bytes": "many"}))
+    state = checkpoint.load_checkpoint(run.state_dir, run.digest)
+    assert state["run"] == run.digest
+    checkpoint.write_checkpoint(run.state_dir, 4, {**state, **changes}, lambda: True)
+    with pytest.raises(InputError, match="of another network or a later version"):
+        train.train(run, tmp_path / "run" / "out", ALONE)
+    checkpoint.remove(run.state_dir, lambda path: checkpoint.is_checkpoint(path) and checkpoint.step_of(path) == 4)
+    train.train(run, tmp_path / "run" / "out", ALONE)
+
+
+@pytest.mark.usefixtures("few_numbers")
 def test_weights_at_the_points_of_a_study_outlive_checkpoints_and_kills(drawn, tmp_path, monkeypatch):
     points = {"score_at_steps": [2, 4, 6]}
     plain = outcome(make_run(drawn, tmp_path / "plain"), tmp_path / "plain")

@@ -374,6 +374,18 @@ def test_a_damaged_one_is_named_and_the_one_before_used(two_saved, tmp_path, sai
     assert steps(folder) == [1, 2]
 
 
+def test_one_of_another_run_is_named_and_not_used(tmp_path, said):
+    saver = Saver(tmp_path, 0)
+    saver.save(1, {**state(1), "run": "mine"})
+    saver.save(2, {**state(2), "run": "other"})
+    assert load_checkpoint(tmp_path, "mine")["progress"]["step"] == 1
+    assert "cannot be used (it is of another run); the one before is used" in said[0]
+    with pytest.raises(InputError, match="of another run"):
+        load_checkpoint(tmp_path, "third")
+    saver.save(3, state(3))  # of an earlier version
+    assert load_checkpoint(tmp_path, "mine")["progress"]["step"] == 3
+
+
 def test_where_all_are_damaged_nothing_begins_anew_in_silence(two_saved, tmp_path, said):
     folder = shutil.copytree(two_saved, tmp_path / "run")
     for step in (1, 2):

@@ -78,8 +78,11 @@ def test_epochs_and_iterations_count_from_one(tmp_path, recipe, step, epoch, pos
 
 def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path):
     path = tmp_path / "log.json"
-    lines = [json.dumps({"step": step}) for step in (2, 4, 6, 8)]
-    damaged = ["7", '{"loss": 1.0}', '{"step": "3"}', '{"step": 10, "lo']  # a kill cut the last one short
+    whole = {"loss": 1.0, "time": 0.5, "data_time": 0.1, "written_at": 1e9}
+    lines = [json.dumps({"step": step, **whole}) for step in (2, 4, 6, 8)]
+    wrong = ({"loss": None}, {"time": "x"}, {"written_at": "now"}, {"loss_mask": "x"}, {"data_time": float("nan")})
+    damaged = [json.dumps({"step": 1, **whole, **change}) for change in wrong]
+    damaged += ["7", '{"loss": 1.0}', '{"step": "3"}', '{"step": 10, "lo']  # a kill cut the last one short
     path.write_text("\n".join([*lines, *damaged]))
     keep_lines_until(path, 5)
     assert path.read_text().splitlines() == lines[:2]
