@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from snakemake.common.configfile import load_configfile
 from snakemake.jobs import Job
 from snakemake.logging import logger
 from snakemake.settings.enums import Quietness
@@ -16,6 +17,11 @@ from snakemake.settings.enums import Quietness
 def study_files(workflow: Any) -> list[Path]:
     """Files of ``--configfile``, on the command line or in a profile."""
     return [Path(file) for file in workflow.overwrite_configfiles or []]
+
+
+def read_by_snakemake(study_file: Path) -> dict[str, Any]:
+    """The keys of a file of ``--configfile``: of JSON, where 1e-05 is a number, or of YAML 1.1, where it is text."""
+    return load_configfile(study_file)
 
 
 def runs_on_a_cluster(workflow: Any) -> bool:

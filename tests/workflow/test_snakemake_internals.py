@@ -66,6 +66,14 @@ def test_study_files(tmp_path: Path, named: list[str]) -> None:
     assert told == {"it": named}
 
 
+@pytest.mark.parametrize("text", ['{"rate": 1e-05, "on": true}', "rate: 1e-05\non: yes"])
+def test_read_by_snakemake(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    words = ["-n", "--configfile", "a.yaml"]
+    at_parse = tell('[config == internals.read_by_snakemake(Path("a.yaml")), str(config)]')
+    assert said(tmp_path, *words, at_parse=at_parse)["it"][0] is True
+
+
 def test_cores_and_no_cluster(tmp_path: Path) -> None:
     told = said(tmp_path, at_parse=tell("[internals.cores(workflow), internals.runs_on_a_cluster(workflow)]"))
     assert told == {"it": [3, False]}

@@ -5,8 +5,6 @@ import re
 import sys
 from pathlib import Path
 
-import yaml
-
 if not Path(workflow.basedir, "workflow", "snakemake_internals.py").exists():
     sys.exit(
         "error: lvis-rcnn is neither a module nor an include of another workflow; fix: run it by itself: "
@@ -46,7 +44,7 @@ try:
     paths = load_study_paths(STUDY_FILE)
 except InputError as error:
     sys.exit(f"error: {error}")
-if config != yaml.safe_load(STUDY_FILE.read_text(encoding="utf-8")):
+if config != snakemake_internals.read_by_snakemake(STUDY_FILE):
     sys.exit(
         f"error: --config: would change the study of {STUDY_FILE}; allowed: what the file says, since each step reads "
         "the file; fix: copy the file, change the copy and give it to --configfile"
