@@ -31,10 +31,10 @@ def page_text(page: Page) -> str:
     for title, entries in (("Errors", page.errors), ("Warnings", page.warnings)):
         if entries:
             lines += [title, *(f"  {number}. {entry}" for number, entry in enumerate(entries, start=1)), ""]
-    lines.append(f"{'Data: ' + facts['dataset']:28}{'train':>24}{'val':>24}")
+    lines.append(f"{'Data: ' + facts['dataset']:28}{'train':>21}{'val':>21}")
     for key in {**facts["train"], **facts["val"]}:
         if key != "annotations_sha256":
-            cells = (f"{readable(facts[split].get(key, 0)):>24}" for split in ("train", "val"))
+            cells = (f"{readable(facts[split].get(key, 0)):>21}" for split in ("train", "val"))
             lines.append(f"  {key.replace('_', ' '):26}{''.join(cells)}")
     lines += [f"  {facts['annotations']}"] if "annotations" in facts else []
     lines += ["", "Oversampling"]
