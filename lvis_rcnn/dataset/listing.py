@@ -65,7 +65,7 @@ def listed_images(sources: Sequence[Path], out: Path) -> list[Listed]:
 def images_of(source: Path, out: Path) -> Iterator[tuple[ImageFile, str]]:
     """The images of one source, and where each lies in it; empty for a file."""
     if os.path.isdir(source):
-        for path in sorted(source.rglob("*")):
+        for path in files_below(source):
             inside = path.relative_to(source).as_posix()
             if is_image(inside) and path.is_file() and not path.resolve().is_relative_to(out.resolve()):
                 yield ImageFile(path), inside
@@ -77,6 +77,14 @@ def images_of(source: Path, out: Path) -> Iterator[tuple[ImageFile, str]]:
             yield ImageFile(source, index.find(name)), name
     else:
         yield ImageFile(source), ""
+
+
+def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All files of a folder and those below it, linked ones too, sorted; none of a folder that lies in itself."""
+    here = folder.resolve()
+    if here not in above:
+        for path in sorted(folder.iterdir()):
+            yield from files_below(path, (*above, here)) if path.is_dir() else (path,)
 
 
 def is_image(name: str) -> bool:

@@ -38,6 +38,16 @@ def test_each_image_of_a_source_is_listed_once_and_drawn_inside_the_folder_of_re
     assert read == ["x.jfif", "deep/er/y.png", "x.JPG", "x.png", "../../x.png", "/etc/w.png", "in/z.webp"]
 
 
+def test_linked_folders_are_listed_and_loops_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(Path("far"), "x.png", "deep/y.png")
+    put(Path("a"), "own.png", "b/z.png")
+    for link, place in (("a/linked", "far"), ("a/b/up", "a"), ("far/deep/back", "a")):
+        Path(link).symlink_to(Path(place).absolute())
+    names = [image.name for image in listed_images([Path("a")], out=Path("found"))]
+    assert names == ["a/b/z.png", "a/linked/deep/y.png", "a/linked/x.png", "a/own.png"]
+
+
 def test_no_picture_takes_the_place_of_another_or_of_its_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     members = ("a.jpg", "a.png/b.png", "c.png/d.png", "e/c.png", "f" * 300 + ".png", "f" * 300 + ".jpg")
