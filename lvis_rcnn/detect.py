@@ -51,13 +51,13 @@ def wanted_labels(categories: Sequence[NamedCategory], names: Sequence[str]) -> 
     Raises:
         InputError: the model has no category of a name; the most similar ones are listed.
     """
-    known = {category.name for category in categories}
+    known = [category.name for category in categories]
     for name in names:
         if name not in known:
-            similar = difflib.get_close_matches(name, known, n=5, cutoff=0.5) or list(known)[:5]
+            similar = difflib.get_close_matches(name, known, n=5, cutoff=0.5) or known[:5]
             allowed = f"{len(known):,} names, among them {', '.join(similar)}"
             raise InputError(f"--categories {name}", "is no category of this model", allowed=allowed)
-    labels = [at for name in names for at, category in enumerate(categories, start=1) if category.name == name]
+    labels = [label for name in names for label, one in enumerate(known, start=1) if one == name]
     return torch.tensor(labels) if names else None
 
 

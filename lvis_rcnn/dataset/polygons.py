@@ -40,7 +40,9 @@ def miscounted(polygons: Sequence[Sequence[float]]) -> int | None:
 
 
 def too_large(polygon: Sequence[float]) -> str:
-    """Why a polygon cannot be drawn; empty where it can."""
+    """Why a polygon cannot be drawn; empty where it can, or is left out."""
+    if len(polygon) < LEAST_NUMBERS:
+        return ""
     # Of numbers one of which is NaN, max and min may be others.
     if math.isnan(sum(polygon)):
         return "has a coordinate that is no finite number"

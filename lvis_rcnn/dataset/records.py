@@ -106,7 +106,7 @@ HELP = {
     "images": ("at least one image", "an LVIS file has images, annotations and categories"),
     "annotations": ("a list of annotations", "an LVIS file has images, annotations and categories"),
     "categories": ("at least one category", "an LVIS file has images, annotations and categories"),
-    "id": ("a whole number of 64 bits, each once", "write it as a number, without quotes, as where others refer to it"),
+    "id": ("a whole number of 64 bits, each once", "write a number without quotes, also where it is referred to"),
     "image_id": ("the id of an image of the file", "correct the id or remove the annotation"),
     "category_id": ("the id of a category of the file", "correct the id or remove the annotation"),
     "bbox": ("[x, y, width, height] in pixels, finite numbers", "write the box as COCO and LVIS do"),
@@ -426,7 +426,8 @@ def polygon_problem(record: AnnotationRecord) -> str:
         return f"segmentation is a bitmap of {len(polygons)} x {len(polygons[0])} pixels"
     if (at := miscounted(polygons)) is not None:
         return f"segmentation[{at}] has {len(polygons[at])} numbers"
-    return next((f"segmentation[{n}] {why}" for n, one in enumerate(polygons) if one and (why := too_large(one))), "")
+    whys = (f"segmentation[{n}] {why}" for n, one in enumerate(polygons) if (why := too_large(one)))
+    return next(whys, "")
 
 
 def mask_of(record: AnnotationRecord, where: str) -> tuple[tuple[int, int], Int64[np.ndarray, " runs"]]:

@@ -52,7 +52,8 @@ def of_columns(columns: Mapping[str, Any], kinds: Sequence[Kind]) -> DetectionSe
         wanted = (count, 4) if name == "bbox" else (count,)
         if values.shape != wanted and (count or values.size):
             raise InputError("detections", f"{name} is {list(values.shape)}", allowed=f"{list(wanted)}")
-    scores = given["score"] if isinstance(given["score"], list) else arrays["score"].tolist()
+    is_whole = arrays["score"].dtype.kind in "iu"
+    scores = arrays["score"].tolist() if is_whole else given["score"] if isinstance(given["score"], list) else ()
     if (at := rounded(scores)) is not None:
         raise InputError("detections", f"score[{at}] is {scores[at]}", allowed=ALLOWED_SCORES)
     return DetectionSet(

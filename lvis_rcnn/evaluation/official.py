@@ -98,7 +98,7 @@ def dataset_of(annotations: bytes) -> dict[str, Any]:
 
 
 def fill_empty_outlines(dataset: dict[str, Any]) -> None:
-    """Replace outlines without a polygon, of which ``lvis`` reads the first, and leave out polygons of no pixel."""
+    """Leave out polygons of no pixel, and make empty masks of outlines without one: ``lvis`` reads the first."""
     sizes_hw = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
     for annotation in dataset["annotations"]:
         outline = annotation.get("segmentation")

@@ -41,7 +41,7 @@ KINDS: dict[Kind, str] = {"bbox": "box", "segm": "mask"}
 """What can be scored, by the names of the COCO tools, and what a person calls it."""
 
 ALL_KINDS: tuple[Kind, ...] = tuple(KINDS)
-ALLOWED_SCORES = "a number that float64 holds, as any whole one up to 2^53 is"
+ALLOWED_SCORES = "a number that float64 holds exactly, as it does all whole ones up to 2^53"
 CONTENT = "a folder of shards, or an LVIS results file (JSON)"
 LIST_ALONE = "name the results file, or write its list of detections alone, without the object around it"
 
@@ -305,7 +305,7 @@ class Columns:
         self.wanted = wanted
         self.count = 0
         self.kinds = tuple(wanted)
-        self.num_without_polygons = 0
+        self.has_outlines = False
         self.parts: dict[str, list[np.ndarray]] = {name: [] for name in ("images", "categories", "scores", "boxes")}
         self.sizes: list[np.ndarray] = []
         self.lengths: list[np.ndarray] = []
@@ -340,8 +340,8 @@ class Columns:
             self.parts["boxes"].append(np.fromiter(chain.from_iterable(boxes), np.float64, 4 * len(records)))
         if "segm" in self.kinds:
             self.add_masks(masks)
-            if self.num_without_polygons == self.count:  # all so far
-                self.num_without_polygons += masks.count(NO_POLYGONS) + masks.count([])
+            # Of a million masks this is asked once.
+            self.has_outlines = self.has_outlines or masks.count(NO_POLYGONS) + masks.count([]) < len(records)
         self.count += len(records)
 
     def kinds_of(self, record: Result | ResultText) -> tuple[Kind, ...]:
@@ -391,7 +391,7 @@ class Columns:
 
     def detections(self) -> DetectionSet:
         """All of them; both kinds where there is none (AP 0), boxes where each has the segmentation []."""
-        only_boxes = "bbox" in self.kinds and 0 < self.count == self.num_without_polygons
+        only_boxes = "bbox" in self.kinds and self.count > 0 and not self.has_outlines
         none = {"images": np.zeros(0, np.int64), "categories": np.zeros(0, np.int64)}
         joined = {name: np.concatenate([none.get(name, np.zeros(0)), *parts]) for name, parts in self.parts.items()}
         return DetectionSet(

@@ -36,7 +36,6 @@ SPECIAL = {
     "device": Path.is_char_device,
     "disk": Path.is_block_device,
 }
-IS_OF_ANOTHER_KIND = (errno.EISDIR, errno.ENOTDIR)
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # Of files that a step found otherwise than it leaves them, or may not touch.
 NOT_AS_LEFT = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EACCES, errno.EPERM, errno.ELOOP)
@@ -328,14 +327,11 @@ def run_step(parser: argparse.ArgumentParser, step: Callable[[argparse.Namespace
     except Exception as error:
         # torch.save replaces the error of its file by one of its own.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
-        if isinstance(cause, OSError) and cause.errno in (*DISK_IS_FULL, *IS_OF_ANOTHER_KIND):
-            is_full, where = cause.errno in DISK_IS_FULL, str(cause.filename2 or cause.filename or "a disk")
-            fix = "make room, or write to another disk" if is_full else "move it away, or name another place"
-            log.error("error: %s", InputError(where, str(cause.strerror), fix=fix))
-            sys.exit(EXIT_BAD_INPUT)
-        if isinstance(cause, OSError) and cause.errno in NOT_AS_LEFT and cause.filename:
-            fix = "move away what is in its place, or let this user write there"
-            log.error("error: %s", InputError(str(cause.filename2 or cause.filename), str(cause.strerror), fix=fix))
+        where = (cause.filename2 or cause.filename) if isinstance(cause, OSError) else None
+        if isinstance(cause, OSError) and (cause.errno in DISK_IS_FULL or (where and cause.errno in NOT_AS_LEFT)):
+            fix = "move away what is there, let this user write there, or name another place"
+            fix = "make room, or write to another disk" if cause.errno in DISK_IS_FULL else fix
+            log.error("error: %s", InputError(str(where or "a disk"), str(cause.strerror), fix=fix))
             sys.exit(EXIT_BAD_INPUT)
         write_traceback(log_file)
         log.error("error: unexpected %s: %s", type(error).__name__, " ".join(str(error).split()))

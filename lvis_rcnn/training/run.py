@@ -223,15 +223,15 @@ def export(state_dir: Path, out_dir: Path) -> None:
     outputs, and takes no more space.
 
     Raises:
-        InputError: the record or the model is damaged.
+        InputError: the record is damaged, or the model is, or it is missing.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     record, model = read_json_object(state_dir / "train.json", Trained), state_dir / "model.pth"
     fix = f"restore it, from {out_dir} perhaps, or delete {state_dir} to train again"
     if not record:
         raise InputError(str(state_dir / "train.json"), "damaged record of a training", fix=fix)
-    if record.get("model_sha256") not in (None, sha256_of_file(model)):
-        raise InputError(str(model), "damaged: it is not the file that train.json beside it names", fix=fix)
+    if not model.exists() or record.get("model_sha256") not in (None, sha256_of_file(model)):
+        raise InputError(str(model), "missing or damaged: it is not the file that train.json beside it names", fix=fix)
     for old in (*out_dir.glob("mask_rcnn_*.pth"), *out_dir.glob("mask_rcnn_*.log.json")):
         old.unlink()
     link(model, out_dir / record["model_file"])

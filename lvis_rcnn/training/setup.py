@@ -157,8 +157,11 @@ def restore(training: Training) -> None:
         training.model.load_state_dict(state["model"])
         training.optimizer.load_state_dict(state["optimizer"])
         training.progress = Progress(**state["progress"])
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        what = f"its newest checkpoint is of another network or a later version ({type(error).__name__}: {error})"
+        why = f"{type(error).__name__}: {error!s:.200}"
+        what = f"its newest checkpoint is of another network or a later version ({why})"
         raise InputError(str(run.state_dir), what, fix="put it elsewhere; the one before is used then") from None
     log.info("going on from step %d (start %d)", training.progress.step, training.progress.attempts + 1)
 

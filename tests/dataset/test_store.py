@@ -241,7 +241,7 @@ def test_a_wrong_record_is_named_and_no_store_left(tmp_path, path, value, messag
     assert [file.name for file in tmp_path.iterdir()] == ["annotations.json"]
 
 
-@pytest.mark.parametrize("short", [[], [1, 2], [20, 30, 3.5, 4]])
+@pytest.mark.parametrize("short", [[], [3e7, 2], [20, 30, 3.5, 4]])
 def test_polygons_of_no_pixel_are_left_out(tmp_path, short):
     """As MMDetection leaves them out, and pycocotools, through which ``lvis`` reads them, finds no pixel in them."""
     dataset = small_dataset()
@@ -251,6 +251,9 @@ def test_polygons_of_no_pixel_are_left_out(tmp_path, short):
     assert_same(store, small_dataset())
     drawn = rle.merge(rle.frPyObjects([good[0], short, *good[1:], short], 40, 60))
     assert drawn == rle.merge(rle.frPyObjects(good, 40, 60))
+    dataset["annotations"][0]["segmentation"] = []
+    with pytest.raises(InputError, match="annotation 5: segmentation has no polygon;"):  # and of no other annotation
+        build(tmp_path, dataset)
 
 
 TEXT = json.dumps(small_dataset()).encode()

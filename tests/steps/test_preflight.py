@@ -607,7 +607,7 @@ def test_what_is_not_trained_on_is_counted(tmp_path):
     ):
         annotation.update(changes)
     page = check(tmp_path, val=val, images=False)
-    assert [line for line in page.warnings if line.startswith("val.json: ")] == [
+    assert [line for line in page.warnings if line.startswith("val.json: 1 ")] == [
         "val.json: 1 annotations with a box below one pixel: scored, but not trained on",
         "val.json: 1 annotations with a box outside the image: scored, but not trained on",
         "val.json: 1 annotations marked iscrowd: scored as any object, but not trained on",

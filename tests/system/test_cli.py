@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from lvis_rcnn.system.cli import InputError, log, run_step, step_parser
-from lvis_rcnn.system.files import write_text
 from tests.conftest import REPOSITORY
 
 
@@ -48,15 +47,6 @@ def test_bad_input_is_one_line_on_the_terminal_and_in_the_log(
     assert capsys.readouterr().err == f"reading\n{line}\n"
     logged = (tmp_path / "logs" / "step.log").read_text().splitlines()
     assert [text.split(" ", 2)[2] for text in logged] == ["reading", line]
-
-
-def test_a_folder_in_the_place_of_a_file_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "log.json").mkdir()
-    assert run(lambda args: write_text(tmp_path / "log.json", ""), tmp_path / "step.log", monkeypatch) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'log.json'}: Is a directory; fix: move away")
-    assert "Traceback" not in (tmp_path / "step.log").read_text()
 
 
 def test_a_bug_shows_one_line_and_keeps_its_traceback_in_the_log(
