@@ -10,7 +10,10 @@ from lvis_rcnn.dataset.images import ImageFile, read_zip_index
 from lvis_rcnn.system.cli import TEMPORARY_BYTES, InputError
 
 # What counts as an image in a folder or a zip; a file that is named itself may end otherwise.
-ENDINGS = (".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".ppm")
+ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".avif", ".tif", ".tiff", ".gif"),
+    *(".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
 
 MOST_BYTES = 255 - TEMPORARY_BYTES  # of the name of a picture that is written
 

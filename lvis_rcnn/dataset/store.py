@@ -286,7 +286,7 @@ UNTRAINED = {
     "with a box below one pixel": "scored, but not trained on",
     "with a box outside the image": "scored, but not trained on",
     "marked iscrowd": "scored as any object, but not trained on",
-    "marked ignore": NEITHER,
+    "marked ignore (plain COCO: iscrowd)": NEITHER,
 }
 
 

@@ -73,6 +73,8 @@ def evaluate(
         InputError: a file is missing or damaged, or a record is not as the protocol needs it; it is named.
     """
     scoring = scoring or Scoring()
+    if not isinstance(scoring, Scoring):
+        raise InputError("scoring", f"is a {type(scoring).__name__}", allowed="Scoring(...) of lvis_rcnn.evaluation")
     annotations = annotations_of(ground_truth, coco_exhaustive, kinds=scoring.kinds)
     kinds = scoring.kinds or kinds_of_truth(annotations.truth)
     return score_detections(annotations, any_detections(detections, annotations.truth, kinds), scoring)[0]

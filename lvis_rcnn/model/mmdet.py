@@ -63,7 +63,8 @@ KEY_MAP = (
 CLASSIFIER = "roi_heads.box_predictor.cls_score."
 COUNTS = "roi_heads.box_predictor.counters."
 COUNTS_THERE = "roi_head.bbox_head.loss_cls.cum_samples"
-IGNORED = "data_preprocessor."  # mean and std of 3.x, which dataloader/transforms.py has
+# Mean and std of 3.x, which dataloader/transforms.py has, and what a classifier of ImageNet leaves.
+IGNORED = ("data_preprocessor.", "backbone.fc.")
 COUNTER = "num_batches_tracked"  # of batch normalisation: old files lack it, nothing reads it
 
 # The published networks: the shapes do not depend on the rest of the section.
@@ -175,7 +176,7 @@ def backbone_of(state: Weights, prefix: str) -> str | None:
 # So large a part of the class names may differ: spelling was corrected (stero_equipment). More are other categories.
 MOST_RENAMED = 0.1
 
-CAFFE = re.compile(r"""['"]?style['"]?\s*[=:]\s*['"]caffe['"]|to_rgb['"]?\s*[=:]\s*False""")
+CAFFE = re.compile(r"""['"]?style['"]?\s*[=:]\s*['"]caffe['"]|\w*to_rgb['"]?\s*[=:]\s*False""")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def read_content(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):  # of the unpickler, about what others pickled
             content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except FileNotFoundError:
-        raise InputError(str(path), "no such file", fix="name a file of weights (.pth)") from None
+        raise InputError(str(path), "no such file", fix="name a file of weights (.pth) on this disk") from None
     except IsADirectoryError:
         raise InputError(str(path), "is a folder", fix="name the file of weights (.pth) in it") from None
     except (InputError, MemoryError):

@@ -104,7 +104,7 @@ def test_absent_batch_counters_become_zero():
 
 
 def test_mean_and_deviation_of_the_pixels_are_left_out():
-    pixels = {"data_preprocessor.mean": torch.zeros(3, 1, 1), "data_preprocessor.std": torch.ones(3, 1, 1)}
+    pixels = {"data_preprocessor.mean": torch.zeros(3, 1, 1), "backbone.fc.bias": torch.ones(1000)}
     state = flat_state(BACKBONES["r50"], 3)
     require_shapes("a.pth", state | pixels, layout(BACKBONES["r50"], 3), "R-50")
     assert same(to_ours(state | pixels), to_ours(state))

@@ -611,7 +611,7 @@ def test_what_is_not_trained_on_is_counted(tmp_path):
         "val.json: 1 annotations with a box below one pixel: scored, but not trained on",
         "val.json: 1 annotations with a box outside the image: scored, but not trained on",
         "val.json: 1 annotations marked iscrowd: scored as any object, but not trained on",
-        "val.json: 1 annotations marked ignore: neither trained on nor scored",
+        "val.json: 1 annotations marked ignore (plain COCO: iscrowd): neither trained on nor scored",
     ]
     assert re.search(r"\n  crowds +0 +1\n", page_text(page))
 
