@@ -336,7 +336,7 @@ def test_the_digest_in_the_name_is_held_to(tmp_path, state):
         ("a.pth", "backbone=dict(style='caffe')", "its config says style='caffe'"),
         ("a.pth", '{"backbone": {"style": "caffe"}}', 'its config says "style": "caffe"'),
         ("a.pth", "dict(mean=[103.5], to_rgb=False)", "its config says to_rgb=False"),
-        ("a.pth", "dict(bgr_to_rgb=False)", "its config says to_rgb=False"),
+        ("a.pth", "dict(bgr_to_rgb=False)", "its config says bgr_to_rgb=False"),
         ("mask_rcnn_r50_caffe_fpn.pth", "", "its name says so"),
         ("a.pth", {"model": {"backbone": {"style": "caffe"}}}, "its config says 'style': 'caffe'"),
         ("a.pth", {"model": {"data_preprocessor": {"bgr_to_rgb": False}}}, "its config says bgr_to_rgb': False"),
