@@ -38,6 +38,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
+    except (OSError, RuntimeError) as error:
+        # What a full disk ends does not say which; torch.save replaces it by an error of its own.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError) and cause.filename is None:
+            cause.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -183,6 +189,22 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def modified_at(path: Path) -> float:
+    """When a file was written, in Unix seconds; 0 where another process has just removed it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def files_below(folder: Path) -> Iterator[os.stat_result]:
+    """Each file below a folder, but those that another process removes meanwhile."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                yield os.lstat(os.path.join(place, name))
 
 
 def write_text(path: Path, text: str) -> None:
