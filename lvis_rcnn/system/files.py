@@ -33,19 +33,26 @@ def atomic_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with full_disk_named(path):
+            yield temporary
         os.chmod(temporary, 0o644)  # mkstemp makes it private; results are for the group
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Let an error of writing, which does not say where, name ``path``; torch.save replaces it by one of its own."""
+    try:
+        yield
     except (OSError, RuntimeError) as error:
-        # What a full disk ends does not say which; torch.save replaces it by an error of its own.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, OSError) and cause.filename is None:
             cause.filename = str(path)
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -58,7 +65,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path)
     with locked_folder(path) as temporary:
-        yield temporary
+        with full_disk_named(path):
+            yield temporary
         os.chmod(temporary, 0o755)
         for file in temporary.rglob("*"):
             sync(file)

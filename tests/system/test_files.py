@@ -5,7 +5,9 @@ import math
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,12 +57,13 @@ def test_folder_replaces_an_older_one_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.parametrize("writing", [atomic_file, atomic_folder])
 @pytest.mark.parametrize("of_torch", [False, True])
-def test_a_disk_that_is_full_is_named(tmp_path: Path, of_torch: bool) -> None:
+def test_a_disk_that_is_full_is_named(tmp_path: Path, of_torch: bool, writing: Callable[..., Any]) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     of_a_save = RuntimeError("unexpected pos")
     of_a_save.__context__ = full
-    with pytest.raises((OSError, RuntimeError)), atomic_file(tmp_path / "a.txt"):
+    with pytest.raises((OSError, RuntimeError)), writing(tmp_path / "a.txt"):
         raise of_a_save if of_torch else full
     assert full.filename == str(tmp_path / "a.txt")
 
