@@ -64,7 +64,8 @@ def clean(study: Study, study_file: Path, results: Path, *, remove: bool) -> flo
             does = "removing" if remove else "would remove"
             log.info("%s: %s %s, %.1f MB", state.name, does, folder, bytes_freed([folder]) / 1e6)
             if remove:
-                shutil.rmtree(folder)
+                with contextlib.suppress(FileNotFoundError):  # another clean is removing it
+                    shutil.rmtree(folder)
                 remove_if_empty(folder.parent, results / "state")
     return freed
 
