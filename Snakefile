@@ -5,6 +5,8 @@ package lvis_rcnn, which reads files and writes files. `rule all` writes below r
 run side by side.
 """
 
+import signal
+
 from snakemake.utils import min_version
 
 min_version("9.19")
@@ -108,6 +110,9 @@ onstart:
         refusals.extend(lacking_gpus(planned))
     if refusals:
         sys.exit("\n".join(f"error: {refusal}" for refusal in refusals))
+    # A terminal that closes ends Snakemake as Ctrl-C does, without leaving its lock; under nohup it goes on.
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     # Imported here, since each job's process of Snakemake reads this file, and only the main one needs it.
     from progress_lines import start_telling
 

@@ -172,14 +172,18 @@ class StepQueue:
 
 
 class StopRequest:
-    """SIGTERM and SIGINT: before the first step they end the process, later the loop ends after its step and saves."""
+    """SIGTERM, SIGINT and, but under nohup, SIGHUP, when a terminal closes: the loop ends after its step and saves.
+
+    Before the first step they end the process.
+    """
 
     def __init__(self) -> None:
         self.arrived = False
         self.waits_for_step = False
         """Whether the loop asks for ``arrived``."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.note)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self.note)
 
     def note(self, number: int, frame: object) -> None:
         """Signal handler; a second signal does not disturb what the first has begun."""

@@ -207,8 +207,10 @@ def open_store(path: Path) -> AnnotationStore:
     fix = "build it again with python -m lvis_rcnn store --annotations FILE.json --out STORE"
     try:
         info = parsed(msgspec.json.decode, (path / "store.json").read_bytes(), type=StoreInfo)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(str(path), "no annotation store here", fix=fix) from None
+    except OSError as error:
+        raise InputError(str(path), f"not readable: {error.strerror}", fix="let this process read it") from None
     except ValueError as error:
         raise InputError(str(path), f"store.json is not that of a store: {error}", fix=fix) from None
     if (info.format, info.version) != (FORMAT, VERSION):

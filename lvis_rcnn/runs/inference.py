@@ -7,7 +7,6 @@
 Every process saves about twice a minute, so that no other sign of life is needed.
 """
 
-import contextlib
 import os
 import socket
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from lvis_rcnn.dataset.detections import shard_path
 from lvis_rcnn.runs.records import read_json_object
 from lvis_rcnn.runs.shapes import Clock, InferenceStart, Part
 from lvis_rcnn.system.cli import duration
-from lvis_rcnn.system.files import sha256_of_json, write_json
+from lvis_rcnn.system.files import modified_at, sha256_of_json, write_json
 
 START = "start.json"
 
@@ -48,8 +47,8 @@ class Inferred:
     images: int
     images_per_s: float | None
     """Of all processes of the last start; None before it has saved any."""
-    newest: Path
-    """The file that was written last."""
+    written_s: float
+    """When it last wrote a file, in Unix seconds by the clock of its disk."""
 
     @property
     def position(self) -> str:
@@ -88,10 +87,6 @@ def inferred(folder: Path) -> Inferred:
     """How far the inference in ``folder`` is, which has begun; times are those of the folder's file system."""
     start, saved = read_json_object(folder / START, InferenceStart), saved_images(folder)
     names = [folder / START, *folder.glob("shard-*.npz"), *folder.glob("part-*.npz")]
-    written = {}
-    for path in names:
-        with contextlib.suppress(FileNotFoundError):  # a part goes when its shard is complete
-            written[path] = path.stat().st_mtime
-    newest = max(written, key=lambda path: written[path])
-    seconds, images = written[newest] - written[folder / START], saved - start.get("saved", 0)
-    return Inferred(saved, start.get("images", 0), images / seconds if seconds > 0 < images else None, newest)
+    written = [modified_at(path) for path in names]  # a part goes when its shard is complete
+    seconds, images = max(written) - written[0], saved - start.get("saved", 0)
+    return Inferred(saved, start.get("images", 0), images / seconds if seconds > 0 < images else None, max(written))

@@ -17,7 +17,7 @@ from lvis_rcnn.config.study import Study, digests_of
 from lvis_rcnn.runs.identity import state_folder_name
 from lvis_rcnn.runs.records import read_json_object
 from lvis_rcnn.runs.shapes import Point, SoFar
-from lvis_rcnn.system.files import write_json
+from lvis_rcnn.system.files import modified_at, write_json
 
 SO_FAR = "ap_so_far.json"
 METRICS_SAID = {"box AP": ("bbox", "AP"), "mask AP": ("segm", "AP"), "APr": ("segm", "APr")}
@@ -61,7 +61,7 @@ def score_of(weights: Path, study: Study, annotations_sha256: str | None = None)
         point
         and point["step"] == step_of(weights)
         and is_of_study(point, study, annotations_sha256)
-        and scores.stat().st_mtime >= weights.stat().st_mtime
+        and modified_at(scores) >= modified_at(weights)
     )
     return point if fits else {}
 

@@ -36,6 +36,7 @@ from lvis_rcnn.runs.records import (
 )
 from lvis_rcnn.runs.shapes import Heartbeat, InferenceStart, Preflight, Store
 from lvis_rcnn.system.cli import duration
+from lvis_rcnn.system.files import modified_at
 from lvis_rcnn.system.machine import ENDED, start_ticks
 
 # The states of a run, in the order in which a summary counts them.
@@ -141,7 +142,7 @@ def state_dirs(
     Without the store of annotations the run's own is unknown; then it is the last that was written undamaged.
     """
     folder = state_of_run(results, study, f"{row}/seed{seed}")
-    heartbeats = sorted(folder.glob("*/progress.json"), key=lambda file: file.stat().st_mtime)
+    heartbeats = sorted(folder.glob("*/progress.json"), key=modified_at)
     found = [file.parent for file in heartbeats]
     annotations = read_json_object(results / study.study / "data" / "train.store" / "store.json", Store)
     own = next((one for one in reversed(found) if read_heartbeat(one)), found[-1] if found else None)
@@ -196,7 +197,7 @@ def inference_progress(study: Study, results: Path, run: RunRecord) -> str:
         start = read_json_object(state_dir / START, InferenceStart)
         if wanted.items() <= start.items():
             now = inferred(state_dir)
-            silent_s = age_s(now.newest)
+            silent_s = age_s(state_dir, now.written_s)
             if has_died(start.get("host", ""), start.get("pid", 0)):
                 return f"inference stopped at {now.position}"
             if silent_s > max(SECONDS_TO_STALL, STEPS_TO_STALL / (now.images_per_s or 1)):
@@ -219,7 +220,7 @@ def heartbeat_state(state_dir: Path, heartbeat: Mapping[str, Any]) -> tuple[str,
         return "stopped", ""
     if "pid" in heartbeat and has_died(heartbeat.get("host", ""), heartbeat["pid"]):
         return "stopped", "killed"
-    silent_s = age_s(state_dir / "progress.json")
+    silent_s = age_s(state_dir, modified_at(state_dir / "progress.json"))
     if silent_s > seconds_to_stall(heartbeat):
         return "stalled", f"no heartbeat for {duration(silent_s)}"
     return "running", ""
@@ -236,17 +237,17 @@ def seconds_to_stall(heartbeat: Mapping[str, Any]) -> float:
     return max(SECONDS_TO_STALL, STEPS_TO_STALL * float(eta_s) / steps_left if steps_left else 0.0)
 
 
-def age_s(file: Path) -> float:
-    """Seconds since a file was written, by the clock of its file system, so that clocks of hosts need not agree.
+def age_s(folder: Path, written_s: float) -> float:
+    """Seconds since a file of a folder was written, by the clock of its disk, so that clocks of hosts need not agree.
 
     A temporary file beside it tells that clock; without permission to write one, the own clock is taken.
     """
     try:
-        with tempfile.TemporaryFile(dir=file.parent) as probe:
+        with tempfile.TemporaryFile(dir=folder) as probe:
             now_s = os.fstat(probe.fileno()).st_mtime
     except OSError:
         now_s = time.time()
-    return abs(now_s - file.stat().st_mtime)  # of the future if that clock was set back: no sign of life either
+    return abs(now_s - written_s)  # of the future if that clock was set back: no sign of life either
 
 
 MEASURED_LINES = 50  # the last lines of a log

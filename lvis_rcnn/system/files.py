@@ -33,13 +33,26 @@ def atomic_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with full_disk_named(path):
+            yield temporary
         os.chmod(temporary, 0o644)  # mkstemp makes it private; results are for the group
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Let an error of writing, which does not say where, name ``path``; torch.save replaces it by one of its own."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError) and cause.filename is None:
+            cause.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -52,7 +65,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path)
     with locked_folder(path) as temporary:
-        yield temporary
+        with full_disk_named(path):
+            yield temporary
         os.chmod(temporary, 0o755)
         for file in temporary.rglob("*"):
             sync(file)
@@ -183,6 +197,22 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def modified_at(path: Path) -> float:
+    """When a file was written, in Unix seconds; 0 where another process has just removed it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def files_below(folder: Path) -> Iterator[os.stat_result]:
+    """Each file below a folder, but those that another process removes meanwhile."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                yield os.lstat(os.path.join(place, name))
 
 
 def write_text(path: Path, text: str) -> None:

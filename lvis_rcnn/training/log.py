@@ -6,6 +6,7 @@ import math
 import os
 import socket
 import statistics
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -228,10 +229,10 @@ class Heartbeat:
             log.warning("warning: %s cannot be written: %s", self.state_dir / "progress.json", problem.strerror)
         self.written_s = time.monotonic()
 
-    def write_if_due(self, progress: Progress) -> None:
-        """Write if the last heartbeat is old enough; to be called every step, since it costs nothing otherwise."""
-        if time.monotonic() - self.written_s >= SECONDS_BETWEEN_HEARTBEATS:
-            self.write(progress)
+    @property
+    def is_due(self) -> bool:
+        """Whether the last heartbeat is old enough."""
+        return time.monotonic() - self.written_s >= SECONDS_BETWEEN_HEARTBEATS
 
 
 def write_heartbeat(state_dir: Path, progress: Progress, recipe: Recipe, state: str, error: str | None = None) -> None:
@@ -286,6 +287,7 @@ class EventFiles:
         # Importing takes more than a second, which only a process that trains should spend.
         from torch.utils.tensorboard import SummaryWriter
 
+        threading.excepthook = say_that_a_thread_has_ended
         old = files_of(folder)
         self.writer = SummaryWriter(str(folder), purge_step=0)
         for line in read_log(log_file, WrittenLine):
@@ -306,6 +308,14 @@ class EventFiles:
     def close(self) -> None:
         """End the writing thread."""
         self.writer.close()
+
+
+def say_that_a_thread_has_ended(ended: threading.ExceptHookArgs) -> None:
+    """One line in place of a traceback where the disk of the event files is full; the training goes on without them."""
+    if not isinstance(ended.exc_value, OSError):
+        threading.__excepthook__(ended)
+    else:
+        log.warning("warning: event files for TensorBoard cannot be written any more: %s", ended.exc_value.strerror)
 
 
 def files_of(folder: Path) -> set[Path]:

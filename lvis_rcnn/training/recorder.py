@@ -96,6 +96,13 @@ class Recorder:
             state, text = ("stopped", None) if stopped else ("failed", " ".join(str(error).split()))
             self.heartbeat.write(progress, state, text)
 
+    def may_write(self) -> bool:
+        """Whether this process writes and holds the folder, which another may have taken while it was suspended."""
+        try:
+            return self.lease is not None and not self.lease.why_not_held()
+        except OSError:  # it cannot be read, and most likely not be written, which is a warning
+            return True
+
     def asked_to_stop(self) -> bool:
         """Whether another training waits for this one's lease."""
         return self.lease is not None and self.lease.asked
@@ -103,10 +110,9 @@ class Recorder:
     def beat(self) -> None:
         """Write the heartbeat if the last one is old enough, or the attempt has taken its first step."""
         progress = self.training.progress
-        if self.lease is not None and progress.step == progress.attempt_from[0] + 1:
-            self.heartbeat.write(progress)  # it tells a kill at work from one before
-        elif self.lease is not None:
-            self.heartbeat.write_if_due(progress)
+        is_first = progress.step == progress.attempt_from[0] + 1  # it tells a kill at work from one before
+        if (is_first or self.heartbeat.is_due) and self.may_write():
+            self.heartbeat.write(progress)
 
     def save_is_due(self) -> bool:
         """Whether the last checkpoint is ``resources.checkpoint_seconds`` old; not while a slow save is written."""
@@ -116,7 +122,7 @@ class Recorder:
 
     def write_line(self, bar: tqdm) -> None:  # type: ignore[type-arg]
         """Log the steps since the last line."""
-        if self.lease is None:
+        if not self.may_write():
             return
         line = self.log.write(self.training.progress)
         with contextlib.suppress(OSError):  # the log has warned already, and the next start writes them again

@@ -445,6 +445,9 @@ def test_a_damaged_store_is_refused(tmp_path, kind, message):
 def test_no_store_at_all(tmp_path):
     with pytest.raises(InputError, match="no annotation store here; fix: build it"):
         open_store(tmp_path / "absent.store")
+    (tmp_path / "store.json").mkdir()  # as what this user may not read, which building it again would not help
+    with pytest.raises(InputError, match="not readable: Is a directory; fix: let"):
+        open_store(tmp_path)
 
 
 numbers = st.floats(-100, 1000) | st.integers(-100, 1000)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -65,6 +66,19 @@ def test_state_of_finished_runs_is_listed_and_then_removed(tmp_path, study_file,
     assert unfinished.exists()
     assert (results / "smoke" / "r50" / "seed0" / "model.pth").read_text() == "w" * 1000
     assert "r50 seed 0" not in run_main(monkeypatch, capsys, study_file, results)
+
+
+def test_what_another_clean_removes_at_the_same_time_is_no_error(tmp_path, study_file, monkeypatch, capsys):
+    state_dir, _ = put_run(tmp_path / "results", load_study(study_file), "r50/seed0")
+
+    def removed(folder, usual=shutil.rmtree):
+        usual(folder)
+        raise FileNotFoundError(2, "No such file or directory", "progress.json")
+
+    monkeypatch.setattr(clean.shutil, "rmtree", removed)
+    said = run_main(monkeypatch, capsys, study_file, tmp_path / "results", "--remove")
+    assert said.endswith("are free again\n")
+    assert not state_dir.exists()
 
 
 def test_a_run_whose_lease_is_held_is_kept(tmp_path, study_file, monkeypatch, capsys):

@@ -5,6 +5,7 @@ losses that depend on pixels and labels. Two tests train the real one.
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -45,7 +46,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 @pytest.fixture(autouse=True)
 def own_signal_handlers():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -116,7 +117,7 @@ def interrupt(monkeypatch, run, folder, step, how):
 
 @pytest.mark.usefixtures("few_numbers")
 @pytest.mark.parametrize("log_every_steps", [1, 4])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_stopped_anywhere_it_ends_in_the_same_weights_and_log(drawn, tmp_path, monkeypatch, number, log_every_steps):
     resources = {"log_every_steps": log_every_steps}
     whole = outcome(make_run(drawn, tmp_path / "whole", resources=resources), tmp_path / "whole")
@@ -541,7 +542,7 @@ def test_the_real_network_learns_and_resumes(drawn, tmp_path, monkeypatch, compu
 
 
 @pytest.mark.usefixtures("few_numbers")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize(
     ("module", "name", "starts"),
     [(train, "held_lease", 0), (setup, "load_checkpoint", 0), (recorder, "TrainingLog", 1)],
@@ -580,6 +581,11 @@ def test_what_ends_a_run_is_recorded_where_another_trainer_has_taken_over(drawn,
             training.progress.step = step
             of_run.save()
             lease.why_lost = lease.why_not_held()
+            files = [run.state_dir / name for name in ("progress.json", "log.json")]
+            before, of_run.heartbeat.written_s = [file.read_text() for file in files], -math.inf
+            of_run.beat()
+            of_run.write_line(None)
+            assert [file.read_text() for file in files] == before
             if error:
                 raise error
 

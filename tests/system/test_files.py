@@ -5,7 +5,9 @@ import math
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +16,10 @@ from lvis_rcnn.system.files import (
     append_to_part,
     atomic_file,
     atomic_folder,
+    files_below,
     keep_part,
     locked_part,
+    modified_at,
     part_of,
     remove_abandoned,
     sha256_of_file,
@@ -51,6 +55,17 @@ def test_folder_replaces_an_older_one_whole(tmp_path: Path) -> None:
             (temporary / content / "file").write_text(content)
     assert [path.name for path in target.iterdir()] == ["second"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("writing", [atomic_file, atomic_folder])
+@pytest.mark.parametrize("of_torch", [False, True])
+def test_a_disk_that_is_full_is_named(tmp_path: Path, of_torch: bool, writing: Callable[..., Any]) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    of_a_save = RuntimeError("unexpected pos")
+    of_a_save.__context__ = full
+    with pytest.raises((OSError, RuntimeError)), writing(tmp_path / "a.txt"):
+        raise of_a_save if of_torch else full
+    assert full.filename == str(tmp_path / "a.txt")
 
 
 def test_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
@@ -153,3 +168,11 @@ def test_only_abandoned_folders_of_that_name_are_removed(tmp_path: Path) -> None
         remove_abandoned(tmp_path / "a")
         assert mine.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a.store.12345678", ".b.12345678", "a"]
+
+
+def test_files_that_vanish_between_two_looks_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").write_bytes(bytes(7))
+    listed = [(str(tmp_path), ["gone_folder"], ["gone", "there"])]
+    monkeypatch.setattr(os, "walk", lambda folder: listed)
+    assert [file.st_size for file in files_below(tmp_path)] == [7]
+    assert modified_at(tmp_path / "gone") == 0 < modified_at(tmp_path / "there")

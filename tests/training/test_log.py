@@ -1,8 +1,10 @@
 """What a run reports: lines by hand, none lost and none twice, however it was interrupted; event files like the log."""
 
+import errno
 import json
 import os
 import socket
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -242,12 +244,29 @@ def test_a_heart_beats_every_thirty_seconds_however_rarely_a_line_is_logged(tmp_
     beaten = []
     for now_s[0] in range(1000, 1100, 7):
         progress.add_step(values(1.0, time=7.0))
-        heartbeat.write_if_due(progress)
+        if heartbeat.is_due:
+            heartbeat.write(progress)
         beaten.append(json.loads((tmp_path / "progress.json").read_text())["step"])
     assert sorted(set(beaten)) == [0, 6, 11]
 
 
 # Event files
+
+
+def test_a_disk_that_is_full_ends_their_thread_in_one_line(tmp_path, caplog, capsys, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    EventFiles(tmp_path, tmp_path / "log.json").close()
+    with monkeypatch.context() as patch:
+        patch.setattr(log_module.log, "propagate", True)
+        thread = threading.Thread(target=full)
+        thread.start()
+        thread.join()
+    assert caplog.messages == [
+        "warning: event files for TensorBoard cannot be written any more: No space left on device"
+    ]
+    assert capsys.readouterr().err == ""
 
 
 def line_of(step: int, **changes):

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -317,6 +319,25 @@ def test_two_studies_run_at_the_same_time_in_one_folder(finished: Stubbed) -> No
         assert one.code == 0, one.text
         assert f"The table: results/{name}/table.md" in one.text
         assert (finished.folder / "results" / name / "table.md").exists()
+
+
+@pytest.mark.slow
+def test_a_terminal_that_closes_leaves_no_lock(finished: Stubbed) -> None:
+    draw = {"seed": 7, "train_images": 8, "val_images": 5}
+    study = write_study(finished.folder / "closed.yaml", study="closed", dataset={"draw": draw})
+    words = snakemake_command("draw", "--cores", "1", "--configfile", study, workflow=finished.workflow)
+    for here in finished.folder.glob("here_*"):
+        here.unlink()
+    (finished.folder / "meet_in_draw").touch()
+    process = subprocess.Popen(words, cwd=finished.folder, start_new_session=True)
+    try:
+        while process.poll() is None and not any(finished.folder.glob("here_*")):
+            time.sleep(0.05)
+    finally:
+        os.killpg(process.pid, signal.SIGHUP)
+        (finished.folder / "meet_in_draw").unlink()
+    assert process.wait() == 1
+    assert finished.snakemake("draw", "--cores", "1", study=study).code == 0
 
 
 @pytest.mark.parametrize(("value", "plain"), [("", False), ("1", True)])
