@@ -28,8 +28,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from lvis_rcnn.dataset.store import AnnotationStore
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -117,7 +121,7 @@ def theirs(annotations: Path, store: Path) -> int:
         for image in official.img_ann_map
         if min(official.imgs[image]["height"], official.imgs[image]["width"]) >= 32
     ]
-    counts = defaultdict(int)
+    counts: dict[int, int] = defaultdict(int)
     for image in kept:
         for category in categories_of[image]:
             counts[category] += 1
@@ -148,15 +152,15 @@ def opened(annotations: Path, store: Path) -> dict[str, float]:
     return {"open_s": time.perf_counter() - start, "private_mb": private_mb() - before, "images": kept.num_images}
 
 
-def read_store(store: object) -> float:
+def read_store(store: "AnnotationStore") -> float:
     """Every number of a store once."""
     every = range(len(store.annotation_ids))
-    return sum(float(polygon.sum()) for row in every for polygon in store.outline_of(row)) + store.areas.sum()
+    return sum(float(polygon.sum()) for row in every for polygon in store.outline_of(row)) + float(store.areas.sum())
 
 
-def read_records(records: list) -> float:
+def read_records(records: list[dict[str, Any]]) -> float:
     """The same of dictionaries."""
-    return sum(sum(map(sum, record["segmentation"])) + record["area"] for record in records)
+    return float(sum(sum(map(sum, record["segmentation"])) + record["area"] for record in records))
 
 
 def worker_memory(read: Callable[[], float]) -> float:
@@ -202,10 +206,12 @@ def dict_worker(annotations: Path, store: Path) -> float:
 MEASURED = {work.__name__: work for work in (ours, theirs, from_store, opened, store_worker, lvis_worker, dict_worker)}
 
 
-def measure(name: str, annotations: Path, store: Path) -> dict[str, object]:
+def measure(name: str, annotations: Path, store: Path) -> dict[str, Any]:
     """Result, CPU seconds and peak memory of one of ``MEASURED`` in a process of its own."""
     command = [sys.executable, __file__, "--measure", name, "--folder", str(annotations), "--store", str(store)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def print_measured(name: str, annotations: Path, store: Path) -> None:

@@ -8,25 +8,28 @@ The set is that of score_and_lvis.py, drawn where it is not there. Match results
 
 import argparse
 import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from lvis_rcnn.evaluation.average_precision import score
 from lvis_rcnn.evaluation.bootstrap import resampled_metrics, resampling_of, weighted_metrics
-from lvis_rcnn.evaluation.ground_truth import parse_truth, read_annotations
+from lvis_rcnn.evaluation.ground_truth import parse_truth
 from lvis_rcnn.evaluation.matches import MatchesFile, read_matches, write_matches
-from lvis_rcnn.evaluation.results import read_detections
+from lvis_rcnn.evaluation.results import Kind, read_detections
 from lvis_rcnn.evaluation.uncertainty import Sampled, intervals, metrics_of_runs
-from tests.benchmarks.score_and_lvis import IMAGES, draw  # puts the package on the path
+from tests.benchmarks.score_and_lvis import IMAGES, draw
 
 
-def matched(folder: Path, kind: str, path: Path) -> dict[str, float | None]:
+def matched(folder: Path, kind: Kind, path: Path) -> dict[str, float | None]:
     """Score the set and write the match results; the metrics."""
-    truth = parse_truth(read_annotations(folder / "truth.json"), "truth.json")
-    scores = score(truth, read_detections(folder / "shards", truth, with_masks=kind == "segm"), kind)
+    truth = parse_truth((folder / "truth.json").read_bytes(), "truth.json")
+    scores = score(truth, read_detections(folder / "shards", truth, (kind,)), kind)
     outcomes = {kind: scores.outcomes}
     write_matches(path, MatchesFile("", "", 300, truth.category_ids, truth.frequencies, outcomes))
     return scores.metrics

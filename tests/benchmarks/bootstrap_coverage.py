@@ -24,7 +24,7 @@ from lvis_rcnn.evaluation.average_precision import METRIC_NAMES, score
 from lvis_rcnn.evaluation.bootstrap import resampled_metrics, resampling_of
 from lvis_rcnn.evaluation.ground_truth import GroundTruth
 from lvis_rcnn.evaluation.results import DetectionSet
-from lvis_rcnn.evaluation.uncertainty import Sampled, differs_from_seeds, estimates, holm, metrics_of_runs
+from lvis_rcnn.evaluation.uncertainty import Estimate, Sampled, differs_from_seeds, estimates, holm, metrics_of_runs
 
 RUNS = 6
 SIDE_PX = 640
@@ -192,16 +192,18 @@ def is_alarm(values: np.ndarray, number: int) -> bool:
     return differs_from_seeds(float(values[-1]), float(first.mean()), float(first.std(ddof=1)), number)
 
 
-def print_case(title: str, found: list[dict], aims: dict[str, float], is_difference: bool) -> None:
+def print_case(
+    title: str, found: list[dict[str, Estimate | None]], aims: dict[str, float], is_difference: bool
+) -> None:
     """One line of the table: of each metric the share of intervals that hold the aim, and their mean half width."""
     cells = []
     for name in SHOWN:
-        given = [one[name] for one in found if one[name]]
+        given = [estimate for one in found if (estimate := one[name])]
         held = [one.interval[0] <= aims[name] <= one.interval[1] for one in given]
         half = np.mean([one.interval[1] - one.value for one in given])
         true = 1.96 * np.std([one.value for one in given], ddof=1)
         cells.append(f"{np.mean(held):6.3f} ({half / true:.2f})")
-    corrected = [holm({name: one[name].p for name in PRIMARY if one[name]}) for one in found]
+    corrected = [holm({name: estimate.p for name in PRIMARY if (estimate := one[name])}) for one in found]
     any_shown = np.mean([any(p < 0.05 for p in one.values()) for one in corrected])
     print(f"{title:30}" + "".join(f"{text:>14}" for text in cells) + (f"   {any_shown:.3f}" if is_difference else ""))
 

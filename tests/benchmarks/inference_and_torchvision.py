@@ -29,6 +29,8 @@ import torch
 from pycocotools import mask as rle
 from torchvision.models.detection import roi_heads as stock_roi_heads
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 import tests.benchmarks.network_and_torchvision as shared
 from lvis_rcnn.inference import detector
 from lvis_rcnn.model import mask_rcnn, postprocess
@@ -169,7 +171,7 @@ def main() -> None:
     args = parser.parse_args()
     shared.size_hw = tuple(args.size)
     if args.measure:
-        print(json.dumps(measure(*args.measure, args.threads, args.weights)))
+        print(json.dumps(measure(args.measure[0], args.measure[1], args.threads, args.weights)))
         return
     with tempfile.TemporaryDirectory() as folder:
         compare(args, args.weights or Path(folder, "weights.pth"))

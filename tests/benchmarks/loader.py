@@ -129,7 +129,7 @@ def is_used(one: dict[str, Any], height: int, width: int) -> bool:
     """Whether LVISDataset.parse_data_info keeps an annotation."""
     x, y, w, h = one["bbox"]
     inside = (min(x + w, width) - max(x, 0)) * (min(y + h, height) - max(y, 0))
-    return inside != 0 and one["area"] > 0 and w >= 1 and h >= 1
+    return bool(inside != 0 and one["area"] > 0 and w >= 1 and h >= 1)
 
 
 def corners(box_xywh: list[float]) -> list[float]:

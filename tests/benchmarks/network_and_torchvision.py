@@ -110,9 +110,9 @@ def stock(state: dict[str, torch.Tensor], backbone: str) -> MaskRCNN:
         CATEGORIES + 1,
         min_size=size_hw[0],
         max_size=1333,
-        rpn_post_nms_top_n_train=SETTINGS.proposals_after_nms[0],
-        box_score_thresh=SETTINGS.score_threshold,
-        box_detections_per_img=SETTINGS.detections_per_image,
+        rpn_post_nms_top_n_train=SETTINGS.proposals_after_nms,
+        box_score_thresh=TEST.score_threshold,
+        box_detections_per_img=TEST.detections_per_image,
     )
     padded = dict(state)
     for name, rows in (("box_predictor.bbox_pred", 4), ("mask_predictor.mask_fcn_logits", 1)):
@@ -279,7 +279,7 @@ def compare(args: argparse.Namespace, weights_file: Path) -> None:
             runs: dict[str, list[dict[str, float]]] = {"stock": [], "ours": []}
             for _ in range(args.repeats):
                 for which, found in runs.items():
-                    words = (which, mode, scores, args.backbone, str(args.threads), str(weights_file))
+                    words: tuple[str, ...] = (which, mode, scores, args.backbone, str(args.threads), str(weights_file))
                     words += ("--size", *map(str, args.size))
                     found.append(in_own_process(*words))
             median = {

@@ -65,7 +65,7 @@ def write_images(folder: Path, names: list[str], sources: list[Path], as_zip: bo
 def write_store(folder: Path, names: list[str]) -> Path:
     """Annotation store of a split."""
     split = names[0].split("/")[0]
-    lists = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    lists: dict[str, list[int]] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
     images = [
         {"id": n, "height": HEIGHT, "width": WIDTH, "coco_url": f"http://images.cocodataset.org/{name}", **lists}
         for n, name in enumerate(names, start=1)

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -180,7 +180,7 @@ def write_waiting(shards: Path, number: int, waiting: list[DetectionSet]) -> Non
     write_shard(shard_path(shards, number), Detections(ids, labels, scores, boxes, *pack_rles(rles)))
 
 
-def ours(folder: Path, kind: str, source: str) -> dict[str, Any]:
+def ours(folder: Path, kind: Literal["bbox", "segm"], source: str) -> dict[str, Any]:
     """Our scorer; ``source`` is shards or results.json."""
     from lvis_rcnn.evaluation.average_precision import score
     from lvis_rcnn.evaluation.ground_truth import parse_truth
@@ -209,7 +209,7 @@ def theirs(folder: Path, kind: str, _: str) -> dict[str, Any]:
 
 def hotcoco(folder: Path, kind: str, source: str) -> dict[str, Any]:
     """Hotcoco."""
-    import hotcoco
+    import hotcoco  # type: ignore[import-not-found]
 
     truth = hotcoco.COCO(str(folder / "truth.json"))
     judge = hotcoco.LVISeval(truth, truth.load_res(str(folder / source)), kind)
@@ -219,7 +219,7 @@ def hotcoco(folder: Path, kind: str, source: str) -> dict[str, Any]:
 
 def vernier(folder: Path, kind: str, source: str) -> dict[str, Any]:
     """vernier, whose documented interface takes no 300 detections an image."""
-    from vernier import _core
+    from vernier import _core  # type: ignore[import-not-found]
 
     truth = _core.CocoDataset.from_lvis_json((folder / "truth.json").read_bytes())
     options = {"parity_mode": "strict", "max_dets_per_image": 300, "use_cats": True, "num_threads": 1}
@@ -231,7 +231,7 @@ def vernier(folder: Path, kind: str, source: str) -> dict[str, Any]:
 
 def ultrafast(folder: Path, kind: str, source: str) -> dict[str, Any]:
     """ultrafast-pycocotools."""
-    from ultrafast_pycocotools import COCO, COCOeval
+    from ultrafast_pycocotools import COCO, COCOeval  # type: ignore[import-not-found]
 
     truth = COCO(str(folder / "truth.json"), verbose=False)
     options = {"lvis_style": True, "print_function": lambda *_: None}
@@ -245,7 +245,7 @@ def ultrafast(folder: Path, kind: str, source: str) -> dict[str, Any]:
 # The order of lvis.
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR@300", "ARs@300", "ARm@300", "ARl@300")
 
-ENGINES: dict[str, tuple[Callable[[Path, str, str], dict[str, Any]], str]] = {
+ENGINES: dict[str, tuple[Callable[[Path, Any, str], dict[str, Any]], str]] = {
     "ours, shards": (ours, "shards"),
     "ours, JSON": (ours, "results.json"),
     "lvis, JSON": (theirs, "results.json"),

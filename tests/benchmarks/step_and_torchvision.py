@@ -66,7 +66,7 @@ def our_steps(
         policy="one_cycle", warmup_steps=0,
     )  # fmt: skip
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    model = network.ours(state, args.backbone).to(device, memory_format=layout).train()
+    model = network.ours(state, args.backbone).to(device).to(memory_format=layout).train()
     optimizer = OPTIMIZERS["sgd"]([value for value in model.parameters() if value.requires_grad], schedule)
     study = SimpleNamespace(schedule=schedule, compute=SimpleNamespace(precision=args.precision))
     passes = Passes(args.precision, args.groups_at_once, args.common_canvas)
@@ -139,7 +139,8 @@ def write_files(folder: Path) -> None:
     """Scenes as JPEGs of 480 x 640, and the store of their outlines."""
     (folder / "images").mkdir()
     network.size_hw = (480, 640)
-    images, annotations = [], []
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     for image in range(1, NUM_FILES + 1):
         pixels, boxes, outlines, labels = network.scene(image)
         painted = Image.fromarray(as_bytes(pixels).permute(1, 2, 0).numpy())
