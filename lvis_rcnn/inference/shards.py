@@ -126,10 +126,12 @@ def images_of_shard(number: int, images: Sequence[int]) -> Sequence[int]:
 def is_saved(shards_dir: Path, number: int, store: AnnotationStore, images: Sequence[int]) -> bool:
     """Whether a shard is there with its clock, undamaged, and of its own images; otherwise it is made again."""
     path = shard_path(shards_dir, number)
+    if not path.exists():
+        return False
     try:
         found = read_shard(path)
     except InputError as error:
-        log.log(logging.WARNING if path.exists() else logging.DEBUG, "%s; it is made again", error)
+        log.warning("%s; it is made again", error)
         return False
     has_clock = bool(read_json_object(path.with_suffix(".clock.json"), Clock))
     return has_clock and bool(np.isin(found.image_ids, store.image_ids[list(images)]).all())

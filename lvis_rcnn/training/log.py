@@ -287,7 +287,7 @@ class EventFiles:
         # Importing takes more than a second, which only a process that trains should spend.
         from torch.utils.tensorboard import SummaryWriter
 
-        threading.excepthook = say_that_a_thread_has_ended
+        self.hook, threading.excepthook = threading.excepthook, say_that_a_thread_has_ended
         old = files_of(folder)
         self.writer = SummaryWriter(str(folder), purge_step=0)
         for line in read_log(log_file, WrittenLine):
@@ -308,6 +308,7 @@ class EventFiles:
     def close(self) -> None:
         """End the writing thread."""
         self.writer.close()
+        threading.excepthook = self.hook
 
 
 def say_that_a_thread_has_ended(ended: threading.ExceptHookArgs) -> None:

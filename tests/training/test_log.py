@@ -253,19 +253,17 @@ def test_a_heart_beats_every_thirty_seconds_however_rarely_a_line_is_logged(tmp_
 # Event files
 
 
-def test_a_disk_that_is_full_ends_their_thread_in_one_line(tmp_path, caplog, capsys, monkeypatch):
+def test_a_disk_that_is_full_ends_their_thread_in_one_line(tmp_path, capsys, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    EventFiles(tmp_path, tmp_path / "log.json").close()
-    with monkeypatch.context() as patch:
-        patch.setattr(log_module.log, "propagate", True)
-        thread = threading.Thread(target=full)
-        thread.start()
-        thread.join()
-    assert caplog.messages == [
-        "warning: event files for TensorBoard cannot be written any more: No space left on device"
-    ]
+    lines, files = [], EventFiles(tmp_path, tmp_path / "log.json")
+    monkeypatch.setattr(log_module.log, "warning", lambda text, *values: lines.append(text % values))
+    thread = threading.Thread(target=full)
+    thread.start()
+    thread.join()
+    files.close()
+    assert lines == ["warning: event files for TensorBoard cannot be written any more: No space left on device"]
     assert capsys.readouterr().err == ""
 
 
