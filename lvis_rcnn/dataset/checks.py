@@ -157,7 +157,7 @@ def image_finding(file: ImageFile, height_px: int, width_px: int, *, decode: boo
             if reader and height_px * width_px <= (MOST_PIXELS_WEBP if reader is WebPImageFile else MOST_PIXELS):
                 try:
                     error = header_error(file, stream, reader, height_px, width_px)
-                except ValueError:  # Pillow reads no PNG with a long compressed text, which the decoder skips
+                except (ValueError, SyntaxError):  # a PNG with a long or damaged text, which the decoder skips
                     error, decode = "", True
                 is_deep = start.startswith(PNG_START) and start[PNG_BITS_AT:] > b"\x08"
                 if error or not (decode or is_deep):
@@ -170,11 +170,7 @@ def image_finding(file: ImageFile, height_px: int, width_px: int, *, decode: boo
 def header_error(file: ImageFile, stream: BinaryIO, reader: Reader, height_px: int, width_px: int) -> str:
     """What is wrong with size or end of an image of ``READERS``; empty if nothing is."""
     stream.seek(0)
-    try:
-        image = reader(stream)
-    except SyntaxError:
-        return "is no image of a known format, by its header"
-    with image:
+    with reader(stream) as image:
         width, height, note = upright_size(image)
         if (height, width) != (height_px, width_px):
             return f"is {width} x {height} pixels{note}, annotated as {width_px} x {height_px}"

@@ -17,6 +17,7 @@ import torch
 from lvis_rcnn import __version__
 from lvis_rcnn.config.schema import BACKBONES, HEADS, Backbone, Model
 from lvis_rcnn.config.zoo import checked_sha256, digest_in_name
+from lvis_rcnn.dataloader.transforms import NORMALISATION, other_normalisation
 from lvis_rcnn.model.mask_rcnn import network_on_meta
 from lvis_rcnn.model.normalised import TEMPERATURE
 from lvis_rcnn.model.weight_files import (
@@ -63,8 +64,7 @@ KEY_MAP = (
 CLASSIFIER = "roi_heads.box_predictor.cls_score."
 COUNTS = "roi_heads.box_predictor.counters."
 COUNTS_THERE = "roi_head.bbox_head.loss_cls.cum_samples"
-# Mean and std of 3.x, which dataloader/transforms.py has, and what a classifier of ImageNet leaves.
-IGNORED = ("data_preprocessor.", "backbone.fc.")
+IGNORED = ("data_preprocessor.", "backbone.fc.")  # mean and std of 3.x; what a classifier of ImageNet leaves
 COUNTER = "num_batches_tracked"  # of batch normalisation: old files lack it, nothing reads it
 
 # The published networks: the shapes do not depend on the rest of the section.
@@ -175,7 +175,6 @@ def backbone_of(state: Weights, prefix: str) -> str | None:
 
 # So large a part of the class names may differ: spelling was corrected (stero_equipment). More are other categories.
 MOST_RENAMED = 0.1
-
 CAFFE = re.compile(r"""['"]?style['"]?\s*[=:]\s*['"]caffe['"]|\w*to_rgb['"]?\s*[=:]\s*False""")
 
 
@@ -257,7 +256,7 @@ def read_mmdet(path: Path, *, trust_pickle: bool = False) -> MmdetFile:
     state, notes = freed(found)
     file = MmdetFile(path, sha256, state, meta if isinstance(meta, dict) else {}, tuple(notes))
     refuse_others(file)
-    refuse_caffe(file)
+    refuse_other_pixels(file)
     refuse_first_version(file)
     require_finite(str(path), state)
     return file
@@ -274,8 +273,8 @@ def refuse_others(file: MmdetFile) -> None:
         raise InputError(str(file.path), f"is {kind}, another network", allowed=allowed, fix=MMDETECTION)
 
 
-def refuse_caffe(file: MmdetFile) -> None:
-    """Weights of "caffe" style need BGR pixels that are not divided, and the stride in another convolution."""
+def refuse_other_pixels(file: MmdetFile) -> None:
+    """As "caffe" style: BGR pixels that are not divided, and the stride in another convolution."""
     found = CAFFE.search(file.config)
     mean = file.state.get("backbone.bn1.running_mean")
     # MMDetection, detectron2pytorch.py: Caffe's layers have no statistics, so 0 and 1 are written.
@@ -285,6 +284,8 @@ def refuse_caffe(file: MmdetFile) -> None:
         sign = "the mean of its first layer is 0" if is_converted else sign
         what = f'are weights of "caffe" style ({sign}): BGR pixels, another network'
         raise InputError(str(file.path), what, allowed="pytorch style", fix="name a file without caffe in its name")
+    if said := other_normalisation(file.config):
+        raise InputError(str(file.path), f"expects other pixels: {said}", allowed=NORMALISATION, fix="take another one")
 
 
 def refuse_first_version(file: MmdetFile) -> None:

@@ -330,6 +330,12 @@ def test_the_digest_in_the_name_is_held_to(tmp_path, state):
     refused(path.rename(tmp_path / "a-0123abcd.pth"), rf"begins with {digest}, so it is damaged.*; allowed: 0123abcd")
 
 
+@pytest.mark.parametrize("config", ["dict(mean=[0, 0, 0], std=[255, 255, 255])", {"a": {"std": [1.0, 1.0, 1.0]}}])
+def test_another_normalisation_is_refused(tmp_path, config):
+    path = write_old(tmp_path / "a.pth", content_of({}, {"config": config}))
+    refused(path, r"expects other pixels: .*; allowed: RGB, mean \[123")
+
+
 @pytest.mark.parametrize(
     ("name", "config", "sign"),
     [
