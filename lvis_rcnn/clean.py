@@ -24,7 +24,7 @@ from lvis_rcnn.runs.paths import state_of_run
 from lvis_rcnn.runs.points import unscored
 from lvis_rcnn.runs.states import RunState, states_of
 from lvis_rcnn.system.cli import check_folder, log, run_step, step_parser
-from lvis_rcnn.system.files import files_below
+from lvis_rcnn.system.files import stats_below
 
 
 def leftovers(study: Study, results: Path, state: RunState) -> list[Path]:
@@ -39,7 +39,7 @@ def leftovers(study: Study, results: Path, state: RunState) -> list[Path]:
 
 def bytes_freed(folders: Sequence[Path]) -> float:
     """Disk that removing them frees; a file that results/ shares by a hard link frees none."""
-    files = [file for folder in folders for file in files_below(folder)]
+    files = [file for folder in folders for file in stats_below(folder)]
     links = Counter(file.st_ino for file in files)
     return sum(file.st_size / file.st_nlink for file in files if links[file.st_ino] == file.st_nlink)
 

@@ -24,7 +24,7 @@ from lvis_rcnn.config.zoo import initial_zoo, scored_models
 from lvis_rcnn.runs.points import last_sentence, step_of, unscored
 from lvis_rcnn.runs.states import STATES, RunState, Work, processor_hours, states_of, work_left
 from lvis_rcnn.system.cli import add_number, check_folder, duration, rate, run_step, step_parser
-from lvis_rcnn.system.files import files_below
+from lvis_rcnn.system.files import stats_below
 
 TEXT_COLUMNS = {"row", "state", "where", "training", "speed from", "then"}
 # Columns that are left out on a narrow terminal, in this order.
@@ -74,7 +74,7 @@ def notes(study: Study, states: Sequence[RunState]) -> list[str]:
         if state.older:
             number, folder = len(state.older), state.older[0].parent
             what = f"{number} older state folder{'s' if number > 1 else ''}, of other settings, data or code"
-            megabytes = sum(file.st_size for older in state.older for file in files_below(older)) / 1e6
+            megabytes = sum(file.st_size for older in state.older for file in stats_below(older)) / 1e6
             lines.append(f"{state.name}: {what}, in {folder}: {megabytes:,.1f} MB")
     return [*lines, *ap_so_far(study, states)]
 

@@ -207,8 +207,8 @@ def modified_at(path: Path) -> float:
         return 0.0
 
 
-def files_below(folder: Path) -> Iterator[os.stat_result]:
-    """Each file below a folder, but those that another process removes meanwhile."""
+def stats_below(folder: Path) -> Iterator[os.stat_result]:
+    """Size, links and times of each file below a folder, but those that another process removes meanwhile."""
     for place, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(FileNotFoundError):

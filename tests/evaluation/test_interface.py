@@ -50,6 +50,8 @@ def test_files_dictionaries_and_arrays_score_the_same(tmp_path):
     rows = [columns["image_id"], *columns["bbox"].T, columns["score"], columns["category_id"]]
     same(files[0], np.stack(rows, axis=1), kinds=("bbox",))
     assert "bbox" not in evaluate(*files, Scoring(kinds=("segm",)))
+    with pytest.raises(InputError, match=r"scoring: is a dict; allowed: Scoring"):
+        evaluate(*files, {"resamples": 10})
 
 
 def test_annotations_may_hold_what_pycocotools_and_numpy_make(tmp_path):

@@ -25,6 +25,7 @@ import yaml
 from lvis_rcnn import fetch
 from lvis_rcnn import weights as weights_module
 from lvis_rcnn.config.schema import BACKBONES
+from lvis_rcnn.dataloader.transforms import other_normalisation
 from lvis_rcnn.dataset.store import build_store
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.model.mmdet import MmdetFile, converted, mmdet_meta, name_notes, read_mmdet, to_ours, write_mmdet
@@ -334,6 +335,13 @@ def test_the_digest_in_the_name_is_held_to(tmp_path, state):
 def test_another_normalisation_is_refused(tmp_path, config):
     path = write_old(tmp_path / "a.pth", content_of({}, {"config": config}))
     refused(path, r"expects other pixels: .*; allowed: RGB, mean \[123")
+
+
+def test_the_normalisation_of_the_recipe_is_taken():
+    mean, std = "[123.675, 116.28, 103.53]", "[58.395, 57.12, 57.375]"
+    coder = "target_means=[0, 0], target_stds=[0.1, 0.1], init_cfg=dict(std=0.01)"
+    for text in (f"dict({coder}, mean={mean}, std={std})", f"{{'mean': {mean}, 'std': {std}}}", ""):
+        assert other_normalisation(text) == ""
 
 
 @pytest.mark.parametrize(

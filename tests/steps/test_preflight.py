@@ -302,6 +302,13 @@ def test_of_more_pixels_than_headers_are_trusted_with_opencv_decides(tmp_path, m
     assert "OpenCV cannot decode it" in image_finding(ImageFile(tmp_path / "image"), HEIGHT, WIDTH).error
 
 
+def test_a_png_whose_text_is_damaged_is_taken_as_the_decoder_takes_it(tmp_path):
+    png = encoded("PNG")
+    text = (4).to_bytes(4, "big") + b"tEXta\0bc" + bytes(4)  # with a wrong checksum, behind the header
+    (tmp_path / "image").write_bytes(png[:33] + text + png[33:])
+    assert not image_finding(ImageFile(tmp_path / "image"), HEIGHT, WIDTH).error
+
+
 def with_zeros(data):
     return data[: len(data) // 2] + bytes(200) + data[len(data) // 2 + 200 :]
 

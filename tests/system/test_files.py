@@ -16,7 +16,6 @@ from lvis_rcnn.system.files import (
     append_to_part,
     atomic_file,
     atomic_folder,
-    files_below,
     keep_part,
     locked_part,
     modified_at,
@@ -24,6 +23,7 @@ from lvis_rcnn.system.files import (
     remove_abandoned,
     sha256_of_file,
     sha256_of_json,
+    stats_below,
     write_json,
 )
 
@@ -174,5 +174,5 @@ def test_files_that_vanish_between_two_looks_are_none(tmp_path: Path, monkeypatc
     (tmp_path / "there").write_bytes(bytes(7))
     listed = [(str(tmp_path), ["gone_folder"], ["gone", "there"])]
     monkeypatch.setattr(os, "walk", lambda folder: listed)
-    assert [file.st_size for file in files_below(tmp_path)] == [7]
+    assert [file.st_size for file in stats_below(tmp_path)] == [7]
     assert modified_at(tmp_path / "gone") == 0 < modified_at(tmp_path / "there")
