@@ -274,7 +274,7 @@ def refuse_others(file: MmdetFile) -> None:
 
 
 def refuse_other_pixels(file: MmdetFile) -> None:
-    """ "caffe" style: BGR pixels that are not divided, the stride in another convolution. Or another normalisation."""
+    """Style caffe needs BGR pixels that are not divided, and the stride in another convolution; others another mean."""
     found = CAFFE.search(file.config)
     mean = file.state.get("backbone.bn1.running_mean")
     # MMDetection, detectron2pytorch.py: Caffe's layers have no statistics, so 0 and 1 are written.
