@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from lvis_rcnn import __version__
 from lvis_rcnn.config.schema import BACKBONES, HEADS, Backbone, Model
 from lvis_rcnn.config.zoo import checked_sha256, digest_in_name
 from lvis_rcnn.dataloader.transforms import NORMALISATION, other_normalisation
 from lvis_rcnn.model.mask_rcnn import network_on_meta
+from lvis_rcnn.model.mmdet_config import config_of, mmdet_meta, other_settings
 from lvis_rcnn.model.normalised import TEMPERATURE
 from lvis_rcnn.model.weight_files import (
     MMDET,
@@ -33,7 +33,6 @@ from lvis_rcnn.model.weight_files import (
     network_in,
     read_content,
     require_finite,
-    seesaw_in,
     state_in,
 )
 from lvis_rcnn.system.cli import InputError
@@ -175,7 +174,7 @@ def backbone_of(state: Weights, prefix: str) -> str | None:
 
 # So large a part of the class names may differ: spelling was corrected (stero_equipment). More are other categories.
 MOST_RENAMED = 0.1
-CAFFE = re.compile(r"""['"]?style['"]?\s*[=:]\s*['"]caffe['"]|\w*to_rgb['"]?\s*[=:]\s*False""")
+CAFFE = re.compile(r"""['"]?style['"]?\s*[=:]\s*['"]caffe['"]|\w*to_rgb['"]?\s*[=:]\s*[Ff]alse""")
 
 
 @dataclass(frozen=True)
@@ -196,17 +195,24 @@ class MmdetFile:
 
     @property
     def config(self) -> str:
-        """Text of the config, of 2.x or 3.x, which is a text or a dictionary; empty where there is none."""
-        config = self.meta.get("config") or self.meta.get("cfg") or ""
-        return config.decode(errors="replace") if isinstance(config, bytes) else str(config)
+        """As :func:`config_of`."""
+        return config_of(self.meta)
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Names of the classes, of 2.x (CLASSES) or 3.x (dataset_meta); None where there are none."""
+        """Names of the classes, of 2.x (CLASSES) or 3.x (dataset_meta); None where there are none.
+
+        Raises:
+            InputError: the lists of 2.x and 3.x differ.
+        """
         found = self.meta.get("dataset_meta")
         data = found if isinstance(found, dict) else {}
-        names = self.meta.get("CLASSES") or data.get("classes") or data.get("CLASSES")
-        return tuple(str(name) for name in names) if isinstance(names, (list, tuple)) else None
+        lists = (self.meta.get("CLASSES"), data.get("classes"), data.get("CLASSES"))
+        said = {tuple(map(str, one)) for one in lists if isinstance(one, (list, tuple)) and one}
+        if len(said) > 1:
+            fix = "remove the one that is wrong from its meta"
+            raise InputError(str(self.path), "names its classes twice (CLASSES, dataset_meta), not the same", fix=fix)
+        return next(iter(said), None)
 
     @property
     def num_categories(self) -> int | None:
@@ -286,6 +292,9 @@ def refuse_other_pixels(file: MmdetFile) -> None:
         raise InputError(str(file.path), what, allowed="pytorch style", fix="name a file without caffe in its name")
     if said := other_normalisation(file.config):
         raise InputError(str(file.path), f"expects other pixels: {said}", allowed=NORMALISATION, fix="take another one")
+    if others := other_settings(file.config):
+        allowed = "a Mask R-CNN with MMDetection's settings (configs/_base_/models/mask-rcnn_r50_fpn.py)"
+        raise InputError(str(file.path), f"is another network: {first_names(others)}", allowed=allowed, fix=MMDETECTION)
 
 
 def refuse_first_version(file: MmdetFile) -> None:
@@ -410,41 +419,3 @@ def heads_of(meta: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in network_in(meta).items() if key in HEADS}
     given = heads_in("model", meta) or heads_in("model", {"heads": own})
     return {key: value for key, value in given.items() if value != getattr(PUBLISHED, key)}
-
-
-def head_configs(classes: int, heads: dict[str, Any], meta: dict[str, Any]) -> tuple[str, str]:
-    """Arguments of MMDetection's box and mask head that say what differs from the recipe, if anything."""
-    box, mask = "", ""
-    if "box_classifier" in heads:
-        box += f", cls_predictor_cfg=dict(type='NormedLinear', tempearture={TEMPERATURE:g})"
-    if "classification" in heads:
-        seesaw = seesaw_in("model", meta)
-        factors = f"p={seesaw.mitigation}, q={seesaw.compensation}, eps={seesaw.epsilon}"
-        box += f", loss_cls=dict(type='SeesawLoss', {factors}, num_classes={classes}, loss_weight=1.0)"
-    if "mask_predictor" in heads:
-        mask = f", predictor_cfg=dict(type='NormedConv2d', tempearture={TEMPERATURE:g})"
-    return box, mask
-
-
-def mmdet_meta(
-    backbone: Backbone, classes: tuple[str, ...], meta: dict[str, Any], heads: dict[str, Any]
-) -> dict[str, Any]:
-    """Meta for 3.x (cfg, dataset_meta) and for 2.x (CLASSES)."""
-    box, mask = head_configs(len(classes), heads, meta)
-    kind = "ResNet" if backbone.groups == 1 else "ResNeXt"
-    depth = 3 * sum(backbone.blocks) + 2
-    groups = "" if backbone.groups == 1 else f", groups={backbone.groups}, base_width={backbone.width_per_group}"
-    config = (
-        f"model = dict(type='MaskRCNN', backbone=dict(type='{kind}', depth={depth}{groups}, style='pytorch'), "
-        f"roi_head=dict(bbox_head=dict(num_classes={len(classes)}{box}), "
-        f"mask_head=dict(num_classes={len(classes)}{mask})))\n"
-    )
-    return {
-        "cfg": config,
-        "dataset_meta": {"classes": classes},
-        "CLASSES": classes,
-        "seed": meta.get("seed"),
-        "iter": meta.get("steps"),
-        "time": meta.get("time"),
-        "written_by": f"lvis_rcnn {__version__}",
-    }

@@ -28,13 +28,14 @@ from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.dataloader.transforms import other_normalisation
 from lvis_rcnn.dataset.store import build_store
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
-from lvis_rcnn.model.mmdet import MmdetFile, converted, mmdet_meta, name_notes, read_mmdet, to_ours, write_mmdet
+from lvis_rcnn.model.mmdet import MmdetFile, converted, name_notes, read_mmdet, to_ours, write_mmdet
+from lvis_rcnn.model.mmdet_config import mmdet_meta, other_settings
 from lvis_rcnn.model.weights import load_model, save_model
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import sha256_of_file
 from tests.conftest import REPOSITORY
 from tests.helpers.flat_weights import flat_state, same, write_old, write_published
-from tests.reference.golden_figures import GOLDEN, RECIPE
+from tests.reference.golden_figures import GOLDEN, RECIPE, table
 
 R50 = BACKBONES["r50"]
 NAMES = ("bear", "cup", "kite")
@@ -309,6 +310,8 @@ def test_a_bare_state_dict_of_caffe_style_is_refused(tmp_path, state):
     folded = {**state, "backbone.bn1.running_mean": torch.zeros(64)}
     refused(write_old(tmp_path / "a.pth", folded), r'are weights of "caffe" style \(the mean of its first layer is 0\)')
     read_mmdet(write_old(tmp_path / "b.pth", content_of(folded)))  # its config says RGB
+    said = {"config": "a = 1  # not style='caffe', nor NormedLinear"}
+    assert read_mmdet(write_old(tmp_path / "c.pth", content_of(state, said))).heads == {}
 
 
 @pytest.mark.parametrize(
@@ -337,6 +340,49 @@ def test_another_normalisation_is_refused(tmp_path, config):
     refused(path, r"expects other pixels: .*; allowed: RGB, mean \[123")
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("rpn_head=dict(anchor_generator=dict(scales=[4]))", "model.rpn_head.anchor_generator.scales is [4], not 8"),
+        ("rpn_head=dict(anchor_scales=[4])", "anchor_scales"),
+        ("rpn_head=dict(anchor_generator=dict(type='LegacyAnchorGenerator'))", "type"),
+        ("rpn_head=dict(anchor_generator=dict(ratios=(0.5, 1.0, 3.0)))", "ratios"),
+        ("rpn_head=dict(anchor_generator=dict(strides=[8, 16, 32, 64, 128]))", "strides"),
+        ("rpn_head=dict(bbox_coder=dict(target_stds=[0.1, 0.1, 0.2, 0.2]))", "target_stds"),
+        ("roi_head=dict(bbox_head=dict(bbox_coder=dict(target_stds=[0.05, 0.05, 0.1, 0.1])))", "target_stds"),
+        ("roi_head=dict(bbox_head=[dict(target_means=[0, 0, 0, 0.5])])", "target_means"),
+        ("roi_head=dict(mask_roi_extractor=dict(roi_layer=dict(output_size=28)))", "output_size"),
+        ("roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(sampling_ratio=2)))", "sampling_ratio"),
+        ("roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(aligned=False)))", "aligned"),
+        ("roi_head=dict(bbox_roi_extractor=dict(finest_scale=28))", "finest_scale"),
+        ("backbone=dict(conv_cfg=dict(type='ConvWS'))", "conv_cfg.type"),
+    ],
+)
+def test_settings_that_no_shape_shows_are_held_to(tmp_path, config, said):
+    path = write_old(
+        tmp_path / "a.pth", content_of({}, {"config": f"# scales\nmodel = dict(type='MaskRCNN', {config})"})
+    )
+    refused(path, rf"is another network: .*{re.escape(said)}.*; allowed: a Mask R-CNN with MMDetection's settings")
+
+
+@pytest.mark.parametrize("form", [str, lambda config: "\n".join(f"{key} = {value!r}" for key, value in config.items())])
+def test_the_config_of_mmdetection_is_taken(form):
+    config = form(table("config_r50_lvis05.json"))
+    assert "anchor_generator" in config
+    assert other_settings(config) == []
+    assert other_settings(config.replace("'scales': [8]", "'scales': [4]")) != []
+    old = "dict(anchor_scales=[8], anchor_strides=(4, 8, 16, 32, 64), target_stds=[1.0] * 4)"
+    assert other_settings(f"rpn_head={old}; roi_layer=dict(output_size=(7, 7), aligned=None)") == []
+    assert other_settings("no Python: [4") == []
+
+
+def test_two_lists_of_classes_that_differ_are_refused(tmp_path, state):
+    meta = {"CLASSES": ("a", "b", "c"), "dataset_meta": {"classes": ["a", "c", "b"]}}
+    path = write_old(tmp_path / "a.pth", content_of(state, meta))
+    with pytest.raises(InputError, match=r"names its classes twice \(CLASSES, dataset_meta\), not the same"):
+        converted(read_mmdet(path), "r50", 3)
+
+
 def test_the_normalisation_of_the_recipe_is_taken():
     mean, std = "[123.675, 116.28, 103.53]", "[58.395, 57.12, 57.375]"
     coder = "target_means=[0, 0], target_stds=[0.1, 0.1], init_cfg=dict(std=0.01)"
@@ -348,7 +394,8 @@ def test_the_normalisation_of_the_recipe_is_taken():
     ("name", "config", "sign"),
     [
         ("a.pth", "backbone=dict(style='caffe')", "its config says style='caffe'"),
-        ("a.pth", '{"backbone": {"style": "caffe"}}', 'its config says "style": "caffe"'),
+        ("a.pth", '{"backbone": {"style": "caffe"}}', "its config says 'style': 'caffe'"),
+        ("a.pth", '{"bgr_to_rgb": false}', "its config says bgr_to_rgb': false"),
         ("a.pth", "dict(mean=[103.5], to_rgb=False)", "its config says to_rgb=False"),
         ("a.pth", "dict(bgr_to_rgb=False)", "its config says bgr_to_rgb=False"),
         ("mask_rcnn_r50_caffe_fpn.pth", "", "its name says so"),
