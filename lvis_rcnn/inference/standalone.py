@@ -209,11 +209,13 @@ def settings_of(path: Path, meta: Mapping[str, Any], study: Study | None) -> tup
         own = Model.model_validate_json(of_network), Inference.model_validate_json(of_images)
     except (ValidationError, TypeError, KeyError):
         pass
+    # A file of MMDetection says what differs from its recipe; no study does, whose anchors may be others.
+    is_imported = settings is None and "run_digest" not in meta
     if study:
         if own:
             refuse_other_settings(str(where), own, study)
-        return study.model, study.inference
-    if own or (settings is None and "run_digest" not in meta):
+        return PUBLISHED if is_imported else study.model, study.inference
+    if own or is_imported:
         return own or (PUBLISHED, RECIPE)
     what = "does not say the settings of its network and test images, nor does an inference.json beside it"
     fix = "put the inference.json of its run beside it, or name its study: --study FILE"

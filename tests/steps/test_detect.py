@@ -266,6 +266,14 @@ def test_a_model_that_says_odd_things_of_itself_is_one_line(model_path, tmp_path
         load_standalone(tmp_path / "model.pth", CPU)
 
 
+def test_a_study_does_not_overrule_the_recipe_of_an_imported_model(model_path, tmp_path):
+    state, meta = load_model(model_path)
+    save_model(tmp_path / "model.pth", state, {key: meta[key] for key in ("backbone", "CLASSES")})
+    study = tiny_study(tmp_path, model={"anchor_scale": 4.0, "box_classifier": "normalised"})
+    network = load_standalone(tmp_path / "model.pth", CPU, study=study)
+    assert (network.test, network.model.settings) == (study.inference, PUBLISHED)
+
+
 def test_a_study_does_not_overrule_what_a_model_says(model, tmp_path):
     other = tiny_study(tmp_path, inference={"nms_iou": 0.25, "score_threshold": 0.5})
     with pytest.raises(
