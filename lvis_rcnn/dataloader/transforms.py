@@ -30,7 +30,7 @@ PAD_MULTIPLE_PX = 32  # the stride of the coarsest level that the FPN upsamples 
 def other_normalisation(config: str) -> str:
     """What the text of a config of MMDetection says of mean or deviation where it is not that of this module."""
     for said in SAID.finditer(config):
-        values = [float(value) for value in re.findall(r"\d+\.?\d*", said[2])]
+        values = [float(value) for value in re.findall(r"-?\d+\.?\d*(?:e[-+]?\d+)?", said[2])]
         if len(values) != 3 or not np.allclose(values, MEAN_RGB if said[1] == "mean" else STD_RGB, atol=0.01):
             return said[0]
     return ""

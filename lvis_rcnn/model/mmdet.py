@@ -260,7 +260,9 @@ def read_mmdet(path: Path, *, trust_pickle: bool = False) -> MmdetFile:
         what = f"has no state_dict, but {first_names([str(key) for key in content]) or 'nothing'}"
         raise InputError(str(path), what, allowed="a checkpoint of MMDetection: meta and state_dict")
     state, notes = freed(found)
-    file = MmdetFile(path, sha256, state, meta if isinstance(meta, dict) else {}, tuple(notes))
+    described = meta if isinstance(meta, dict) else {}
+    unread = other_settings(config_of(described))[1]
+    file = MmdetFile(path, sha256, state, described, (*notes, *unread))
     refuse_others(file)
     refuse_other_pixels(file)
     refuse_first_version(file)
@@ -290,9 +292,11 @@ def refuse_other_pixels(file: MmdetFile) -> None:
         sign = "the mean of its first layer is 0" if is_converted else sign
         what = f'are weights of "caffe" style ({sign}): BGR pixels, another network'
         raise InputError(str(file.path), what, allowed="pytorch style", fix="name a file without caffe in its name")
-    if said := other_normalisation(file.config):
+    kept = {key: file.state.get(f"data_preprocessor.{key}") for key in ("mean", "std")}
+    own = [f"{key}={value.flatten().tolist()}" for key, value in kept.items() if value is not None]
+    if said := other_normalisation("; ".join([file.config, *own])):
         raise InputError(str(file.path), f"expects other pixels: {said}", allowed=NORMALISATION, fix="take another one")
-    if others := other_settings(file.config):
+    if others := other_settings(file.config)[0]:
         allowed = "a Mask R-CNN with MMDetection's settings (configs/_base_/models/mask-rcnn_r50_fpn.py)"
         raise InputError(str(file.path), f"is another network: {first_names(others)}", allowed=allowed, fix=MMDETECTION)
 
@@ -346,30 +350,29 @@ def name_notes(file: MmdetFile, names: Sequence[str]) -> list[str]:
 
     Raises:
         InputError: a class stands at another place in the annotations, or more than ``MOST_RENAMED`` of the names (one
-            where there are three to ten, none of fewer) are none of theirs.
+            where there are three to ten, none of fewer) are none of theirs, in no spelling.
     """
     if file.classes is None:
         return ["the file does not name its classes: make sure that they are those of the annotations, in their order"]
-    differing, moved, known_letters = [], [], {*map(letters, names)}
+    found: dict[str, list[str]] = {"spelt": [], "moved": [], "other": []}
+    known_letters = {*map(letters, names)}
     for place, (theirs, ours) in enumerate(zip(file.classes, names, strict=True)):
         if theirs != ours:
-            differing.append(f"class {place} is {theirs!r} in the file, {ours!r} in the annotations")
-            if letters(theirs) != letters(ours) and letters(theirs) in known_letters:
-                moved.append(differing[-1])
+            kind = "moved" if letters(theirs) in known_letters else "other"
+            kind = "spelt" if letters(theirs) == letters(ours) else kind
+            found[kind].append(f"class {place} is {theirs!r} in the file, {ours!r} in the annotations")
+    spelt, moved, other = found.values()
     most = max(int(MOST_RENAMED * len(names)), int(len(names) > 2))
-    if moved or len(differing) > most:
-        kind = (
-            f"{len(moved)} of {len(names)} classes stand at other places"
-            if moved
-            else (f"{len(differing)} of {len(names)} class names differ")
-        )
+    if moved or len(other) > most:
+        what = f"{len(moved)} of {len(names)} classes stand at other places, the first: {moved[0]}" if moved else ""
         raise InputError(
             str(file.path),
-            f"{kind}, the first: {(moved or differing)[0]}",
-            allowed=f"the categories of the annotations, in their order; {most} may be spelt otherwise",
+            what or f"{len(other)} of {len(names)} class names differ, the first: {other[0]}",
+            allowed=f"the categories of the annotations, in their order; {most} may have other names",
             fix="name the file, or the annotations, of the same dataset version",
         )
-    return differing
+    count = f"{len(spelt)} class names differ in capital letters, blanks or hyphens, the first: "
+    return [count + one for one in spelt[:1]] + other
 
 
 def letters(name: str) -> str:

@@ -6,7 +6,6 @@ It says what changes what weights compute, but not their names or shapes.
 import ast
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 from lvis_rcnn import __version__
@@ -50,27 +49,40 @@ def config_of(meta: dict[str, Any]) -> str:
     """
     config = meta.get("config") or meta.get("cfg") or ""
     text = config.decode(errors="replace") if isinstance(config, bytes) else str(config)
+    tree = parsed(text)
+    return text if tree is None else ast.unparse(tree)
+
+
+def parsed(config: str) -> ast.Module | None:
+    """The tree of a config; None if it is not Python."""
     try:
-        return ast.unparse(ast.parse(text))
+        return ast.parse(config.removeprefix("\ufeff"))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return text
+        return None
 
 
-def other_settings(config: str) -> list[str]:
-    """What a config says of ``COMPUTED`` that is another value; nothing of a text that is not Python.
+def other_settings(config: str) -> tuple[list[str], list[str]]:
+    """What a config says of ``COMPUTED`` that is another value, and what of it cannot be read.
 
-    Values that are not written out (``[.0] * 4``) are left out: what MMDetection writes into a file has none.
+    MMDetection writes plain values; ``scales=sizes`` is of somebody else, and a text that is not Python, too.
     """
-    try:
-        said = list(leaves(ast.parse(config), ""))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
-    return [
-        f"{place} is {value}, not {wanted[0] if len(wanted) == 1 else list(wanted)}"
-        for pattern, wanted in COMPUTED
-        for place, value in said
-        if re.search(pattern + "$", place) and not equal(value, wanted)
-    ]
+    tree = parsed(config)
+    if tree is None:
+        return [], ["its config is not Python: its anchors, box coding and region sizes are not checked"]
+    differing, unread, said = [], [], list(leaves(tree, ""))
+    for pattern, wanted in COMPUTED:
+        for place, node in said:
+            if re.search(pattern + "$", place):
+                try:
+                    value = ast.literal_eval(node)
+                except (ValueError, TypeError):
+                    unread.append(f"its config says {place} by {ast.unparse(node):.40}, which is not checked")
+                    continue
+                if not equal(value, wanted):
+                    differing.append(
+                        f"{place} is {value!r:.60}, not {wanted[0] if len(wanted) == 1 else list(wanted)!r}"
+                    )
+    return differing, unread
 
 
 def equal(value: Any, wanted: tuple[Any, ...]) -> bool:
@@ -79,17 +91,17 @@ def equal(value: Any, wanted: tuple[Any, ...]) -> bool:
     return flat in (wanted, 2 * wanted, (None,))
 
 
-def leaves(node: ast.AST, place: str) -> Iterator[tuple[str, Any]]:
+def leaves(node: ast.AST, place: str) -> Iterator[tuple[str, ast.AST]]:
     """Places (``model.rpn_head.anchor_generator.scales``) and values in a tree of dictionaries, or calls of dict."""
     named: list[tuple[Any, ast.AST]]
     match node:
         case ast.Module(body=statements):
             named = [("", one) for one in statements]
-        case ast.Assign(targets=[ast.Name(id=name)], value=value):
-            named = [(name, value)]
+        case ast.Assign(targets=[target], value=value) | ast.AnnAssign(target=target, value=ast.AST() as value):
+            named = [(re.sub(r"\W+", ".", ast.unparse(target)).strip("."), value)]  # model['neck'], model.neck
         case ast.Expr(value=value):
             named = [("", value)]
-        case ast.Call(keywords=keywords):
+        case ast.Call(keywords=[_, *_] as keywords):
             named = [(one.arg or "", one.value) for one in keywords]
         case ast.Dict(keys=keys, values=values):
             pairs = zip(keys, values, strict=True)
@@ -99,8 +111,7 @@ def leaves(node: ast.AST, place: str) -> Iterator[tuple[str, Any]]:
         ):
             named = [("", one) for one in parts]
         case _:
-            with suppress(ValueError, TypeError):
-                yield place, ast.literal_eval(node)
+            yield place, node
             return
     for name, part in named:
         yield from leaves(part, f"{place}.{name}".strip("."))

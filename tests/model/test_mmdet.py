@@ -340,6 +340,16 @@ def test_another_normalisation_is_refused(tmp_path, config):
     refused(path, r"expects other pixels: .*; allowed: RGB, mean \[123")
 
 
+@pytest.mark.parametrize(("mean", "is_taken"), [((123.675, 116.28, 103.53), True), ((-123.675, 116.28, 103.53), False)])
+def test_the_normalisation_beside_the_weights_is_held_to(tmp_path, state, mean, is_taken):
+    kept = {"data_preprocessor.mean": torch.tensor(mean).view(3, 1, 1)}
+    path = write_old(tmp_path / "a.pth", content_of({**state, **kept}))
+    if is_taken:
+        assert same(converted(read_mmdet(path), "r50", 3), to_ours(state))
+    else:
+        refused(path, r"expects other pixels: mean=\[-123")
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -369,11 +379,24 @@ def test_settings_that_no_shape_shows_are_held_to(tmp_path, config, said):
 def test_the_config_of_mmdetection_is_taken(form):
     config = form(table("config_r50_lvis05.json"))
     assert "anchor_generator" in config
-    assert other_settings(config) == []
-    assert other_settings(config.replace("'scales': [8]", "'scales': [4]")) != []
-    old = "dict(anchor_scales=[8], anchor_strides=(4, 8, 16, 32, 64), target_stds=[1.0] * 4)"
-    assert other_settings(f"rpn_head={old}; roi_layer=dict(output_size=(7, 7), aligned=None)") == []
-    assert other_settings("no Python: [4") == []
+    assert other_settings(config) == ([], [])
+    assert other_settings(config.replace("'scales': [8]", "'scales': [4]"))[0]
+    old = "dict(anchor_scales=[8], anchor_strides=(4, 8, 16, 32, 64), loss_bbox=dict(type='L1Loss'))"
+    assert other_settings(f"rpn_head={old}; roi_layer=dict(output_size=(7, 7), aligned=None)") == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("no Python: [4", "is not Python: its anchors"),
+        ("rpn_head = dict(anchor_scales=[size])", r"rpn_head.anchor_scales by \[size\], which is not checked"),
+        ("model: dict = dict(rpn_head=dict(target_stds=[1.0] * n))", "model.rpn_head.target_stds by"),
+        ("model['rpn_head'].anchor_scales = sizes()", r"model.rpn_head.anchor_scales by sizes\(\)"),
+    ],
+)
+def test_what_cannot_be_read_of_a_config_is_said(tmp_path, config, said):
+    notes = read_mmdet(write_old(tmp_path / "a.pth", content_of({}, {"config": config}))).notes
+    assert any(re.search(said, note) for note in notes), notes
 
 
 def test_two_lists_of_classes_that_differ_are_refused(tmp_path, state):
@@ -499,18 +522,25 @@ def test_swapped_classes_are_refused_however_they_are_spelt(spelt):
 
 
 @pytest.mark.parametrize(("number", "most"), [(1, 0), (2, 0), (3, 1), (19, 1), (20, 2), (1203, 120)])
-def test_few_names_may_be_spelt_otherwise_relative_to_all(number, most):
+def test_few_names_may_be_others_relative_to_all(number, most):
     names = [f"thing{place}" for place in range(number)]
 
-    def spelt(count):
-        return named([f"Thing {place}" for place in range(count)] + names[count:])
+    def renamed(count):
+        return named([f"object {place}" for place in range(count)] + names[count:])
 
-    assert len(name_notes(spelt(most), names)) == most
+    assert len(name_notes(renamed(most), names)) == most
     with pytest.raises(
         InputError,
-        match=rf"a.pth: {most + 1} of {number} class names differ, .* 'Thing.*; {most} may be spelt otherwise",
+        match=rf"a.pth: {most + 1} of {number} class names differ, .* 'object.*; {most} may have other names",
     ):
-        name_notes(spelt(most + 1), names)
+        name_notes(renamed(most + 1), names)
+
+
+def test_all_names_may_be_spelt_otherwise():
+    assert name_notes(named(["Tea Cup", "BEAR", "kite "]), ["tea_cup", "bear", "kite"]) == [
+        "3 class names differ in capital letters, blanks or hyphens, the first: "
+        "class 0 is 'Tea Cup' in the file, 'tea_cup' in the annotations"
+    ]
 
 
 def test_names_of_another_number_and_no_names(tmp_path, state, run):
