@@ -33,6 +33,8 @@ STEPS_OF_PUBLISHED = ("import", "infer", "evaluate")
 SHARED_STEPS = ("draw", "store_train", "store_val", "preflight", "repeat_factors")
 FAILED = "failed: "
 """What a reason begins with that is an error."""
+UNREADABLE = "unreadable: "
+"""What a reason begins with where a record is damaged."""
 CPU_TIME, WALL_TIME = "CPU time", "wall time"
 """Clocks of a measured speed."""
 # Beyond these a speed is not that of a machine that does nothing else: a twentieth of the cores is more than an idle
@@ -199,7 +201,7 @@ def read_record(
         return {}, f"{FAILED}{error}" if error else not_begun
     found = read_json_object(path, shape)
     if not found:
-        return {}, f"unreadable: {name}"
+        return {}, UNREADABLE + name
     return found, outdated(study, step, found, earlier)
 
 

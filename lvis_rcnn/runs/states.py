@@ -26,6 +26,7 @@ from lvis_rcnn.runs.price import DEVICES, step_flops
 from lvis_rcnn.runs.records import (
     FAILED,
     RECORDS,
+    UNREADABLE,
     RunRecord,
     failure,
     read_json_object,
@@ -182,6 +183,8 @@ def what_it_does(
             return "done", ""
         error = failure(study, results, run, late[0])
         waits = inference_progress(study, results, run) if late[0] == "infer" else ""
+        if run.missing[late[0]].startswith(UNREADABLE):  # Snakemake sees that the file is there, and is content
+            waits = f"{run.missing[late[0]]}; delete it, and start Snakemake again"
         return ("failed", f"{late[0]}: {error}") if error else ("trained", waits or RECORDS[late[0]][2])
     state, reason = heartbeat_state(state_dir, heartbeat) if state_dir else ("not started", "")
     error = "" if state in ("running", "failed") else failure(study, results, run, run.steps[0])

@@ -101,6 +101,15 @@ def test_text_that_is_no_record_is_named(tmp_path, text):
         assert missing(tmp_path, study)[step] == f"unreadable: {FILES[step]}"
 
 
+@pytest.mark.parametrize("step", ["infer", "evaluate"])
+def test_status_says_what_to_do_about_a_damaged_record(tmp_path, step):
+    study = study_with()
+    put_everything(tmp_path, study)
+    put(record_of(tmp_path, step), "{")
+    said = f"unreadable: {FILES[step]}; delete it, and start Snakemake again"
+    assert states_of(study, tmp_path, {}, {})[0].reason == said
+
+
 @pytest.mark.parametrize("text", [*BROKEN, '{"step": 1, "steps": 0}', '{"step": 1, "steps": 9, "eta_s": "x"}'])
 def test_what_a_state_folder_holds_may_be_damaged(tmp_path, text):
     study = study_with()
