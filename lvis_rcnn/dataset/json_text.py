@@ -81,7 +81,7 @@ def mended_token(found: re.Match[bytes]) -> bytes:
     if token[-1:] in b"Ny":
         return found[0].removesuffix(token) + b'""'
     number = float(token)
-    is_exact = number.is_integer() and abs(number) < 2**53 and not token.startswith(b"-0")
+    is_exact = number.is_integer() and abs(number) < 2**53
     return found[0].removesuffix(token) + b"%d" % number if is_exact else found[0]
 
 

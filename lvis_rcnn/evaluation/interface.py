@@ -215,12 +215,7 @@ def of_records(records: Sequence[Mapping[str, Any]], truth: GroundTruth, kinds: 
     """Detections that are dictionaries."""
     columns = Columns("detections", truth, kinds)
     for start in range(0, len(records), RECORDS_AT_ONCE):
-        results = results_of(records[start : start + RECORDS_AT_ONCE], start, type_of_results(kinds))
-        try:
-            columns.add(results)
-        except OverflowError:
-            what = "a mask with a number beyond 64 bits"
-            raise InputError(f"detections: results {start} to {start + len(results) - 1}", what) from None
+        columns.add(results_of(records[start : start + RECORDS_AT_ONCE], start, type_of_results(kinds)))
     return columns.detections()
 
 

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from lvis_rcnn.dataset.json_text import mended
 from lvis_rcnn.dataset.polygons import ALLOWED, is_bitmap, miscounted, of_three_points, too_large
-from lvis_rcnn.dataset.records import problem_and_path, problem_of
+from lvis_rcnn.dataset.records import Int64Number, problem_and_path, problem_of
 from lvis_rcnn.dataset.rle import check_runs, damaged_texts, pixels_of_texts, runs_of_text, texts_of_runs
 from lvis_rcnn.evaluation.ground_truth import GroundTruth
 from lvis_rcnn.system.cli import InputError
@@ -34,7 +34,7 @@ MOST_PIXELS = 2**32 - 1
 class Rle(msgspec.Struct, frozen=True):
     """A run-length encoded mask, compressed (text) or not (a list of run lengths)."""
 
-    size: tuple[int, int]
+    size: tuple[Int64Number, Int64Number]
     counts: str | list[int]
 
 

@@ -117,7 +117,11 @@ MASKED = {"image_id": [1], "category_id": [1], "score": [0.5], "segmentation": [
         ({**MASKED, "segmentation": [{**MASK, "size": [100.7, 100]}]}, "result 0: Expected `int`, got `float`"),
         ({**MASKED, "segmentation": [{**MASK, "size": [2**40, 100]}]}, r"mask size is \[1099511627776, 100\]"),
         ({**MASKED, "segmentation": [{**MASK, "size": [2**32 + 100, 100]}]}, r"mask size is \[4294967396, 100\]"),
-        ({**MASKED, "segmentation": [{**MASK, "size": [2**70, 100]}]}, "results 0 to 0: a mask with a number beyond"),
+        (
+            {**MASKED, "segmentation": [{**MASK, "size": [2**70, 100]}]},
+            "result 0: Expected `int` <= 9223372036854775807",
+        ),
+        ({**MASKED, "segmentation": [{**MASK, "counts": [2**70, 1]}]}, "mask is damaged: its run lengths do not fit"),
         ({**MASKED, "segmentation": [{**MASK, "counts": None}]}, "result 0: Expected `str | array`, got `null`"),
         ([{"image_id": 1, "category_id": "cup", "score": 0.5}], "result 0: Expected `int`, got `str` - at `.*category"),
         ([{"image_id": 7, "category_id": 1, "score": 0.5, "bbox": CUP}], r"result 0 \(image 7, .*unknown image"),

@@ -223,6 +223,10 @@ def test_only_the_kind_that_is_there_is_scored(tmp_path, kind):
             {"segmentation": {"size": [9, 9], "counts": "0"}},
             r"result 1 .*: mask size is \[9, 9\]; allowed: \[100, 100\]",
         ),
+        (
+            {"segmentation": {"size": [100, 2**70], "counts": "0"}},
+            r"Expected `int` <= .* at `\$\[1\].segmentation.size",
+        ),
         ({"segmentation": {"size": [100, 100], "counts": "0Pooo2"}}, r"result 1 .*: mask is damaged"),
         ({"segmentation": {"size": [100, 100], "counts": "é"}}, r"result 1 .*: mask is damaged"),
         ({"segmentation": {"size": [100, 100], "counts": [1, 2]}}, r"result 1 .*: mask is damaged"),
@@ -326,6 +330,14 @@ def test_what_lvis_reads_is_read_though_it_is_no_strict_json(tmp_path, kind, nam
     digests = {"annotations_sha256", "detections_sha256", "official", "protocol"}
     assert {key for key in usual if usual[key] != lax[key]} <= digests
     assert lax["official"]["agrees"]
+
+
+def test_an_id_of_0_may_be_written_as_a_float_with_a_sign(tmp_path):
+    dataset = copy.deepcopy(TWO_KINDS)
+    dataset["categories"].append({"id": -0.0, "name": "kite", "frequency": "r"})
+    unknown = {**GOOD[0], "category_id": -0.0}
+    paths = write(tmp_path / "truth.json", dataset), write(tmp_path / "results.json", [*GOOD, unknown])
+    assert evaluate(*paths, Scoring(official="yes"))["official"]["agrees"]
 
 
 def test_run_lengths_may_be_floats(tmp_path):
