@@ -16,7 +16,6 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile as PillowFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -35,7 +34,6 @@ Reader = type[PillowFile]
 READERS: dict[bytes, Reader] = {
     JPEG_START: JpegImageFile,
     PNG_START: PngImageFile,
-    b"BM": BmpImageFile,
     b"RIFF": WebPImageFile,
 }
 # Of images of more pixels OpenCV decides too: so many it decodes; of WEBP, so many Pillow opens.

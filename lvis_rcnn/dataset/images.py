@@ -38,7 +38,7 @@ LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and 
 READABLE_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED = 0x1
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-USUAL_STARTS = (JPEG_START, b"\x89PNG", b"BM", b"RIFF")
+USUAL_STARTS = (JPEG_START, b"\x89PNG")
 # OpenCV may be built for more.
 KINDS = "JPEG, PNG, WebP, BMP, TIFF of 8 or 16 bits, JPEG 2000, PPM"
 
