@@ -285,8 +285,6 @@ def test_preflight_takes_the_formats_that_training_reads_and_no_other(tmp_path, 
         assert re.search("is 60 x 40 pixels", image_finding(file, WIDTH, HEIGHT, decode=decode).error)
 
 
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("most_px", [WIDTH * HEIGHT // 3, WIDTH * HEIGHT - 1], ids=["refused by Pillow", "warned of"])
 def test_a_bmp_with_its_own_places_of_the_colours_is_taken_as_its_decoder_takes_it(tmp_path):
     header = struct.pack("<IiiHHIIiiII", 40, 4, 3, 1, 32, 3, 48, 0, 0, 0, 0)  # 4 x 3 pixels, BITFIELDS: R, G, B
     colours = struct.pack("<III", 0xFF, 0xFF00, 0xFF0000)
@@ -295,6 +293,8 @@ def test_a_bmp_with_its_own_places_of_the_colours_is_taken_as_its_decoder_takes_
     assert image_finding(ImageFile(file), 3, 4) == ("", "")
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("most_px", [WIDTH * HEIGHT // 3, WIDTH * HEIGHT - 1], ids=["refused by Pillow", "warned of"])
 @pytest.mark.parametrize(("image_format", "more"), [("JPEG", b""), ("JPEG", b"more"), ("PNG", b""), ("BMP", b"")])
 def test_pillows_limit_of_pixels_is_none_of_ours(tmp_path, monkeypatch, image_format, more, most_px):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most_px)
