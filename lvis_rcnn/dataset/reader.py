@@ -55,6 +55,11 @@ class OutlineFiles:
     coordinates: ArrayFile
     runs: ArrayFile
 
+    def restart(self) -> None:
+        """Remove what an earlier reading, which failed, has written."""
+        self.coordinates.restart()
+        self.runs.restart()
+
     def write(self, outlines: Outlines) -> Outlines:
         """Append them; returns the short arrays."""
         self.coordinates.append(outlines.coordinates)
@@ -65,7 +70,7 @@ class OutlineFiles:
 def read_file(
     text: Text, where: str, files: OutlineFiles, kind: FileFormat
 ) -> tuple[dict[str, np.ndarray], list[Category]]:
-    """All arrays of the store but the outlines, which are appended to ``files``; and the categories.
+    """All arrays of the store but the outlines, which are written to ``files``; and the categories.
 
     Raises:
         InputError: no JSON, a field of the wrong type or range, or records that contradict each other; the first one
@@ -90,8 +95,6 @@ def read_strictly(
         # Only the whole file can tell which record is wrong: the list that was streamed may not be its annotations.
         found = None
     if found is None:
-        files.coordinates.restart()
-        files.runs.restart()
         file = kind.read(text, where)
         rows = read_all_rows(file.annotations, text, where, files, kind)
         found = columns(file, rows, where), file.categories
@@ -127,12 +130,13 @@ def first_list(text: Text) -> int | None:
 
 
 def read_rows(pieces: Pieces[Rows], files: OutlineFiles) -> Rows:
-    """All annotations of ``pieces``; their outlines are appended to ``files``.
+    """All annotations of ``pieces``; their outlines are then all that ``files`` have.
 
     Raises:
         InputError: wrong polygons or masks.
         msgspec.DecodeError: from ``pieces``.
     """
+    files.restart()
     parts = []
     with tqdm(total=len(pieces.text), desc="annotations", unit="B", unit_scale=True, disable=None) as progress:
         for rows in pieces:

@@ -294,6 +294,7 @@ LAX = {
         b'"file_name": "COCO_val2014_000000000009.jpg"', b'"file_name": NaN'
     ),
     "whole numbers as floats": whole_numbers_as_floats(TEXT),
+    "a whole number as float in a late piece": b'"category_id": 20.0'.join(TEXT.rsplit(b'"category_id": 20', 1)),
     "half of a character that nobody reads": TEXT.replace(b'"area"', rb'"x": "\ud83d \\", "area"'),
     "exponents": TEXT.replace(b'"height": 40', b'"height": 4e1').replace(b'"id": 20', b'"id": 2.0E+01'),
 }
