@@ -59,7 +59,7 @@ def import_mmdet(
     """
     state = converted(file, backbone, len(names))
     notes = [*file.notes, *name_notes(file, names)]
-    if not file.config:
+    if not file.config.texts:
         notes.append("the file has no config: that it is of pytorch style, trained on RGB, cannot be checked")
     added = sum(key.endswith(COUNTER) for key in state) - sum(key.endswith(COUNTER) for key in file.state)
     if added:

@@ -5,7 +5,6 @@ Decode to BGR bytes, rescale bytes bilinearly, flip, normalise to RGB, pad with 
 of the network makes floats of them: a quarter of the shared memory and of what goes to a GPU.
 """
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -22,18 +21,8 @@ MEAN_RGB = np.array([123.675, 116.28, 103.53], dtype=np.float32)
 STD_RGB = np.array([58.395, 57.12, 57.375], dtype=np.float32)
 
 NORMALISATION = f"RGB, mean {MEAN_RGB.tolist()}, std {STD_RGB.tolist()}"
-SAID = re.compile(r"""\b(mean|std)['"]?\s*[=:]\s*[\[(]([^\])]*)[\])]""")
 
 PAD_MULTIPLE_PX = 32  # the stride of the coarsest level that the FPN upsamples from
-
-
-def other_normalisation(config: str) -> str:
-    """What the text of a config of MMDetection says of mean or deviation where it is not that of this module."""
-    for said in SAID.finditer(config):
-        values = [float(value) for value in re.findall(r"-?\d+\.?\d*(?:e[-+]?\d+)?", said[2])]
-        if len(values) != 3 or not np.allclose(values, MEAN_RGB if said[1] == "mean" else STD_RGB, atol=0.01):
-            return said[0]
-    return ""
 
 
 def rescaled_size_hw(height: int, width: int, short_edge_px: int, long_edge_px: int) -> tuple[int, int]:

@@ -6,9 +6,11 @@ its SHA-256 (MMDetection, tools/model_converters/publish_model.py).
 
 import os
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,9 @@ import torch
 
 from lvis_rcnn.config.schema import BACKBONES, HEADS, Backbone, Model
 from lvis_rcnn.config.zoo import checked_sha256, digest_in_name
-from lvis_rcnn.dataloader.transforms import NORMALISATION, other_normalisation
+from lvis_rcnn.dataloader.transforms import NORMALISATION
 from lvis_rcnn.model.mask_rcnn import network_on_meta
-from lvis_rcnn.model.mmdet_config import config_of, mmdet_meta, other_settings
-from lvis_rcnn.model.normalised import TEMPERATURE
+from lvis_rcnn.model.mmdet_config import MmdetConfig, is_usual, mmdet_meta, other_pixels, other_settings
 from lvis_rcnn.model.weight_files import (
     MMDET,
     MMDETECTION,
@@ -69,8 +70,11 @@ COUNTER = "num_batches_tracked"  # of batch normalisation: old files lack it, no
 # The published networks: the shapes do not depend on the rest of the section.
 PUBLISHED = Model(weights="imagenet", normalization="fixed_batch", frozen_stages=1)
 
-# Layers by which a config says that predictors are normalised.
-NORMALISED = {"box_classifier": "NormedLinear", "mask_predictor": "NormedConv2d"}
+# Places in a config, and the layers there by which it says that predictors are normalised.
+NORMALISED = {
+    "box_classifier": (r"\bcls_predictor_cfg\.type", "NormedLinear"),
+    "mask_predictor": (r"mask_head\.predictor_cfg\.type", "NormedConv2d"),
+}
 
 
 def patterns(side: int) -> tuple[re.Pattern[str], ...]:
@@ -174,7 +178,6 @@ def backbone_of(state: Weights, prefix: str) -> str | None:
 
 # So large a part of the class names may differ: spelling was corrected (stero_equipment). More are other categories.
 MOST_RENAMED = 0.1
-CAFFE = re.compile(r"""['"]?style['"]?\s*[=:]\s*['"]caffe['"]|\w*to_rgb['"]?\s*[=:]\s*[Ff]alse""")
 
 
 @dataclass(frozen=True)
@@ -193,10 +196,10 @@ class MmdetFile:
         """Version of MMDetection; files of 2.x name it."""
         return text_of(self.meta, "mmdet_version")
 
-    @property
-    def config(self) -> str:
-        """As :func:`config_of`."""
-        return config_of(self.meta)
+    @cached_property
+    def config(self) -> MmdetConfig:
+        """Of 2.x or 3.x."""
+        return MmdetConfig(self.meta)
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -225,18 +228,14 @@ class MmdetFile:
         """Settings of ``Model`` in which its heads differ from the recipe's: weights and config tell them.
 
         Raises:
-            InputError: a file of Seesaw without config, or with a temperature that predictors do not have here.
+            InputError: a file of Seesaw without a config of its model.
         """
-        found = {key: "normalised" for key, layer in NORMALISED.items() if layer in self.config}
+        found = {key: "normalised" for key, layer in NORMALISED.items() if self.config.has(*layer)}
         if COUNTS_THERE in self.state:
-            if not self.config:
-                what = "is of Seesaw loss and has no config: whether its predictors are normalised is not known"
+            if not self.config.names_model:
+                what = "is of Seesaw loss and no config names its model: are its predictors normalised?"
                 raise InputError(str(self.path), what, fix="name the published file, whose meta has the config")
             found["classification"] = "seesaw"
-        temperatures = {float(one) for one in re.findall(r"tempearture['\"]?\s*[=:]\s*(\d+\.?\d*)", self.config)}
-        if found and not temperatures <= {TEMPERATURE}:
-            what = f"has predictors of temperature {', '.join(map(str, sorted(temperatures)))}"
-            raise InputError(str(self.path), what, allowed=f"{TEMPERATURE:g}", fix="name another file")
         return found
 
 
@@ -261,10 +260,10 @@ def read_mmdet(path: Path, *, trust_pickle: bool = False) -> MmdetFile:
         raise InputError(str(path), what, allowed="a checkpoint of MMDetection: meta and state_dict")
     state, notes = freed(found)
     described = meta if isinstance(meta, dict) else {}
-    unread = other_settings(config_of(described))[1]
-    file = MmdetFile(path, sha256, state, described, (*notes, *unread))
+    file = MmdetFile(path, sha256, state, described, (*notes, *other_settings(MmdetConfig(described))[1]))
     refuse_others(file)
     refuse_other_pixels(file)
+    refuse_other_settings(file)
     refuse_first_version(file)
     require_finite(str(path), state)
     return file
@@ -283,22 +282,28 @@ def refuse_others(file: MmdetFile) -> None:
 
 def refuse_other_pixels(file: MmdetFile) -> None:
     """Style caffe needs BGR pixels that are not divided, and the stride in another convolution; others another mean."""
-    found = CAFFE.search(file.config)
+    caffe, others = other_pixels(file.config)
     mean = file.state.get("backbone.bn1.running_mean")
     # MMDetection, detectron2pytorch.py: Caffe's layers have no statistics, so 0 and 1 are written.
-    is_converted = not file.config and mean is not None and not mean.any()
-    if found or is_converted or "_caffe_" in file.path.name:
-        sign = f"its config says {found[0]}" if found else "its name says so"
+    is_converted = not file.config.texts and mean is not None and not mean.any()
+    if caffe or is_converted or "_caffe_" in file.path.name:
+        sign = f"its config says {caffe}" if caffe else "its name says so"
         sign = "the mean of its first layer is 0" if is_converted else sign
         what = f'are weights of "caffe" style ({sign}): BGR pixels, another network'
         raise InputError(str(file.path), what, allowed="pytorch style", fix="name a file without caffe in its name")
     kept = {key: file.state.get(f"data_preprocessor.{key}") for key in ("mean", "std")}
-    own = [f"{key}={value.flatten().tolist()}" for key, value in kept.items() if value is not None]
-    if said := other_normalisation("; ".join([file.config, *own])):
-        raise InputError(str(file.path), f"expects other pixels: {said}", allowed=NORMALISATION, fix="take another one")
-    if others := other_settings(file.config)[0]:
+    own = {key: value.flatten().tolist() for key, value in kept.items() if value is not None}
+    if said := [*filter(None, [others]), *(f"{key}={one}" for key, one in own.items() if not is_usual(key, one))]:
+        what = f"expects other pixels: {', '.join(said)}"
+        raise InputError(str(file.path), what, allowed=NORMALISATION, fix="take another one")
+
+
+def refuse_other_settings(file: MmdetFile) -> None:
+    """Settings that are in no name and no shape."""
+    if differing := other_settings(file.config)[0]:
         allowed = "a Mask R-CNN with MMDetection's settings (configs/_base_/models/mask-rcnn_r50_fpn.py)"
-        raise InputError(str(file.path), f"is another network: {first_names(others)}", allowed=allowed, fix=MMDETECTION)
+        what = f"is another network: {first_names(differing)}"
+        raise InputError(str(file.path), what, allowed=allowed, fix=MMDETECTION)
 
 
 def refuse_first_version(file: MmdetFile) -> None:
@@ -355,11 +360,13 @@ def name_notes(file: MmdetFile, names: Sequence[str]) -> list[str]:
     if file.classes is None:
         return ["the file does not name its classes: make sure that they are those of the annotations, in their order"]
     found: dict[str, list[str]] = {"spelt": [], "moved": [], "other": []}
-    known_letters = {*map(letters, names)}
+    known = [(spelling, places_of(map(spelling, names))) for spelling in (str, plainly, letters)]
     for place, (theirs, ours) in enumerate(zip(file.classes, names, strict=True)):
         if theirs != ours:
-            kind = "moved" if letters(theirs) in known_letters else "other"
-            kind = "spelt" if letters(theirs) == letters(ours) else kind
+            # In the strictest spelling in which it is one of their names, and no two of them are the same.
+            own = (places[spelling(theirs)] for spelling, places in known if len(places[spelling(theirs)]) == 1)
+            there = next(own, [])
+            kind = "other" if not there else "spelt" if there == [place] else "moved"
             found[kind].append(f"class {place} is {theirs!r} in the file, {ours!r} in the annotations")
     spelt, moved, other = found.values()
     most = max(int(MOST_RENAMED * len(names)), int(len(names) > 2))
@@ -371,13 +378,26 @@ def name_notes(file: MmdetFile, names: Sequence[str]) -> list[str]:
             allowed=f"the categories of the annotations, in their order; {most} may have other names",
             fix="name the file, or the annotations, of the same dataset version",
         )
-    count = f"{len(spelt)} class names differ in capital letters, blanks or hyphens, the first: "
+    count = f"{len(spelt)} class names differ in capital letters, blanks or signs, the first: "
     return [count + one for one in spelt[:1]] + other
 
 
+def plainly(name: str) -> str:
+    """A class name without capital letters, and with blanks for hyphens and underscores."""
+    return " ".join(re.sub(r"[-_]", " ", unicodedata.normalize("NFKC", name.casefold())).split())
+
+
 def letters(name: str) -> str:
-    """A class name without what spellings differ in: capital letters, blanks, hyphens, underscores."""
-    return "".join(filter(str.isalnum, name.casefold()))
+    """The letters and figures of a class name, without capitals."""
+    return "".join(filter(str.isalnum, plainly(name)))
+
+
+def places_of(names: Iterable[str]) -> defaultdict[str, list[int]]:
+    """The places of each name."""
+    places = defaultdict(list)
+    for place, name in enumerate(names):
+        places[name].append(place)
+    return places
 
 
 def write_mmdet(path: Path, state: Weights, meta: dict[str, Any], *, publish: bool) -> Path:

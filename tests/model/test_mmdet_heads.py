@@ -59,7 +59,8 @@ def test_names_shapes_and_order_of_rows():
         (f"model = dict({BOX})", NORMALISED_BOX),
         (f"model = dict({BOX}, {MASK})", {**NORMALISED_BOX, "mask_predictor": "normalised"}),
         ("model = dict(loss_cls=dict(type='SeesawLoss'))", {"classification": "seesaw"}),
-        ({"cls_predictor_cfg": {"type": "NormedLinear", "tempearture": 20}}, NORMALISED_BOX),
+        ("work_dir = 'NormedLinear'; model = dict(loss_cls=dict(type='SeesawLoss'))", {"classification": "seesaw"}),
+        ({"model": {"cls_predictor_cfg": {"type": "NormedLinear", "tempearture": 20}}}, NORMALISED_BOX),
     ],
 )
 def test_heads_are_told_by_weights_and_config(config, heads):
@@ -70,22 +71,22 @@ def test_a_plain_file_has_plain_heads_and_the_cosine_classifier_alone_is_known()
     plain = flat_state(R50, 3)
     assert file_of("model = dict()", plain).heads == {}
     assert file_of("", plain).heads == {}
-    cosine = file_of("dict(cls_predictor_cfg=dict(type='NormedLinear', tempearture=20))", plain)
+    cosine = file_of("model = dict(cls_predictor_cfg=dict(type='NormedLinear', tempearture=20))", plain)
     assert cosine.heads == {"box_classifier": "normalised"}
     assert same(converted(cosine, "r50", 3), converted(file_of("", plain), "r50", 3))
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ("", "is of Seesaw loss and has no config: whether its predictors are normalised is not known"),
-        (BOX.replace("20", "16"), "has predictors of temperature 16.0; allowed: 20"),
-        (BOX.replace("20", "1.2.3"), "has predictors of temperature 1.2; allowed: 20"),
-    ],
-)
-def test_what_a_file_does_not_say_or_nothing_here_can_do_is_refused(config, message):
-    with pytest.raises(InputError, match=message):
+@pytest.mark.parametrize("config", ["", "not Python: [", "work_dir = 'NormedLinear'"])
+def test_seesaw_without_a_config_is_refused(config):
+    with pytest.raises(InputError, match="of Seesaw loss and no config names its model: are its pred"):
         converted(file_of(config), "r50", 3)
+
+
+def test_another_temperature_is_refused(tmp_path):
+    meta = {"config": f"T = 16\nmodel = dict({BOX.replace('20', 'T')})", "CLASSES": NAMES}
+    path = write_old(tmp_path / "theirs.pth", {"meta": meta, "state_dict": seesaw_state()})
+    with pytest.raises(InputError, match=r"bbox_head.cls_predictor_cfg.tempearture is 16, not 20"):
+        read_mmdet(path)
 
 
 @pytest.mark.parametrize("mask", ["", f", {MASK}"])
@@ -104,8 +105,8 @@ def test_import_detect_and_export_as_commands(tmp_path, monkeypatch, mask):
     written = read_mmdet(back)
     assert same(written.state, seesaw_state())
     assert written.heads == heads
-    assert "p=0.8, q=2.0, eps=0.01, num_classes=3" in written.config
-    ast.parse(written.config)
+    assert "p=0.8, q=2.0, eps=0.01, num_classes=3" in written.config.texts[0]
+    ast.parse(written.config.texts[0])
     for file in (path, model, back):
         network = load_standalone(file, torch.device("cpu"))
         assert isinstance(network.model.roi_heads.box_predictor.cls_score, NormalisedLinear)
@@ -125,7 +126,7 @@ def test_a_trained_model_is_written_with_what_its_study_said(tmp_path):
     written = read_mmdet(write_mmdet(tmp_path / "a.pth", state, meta, publish=False))
     assert same(written.state, file.state)
     assert written.heads == {"classification": "seesaw", "mask_predictor": "normalised"}
-    assert "p=0.5, q=2.0" in written.config
+    assert "p=0.5, q=2.0" in written.config.texts[0]
 
 
 @pytest.mark.parametrize(
