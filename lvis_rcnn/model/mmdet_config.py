@@ -87,7 +87,7 @@ USUAL: Table = (
 OTHER = re.compile(
     r"\.((train|test|init)_cfg|pretrained|loss_\w+|data_preprocessor|upsample_cfg|dcn|stage_with_dcn|plugins)(\.|$)"
     r"|\.(depth|num_stages|stem_channels|base_channels|deep_stem|avg_down|groups|base_width|frozen_stages|norm_eval"
-    r"|requires_grad|with_cp|zero_init_residual|style|start_level|end_level|(\w+_)?(in|out)_channels|feat_channels"
+    r"|momentum|requires_grad|with_cp|zero_init_residual|style|start_level|end_level|(\w+_)?(in|out)_channels|feat_channels"
     r"|no_norm_on_lateral|contract_dilation|num_\w+|with_\w+|roi_feat_size|(reg_)?class_agnostic|reg_decoded_bbox|ctr_clamp|_scope_)$"
 )
 PIXELS = re.compile(r"(^|\.)(img_norm_cfg|data_preprocessor)(\.|$)|(^|\.)(\w*pipeline|mean|std|\w*to_rgb)$")
