@@ -19,10 +19,11 @@ from jaxtyping import Bool, Float64, Int64
 from msgspec import Meta
 
 from lvis_rcnn.dataset.columns import ends
-from lvis_rcnn.dataset.json_text import Text, json_of, mended, read_text
+from lvis_rcnn.dataset.json_text import Text, decoded, json_of, mended, read_text
 from lvis_rcnn.dataset.records import (
     CROWD,
     IGNORED,
+    RECORDS,
     AnnotationRecord,
     Category,
     EdgePx,
@@ -137,7 +138,7 @@ def read_coco_file(text: Text, where: str) -> LvisFile:
         InputError: it is no COCO annotation file, or one of LVIS.
     """
     try:
-        file = msgspec.json.decode(text, type=CocoFile)
+        file = decoded(text, CocoFile, RECORDS)
     except msgspec.ValidationError as error:
         raise type_error(text, where, str(error), SECTIONS) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -165,7 +166,7 @@ def strictly_or_mended(text: Text, where: str, kind: type[AnyFile], sections: Se
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         content = mended(content)
     try:
-        return msgspec.json.decode(content, type=kind)
+        return decoded(content, kind, sections)
     except msgspec.ValidationError as error:
         raise type_error(content, where, str(error), sections) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

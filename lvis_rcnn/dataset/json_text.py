@@ -7,8 +7,9 @@ reader takes is mended and read again, so that the usual file costs nothing.
 import mmap
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,6 +17,7 @@ from lvis_rcnn.system.cli import InputError, check_input
 from lvis_rcnn.system.encodings import text_start
 
 Text = bytes | mmap.mmap | memoryview
+AnyKind = TypeVar("AnyKind")
 
 # A text, which stays as it is, or what is mended: NaN, infinity, a number with a fraction of 0 or an exponent.
 TEXT = rb'(?<=")(?:[^"\\]|\\.)*+"'
@@ -96,5 +98,29 @@ def value_at(text: Text, path: str) -> Any:
         return None
 
 
+def decoded(text: Text, kind: type[AnyKind], sections: Iterable[str]) -> AnyKind:
+    """A JSON file of this kind; of keys that the file or a record in a section repeats the last counts, as in Python.
+
+    Raises:
+        msgspec.DecodeError: it is no JSON, or (``ValidationError``) none of this kind.
+    """
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.ValidationError:
+        file = decoded_record(text)
+        for section in file.keys() & set(sections):
+            file[section] = msgspec.Raw(last_of_repeated(file[section]))
+        return msgspec.json.decode(msgspec.json.encode(file), type=kind)
+
+
+def last_of_repeated(records: Text | msgspec.Raw) -> bytes | msgspec.Raw:
+    """A list of records that say each key once, as they say it last; msgspec, which checks all, gets no other."""
+    try:
+        return msgspec.json.encode(decoded_records(records))
+    except msgspec.ValidationError:  # no list, or not of records
+        return bytes(records)
+
+
+decoded_records = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 decoded_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 decoded_record = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

@@ -21,7 +21,7 @@ from jaxtyping import Int64
 from tqdm import tqdm
 
 from lvis_rcnn.dataset.columns import columns
-from lvis_rcnn.dataset.json_text import Text, json_of, mended
+from lvis_rcnn.dataset.json_text import Text, json_of, last_of_repeated, mended
 from lvis_rcnn.dataset.pieces import PIECE, Pieces, release
 from lvis_rcnn.dataset.polygons import any_bitmap, surely_drawable
 from lvis_rcnn.dataset.records import (
@@ -203,7 +203,14 @@ class AnnotationReader:
             InputError: wrong polygons or masks.
         """
         rows = self.read_regular(text)
-        return rows_of_records(self.decoder.decode(text), self.where) if rows is None else rows
+        return rows_of_records(self.records(text), self.where) if rows is None else rows
+
+    def records(self, text: bytes) -> list[AnnotationRecord]:
+        """The annotations of any JSON list, one by one; errors as of :meth:`read`."""
+        try:
+            return self.decoder.decode(text)
+        except msgspec.ValidationError:
+            return self.decoder.decode(last_of_repeated(text))
 
     def read_regular(self, text: bytes) -> Rows | None:
         """The annotations of a JSON list that is regular; None for any other text."""

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 from msgspec import Meta
 
-from lvis_rcnn.dataset.json_text import Text, decoded_list, decoded_record, value_at
+from lvis_rcnn.dataset.json_text import Text, decoded, decoded_list, decoded_record, value_at
 from lvis_rcnn.dataset.lookup import positions
 from lvis_rcnn.dataset.polygons import ALLOWED, is_bitmap, miscounted, of_three_points, too_large
 from lvis_rcnn.dataset.rle import check_runs, runs_of_text
@@ -86,6 +86,9 @@ class UnlabelledFile(LvisFile):
 
 Sections = Mapping[str, type[msgspec.Struct]]
 
+# Sections that are decoded with the file; the annotations are read piece by piece.
+RECORDS = ("images", "categories")
+
 # What the records of each section are, to name the keys that they lack.
 SECTIONS: Sections = {"images": ImageRecord, "annotations": AnnotationRecord, "categories": Category}
 UNLABELLED_SECTIONS: Sections = {"images": UnlabelledImage, "categories": Category}
@@ -141,8 +144,8 @@ def read_lvis_file(text: Text, where: str) -> LvisFile:
     try:
         if not has_annotations(text):
             sections = UNLABELLED_SECTIONS
-            return msgspec.json.decode(text, type=UnlabelledFile)
-        return msgspec.json.decode(text, type=LvisFile)
+            return decoded(text, UnlabelledFile, RECORDS)
+        return decoded(text, LvisFile, RECORDS)
     except msgspec.ValidationError as error:
         raise plain_coco(text, where, str(error), sections) or type_error(text, where, str(error), sections) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from lvis_rcnn.dataset.json_text import Text, decoded_record, json_of, mended
+from lvis_rcnn.dataset.json_text import Text, decoded, decoded_record, json_of, mended
 from lvis_rcnn.dataset.lookup import positions
 from lvis_rcnn.dataset.records import Int64Number, Sections, known, no_json, plain_coco, refuse_id_0, type_error
 from lvis_rcnn.system.cli import InputError
@@ -186,7 +186,7 @@ def mended_file(text: Text, where: str, kinds: Sequence[str]) -> TruthFile:
             what = "has images but no annotations, as LVIS's test sets: nothing to score against"
             fix = "score on a validation split; export writes what the LVIS server scores"
             raise InputError(where, what, allowed="LVIS-format JSON with annotations", fix=fix)
-        return msgspec.json.decode(text, type=TruthFile)
+        return decoded(text, TruthFile, SECTIONS)
     except msgspec.ValidationError as error:
         if bare := file_of_one_kind(text, kinds):
             return bare
@@ -201,7 +201,7 @@ def file_of_one_kind(text: bytes, kinds: Sequence[str]) -> TruthFile | None:
     None where neither can be scored.
     """
     try:
-        file = msgspec.json.decode(text, type=BareFile)
+        file = decoded(text, BareFile, SECTIONS)
         read = BOX.decode if {*kinds} != {"segm"} else lambda box: None
         boxes = [read(annotation.bbox) or NO_BOX for annotation in file.annotations]
     except msgspec.DecodeError:

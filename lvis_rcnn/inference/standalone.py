@@ -21,9 +21,11 @@ from lvis_rcnn.config.schema import BACKBONES, Inference, Model
 from lvis_rcnn.config.study import Study
 from lvis_rcnn.dataloader.batches import Batch
 from lvis_rcnn.dataloader.transforms import padded_size_hw, rescaled_size_hw, write_rescaled
+from lvis_rcnn.dataset.coco import strictly_or_mended
+from lvis_rcnn.dataset.columns import check_unique
 from lvis_rcnn.dataset.detections import Detections
-from lvis_rcnn.dataset.json_text import json_of, read_text
-from lvis_rcnn.dataset.records import Int64Number, no_json, type_error
+from lvis_rcnn.dataset.json_text import read_text
+from lvis_rcnn.dataset.records import Int64Number, integers
 from lvis_rcnn.dataset.store import open_store
 from lvis_rcnn.inference.detector import boxes_in_original, class_shifts, image_detections, on_host
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect, network_on_meta, set_precision
@@ -63,13 +65,10 @@ def read_categories(path: Path) -> list[NamedCategory]:
     """The categories of an annotation file, or of a store; InputError where it has none."""
     if (path / "store.json").is_file():
         return [NamedCategory(one.id, one.name) for one in open_store(path).categories]
-    text = json_of(read_text(path, "--annotations", "an annotation file of LVIS or COCO, or a store"), str(path))
-    try:
-        return msgspec.json.decode(text, type=CategoriesOnly).categories
-    except msgspec.ValidationError as error:
-        raise type_error(text, str(path), str(error), {"categories": NamedCategory}) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise no_json(str(path), error) from None
+    text = read_text(path, "--annotations", "an annotation file of LVIS or COCO, or a store")
+    categories = strictly_or_mended(text, str(path), CategoriesOnly, {"categories": NamedCategory}).categories
+    check_unique(integers(one.id for one in categories), str(path), "category")
+    return categories
 
 
 @dataclass(frozen=True)

@@ -296,6 +296,10 @@ LAX = {
     "whole numbers as floats": whole_numbers_as_floats(TEXT),
     "a whole number as float in a late piece": b'"category_id": 20.0'.join(TEXT.rsplit(b'"category_id": 20', 1)),
     "half of a character that nobody reads": TEXT.replace(b'"area"', rb'"x": "\ud83d \\", "area"'),
+    "a key twice, first of another type": TEXT.replace(b'"area"', b'"area": null, "area"').replace(
+        b'"height"', b'"height": "70", "height"'
+    ),
+    "a section twice, first of another type": b'{"annotations": null, "images": [1], "categories": 5, ' + TEXT[1:],
     "exponents": TEXT.replace(b'"height": 40', b'"height": 4e1').replace(b'"id": 20', b'"id": 2.0E+01'),
 }
 
@@ -412,6 +416,10 @@ def damage(store: Path, kind: str) -> None:
         file.write_bytes(file.read_bytes()[:-8])
     elif kind == "exchanged":
         np.save(store / "labels.npy", np.zeros(2, "<i4"))
+    elif kind == "labels":
+        np.save(store / "labels.npy", np.zeros(3, "<i4"))
+    elif kind == "categories":
+        info["categories"].pop()
     elif kind == "retyped":
         np.save(store / "labels.npy", np.zeros(3, "<f4"))
     else:
@@ -430,6 +438,8 @@ def damage(store: Path, kind: str) -> None:
         ("version", "format lvis_rcnn.annotations version 1; allowed: lvis_rcnn.annotations version 3"),
         ("format", "store of format other.store version 3"),
         ("garbled", "store.json is not that of a store"),
+        ("labels", "the store is incomplete: labels.npy holds 0 to 0, not 1 to 3"),
+        ("categories", "negative_labels.npy holds 1 to 3, not 1 to 2"),
     ],
 )
 def test_a_damaged_store_is_refused(tmp_path, kind, message):

@@ -397,6 +397,21 @@ def test_a_ground_truth_without_numbers_is_named():
         parse_truth(json.dumps(dataset).encode(), "truth.json")
 
 
+def test_of_a_repeated_key_the_last_counts_as_in_the_lvis_package():
+    text = json.dumps(by_hand()[0])
+    wrong = (
+        '"area": null, "area"',
+        '"height": "70", "height"',
+        '"frequency": 5, "frequency"',
+        '"annotations": 5, "annotations"',
+    )
+    plain = parse_truth(text.encode(), "truth.json")
+    for twice in wrong:
+        key = twice.rpartition(" ")[2]
+        found = parse_truth(text.replace(key, twice).encode(), "truth.json")
+        assert (found.areas.tolist(), found.sizes_hw.tolist()) == (plain.areas.tolist(), plain.sizes_hw.tolist())
+
+
 def test_a_single_run_of_another_length_is_a_mask_without_a_pixel_as_in_the_lvis_package():
     dataset, records = by_hand()
     records[0]["segmentation"] = {"size": [SIDE_PX, SIDE_PX], "counts": "Qa0"}

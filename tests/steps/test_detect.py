@@ -185,6 +185,11 @@ def test_a_file_of_mmdetection_has_its_names_or_those_of_annotations(drawn, tmp_
     (tmp_path / "bad.json").write_text('{"categories": [{"id": 1}]}')
     with pytest.raises(InputError, match=r"categories\[0\] \(id 1\): missing field name"):
         detect.read_categories(tmp_path / "bad.json")
+    (tmp_path / "bad.json").write_text('{"categories": [{"id": 1, "name": "cup"}, {"id": 1.0, "name": "bear"}]}')
+    with pytest.raises(InputError, match=r"bad.json: category 1: category id is repeated"):
+        detect.read_categories(tmp_path / "bad.json")
+    (tmp_path / "lax.json").write_text('{"info": NaN, "categories": [{"id": 1.0, "name": 5, "name": "cup"}]}')
+    assert detect.read_categories(tmp_path / "lax.json") == [NamedCategory(1, "cup")]
 
 
 def test_all_categories_of_a_name_are_wanted():
