@@ -3,8 +3,8 @@
 Every image must exist, be complete and have the annotated size. Of the usual formats only header and last bytes are
 read, by Pillow, which decodes no pixels for that; 120,000 images take minutes. Pixels are decoded, by Pillow too, only
 if the end is not that of a complete file: it reports a truncated picture, whose rest OpenCV, the decoder of training,
-fills with grey. Images of other formats and of more than 8 bits, and all images where that is asked for, are decoded as
-in training.
+fills with grey. Images of other formats, of more than 8 bits and those that their EXIF data may turn, and all images
+where that is asked for, are decoded as in training.
 """
 
 import os
@@ -156,22 +156,23 @@ def image_finding(file: ImageFile, height_px: int, width_px: int, *, decode: boo
                 try:
                     error = header_error(file, stream, reader, height_px, width_px)
                 except (ValueError, SyntaxError):  # a PNG with a long or damaged text, which the decoder skips
-                    error, decode = "", True
+                    error = None
                 is_deep = start.startswith(PNG_START) and start[PNG_BITS_AT:] > b"\x08"
-                if error or not (decode or is_deep):
+                if error or not (error is None or decode or is_deep):
                     return Finding(error)
         return decoded_finding(file, height_px, width_px)
     except Exception as error:  # a decoder may raise anything on damaged bytes
         return Finding(f"is damaged: {error}")
 
 
-def header_error(file: ImageFile, stream: BinaryIO, reader: Reader, height_px: int, width_px: int) -> str:
-    """What is wrong with size or end of an image of ``READERS``; empty if nothing is."""
+def header_error(file: ImageFile, stream: BinaryIO, reader: Reader, height_px: int, width_px: int) -> str | None:
+    """What is wrong with size or end of an image of ``READERS``; empty if nothing is; None if the decoder must tell."""
     stream.seek(0)
     with reader(stream) as image:
-        width, height, note = upright_size(image)
-        if (height, width) != (height_px, width_px):
-            return f"is {width} x {height} pixels{note}, annotated as {width_px} x {height_px}"
+        if sorted(image.size) != sorted((width_px, height_px)):
+            return f"is {image.width} x {image.height} pixels, annotated as {width_px} x {height_px}"
+        # Of EXIF data there are many forms, which Pillow and OpenCV read differently.
+        may_be_turned = image.size != (width_px, height_px) or is_turned(image)
         marker = END_MARKERS.get(image.format or "", b"")
         if not marker or not ends_with(stream, marker):
             stream.seek(0)
@@ -179,7 +180,7 @@ def header_error(file: ImageFile, stream: BinaryIO, reader: Reader, height_px: i
             # Pillow reads a PNG without its last chunk, OpenCV does not; bytes after the marker harm neither.
             if marker not in file.read():
                 return "is truncated: it has no end marker"
-    return ""
+    return None if may_be_turned else ""
 
 
 def decoded_finding(file: ImageFile, height_px: int, width_px: int) -> Finding:
@@ -190,7 +191,10 @@ def decoded_finding(file: ImageFile, height_px: int, width_px: int) -> Finding:
         return Finding("is no image of a known format, or is damaged: OpenCV cannot decode it")
     height, width = image.shape[:2]
     if (height, width) != (height_px, width_px):
-        return Finding(f"is {width} x {height} pixels as OpenCV decodes it, annotated as {width_px} x {height_px}")
+        stored = decoded_silently(content, "unchanged")  # which no EXIF data turns
+        turned = " after the rotation in its EXIF data" * (stored is not None and stored.shape[:2] == (width, height))
+        size = f"{width} x {height} pixels{turned}"
+        return Finding(f"is {size} as OpenCV decodes it, annotated as {width_px} x {height_px}")
     if LOST.search(complaint.encode()):
         return Finding(f"is damaged inside: {complaint}")
     if complaint:
@@ -209,12 +213,10 @@ def vanished(content: bytes, most: int) -> str:
     )
 
 
-def upright_size(image: Image.Image) -> tuple[int, int, str]:
-    """Width and height after OpenCV's rotation by EXIF, and a note if there is one."""
+def is_turned(image: Image.Image) -> bool:
+    """Whether the EXIF data swaps height and width, as far as Pillow reads it."""
     # Pillow decodes a PNG when it is asked for EXIF that is not there.
-    if "exif" in image.info and image.getexif().get(EXIF_ORIENTATION) in SWAPPING_ORIENTATIONS:
-        return image.height, image.width, " after the rotation in its EXIF data"
-    return image.width, image.height, ""
+    return "exif" in image.info and image.getexif().get(EXIF_ORIENTATION) in SWAPPING_ORIENTATIONS
 
 
 def ends_with(stream: BinaryIO, marker: bytes) -> bool:

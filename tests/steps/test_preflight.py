@@ -233,7 +233,10 @@ def test_another_size_is_found(tmp_path):
     draw(tmp_path, dataset("train"))
     file = tmp_path / "train" / "1.png"
     assert image_finding(ImageFile(file), HEIGHT, WIDTH) == ("", "")
-    assert image_finding(ImageFile(file), WIDTH, HEIGHT).error == "is 60 x 40 pixels, annotated as 40 x 60"
+    assert image_finding(ImageFile(file), WIDTH, HEIGHT).error == (
+        "is 60 x 40 pixels as OpenCV decodes it, annotated as 40 x 60"
+    )
+    assert image_finding(ImageFile(file), HEIGHT, 70).error == "is 60 x 40 pixels, annotated as 70 x 40"
 
 
 def test_a_text_that_pillow_does_not_read_is_left_to_the_decoder(tmp_path):
@@ -255,8 +258,43 @@ def test_rotation_in_exif_is_applied_as_the_loader_does(tmp_path, suffix):
     assert loaded.shape[:2] == (WIDTH, HEIGHT)
     assert image_finding(ImageFile(file), *loaded.shape[:2]) == ("", "")
     assert image_finding(ImageFile(file), HEIGHT, WIDTH).error == (
-        "is 40 x 60 pixels after the rotation in its EXIF data, annotated as 60 x 40"
+        "is 40 x 60 pixels after the rotation in its EXIF data as OpenCV decodes it, annotated as 60 x 40"
     )
+
+
+def app1(content):
+    return b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
+
+
+def exif_of(order, tag, kind, value):
+    """EXIF data of one entry; ``kind`` is 1 (BYTE), 2 (ASCII), 3 (SHORT) or 4 (LONG)."""
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, 1)
+    return start + struct.pack(order + "HHI", tag, kind, 1) + value + bytes(4)
+
+
+XMP = (
+    b'http://ns.adobe.com/xap/1.0/\0<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+)
+ORIENTED = {
+    "SHORT": app1(b"Exif\0\0" + exif_of("<", 0x112, 3, b"\6\0\0\0")),
+    "LONG": app1(b"Exif\0\0" + exif_of(">", 0x112, 4, b"\0\0\0\6")),
+    "BYTE": app1(b"Exif\0\0" + exif_of("<", 0x112, 1, b"\6\0\0\0")),
+    "XMP": app1(b"Exif\0\0" + exif_of("<", 0x10F, 2, b"a\0\0\0")) + app1(XMP),
+    "byte order": app1(b"Exif\0\0XX" + exif_of("<", 0x112, 3, b"\6\0\0\0")[2:]),
+}
+
+
+@pytest.mark.parametrize("form", ORIENTED)
+def test_how_an_image_is_turned_says_the_decoder_of_training(tmp_path, form):
+    content = encoded("JPEG")
+    file = ImageFile(tmp_path / "a.jpg")
+    file.path.write_bytes(content[:2] + ORIENTED[form] + content[2:])
+    read = read_image_bgr(file).shape[:2]
+    assert (read == (WIDTH, HEIGHT)) == (form in ("SHORT", "BYTE"))
+    assert image_finding(file, *read) == ("", "")
+    assert "as OpenCV decodes it, annotated as" in image_finding(file, *read[::-1]).error
+    file.path.write_bytes(file.path.read_bytes()[:-200])
+    assert "is truncated" in image_finding(file, *read).error or "damaged" in image_finding(file, *read).error
 
 
 def encoded(image_format, **options):
