@@ -44,8 +44,8 @@ DARK = 64
 # Last bytes of a complete file; other formats are decoded.
 END_MARKERS = {"JPEG": JPEG_END, "PNG": b"IEND\xaeB`\x82"}
 EXIF_ORIENTATION = 0x0112
-# Orientations 5 to 8 swap height and width when OpenCV applies them.
-SWAPPING_ORIENTATIONS = (5, 6, 7, 8)
+# The others, 5 to 8, swap height and width when OpenCV applies them.
+UPRIGHT_ORIENTATIONS = (1, 2, 3, 4)
 
 # Reading headers is mostly waiting for the disk, which more threads than cores hide.
 THREADS = 8
@@ -214,9 +214,9 @@ def vanished(content: bytes, most: int) -> str:
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether the EXIF data swaps height and width, as far as Pillow reads it."""
+    """Whether the EXIF data may swap height and width."""
     # Pillow decodes a PNG when it is asked for EXIF that is not there.
-    return "exif" in image.info and image.getexif().get(EXIF_ORIENTATION) in SWAPPING_ORIENTATIONS
+    return "exif" in image.info and image.getexif().get(EXIF_ORIENTATION, 1) not in UPRIGHT_ORIENTATIONS
 
 
 def ends_with(stream: BinaryIO, marker: bytes) -> bool:

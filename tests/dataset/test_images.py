@@ -55,7 +55,7 @@ def test_images_are_read_from_a_zip(tmp_path, method, root):
 
 
 def test_a_file_in_a_folder_wins(tmp_path):
-    pack(tmp_path / "train2017.zip", {"train2017/1.jpg": b"packed", "train2017/2.jpg": b"packed"})
+    pack(tmp_path / "train2017.ZIP", {"train2017/1.jpg": b"packed", "train2017/2.jpg": b"packed"})
     (tmp_path / "train2017").mkdir()
     (tmp_path / "train2017" / "2.jpg").write_bytes(b"unpacked")
     files = ImageFiles(tmp_path)

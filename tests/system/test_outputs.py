@@ -215,7 +215,7 @@ def test_a_number_outside_of_its_limits_is_one_line(
         "repeat_factors --exponent 2.1",
         "report pictures --score nan",
         "report pictures --number 51",
-        "report pictures --show -1",
+        "report pictures --show 1.5",
         "report batch --seed -1",
         "report batch --step -1",
         "status --watch inf",
