@@ -60,8 +60,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; on success it replaces ``path``, on failure it is removed.
 
     Temporary folders of killed processes are removed first. A folder cannot replace a full one in one call, so an
-    existing ``path`` is moved aside just before the rename: a process killed in between leaves neither.
+    existing ``path`` is moved aside just before the rename: a process killed in between leaves neither. The folder
+    that a link leads to is replaced, not the link.
     """
+    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path)
     with locked_folder(path) as temporary:

@@ -47,14 +47,21 @@ def test_failure_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_folder_replaces_an_older_one_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_link", [False, True])
+def test_folder_replaces_an_older_one_whole(tmp_path: Path, is_link: bool) -> None:
     target = tmp_path / "store"
+    beside = {target}
+    if is_link:
+        (tmp_path / "elsewhere").mkdir()
+        target.symlink_to(tmp_path / "elsewhere")
+        beside.add(tmp_path / "elsewhere")
     for content in ("first", "second"):
         with atomic_folder(target) as temporary:
             (temporary / content).mkdir()
             (temporary / content / "file").write_text(content)
     assert [path.name for path in target.iterdir()] == ["second"]
-    assert list(tmp_path.iterdir()) == [target]
+    assert {*tmp_path.iterdir()} == beside
+    assert target.is_symlink() == is_link
 
 
 @pytest.mark.parametrize("writing", [atomic_file, atomic_folder])
