@@ -4,7 +4,7 @@ Every resample draws the same images for both, so that the difficulty of images 
 several seeds are means over them, and the interval includes the variance between seeds (:mod:`uncertainty`).
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from lvis_rcnn.system.cli import InputError
 SCORED_AGAIN = "score the run again, or name annotations before two results files: compare GT.json A.json B.json"
 
 
-def scored_rows(path: Path, only: Collection[str] = ()) -> dict[str, list[Path]]:
+def scored_rows(path: Path, only: Sequence[str] = ()) -> dict[str, list[Path]]:
     """metrics.json of the runs of each row, by the row's name, which is empty unless ``path`` is a study.
 
     Args:
@@ -35,16 +35,11 @@ def scored_rows(path: Path, only: Collection[str] = ()) -> dict[str, list[Path]]
         only: the runs below it to use, as r50/seed0; all if empty.
 
     Raises:
-        InputError: nothing in the folder is scored, or one of ``only`` is not.
+        InputError: nothing in the folder is scored, one of ``only`` is not, or ``path`` is a single run.
     """
-    scored = sorted(str(file.parent.relative_to(path)) for file in path.glob("**/metrics.json") if only)
-    for run in only:
-        if run not in scored:
-            fix = "name one of them, or score it first"
-            raise InputError(
-                f"--only {run}", f"is no scored run of {path}", allowed=", ".join(scored) or "none", fix=fix
-            )
     if not path.is_dir() or (path / "metrics.json").exists():
+        if only and path.exists():
+            raise InputError(f"--only {only[0]}", f"is of several runs, and {path} is one", fix="leave it out")
         return {"": [path]}
     seeds = seeds_of(path)
     rows = {"": seeds} if seeds else rows_of_study(path)
@@ -53,7 +48,13 @@ def scored_rows(path: Path, only: Collection[str] = ()) -> dict[str, list[Path]]
         raise InputError(str(path), "nothing in it is scored", allowed=allowed, fix="run the study up to its scores")
     if not only:
         return rows
-    wanted = {path / run / "metrics.json" for run in only}
+    runs = {str(file.parent.relative_to(path)): file for files in rows.values() for file in files}
+    if unknown := [run for run in only if run not in runs]:
+        fix = "name one of them, or score it first"
+        raise InputError(
+            f"--only {unknown[0]}", f"is no scored run of {path}", allowed=", ".join(sorted(runs)), fix=fix
+        )
+    wanted = {runs[run] for run in only}
     return {name: kept for name, files in rows.items() if (kept := [file for file in files if file in wanted])}
 
 
@@ -237,7 +238,7 @@ def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def row_pairs(
-    first: Path, second: Path, only: Collection[str] = (), protocol: str = ""
+    first: Path, second: Path, only: Sequence[str] = (), protocol: str = ""
 ) -> dict[str, tuple[ScoredRow, ScoredRow]]:
     """Rows to compare, by the name of the pair (:func:`pair_names`).
 

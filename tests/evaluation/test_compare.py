@@ -383,6 +383,14 @@ def test_of_a_study_only_the_runs_asked_for_are_compared_and_the_text_goes_to_a_
         match=r"r50/seed2: is no scored run of .*two; allowed: r101/seed0, r50/seed0, ",
     ):
         row_pairs(tmp_path / "one", tmp_path / "two", ["r50/seed0", "r50/seed2"])
+    for single in (tmp_path / "two/r101/seed0", tmp_path / "two/r101/seed0/metrics.json"):
+        with pytest.raises(
+            InputError, match=f"--only r50/seed0: is of several runs, and {single} is one; fix: leave it"
+        ):
+            row_pairs(tmp_path / "one", single, ["r50/seed0"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty: nothing in it is scored"):
+        row_pairs(tmp_path / "one", tmp_path / "empty", ["r50/seed0"])
 
 
 @pytest.mark.slow
