@@ -166,7 +166,13 @@ def add_output(
         more: further arguments of ``add_argument``.
     """
     metavar = "DIR" if is_folder else "FILE"
-    action = parser.add_argument(option, type=Path, metavar=metavar, required=required, help=text, **more)
+
+    def read(typed: str) -> Path:
+        if not is_folder and typed.endswith("/"):  # of which a path keeps nothing
+            raise InputError(f"{option} {typed}", "names a folder", allowed="a file", fix="name a file")
+        return Path(typed)
+
+    action = parser.add_argument(option, type=read, metavar=metavar, required=required, help=text, **more)
     output = Output(option, is_folder, suffix, beside, holds)
     parser.set_defaults(outputs={**(parser.get_default("outputs") or {}), action.dest: output})
 

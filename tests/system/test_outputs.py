@@ -64,6 +64,8 @@ def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         (["--matches", "q.txt"], "--matches q.txt: has another ending; allowed: *.npz"),
         (["--out", "metrics"], "allowed: *.json"),
         (["--log", "data"], "--log data: is a folder; allowed: a file; fix: name a file"),
+        (["--out", "new.json/"], "--out new.json/: names a folder; allowed: a file; fix: name a file"),
+        (["--log", "new/"], "--log new/: names a folder"),
         (["--plot", "gt.json"], "--plot gt.json: is a file; allowed: a folder; fix: name a folder"),
         (
             ["--plot", "holds_a"],
@@ -129,7 +131,7 @@ def test_new_places_and_files_to_replace_are_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "metrics.json").write_text("of yesterday")
-    words = ["--plot", "data", "--matches", "a/b/m.npz", "--log", "a/step.log"]
+    words = ["--plot", "data/", "--matches", "a/b/m.npz", "--log", "a/step.log"]
     assert error_of(monkeypatch, capsys, *GIVEN, *words) == ""
     assert error_of(monkeypatch, capsys, *GIVEN, *words) == ""
 
