@@ -36,18 +36,20 @@ BACKBONES = {
     "x101_64x4d": Backbone("X-101-64x4d-FPN", "x101_64x4d_fpn", (3, 4, 23, 3), groups=64, width_per_group=4),
 }
 
-
 BackboneName = Literal["r50", "r101", "x101_32x4d", "x101_64x4d"]
 assert set(BackboneName.__args__) == set(BACKBONES)  # type: ignore[attr-defined]
 
 # Names are parts of names of files, those of rows names of Snakemake's rules, too.
 NAME, ROW_NAME = r"^[a-z0-9][a-z0-9_.]{0,99}$", r"^[a-z][a-z0-9_]{0,99}$"
+LINE = r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*$"  # with line separators and marks that reverse text
 IN_WORDS = {
     NAME: "at most 100 lower-case letters, digits, '_' and '.', a letter or digit first",
     ROW_NAME: "at most 100 lower-case letters, digits and '_', a letter first",
+    LINE: "one line of text without control characters",
 }
 Name = Annotated[str, Field(pattern=NAME, description=IN_WORDS[NAME])]
 RowName = Annotated[str, Field(pattern=ROW_NAME, description=IN_WORDS[ROW_NAME])]
+Line = Annotated[str, Field(pattern=LINE)]
 Place = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
@@ -408,7 +410,7 @@ class Variant(Section):
 
     backbone: BackboneName
     """Its backbone."""
-    title: str | None = None
+    title: Line | None = None
     """What the table calls it; null is its name."""
     sampling: dict[str, Any] = Field(default_factory=dict)
     """Keys of ``sampling`` that differ."""
@@ -439,7 +441,7 @@ class Published(Section):
 class Report(Section):
     """How the table is written, and which study its rows are compared with."""
 
-    base_url: str | None = None
+    base_url: Line | None = None
     """Prefix of the links of model and log; null links to the files beside the table."""
     compare_with: Name | None = None
     """Name of another study, scored in results/<name>, which rows are compared with; null for none."""

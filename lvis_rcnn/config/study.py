@@ -25,6 +25,7 @@ from lvis_rcnn.config.schema import (
     Dataset,
     Evaluation,
     Inference,
+    Line,
     Measure,
     Model,
     Name,
@@ -77,7 +78,7 @@ class Study(Section):
 
     study: Name
     """Name of the study and of its folder in results/."""
-    title: str
+    title: Line
     """One line for the table's title: what this study is."""
     dataset: Dataset
     sampling: Sampling = ABSENT

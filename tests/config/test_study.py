@@ -102,6 +102,12 @@ def test_the_studies_of_the_sampler_differ_in_nothing_else() -> None:
         ("backbones", ["r50", "r50"], r"backbones must not repeat an entry"),
         ("seeds", [1, 1], r"seeds must not repeat an entry"),
         ("seeds", [2**32], r"seeds\.0: is 4294967296; allowed: less than or equal to 4294967295"),
+        *(
+            ("title", f"a{one}b", r'title: is "a.*b"; allowed: one line of text without control characters; fix: ')
+            for one in "\0\a\n\x1b\x85\u2029\u202e\u2067"
+        ),
+        ("rows", {"x": {"backbone": "r50", "title": "a\n"}}, r"rows\.x\.title: .*allowed: one line"),
+        ("report", {"base_url": "http://a/\n"}, r"report\.base_url: .*allowed: one line"),
         ("study", "a" * 101, r"study: .*allowed: at most 100 lower-case"),
         ("sampling.frequency", "images", r"frequency: is \"images\"; allowed: 'image' or 'instance_aware'"),
         ("model.classification", "sigmoid", r"classification: is \"sigmoid\"; allowed: 'softmax' or 'seesaw'"),
