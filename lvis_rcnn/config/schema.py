@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from lvis_rcnn.config import MOST_EXPONENT, MOST_RESAMPLES
 from lvis_rcnn.config.protocols import Protocol, protocols_by_name
@@ -49,7 +49,7 @@ IN_WORDS = {
 }
 Name = Annotated[str, Field(pattern=NAME, description=IN_WORDS[NAME])]
 RowName = Annotated[str, Field(pattern=ROW_NAME, description=IN_WORDS[ROW_NAME])]
-Line = Annotated[str, Field(pattern=LINE)]
+Line = Annotated[str, StringConstraints(strip_whitespace=True, pattern=LINE)]
 Place = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]

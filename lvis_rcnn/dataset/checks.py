@@ -3,10 +3,11 @@
 Every image must exist, be complete and have the annotated size. Of the usual formats only header and last bytes are
 read, by Pillow, which decodes no pixels for that; 120,000 images take minutes. Pixels are decoded, by Pillow too, only
 if the end is not that of a complete file: it reports a truncated picture, whose rest OpenCV, the decoder of training,
-fills with grey. Images of other formats, of more than 8 bits and those that their EXIF data may turn, and all images
-where that is asked for, are decoded as in training.
+fills with grey. Images of other formats and of more than 8 bits, PNG and WebP with EXIF data, and all images where that
+is asked for, are decoded as in training.
 """
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
+import cv2
 import numpy as np
-from PIL import Image
 from PIL.ImageFile import ImageFile as PillowFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -43,9 +44,9 @@ PNG_BITS_AT = 24  # byte of a PNG file that says the bits of each channel
 DARK = 64
 # Last bytes of a complete file; other formats are decoded.
 END_MARKERS = {"JPEG": JPEG_END, "PNG": b"IEND\xaeB`\x82"}
-EXIF_ORIENTATION = 0x0112
-# The others, 5 to 8, swap height and width when OpenCV applies them.
-UPRIGHT_ORIENTATIONS = (1, 2, 3, 4)
+# So near its end a PNG may hold EXIF data that stand behind its pixels.
+PNG_TAIL_BYTES = 4096
+TWO_PIXELS = cv2.imencode(".jpg", np.zeros((1, 2, 3), np.uint8))[1].tobytes()
 
 # Reading headers is mostly waiting for the disk, which more threads than cores hide.
 THREADS = 8
@@ -153,12 +154,11 @@ def image_finding(file: ImageFile, height_px: int, width_px: int, *, decode: boo
             start = stream.read(PNG_BITS_AT + 1)
             reader = next((reader for first, reader in READERS.items() if start.startswith(first)), None)
             if reader and height_px * width_px <= (MOST_PIXELS_WEBP if reader is WebPImageFile else MOST_PIXELS):
-                try:
+                error = None
+                with contextlib.suppress(ValueError, SyntaxError):  # a PNG with a long or damaged text, which it skips
                     error = header_error(file, stream, reader, height_px, width_px)
-                except (ValueError, SyntaxError):  # a PNG with a long or damaged text, which the decoder skips
-                    error = None
                 is_deep = start.startswith(PNG_START) and start[PNG_BITS_AT:] > b"\x08"
-                if error or not (error is None or decode or is_deep):
+                if error or not (decode or is_deep or error is None):
                     return Finding(error)
         return decoded_finding(file, height_px, width_px)
     except Exception as error:  # a decoder may raise anything on damaged bytes
@@ -166,21 +166,22 @@ def image_finding(file: ImageFile, height_px: int, width_px: int, *, decode: boo
 
 
 def header_error(file: ImageFile, stream: BinaryIO, reader: Reader, height_px: int, width_px: int) -> str | None:
-    """What is wrong with size or end of an image of ``READERS``; empty if nothing is; None if the decoder must tell."""
+    """What is wrong with size or end of an image of ``READERS``; empty if nothing is, None if decoding has to tell."""
     stream.seek(0)
     with reader(stream) as image:
-        if sorted(image.size) != sorted((width_px, height_px)):
-            return f"is {image.width} x {image.height} pixels, annotated as {width_px} x {height_px}"
-        # Of EXIF data there are many forms, which Pillow and OpenCV read differently.
-        may_be_turned = image.size != (width_px, height_px) or is_turned(image)
+        turned = is_turned(image, stream)
+        width, height = image.size[::-1] if turned else image.size
+        if turned is not None and (height, width) != (height_px, width_px):
+            note = " after the rotation in its EXIF data" if turned else ""
+            return f"is {width} x {height} pixels{note}, annotated as {width_px} x {height_px}"
         marker = END_MARKERS.get(image.format or "", b"")
-        if not marker or not ends_with(stream, marker):
+        if not marker or last_bytes(stream, len(marker)) != marker:
             stream.seek(0)
             image.load()
             # Pillow reads a PNG without its last chunk, OpenCV does not; bytes after the marker harm neither.
             if marker not in file.read():
                 return "is truncated: it has no end marker"
-    return None if may_be_turned else ""
+    return None if turned is None else ""
 
 
 def decoded_finding(file: ImageFile, height_px: int, width_px: int) -> Finding:
@@ -191,10 +192,7 @@ def decoded_finding(file: ImageFile, height_px: int, width_px: int) -> Finding:
         return Finding("is no image of a known format, or is damaged: OpenCV cannot decode it")
     height, width = image.shape[:2]
     if (height, width) != (height_px, width_px):
-        stored = decoded_silently(content, "unchanged")  # which no EXIF data turns
-        turned = " after the rotation in its EXIF data" * (stored is not None and stored.shape[:2] == (width, height))
-        size = f"{width} x {height} pixels{turned}"
-        return Finding(f"is {size} as OpenCV decodes it, annotated as {width_px} x {height_px}")
+        return Finding(f"is {width} x {height} pixels as OpenCV decodes it, annotated as {width_px} x {height_px}")
     if LOST.search(complaint.encode()):
         return Finding(f"is damaged inside: {complaint}")
     if complaint:
@@ -213,16 +211,25 @@ def vanished(content: bytes, most: int) -> str:
     )
 
 
-def is_turned(image: Image.Image) -> bool:
-    """Whether the EXIF data may swap height and width."""
-    # Pillow decodes a PNG when it is asked for EXIF that is not there.
-    return "exif" in image.info and image.getexif().get(EXIF_ORIENTATION, 1) not in UPRIGHT_ORIENTATIONS
+def is_turned(image: PillowFile, stream: BinaryIO) -> bool | None:
+    """Whether OpenCV swaps height and width by the EXIF data; None if there are any outside a JPEG, where it may.
+
+    Pillow cannot say: it takes orientations of other forms, and from XMP. OpenCV is given 2 x 1 pixels with the same.
+    """
+    if isinstance(image, JpegImageFile):
+        found = [content for name, content in image.applist if name == "APP1"]
+        segments = b"".join(b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content for content in found)
+        probe = decoded_silently(JPEG_START + segments + TWO_PIXELS.removeprefix(JPEG_START)) if found else None
+        return probe is not None and probe.shape[:2] == (2, 1)
+    in_head = any(str(key).endswith("exif") for key in image.info)
+    in_tail = isinstance(image, PngImageFile) and b"eXIf" in last_bytes(stream, PNG_TAIL_BYTES)
+    return None if in_head or in_tail else False
 
 
-def ends_with(stream: BinaryIO, marker: bytes) -> bool:
-    """Whether the file's last bytes are these."""
-    stream.seek(-len(marker), os.SEEK_END)
-    return stream.read() == marker
+def last_bytes(stream: BinaryIO, most: int) -> bytes:
+    """The file's last bytes, or all of a shorter one."""
+    stream.seek(-min(most, stream.seek(0, os.SEEK_END)), os.SEEK_END)
+    return stream.read()
 
 
 def missing_problem(store: AnnotationStore, files: ImageFiles, names: list[str], first_id: int) -> Problem:

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import cv2
@@ -42,7 +43,6 @@ from tests.conftest import SHARED_DATA, write_study
 REPOSITORY = Path(__file__).parents[2]
 PHOTOS = SHARED_DATA / "photos"
 HEIGHT, WIDTH = 40, 60
-ROTATE_90 = 6
 
 
 def study(**sections):
@@ -233,10 +233,7 @@ def test_another_size_is_found(tmp_path):
     draw(tmp_path, dataset("train"))
     file = tmp_path / "train" / "1.png"
     assert image_finding(ImageFile(file), HEIGHT, WIDTH) == ("", "")
-    assert image_finding(ImageFile(file), WIDTH, HEIGHT).error == (
-        "is 60 x 40 pixels as OpenCV decodes it, annotated as 40 x 60"
-    )
-    assert image_finding(ImageFile(file), HEIGHT, 70).error == "is 60 x 40 pixels, annotated as 70 x 40"
+    assert image_finding(ImageFile(file), WIDTH, HEIGHT).error == "is 60 x 40 pixels, annotated as 40 x 60"
 
 
 def test_a_text_that_pillow_does_not_read_is_left_to_the_decoder(tmp_path):
@@ -247,54 +244,60 @@ def test_a_text_that_pillow_does_not_read_is_left_to_the_decoder(tmp_path):
     assert "as OpenCV decodes it" in image_finding(ImageFile(tmp_path / "a.png"), WIDTH, HEIGHT).error
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_rotation_in_exif_is_applied_as_the_loader_does(tmp_path, suffix):
-    mmcv = pytest.importorskip("mmcv")
-    exif = Image.Exif()
-    exif[0x0112] = ROTATE_90
-    file = tmp_path / f"turned.{suffix}"
-    Image.new("RGB", (WIDTH, HEIGHT)).save(file, exif=exif)
-    loaded = mmcv.imfrombytes(file.read_bytes(), flag="color")
-    assert loaded.shape[:2] == (WIDTH, HEIGHT)
-    assert image_finding(ImageFile(file), *loaded.shape[:2]) == ("", "")
-    assert image_finding(ImageFile(file), HEIGHT, WIDTH).error == (
-        "is 40 x 60 pixels after the rotation in its EXIF data as OpenCV decodes it, annotated as 60 x 40"
-    )
+def exif(orientation_type, value, order="<", tag=0x0112):
+    """EXIF data of one entry, an orientation, without the word before them."""
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    return head + struct.pack(f"{order}IHHHI4sI", 8, 1, tag, orientation_type, 1, value, 0)
 
 
-def app1(content):
+def segment(content):
     return b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
 
 
-def exif_of(order, tag, kind, value):
-    """EXIF data of one entry; ``kind`` is 1 (BYTE), 2 (ASCII), 3 (SHORT) or 4 (LONG)."""
-    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "IH", 8, 1)
-    return start + struct.pack(order + "HHI", tag, kind, 1) + value + bytes(4)
+def chunk(content):
+    return struct.pack(">I", len(content)) + b"eXIf" + content + struct.pack(">I", zlib.crc32(b"eXIf" + content))
 
 
-XMP = (
-    b'http://ns.adobe.com/xap/1.0/\0<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
-)
-ORIENTED = {
-    "SHORT": app1(b"Exif\0\0" + exif_of("<", 0x112, 3, b"\6\0\0\0")),
-    "LONG": app1(b"Exif\0\0" + exif_of(">", 0x112, 4, b"\0\0\0\6")),
-    "BYTE": app1(b"Exif\0\0" + exif_of("<", 0x112, 1, b"\6\0\0\0")),
-    "XMP": app1(b"Exif\0\0" + exif_of("<", 0x10F, 2, b"a\0\0\0")) + app1(XMP),
-    "byte order": app1(b"Exif\0\0XX" + exif_of("<", 0x112, 3, b"\6\0\0\0")[2:]),
+EXIF = b"Exif\0\0"
+SHORT, BYTE, TEXT, LONG = 3, 1, 2, 4
+TURNED, OTHER = exif(SHORT, b"\6\0\0\0"), exif(TEXT, b"abc\0", tag=0x010F)
+XMP = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+# Format, where the EXIF data are put (of a WebP, how many further pictures it has), and whether OpenCV follows them.
+TURNS = {
+    "EXIF": ("JPEG", 2, segment(EXIF + TURNED), True),
+    "XMP": ("JPEG", 2, segment(EXIF + OTHER) + segment(XMP), False),
+    "XMP and EXIF": ("JPEG", 2, segment(XMP) + segment(EXIF + TURNED), True),
+    "second EXIF": ("JPEG", 2, segment(EXIF + OTHER) + segment(EXIF + TURNED), True),
+    "LONG": ("JPEG", 2, segment(EXIF + exif(LONG, b"\0\0\0\6", ">")), False),
+    "BYTE": ("JPEG", 2, segment(EXIF + exif(BYTE, b"\6\0\0\0", ">")), False),
+    "ASCII": ("JPEG", 2, segment(EXIF + exif(TEXT, b"\6\0\0\0")), True),
+    "damaged": ("JPEG", 2, segment(EXIF + b"XI" + TURNED[2:]), False),
+    "eXIf": ("PNG", 33, chunk(TURNED), True),
+    "eXIf with its word": ("PNG", 33, chunk(EXIF + TURNED), False),
+    "second eXIf": ("PNG", 33, chunk(OTHER) + chunk(TURNED), False),
+    "eXIf after pixels": ("PNG", -12, chunk(TURNED), True),
+    "WebP": ("WEBP", 0, EXIF + TURNED, True),
+    "animated": ("WEBP", 2, EXIF + TURNED, False),
 }
 
 
-@pytest.mark.parametrize("form", ORIENTED)
-def test_how_an_image_is_turned_says_the_decoder_of_training(tmp_path, form):
-    content = encoded("JPEG")
-    file = ImageFile(tmp_path / "a.jpg")
-    file.path.write_bytes(content[:2] + ORIENTED[form] + content[2:])
-    read = read_image_bgr(file).shape[:2]
-    assert (read == (WIDTH, HEIGHT)) == (form in ("SHORT", "BYTE"))
-    assert image_finding(file, *read) == ("", "")
-    assert "as OpenCV decodes it, annotated as" in image_finding(file, *read[::-1]).error
-    file.path.write_bytes(file.path.read_bytes()[:-200])
-    assert "is truncated" in image_finding(file, *read).error or "damaged" in image_finding(file, *read).error
+@pytest.mark.parametrize("case", TURNS)
+def test_an_image_is_turned_as_the_decoder_turns_it(tmp_path, case):
+    image_format, at, metadata, is_turned = TURNS[case]
+    if image_format == "WEBP":
+        more = [Image.new("RGB", (WIDTH, HEIGHT))] * at
+        content = encoded("WEBP", exif=metadata, save_all=True, append_images=more)
+    else:
+        content = encoded(image_format)
+        content = content[:at] + metadata + content[at:]
+    file = ImageFile(tmp_path / "image")
+    file.path.write_bytes(content)
+    size = (WIDTH, HEIGHT) if is_turned else (HEIGHT, WIDTH)
+    assert read_image_bgr(file).shape[:2] == size
+    assert image_finding(file, *size) == ("", "")
+    assert f"is {size[1]} x {size[0]} pixels" in image_finding(file, *size[::-1]).error
 
 
 def encoded(image_format, **options):
