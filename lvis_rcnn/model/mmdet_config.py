@@ -67,7 +67,7 @@ COMPUTED: Table = (
     (r"neck\.(add_extra_convs|relu_before_extra_convs)", (False,)),
     (r"neck\.upsample_cfg\.mode", ("nearest",)),
     (r"\bnorm_cfg\.eps", (1e-5,)),
-    (r"\bnorm_cfg\.type", {"BN", "BN2d", "SyncBN", "MMSyncBN", "NaiveSyncBN"}),
+    (r"\bnorm_cfg\.type", {"BN", "BN2d", "BatchNorm2d", "SyncBN", "MMSyncBN", "SyncBatchNorm"}),
     (r"\bconv_cfg\.type", {"Conv", "Conv2d"}),
 )
 # Others may be the same network under another name, or almost: what is not as here is a note.
@@ -88,8 +88,10 @@ OTHER = re.compile(
     r"\.((train|test|init)_cfg|pretrained|loss_\w+|data_preprocessor|upsample_cfg|dcn|stage_with_dcn|plugins)(\.|$)"
     r"|\.(depth|num_stages|stem_channels|base_channels|deep_stem|avg_down|groups|base_width|frozen_stages|norm_eval"
     r"|momentum|requires_grad|with_cp|zero_init_residual|style|start_level|end_level|(\w+_)?(in|out)_channels|feat_channels"
-    r"|no_norm_on_lateral|contract_dilation|num_\w+|with_\w+|roi_feat_size|(reg_)?class_agnostic|reg_decoded_bbox|ctr_clamp|_scope_)$"
+    r"|no_norm_on_lateral|contract_dilation|num_\w+|with_\w+|roi_feat_size|(reg_)?class_agnostic|reg_decoded_bbox"
+    r"|ctr_clamp|_scope_)$"
 )
+IN_MODEL = r"^(model\.(.+\.)?)?"
 PIXELS = re.compile(r"(^|\.)(img_norm_cfg|data_preprocessor)(\.|$)|(^|\.)(\w*pipeline|mean|std|\w*to_rgb)$")
 UNCHECKED = "its anchors, box coding and region sizes are not checked"
 MOST_SETTINGS = 10_000  # of MMDetection's there are about 500; names that stand for each other may make any number
@@ -280,7 +282,11 @@ def other_pixels(config: MmdetConfig) -> tuple[str, str]:
     """What a config says of pixels of style caffe, and of another mean or deviation; empty where it does not."""
     caffe, others = [], []
     for place, value in config.read[0]:
-        if place.endswith("backbone.style") and is_plain(value) and value not in ("pytorch", None):
+        if (
+            re.search(r"^(model\.(.+\.)?)?backbone\.style$", place)
+            and is_plain(value)
+            and value not in ("pytorch", None)
+        ):
             caffe.append(f"{place} is {value!r:.40}")
         if isinstance(value, dict) and (defaults := pixel_defaults(place, value)):
             given = {**defaults, **value}
@@ -295,7 +301,7 @@ def other_pixels(config: MmdetConfig) -> tuple[str, str]:
 def pixel_defaults(place: str, value: dict[str, Any]) -> dict[str, Any]:
     """What MMDetection takes where a dictionary that turns pixels into numbers does not say it; empty for others."""
     kind = str(value.get("type")).rpartition(".")[2]
-    if kind == "DetDataPreprocessor" or (place.endswith("data_preprocessor") and "data_preprocessor" not in value):
+    if re.search(IN_MODEL + r"data_preprocessor$", place) and "data_preprocessor" not in value:
         return {"bgr_to_rgb": False, "mean": None, "std": None}
     return {"to_rgb": True} if kind == "Normalize" or place.endswith("img_norm_cfg") else {}
 
