@@ -102,8 +102,8 @@ def test_the_config_of_mmdetection_is_taken(form):
         model("rpn_head=dict(anchor_generator=dict(strides=[(4, 4), (8, 8), (16, 16), (32, 32), (64, 64)]))"),
         model("roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(output_size=(7, 7), aligned=None)))"),
         model(f"rpn_head={SCALES}") + model(),
-        f"teacher = dict(rpn_head={SCALES}, backbone=dict(style='caffe'))\nimg_norm_cfg = dict(mean={MEAN}, std={STD})\n"
-        + model(),
+        f"teacher = dict(rpn_head={SCALES}, backbone=dict(style='caffe'))\n" + model(),
+        f"img_norm_cfg = dict(mean={MEAN}, std={STD})\n" + model(),
         model().replace("bgr_to_rgb=True", "bgr_to_rgb=False, rgb_to_bgr=True"),
         '"""Seesaw"""\nfrom mmengine import read_base\nlr = 0.02 * 2\n' + model("train_cfg=dict(rcnn=1)"),
         "a = " + "+".join(["'x'"] * 400) + "\n" + model(),
