@@ -249,8 +249,7 @@ class ImageFiles:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        named = [root] if root.is_file() else sorted(root.glob("*.[zZ][iI][pP]"))
-        zips = [path for path in named if path.is_file()]
+        zips = [root] if root.is_file() else sorted(path for path in root.glob("*.[zZ][iI][pP]") if path.is_file())
         self.zips = [read_zip_index(path) for path in zips]
         self.is_folder: dict[Path, bool] = {}
 

@@ -258,7 +258,7 @@ def add_number(
     """
     noun, highest = "an integer" if kind is int else "a number", f", at most {most:.10g}"
     unlimited = f"above {least:g}" if above else f"{least:g} or more"
-    limited = f"above {least:g}{highest}" if above else f"from {least:g} to {most:.10g}"
+    limited = f"above {least:g}{highest}" if above else f"from {least:.10g} to {most:.10g}"
     bounds = unlimited if most == LARGEST else limited
 
     def read(typed: str) -> float:

@@ -42,20 +42,20 @@ def test_images_are_found_by_coco_url(tmp_path, images_dir, file_name):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-@pytest.mark.parametrize("root", [".", "train2017.zip"])
-def test_images_are_read_from_a_zip(tmp_path, method, root):
+@pytest.mark.parametrize(("root", "name"), [(".", "train2017.zip"), ("a.zip", "a.zip"), (".", "A.ZIP")])
+def test_images_are_read_from_a_zip(tmp_path, method, root, name):
     store = build(tmp_path, small_dataset())
     members = {f"train2017/{n:012}.jpg": CONTENT + bytes([n]) for n in (9, 7, 250)}
-    pack(tmp_path / "train2017.zip", members, method)
+    pack(tmp_path / name, members, method)
     found = ImageFiles(tmp_path / root).of(store, 0)
-    assert str(found) == f"{tmp_path}/train2017.zip: train2017/000000000007.jpg"
+    assert str(found) == f"{tmp_path}/{name}: train2017/000000000007.jpg"
     assert found.read() == CONTENT + b"\7"
     assert found.size_bytes == len(CONTENT) + 1
     assert pickle.loads(pickle.dumps(ImageFiles(tmp_path))).of(store, 0).read() == CONTENT + b"\7"
 
 
 def test_a_file_in_a_folder_wins(tmp_path):
-    pack(tmp_path / "train2017.ZIP", {"train2017/1.jpg": b"packed", "train2017/2.jpg": b"packed"})
+    pack(tmp_path / "train2017.zip", {"train2017/1.jpg": b"packed", "train2017/2.jpg": b"packed"})
     (tmp_path / "train2017").mkdir()
     (tmp_path / "train2017" / "2.jpg").write_bytes(b"unpacked")
     files = ImageFiles(tmp_path)

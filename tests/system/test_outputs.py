@@ -236,6 +236,16 @@ def test_a_number_that_makes_no_sense_is_named(
     assert line.startswith(f"error: {given[-2]}: is {given[-1]}; allowed: ")
 
 
+def test_an_image_is_named_by_any_id_that_it_may_have(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "report pictures --store data --images data --detections data --out new --show -5"
+    monkeypatch.setattr(sys, "argv", words.split())
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module("lvis_rcnn.report").main()
+    assert capsys.readouterr().err.startswith("error: data: ")
+
+
 @pytest.mark.parametrize(
     ("words", "ending"),
     [
