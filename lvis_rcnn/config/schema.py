@@ -50,7 +50,7 @@ IN_WORDS = {
 Name = Annotated[str, Field(pattern=NAME, description=IN_WORDS[NAME])]
 RowName = Annotated[str, Field(pattern=ROW_NAME, description=IN_WORDS[ROW_NAME])]
 Line = Annotated[str, StringConstraints(strip_whitespace=True, pattern=LINE)]
-Place = Annotated[str, Field(min_length=1)]
+Place = Annotated[str, Field(min_length=1, pattern=LINE)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -106,6 +106,7 @@ def test_the_studies_of_the_sampler_differ_in_nothing_else() -> None:
             ("title", f"a{one}b", r'title: is "a.*b"; allowed: one line of text without control characters; fix: ')
             for one in "\0\a\n\x1b\x85\u2029\u202e\u2067"
         ),
+        ("resources.weights_dir", "a\0b", r"resources\.weights_dir: .*allowed: one line"),
         ("rows", {"x": {"backbone": "r50", "title": "a\nb"}}, r"rows\.x\.title: .*allowed: one line"),
         ("report", {"base_url": "http://a/\nb"}, r"report\.base_url: .*allowed: one line"),
         ("study", "a" * 101, r"study: .*allowed: at most 100 lower-case"),
