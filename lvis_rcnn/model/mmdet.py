@@ -360,13 +360,13 @@ def name_notes(file: MmdetFile, names: Sequence[str]) -> list[str]:
     if file.classes is None:
         return ["the file does not name its classes: make sure that they are those of the annotations, in their order"]
     found: dict[str, list[str]] = {"spelt": [], "moved": [], "other": []}
-    known = [(spelling, places_of(map(spelling, names))) for spelling in (str, plainly, letters)]
+    known = [(spelling, places_of(map(spelling, names))) for spelling in (str, small, plainly, letters)]
     for place, (theirs, ours) in enumerate(zip(file.classes, names, strict=True)):
         if theirs != ours:
-            # In the strictest spelling in which it is one of their names, and no two of them are the same.
-            own = (places[spelling(theirs)] for spelling, places in known if len(places[spelling(theirs)]) == 1)
-            there = next(own, [])
-            kind = "other" if not there else "spelt" if there == [place] else "moved"
+            # In the strictest spelling that tells where it is one of their names, or at least that it is not this one.
+            there = (places[spelling(theirs)] for spelling, places in known if spelling(theirs))
+            own: list[int] = next((found for found in there if found and (len(found) == 1 or place not in found)), [])
+            kind = "other" if not own else "spelt" if own == [place] else "moved"
             found[kind].append(f"class {place} is {theirs!r} in the file, {ours!r} in the annotations")
     spelt, moved, other = found.values()
     most = max(int(MOST_RENAMED * len(names)), int(len(names) > 2))
@@ -382,9 +382,14 @@ def name_notes(file: MmdetFile, names: Sequence[str]) -> list[str]:
     return [count + one for one in spelt[:1]] + other
 
 
+def small(name: str) -> str:
+    """A class name without capital letters."""
+    return unicodedata.normalize("NFKC", name.casefold()).strip()
+
+
 def plainly(name: str) -> str:
     """A class name without capital letters, and with blanks for hyphens and underscores."""
-    return " ".join(re.sub(r"[-_]", " ", unicodedata.normalize("NFKC", name.casefold())).split())
+    return " ".join(re.sub(r"[-_]", " ", small(name)).split())
 
 
 def letters(name: str) -> str:

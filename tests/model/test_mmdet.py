@@ -452,6 +452,14 @@ def test_swapped_classes_that_differ_in_signs_or_capitals_alone_are_refused(name
         name_notes(named([names[1], names[0], *names[2:]]), names)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "names"), [(["X-1", "X_1", "b"], ["x_1", "x-1", "b"]), (["x 1", "-1", "x1"], ["-1", "x_1", "x-1"])]
+)
+def test_swapped_classes_are_refused_in_spellings_that_two_share(theirs, names):
+    with pytest.raises(InputError, match=r"2 of 3 classes stand at other places"):
+        name_notes(named(theirs), names)
+
+
 def test_a_spelling_that_two_classes_share_is_none():
     with pytest.raises(InputError, match=r"2 of 3 class names differ, the first: class 0 is 'T.V' in the file"):
         name_notes(named(["T.V", "T:V", "cup"]), ["TV", "T+V", "cup"])
