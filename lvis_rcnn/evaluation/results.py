@@ -275,7 +275,7 @@ def allowed_of(message: str, otherwise: str) -> str:
 def number(text: str) -> int | float:
     """A number that is written with a fraction or an exponent."""
     value = float(text)
-    return int(value) if value.is_integer() and value else value
+    return int(value) if value.is_integer() and str(value) != "-0.0" else value
 
 
 def rounded(scores: Sequence[int | float]) -> int | None:

@@ -340,10 +340,12 @@ def test_an_id_of_0_may_be_written_as_a_float_with_a_sign(tmp_path):
     assert evaluate(*paths, Scoring(official="yes"))["official"]["agrees"]
 
 
-def test_run_lengths_may_be_floats(tmp_path):
+@pytest.mark.parametrize("score", ["", '"score": null, '], ids=["alone", "beside a repeated key"])
+def test_run_lengths_may_be_floats(tmp_path, score):
     annotations = write(tmp_path / "truth.json", TWO_KINDS)
     runs = {"size": [100.0, 100.0], "counts": [0.0, 100.0, 9900.0]}
     results = write(tmp_path / "results.json", [{**record, "segmentation": runs} for record in GOOD])
+    results.write_text(results.read_text().replace('"score"', score + '"score"'))
     whole = {"size": [100, 100], "counts": [0, 100, 9900]}
     expected = write(tmp_path / "whole.json", [{**record, "segmentation": whole} for record in GOOD])
     assert evaluate(annotations, results, Scoring())["segm"] == evaluate(annotations, expected, Scoring())["segm"]
