@@ -6,6 +6,7 @@ what others wrote by hand is read as far as it is plain, and what is not is said
 
 import ast
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -164,7 +165,9 @@ def values_of(text: str) -> tuple[dict[str, Any], list[str]]:
     text = text.removeprefix("\ufeff")
     named: dict[str, Any] = {"true": True, "false": False, "null": None}  # JSON is read, too
     skipped = []
-    for statement in ast.parse(text).body:
+    with warnings.catch_warnings(action="ignore"):  # of a path with single backslashes
+        statements = ast.parse(text).body
+    for statement in statements:
         match statement:
             case ast.Assign(targets=[ast.Name(id="_base_")]):
                 skipped.append(source(text, statement))

@@ -107,6 +107,7 @@ def test_the_config_of_mmdetection_is_taken(form):
         model().replace("bgr_to_rgb=True", "bgr_to_rgb=False, rgb_to_bgr=True"),
         '"""Seesaw"""\nfrom mmengine import read_base\nlr = 0.02 * 2\n' + model("train_cfg=dict(rcnn=1)"),
         "a = " + "+".join(["'x'"] * 400) + "\n" + model(),
+        "root = 'data\\lvis'\n" + model(),
         "x = [1]\n" + "x = [x, x]\n" * 40 + model(),
     ],
 )
