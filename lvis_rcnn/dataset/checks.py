@@ -3,8 +3,8 @@
 Every image must exist, be complete and have the annotated size. Of the usual formats only header and last bytes are
 read, by Pillow, which decodes no pixels for that; 120,000 images take minutes. Pixels are decoded, by Pillow too, only
 if the end is not that of a complete file: it reports a truncated picture, whose rest OpenCV, the decoder of training,
-fills with grey. Images of other formats and of more than 8 bits, PNG and WebP with EXIF data, and all images where that
-is asked for, are decoded as in training.
+fills with grey. Images of other formats and of more than 8 bits, PNG with EXIF data, and all images where that is asked
+for, are decoded as in training.
 """
 
 import contextlib
@@ -20,7 +20,6 @@ import numpy as np
 from PIL.ImageFile import ImageFile as PillowFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 from tqdm import tqdm
 
 from lvis_rcnn.dataset.images import JPEG_END, JPEG_START, LOST, ImageFile, ImageFiles, decoded, decoded_silently
@@ -35,15 +34,13 @@ Reader = type[PillowFile]
 READERS: dict[bytes, Reader] = {
     JPEG_START: JpegImageFile,
     PNG_START: PngImageFile,
-    b"RIFF": WebPImageFile,
 }
-# Of images of more pixels OpenCV decides too: so many it decodes; of WEBP, so many Pillow opens.
-MOST_PIXELS, MOST_PIXELS_WEBP = 2**30, 2**27
+MOST_PIXELS = 2**30  # of images of more OpenCV decides too: so many it decodes
 PNG_BITS_AT = 24  # byte of a PNG file that says the bits of each channel
 # An image of more than 8 bits that is decoded to values below this, of 255, uses a quarter of its range or less.
 DARK = 64
 # Last bytes of a complete file; other formats are decoded.
-END_MARKERS = {"JPEG": JPEG_END, "PNG": b"IEND\xaeB`\x82"}
+END_MARKERS: dict[Reader, bytes] = {JpegImageFile: JPEG_END, PngImageFile: b"IEND\xaeB`\x82"}
 # So near its end a PNG may hold EXIF data that stand behind its pixels.
 PNG_TAIL_BYTES = 4096
 TWO_PIXELS = cv2.imencode(".jpg", np.zeros((1, 2, 3), np.uint8))[1].tobytes()
@@ -153,7 +150,7 @@ def image_finding(file: ImageFile, height_px: int, width_px: int, *, decode: boo
         with file.open_unchecked() as stream:
             start = stream.read(PNG_BITS_AT + 1)
             reader = next((reader for first, reader in READERS.items() if start.startswith(first)), None)
-            if reader and height_px * width_px <= (MOST_PIXELS_WEBP if reader is WebPImageFile else MOST_PIXELS):
+            if reader and height_px * width_px <= MOST_PIXELS:
                 error = None
                 with contextlib.suppress(ValueError, SyntaxError):  # a PNG with a long or damaged text, which it skips
                     error = header_error(file, stream, reader, height_px, width_px)
@@ -174,8 +171,8 @@ def header_error(file: ImageFile, stream: BinaryIO, reader: Reader, height_px: i
         if turned is not None and (height, width) != (height_px, width_px):
             note = " after the rotation in its EXIF data" if turned else ""
             return f"is {width} x {height} pixels{note}, annotated as {width_px} x {height_px}"
-        marker = END_MARKERS.get(image.format or "", b"")
-        if not marker or last_bytes(stream, len(marker)) != marker:
+        marker = END_MARKERS[reader]
+        if last_bytes(stream, len(marker)) != marker:
             stream.seek(0)
             image.load()
             # Pillow reads a PNG without its last chunk, OpenCV does not; bytes after the marker harm neither.
@@ -212,7 +209,7 @@ def vanished(content: bytes, most: int) -> str:
 
 
 def is_turned(image: PillowFile, stream: BinaryIO) -> bool | None:
-    """Whether OpenCV swaps height and width by the EXIF data; None if there are any outside a JPEG, where it may.
+    """Whether OpenCV swaps height and width by the EXIF data; None if there are any in a PNG, where it may.
 
     Pillow cannot say: it takes orientations of other forms, and from XMP. OpenCV is given 2 x 1 pixels with the same.
     """
@@ -222,8 +219,7 @@ def is_turned(image: PillowFile, stream: BinaryIO) -> bool | None:
         probe = decoded_silently(JPEG_START + segments + TWO_PIXELS.removeprefix(JPEG_START)) if found else None
         return probe is not None and probe.shape[:2] == (2, 1)
     in_head = any(str(key).endswith("exif") for key in image.info)
-    in_tail = isinstance(image, PngImageFile) and b"eXIf" in last_bytes(stream, PNG_TAIL_BYTES)
-    return None if in_head or in_tail else False
+    return None if in_head or b"eXIf" in last_bytes(stream, PNG_TAIL_BYTES) else False
 
 
 def last_bytes(stream: BinaryIO, most: int) -> bytes:
