@@ -175,8 +175,8 @@ def header_error(file: ImageFile, stream: BinaryIO, reader: Reader, height_px: i
         if last_bytes(stream, len(marker)) != marker:
             stream.seek(0)
             image.load()
-            # Pillow reads a PNG without its last chunk, OpenCV does not; bytes after the marker harm neither.
-            if marker not in file.read():
+            # Pillow reads a PNG without its last chunk, OpenCV does not; bytes after its name harm neither.
+            if marker[:4] not in file.read():
                 return "is truncated: it has no end marker"
     return None if turned is None else ""
 
