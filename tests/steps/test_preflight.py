@@ -360,11 +360,12 @@ def test_a_webp_whose_chunk_says_another_length_is_taken_as_the_decoder_takes_it
     assert image_finding(file, HEIGHT, WIDTH) == ("", "")
 
 
-def test_a_png_whose_text_is_damaged_is_taken_as_the_decoder_takes_it(tmp_path):
+def test_a_png_of_a_wrong_checksum_outside_its_pixels_is_taken_as_the_decoder_takes_it(tmp_path):
     png = encoded("PNG")
     text = (4).to_bytes(4, "big") + b"tEXta\0bc" + bytes(4)  # with a wrong checksum, behind the header
-    (tmp_path / "image").write_bytes(png[:33] + text + png[33:])
-    assert not image_finding(ImageFile(tmp_path / "image"), HEIGHT, WIDTH).error
+    for content in (png[:33] + text + png[33:], png[:-1] + b"x"):  # and of the last chunk
+        (tmp_path / "image").write_bytes(content)
+        assert not image_finding(ImageFile(tmp_path / "image"), HEIGHT, WIDTH).error
 
 
 def with_zeros(data):
