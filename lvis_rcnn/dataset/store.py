@@ -220,20 +220,30 @@ def open_store(path: Path) -> AnnotationStore:
         wanted = {name: dtype for name, dtype in ARRAYS.items() if name != "marks" or name in info.shapes}
         arrays = {name: load_array(path / f"{name}.npy", dtype, info.shapes[name]) for name, dtype in wanted.items()}
         arrays.setdefault("marks", np.zeros(len(arrays["labels"]), np.uint8))
-        check_labels(arrays, len(info.categories))
-    except (OSError, ValueError, KeyError) as error:
+        check_arrays(arrays, len(arrays["image_ids"]), len(info.categories))
+    except (OSError, EOFError, ValueError, KeyError) as error:
         raise InputError(str(path), f"the store is incomplete: {error}", fix=fix) from None
     return AnnotationStore(
         path, info.source_name, info.annotations_sha256, info.counts, tuple(info.categories), **arrays
     )
 
 
-def check_labels(arrays: dict[str, np.ndarray], categories: int) -> None:
-    """Raise ValueError where a label is none of 1 to ``categories``, as in a store that was edited: 1 ms of LVIS."""
+def check_arrays(arrays: dict[str, np.ndarray], images: int, categories: int) -> None:
+    """Raise ValueError for arrays that contradict each other, as in a store that was edited: 2 ms of LVIS."""
     for name in ("labels", "negative_labels", "not_exhaustive_labels"):
         labels = arrays[name]
         if len(labels) and not 1 <= labels.min() <= labels.max() <= categories:
             raise ValueError(f"{name}.npy holds {labels.min()} to {labels.max()}, not 1 to {categories}")
+    for of, entries in (
+        ("annotation", "labels"),
+        ("negative", "negative_labels"),
+        ("not_exhaustive", "not_exhaustive_labels"),
+        ("name", "name_bytes"),
+    ):
+        ends = arrays[f"{of}_offsets"]
+        in_order = (ends[0], ends[-1]) == (0, len(arrays[entries])) and (np.diff(ends) >= 0).all()
+        if not in_order or len(ends) != images * (2 if of == "name" else 1) + 1:
+            raise ValueError(f"{of}_offsets.npy are not the ends of {entries}.npy")
 
 
 def load_array(file: Path, dtype: str, shape: list[int]) -> np.ndarray:

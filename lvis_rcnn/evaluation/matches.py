@@ -98,7 +98,7 @@ def is_matches(path: Path) -> bool:
     try:
         with np.load(path) as archive:
             return "format" in archive and str(archive["format"]) == FORMAT
-    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile):
         return False
 
 

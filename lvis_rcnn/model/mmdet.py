@@ -224,13 +224,15 @@ class MmdetFile:
         return None if bias is None else bias.numel() - (2 if COUNTS_THERE in self.state else 1)
 
     @property
-    def heads(self) -> dict[str, str]:
-        """Settings of ``Model`` in which its heads differ from the recipe's: weights and config tell them.
+    def heads(self) -> dict[str, Any]:
+        """Settings of ``Model`` in which its heads and anchors differ from the recipe's: weights and config tell them.
 
         Raises:
-            InputError: a file of Seesaw without a config of its model.
+            InputError: Seesaw without a config.
         """
-        found = {key: "normalised" for key, layer in NORMALISED.items() if self.config.has(*layer)}
+        found: dict[str, Any] = {key: "normalised" for key, layer in NORMALISED.items() if self.config.has(*layer)}
+        if self.config.anchor_scale != PUBLISHED.anchor_scale:
+            found["anchor_scale"] = self.config.anchor_scale
         if COUNTS_THERE in self.state:
             if not self.config.names_model:
                 what = "is of Seesaw loss and no config names its model: are its predictors normalised?"
@@ -271,8 +273,7 @@ def read_mmdet(path: Path, *, trust_pickle: bool = False) -> MmdetFile:
 
 def refuse_others(file: MmdetFile) -> None:
     """Weights of other programs have other names, and are of other networks."""
-    kind = kind_of(file.state, file.meta)
-    if kind == OURS:
+    if (kind := kind_of(file.state, file.meta)) == OURS:
         fix = "use it as it is; weights export makes it a file of MMDetection"
         raise InputError(str(file.path), "is a model of lvis_rcnn already: nothing is to be imported", fix=fix)
     if kind not in (MMDET, UNKNOWN):
@@ -440,10 +441,10 @@ def write_mmdet(path: Path, state: Weights, meta: dict[str, Any], *, publish: bo
 
 
 def heads_of(meta: dict[str, Any]) -> dict[str, Any]:
-    """Settings of ``Model`` in which the heads of one of our models differ from the recipe's, by its meta.
+    """Settings of ``Model`` in which heads and anchors of one of our models differ from the recipe's, by its meta.
 
     An imported model has those of its file, a trained one those of its study.
     """
-    own = {key: value for key, value in network_in(meta).items() if key in HEADS}
+    own = {key: value for key, value in network_in(meta).items() if key in (*HEADS, "anchor_scale")}
     given = heads_in("model", meta) or heads_in("model", {"heads": own})
     return {key: value for key, value in given.items() if value != getattr(PUBLISHED, key)}

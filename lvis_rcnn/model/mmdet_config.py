@@ -19,8 +19,7 @@ from lvis_rcnn import __version__
 from lvis_rcnn.config.schema import Backbone
 from lvis_rcnn.dataloader.transforms import MEAN_RGB, STD_RGB
 from lvis_rcnn.model.normalised import TEMPERATURE
-from lvis_rcnn.model.weight_files import first_names, network_in, seesaw_in
-from lvis_rcnn.system.cli import InputError
+from lvis_rcnn.model.weight_files import first_names, is_scale, seesaw_in
 
 Table = tuple[tuple[str, tuple[Any, ...] | set[Any]], ...]
 
@@ -30,7 +29,6 @@ Table = tuple[tuple[str, tuple[Any, ...] | set[Any]], ...]
 ANCHORS = r"rpn_head\.(anchor_generator\.|anchor_)"
 COMPUTED: Table = (
     (rf"{ANCHORS}type", {"AnchorGenerator"}),
-    (rf"{ANCHORS}(scales|octave_base_scale)", (8,)),
     (rf"{ANCHORS}scales_per_octave", (1,)),
     (rf"{ANCHORS}ratios", (0.5, 1, 2)),
     (rf"{ANCHORS}(strides|base_sizes)", (4, 8, 16, 32, 64)),
@@ -71,6 +69,7 @@ COMPUTED: Table = (
     (r"\bnorm_cfg\.type", {"BN", "BN2d", "BatchNorm2d", "SyncBN", "MMSyncBN", "SyncBatchNorm"}),
     (r"\bconv_cfg\.type", {"Conv", "Conv2d"}),
 )
+ANCHOR_SCALE = rf"{ANCHORS}(scales|octave_base_scale)"
 # Others may be the same network under another name, or almost: what is not as here is a note.
 USUAL: Table = (
     (r"^model\.type", {"MaskRCNN", "TwoStageDetector"}),
@@ -150,6 +149,12 @@ class MmdetConfig:
     def names_model(self) -> bool:
         """Whether it has a model that was read."""
         return any(place == "model" and isinstance(value, dict) for place, value in self.read[0])
+
+    @property
+    def anchor_scale(self) -> float:
+        """Side of an anchor over the stride of its level, as it is said last, or the recipe's."""
+        said = [value[0] for place, value in self.model if re.search(ANCHOR_SCALE + "$", place) and len(value) == 1]
+        return next((float(scale) for scale in reversed(said) if is_scale(scale)), 8.0)
 
     def has(self, place: str, wanted: str) -> bool:
         """Whether a setting of its model, whose place ends so, has this value."""
@@ -262,9 +267,10 @@ def wanted_of(place: str, table: Table) -> tuple[Any, ...] | set[Any] | None:
 def other_settings(config: MmdetConfig) -> tuple[list[str], list[str]]:
     """What a config says that is another network: settings of ``COMPUTED``; and notes on what is not known here."""
     differing, unknown = [], []
+    computed = ((ANCHOR_SCALE, (config.anchor_scale,)), *COMPUTED)
     for place, value in config.model:
         said = f"{place} is {(value[0] if len(value) == 1 else list(value))!r:.60}"
-        if (wanted := wanted_of(place, COMPUTED)) is not None:
+        if (wanted := wanted_of(place, computed)) is not None:
             if not equal(value, wanted):
                 many = sorted(wanted) if isinstance(wanted, set) else [list(wanted) if len(wanted) > 1 else wanted[0]]
                 differing.append(f"{said}, not {' or '.join(map(str, many))}")
@@ -342,7 +348,7 @@ def mmdet_meta(
     groups = "" if backbone.groups == 1 else f", groups={backbone.groups}, base_width={backbone.width_per_group}"
     config = (
         f"model = dict(type='MaskRCNN', backbone=dict(type='{kind}', depth={depth}{groups}, style='pytorch'), "
-        f"rpn_head=dict(anchor_generator=dict(type='AnchorGenerator', scales=[{anchor_scale_in(meta)}], "
+        f"rpn_head=dict(anchor_generator=dict(type='AnchorGenerator', scales=[{heads.get('anchor_scale', 8.0)}], "
         "ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64])), "
         f"roi_head=dict(bbox_head=dict(num_classes={len(classes)}{box}), "
         f"mask_head=dict(num_classes={len(classes)}{mask})))\n"
@@ -356,11 +362,3 @@ def mmdet_meta(
         "time": meta.get("time"),
         "written_by": f"lvis_rcnn {__version__}",
     }
-
-
-def anchor_scale_in(meta: dict[str, Any]) -> float:
-    """The scale of its anchors that a trained model says, or the recipe's; InputError where it is none."""
-    scale: Any = network_in(meta).get("anchor_scale", 8.0)
-    if type(scale) in (int, float) and 0 < scale < float("inf"):
-        return float(scale)
-    raise InputError("model", f"says of its anchors: {scale!s:.80}", allowed="a number above 0", fix="correct it")

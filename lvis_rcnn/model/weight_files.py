@@ -202,17 +202,24 @@ def kind_of(state: Weights, meta: Mapping[str, Any]) -> str:
     return OURS if kind == TORCHVISION and "backbone" in meta else kind
 
 
-def heads_in(where: str, meta: Mapping[str, Any]) -> dict[str, str]:
-    """Settings of ``Model`` in which an imported model says that its heads differ from the recipe's.
+def is_scale(value: Any) -> bool:
+    """Whether a value is a scale of anchors."""
+    return type(value) in (int, float) and 0 < value < float("inf")
+
+
+def heads_in(where: str, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of ``Model`` in which an imported model says that its heads and anchors differ from the recipe's.
 
     Raises:
         InputError: it says something else.
     """
     heads = meta.get("heads") or {}
     allowed = {key: get_args(Model.model_fields[key].annotation) for key in HEADS}
-    if isinstance(heads, dict) and all(value in allowed.get(key, ()) for key, value in heads.items()):
+    if isinstance(heads, dict) and all(
+        is_scale(value) if key == "anchor_scale" else value in allowed.get(key, ()) for key, value in heads.items()
+    ):
         return heads
-    values = "; ".join(f"{key} {' or '.join(texts)}" for key, texts in allowed.items())
+    values = "; ".join(f"{key} {' or '.join(texts)}" for key, texts in allowed.items()) + "; anchor_scale above 0"
     raise InputError(where, f"says of its heads: {heads!s:.80}", allowed=values, fix="import it again")
 
 

@@ -26,6 +26,7 @@ from lvis_rcnn import fetch
 from lvis_rcnn import weights as weights_module
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.dataset.store import build_store
+from lvis_rcnn.inference.standalone import load_standalone
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
 from lvis_rcnn.model.mmdet import MmdetFile, converted, name_notes, read_mmdet, to_ours, write_mmdet
 from lvis_rcnn.model.mmdet_config import mmdet_meta
@@ -544,12 +545,14 @@ def test_a_model_that_does_not_say_what_it_is_is_not_written(tmp_path, meta, sta
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_anchors_of_a_study_are_written_and_no_import_takes_them_for_others(tmp_path, state):
+def test_the_anchors_of_a_study_are_written_and_read(tmp_path, state):
     meta = {"backbone": "r50", "CLASSES": NAMES, "settings": {"model": {"anchor_scale": 4.0}}}
     path = write_mmdet(tmp_path / "out.pth", to_ours(state), meta, publish=False)
-    refused(path, r"is another network: model.rpn_head.anchor_generator.scales is 4.0, not 8")
+    assert "anchor_generator=dict(type='AnchorGenerator', scales=[4.0], " in torch.load(path)["meta"]["cfg"]
+    assert read_mmdet(path).heads == {"anchor_scale": 4.0}
+    assert load_standalone(path, torch.device("cpu")).model.rpn.anchor_scale == 4.0
     for odd in (0, -4.0, float("nan"), float("inf"), "4", None):
-        with pytest.raises(InputError, match=r"model: says of its anchors: .*; allowed: a number above 0"):
+        with pytest.raises(InputError, match=r"model: says of its heads: .*; anchor_scale above 0"):
             write_mmdet(path, to_ours(state), {**meta, "settings": {"model": {"anchor_scale": odd}}}, publish=False)
 
 

@@ -29,8 +29,9 @@ def model(*settings):
 
 
 OTHERS = [
-    ("rpn_head=dict(anchor_generator=dict(scales=[4]))", "model.rpn_head.anchor_generator.scales is 4, not 8"),
-    ("rpn_head=dict(anchor_scales=[4])", "anchor_scales"),
+    ("rpn_head=dict(anchor_generator=dict(scales=[4, 8]))", "model.rpn_head.anchor_generator.scales is [4, 8], not 8"),
+    ("rpn_head=dict(anchor_scales=['8'])", "anchor_scales"),
+    ("rpn_head=dict(anchor_generator=dict(scales=[0]))", "scales"),
     ("rpn_head=dict(anchor_generator=dict(type='LegacyAnchorGenerator'))", "type"),
     ("rpn_head=dict(anchor_generator=dict(ratios=(0.5, 1.0, 3.0)))", "ratios"),
     ("rpn_head=dict(anchor_generator=dict(strides=[8, 16, 32, 64, 128]))", "strides"),
@@ -76,11 +77,14 @@ SCALES = "dict(anchor_generator=dict(scales=[4]))"
     ],
 )
 def test_a_setting_is_read_however_plain_python_says_it(config):
-    assert other_settings(MmdetConfig({"config": config}))[0] == ["model.rpn_head.anchor_generator.scales is 4, not 8"]
+    read = MmdetConfig({"config": config})
+    assert read.anchor_scale == 4
+    assert other_settings(read)[0] == []
 
 
 def test_both_configs_of_a_file_are_read():
-    for config, cfg in ((model(), model(f"rpn_head={SCALES}")), (model(f"rpn_head={SCALES}"), model())):
+    usual = model("rpn_head=dict(anchor_generator=dict(scales=[8]))")
+    for config, cfg in ((usual, model(f"rpn_head={SCALES}")), (model(f"rpn_head={SCALES}"), usual)):
         assert other_settings(MmdetConfig({"config": config, "cfg": cfg}))[0]
 
 

@@ -261,7 +261,7 @@ def test_settings_come_from_the_model_or_the_record_beside_it_or_its_study(drawn
         ({"CLASSES": [["cup"]]}, r"has category \['cup'\] in place of"),
         ({"heads": "seesaw"}, "says of its heads: seesaw; allowed: classification softmax or seesaw; box_classifier"),
         ({"heads": {"mask_predictor": None}}, "says of its heads: {'mask_predictor': None}; allowed: .*; fix: import "),
-        ({"heads": {"anchor_scale": 4}}, "says of its heads: {'anchor_scale': 4}"),
+        ({"heads": {"anchor_scale": 0}}, "says of its heads: {'anchor_scale': 0}; allowed: .*anchor_scale above 0"),
     ],
 )
 def test_a_model_that_says_odd_things_of_itself_is_one_line(model_path, tmp_path, odd, message):
