@@ -202,8 +202,8 @@ def record_name(data: Text, where: str, section: str, index: int) -> str:
 
 def problem_of(problem: str, data: Text, path: str) -> str:
     """A problem of msgspec, in which what :func:`lvis_rcnn.dataset.json_text.mended` writes for NaN is named."""
-    if problem.endswith("got str") and value_at(data, path) == "":
-        return problem.removesuffix("str") + "NaN, infinity or an empty text"
+    if problem.endswith(("got str", "invalid enum value ''")) and value_at(data, path) == "":
+        return problem.removesuffix("str").replace("''", "") + "NaN, infinity or an empty text"
     return problem
 
 

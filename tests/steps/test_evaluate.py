@@ -269,6 +269,7 @@ def test_a_wrong_result_is_named(tmp_path, change, message):
         ("annotations", {"id": 1.5}, r"annotations\[0\] \(id 1.5\): id: expected int, got float"),
         ("annotations", {"segmentation": None}, r"annotation 1: segmentation: .*fix: .*--kinds bbox"),
         ("images", {"neg_category_ids": None}, r"images\[0\] \(id 1\): neg_category_ids: expected array, got null"),
+        ("categories", {"frequency": float("nan")}, r"frequency: invalid enum value NaN, .*; allowed: r, c or f"),
         ("categories", {"frequency": "x"}, r"categories\[0\] \(id 1\): frequency: .*allowed: r, c or f"),
     ],
 )
