@@ -420,6 +420,8 @@ def damage(store: Path, kind: str) -> None:
         np.save(store / "labels.npy", np.zeros(3, "<i4"))
     elif kind == "offsets":
         np.save(store / "annotation_offsets.npy", np.load(store / "annotation_offsets.npy") + 1)
+    elif kind == "polygons":
+        np.save(store / "coordinate_offsets.npy", np.load(store / "coordinate_offsets.npy") * 0)
     elif kind == "empty":
         (store / "areas.npy").write_bytes(b"")
     elif kind == "categories":
@@ -444,6 +446,7 @@ def damage(store: Path, kind: str) -> None:
         ("garbled", "store.json is not that of a store"),
         ("labels", "the store is incomplete: labels.npy holds 0 to 0, not 1 to 3"),
         ("offsets", "the store is incomplete: annotation_offsets.npy are not the ends of labels.npy"),
+        ("polygons", "the store is incomplete: coordinate_offsets.npy are not the ends of coordinates.npy"),
         ("empty", "the store is incomplete: "),
         ("categories", "negative_labels.npy holds 1 to 3, not 1 to 2"),
     ],
