@@ -304,7 +304,7 @@ def read_sampling(folder: Path) -> Sampling:
         if rounding not in ROUNDINGS:
             raise ValueError(f"unknown rounding {rounding!r}")
         return Sampling(np.array([factor for factor, _ in rows]), rounding)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         if isinstance(error, OSError):
             reason = f"{Path(error.filename or folder).name}: {error.strerror}"

@@ -131,7 +131,7 @@ def read_statistics(path: Path) -> CategoryStatistics:
             instance_counts=np.array([int(row["instance_count"]) for row in rows]),
             dimensions=np.array([float(row["fractal_dimension"]) for row in rows]),
         )
-    except (OSError, LookupError, TypeError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else repr(error)
         raise InputError(str(path), f"no readable statistics of categories: {reason}", fix=FIX) from None
 

@@ -1,5 +1,6 @@
 """Pages about a study, one HTML file each, which open anywhere without a network."""
 
+import contextlib
 import csv
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -178,7 +179,8 @@ def job_costs(folder: Path) -> list[list[Any]]:
     for file in sorted(folder.rglob("*.tsv")):
         if not file.is_file():
             continue
-        with file.open(newline="", encoding="utf-8", errors="replace") as lines:
+        # A damaged line is left out, as what follows it.
+        with contextlib.suppress(csv.Error), file.open(newline="", encoding="utf-8", errors="replace") as lines:
             for measured in csv.DictReader(lines, delimiter="\t"):
                 seconds, cpu, memory_mib = (number(measured.get(key)) for key in ("s", "cpu_time", "max_rss"))
                 name = str(file.relative_to(folder).with_suffix(""))

@@ -129,7 +129,7 @@ def read_category_figures(folder: Path) -> tuple[CategoryFigures, dict[int, int]
         return figures, {int(row["category_id"]): int(row["image_count"]) for row in rows}
     except FileNotFoundError:
         return None
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         fix = "write them again with python -m lvis_rcnn repeat_factors"
         raise InputError(str(folder), f"no readable tables of repeat factors: {error!r}", fix=fix) from None
 

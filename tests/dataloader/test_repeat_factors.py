@@ -329,6 +329,7 @@ def test_factors_come_back_to_the_last_digit(
         ("image_id,factor,copies\n1,1.0,1\n2,1.0,0\n", '{"rounding": "ceil"}'),  # dropped, but with a factor
         ("image_id,factor,copies\n1,inf,1\n", '{"rounding": "ceil"}'),
         ("image_id,factor,copies\n1,0.5,1\n", '{"rounding": "ceil"}'),
+        ("\0" * 200_000, '{"rounding": "ceil"}'),  # as a disk that failed leaves a file
         ("image_id,factor,copies\n1,0.0,0\n", '{"rounding": "ceil"}'),
         ("image_id,factor,copies\n1,1.0,1\n", None),
         ("image_id,factor,copies\n1,1.0,1\n", "{}"),
