@@ -93,7 +93,8 @@ OTHER = re.compile(
 )
 IN_MODEL = r"^(model\.(.+\.)?)?"
 PIXELS = re.compile(r"(^|\.)(img_norm_cfg|data_preprocessor)(\.|$)|(^|\.)(\w*pipeline|mean|std|\w*to_rgb)$")
-UNCHECKED = "its anchors, box coding and region sizes are not checked"
+CAFFE = re.compile(r"""['"]?style['"]?\s*[=:]\s*['"]caffe['"]|\w*to_rgb['"]?\s*[=:]\s*[Ff]alse""")
+UNCHECKED = "its anchors, box coding, region sizes and pixels are not checked"
 MOST_SETTINGS = 10_000  # of MMDetection's there are about 500; names that stand for each other may make any number
 
 
@@ -137,6 +138,11 @@ class MmdetConfig:
                 notes.append(f"its config has {first_names([f'`{one:.60}`' for one in skipped])}, which is not checked")
         return found, notes
 
+    @property
+    def unparsed(self) -> list[str]:
+        """The texts that are not Python."""
+        return [text for text in self.texts if is_no_python(text)]
+
     @cached_property
     def model(self) -> list[tuple[str, tuple[Any, ...]]]:
         """Places of the settings of its model, and their values without the nesting of lists."""
@@ -167,7 +173,8 @@ def values_of(text: str) -> tuple[dict[str, Any], list[str]]:
     Raises:
         SyntaxError, ValueError, RecursionError, MemoryError: it is not Python.
     """
-    text = text.removeprefix("\ufeff")
+    # Early files of MMDetection hold the path of each config before its text.
+    text = re.sub(r"(?m)^/.*\.py\r?$", "", text.removeprefix("\ufeff"))
     named: dict[str, Any] = {"true": True, "false": False, "null": None}  # JSON is read, too
     skipped = []
     with warnings.catch_warnings(action="ignore"):  # of a path with single backslashes
@@ -187,6 +194,15 @@ def values_of(text: str) -> tuple[dict[str, Any], list[str]]:
             case _:
                 skipped.append(source(text, statement))
     return named, skipped
+
+
+def is_no_python(text: str) -> bool:
+    """Whether nothing can be read of a text."""
+    try:
+        values_of(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return True
+    return False
 
 
 def source(text: str, node: ast.AST) -> str:
@@ -289,7 +305,8 @@ def other_settings(config: MmdetConfig) -> tuple[list[str], list[str]]:
 
 def other_pixels(config: MmdetConfig) -> tuple[str, str]:
     """What a config says of pixels of style caffe, and of another mean or deviation; empty where it does not."""
-    caffe, others = [], []
+    # Of a text that is not Python, too; nothing else is found in one.
+    caffe, others = [found[0] for text in config.unparsed if (found := CAFFE.search(text))], []
     for place, value in config.read[0]:
         if (
             re.search(r"^(model\.(.+\.)?)?backbone\.style$", place)

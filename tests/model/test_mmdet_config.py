@@ -176,6 +176,8 @@ def test_another_normalisation_is_refused(tmp_path, config, said):
         (model().replace("=True", "=0"), "model.data_preprocessor: bgr_to_rgb is not True"),
         ("img_norm_cfg = dict(mean=[103.5], to_rgb=False)", "img_norm_cfg: to_rgb is not True"),
         ("p = [dict(type='Normalize', to_rgb=False)]", "p: to_rgb is not True"),
+        ("no Python [; backbone=dict(style='caffe')", "style='caffe'"),
+        ("/a b/c.py\nmodel = dict(backbone=dict(style='caffe'))\n", "model.backbone.style is 'caffe'"),
     ],
 )
 @pytest.mark.parametrize("key", ["config", "cfg"])
