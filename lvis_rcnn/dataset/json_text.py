@@ -79,12 +79,17 @@ def mended_token(found: re.Match[bytes]) -> bytes:
     """What a token of a text becomes."""
     token = found[1]
     if token is None:
-        return HALF.sub(lambda half: half[1] or b"\\ufffd", found[0])
+        return without_halves(found[0])
     if token[-1:] in b"Ny":
         return found[0].removesuffix(token) + b'""'
     number = float(token)
     is_exact = number.is_integer() and abs(number) < 2**53
     return found[0].removesuffix(token) + b"%d" % number if is_exact else found[0]
+
+
+def without_halves(text: bytes) -> bytes:
+    """JSON in which halves of pairs of escapes, which msgspec refuses, are U+FFFD."""
+    return HALF.sub(lambda half: half[1] or b"\\ufffd", text)
 
 
 def value_at(text: Text, path: str) -> Any:

@@ -223,7 +223,7 @@ def results_of(records: Sequence[Mapping[str, Any]], start: int, kind: type[Resu
     """Checked records; ``start`` is the place of the first. InputError for one that is no detection."""
     try:
         return msgspec.convert(records, list[kind])  # type: ignore[valid-type]
-    except (msgspec.ValidationError, OverflowError, RecursionError):
+    except (msgspec.ValidationError, OverflowError, RecursionError, UnicodeEncodeError):
         checked = []
     for place, record in enumerate(records, start):
         try:
@@ -242,11 +242,13 @@ def plain(value: Any, nan: str | None = None) -> Any:
     """
     value = as_list(value) if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
-        return {str(key): plain(inner, nan) for key, inner in value.items()}
+        return {plain(str(key)): plain(inner, nan) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner, nan) for inner in value]
     if isinstance(value, bytes | bytearray):
         return value.decode("latin-1")
+    if isinstance(value, str):  # half of a pair of escapes becomes what it does in a file
+        return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
     if nan is not None and isinstance(value, float) and not math.isfinite(value):
         return nan
     # As the reader of files: a larger number may stand for another one.

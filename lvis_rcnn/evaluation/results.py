@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from lvis_rcnn.dataset.detections import concatenate, read_shard, shards_of
-from lvis_rcnn.dataset.json_text import Text, json_of, mended, read_text
+from lvis_rcnn.dataset.json_text import Text, json_of, mended, read_text, without_halves
 from lvis_rcnn.dataset.lookup import finder, positions
 from lvis_rcnn.dataset.pieces import Pieces, sha256_of
 from lvis_rcnn.dataset.records import Int64Number
@@ -252,7 +252,7 @@ def all_records(text: Text, where: str, kinds: Sequence[Kind]) -> list[Result]:
     NaN is no JSON, but some tools write it, so that it passes here for the checks to name it.
     """
     try:
-        records = json.loads(bytes(text), parse_float=number)
+        records = json.loads(without_halves(bytes(text)), parse_float=number)
         if isinstance(records, dict):
             raise InputError(where, "is an object, no list", allowed=CONTENT, fix=LIST_ALONE)
         found: list[Result] = msgspec.convert(records, list[type_of_results(kinds)])  # type: ignore[misc]

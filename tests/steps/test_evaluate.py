@@ -231,6 +231,7 @@ def test_only_the_kind_that_is_there_is_scored(tmp_path, kind):
         ({"segmentation": {"size": [100, 100], "counts": "é"}}, r"result 1 .*: mask is damaged"),
         ({"segmentation": {"size": [100, 100], "counts": [1, 2]}}, r"result 1 .*: mask is damaged"),
         ({"segmentation": {"size": [100, 100], "counts": "\ud800"}}, r"result 1 .*: mask is damaged"),
+        ({"segmentation": {"size": ["\ud800", 100], "counts": "0"}}, r"`int`.*got `str` - at .*segmentation.size"),
         (
             {"segmentation": [[1, 2, 3, 4]]},
             r"result 1 .*: polygon of 4 numbers; allowed: an even number, of one polygon .* 6",
