@@ -291,6 +291,14 @@ def test_what_the_lvis_package_cannot_read_in_unread_keys_is_scored_all_the_same
     assert metrics["segm"] == evaluate(write(tmp_path / "plain.json", TWO_KINDS), results, Scoring())["segm"]
 
 
+def test_a_box_of_an_unknown_category_is_not_looked_at_as_in_the_lvis_package(tmp_path):
+    annotations, unknown = write(tmp_path / "truth.json", TWO_KINDS), {"category_id": 9, "bbox": [float("nan")] * 4}
+    results = write(tmp_path / "results.json", [*GOOD, {**GOOD[0], **unknown}])
+    metrics = evaluate(annotations, results, Scoring(official="yes"))
+    assert metrics["official"]["agrees"]
+    assert metrics["bbox"] == evaluate(annotations, write(tmp_path / "known.json", GOOD), Scoring())["bbox"]
+
+
 def test_detections_of_a_pipe_are_read_once(tmp_path):
     annotations, text = write(tmp_path / "truth.json", TWO_KINDS), json.dumps(GOOD).encode()
     reader, writer = os.pipe()
