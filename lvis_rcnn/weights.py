@@ -15,12 +15,12 @@ from typing import Any
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.config.zoo import digest_in_name
 from lvis_rcnn.dataset.store import open_store
+from lvis_rcnn.model.class_names import name_notes
 from lvis_rcnn.model.mmdet import (
     COUNTER,
     MmdetFile,
     backbone_of,
     converted,
-    name_notes,
     read_mmdet,
     write_mmdet,
 )
@@ -58,7 +58,7 @@ def import_mmdet(
         InputError: backbone, classes, keys or shapes do not fit.
     """
     state = converted(file, backbone, len(names))
-    notes = [*file.notes, *name_notes(file, names)]
+    notes = [*file.notes, *name_notes(str(file.path), file.classes, names)]
     if not file.config.texts:
         notes.append("the file has no config: that it is of pytorch style, trained on RGB, cannot be checked")
     added = sum(key.endswith(COUNTER) for key in state) - sum(key.endswith(COUNTER) for key in file.state)

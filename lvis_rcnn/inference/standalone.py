@@ -28,8 +28,9 @@ from lvis_rcnn.dataset.json_text import read_text
 from lvis_rcnn.dataset.records import Int64Number, integers
 from lvis_rcnn.dataset.store import open_store
 from lvis_rcnn.inference.detector import boxes_in_original, class_shifts, image_detections, on_host
+from lvis_rcnn.model.class_names import name_notes
 from lvis_rcnn.model.mask_rcnn import MaskRcnn, detect, network_on_meta, set_precision
-from lvis_rcnn.model.mmdet import PUBLISHED, backbone_of, converted, name_notes, read_mmdet
+from lvis_rcnn.model.mmdet import PUBLISHED, backbone_of, converted, read_mmdet
 from lvis_rcnn.model.postprocess import ImageDetections
 from lvis_rcnn.model.weight_files import OURS, Weights, heads_in, kind_of, read_content, require_finite, state_in
 from lvis_rcnn.model.weights import require_fit
@@ -67,6 +68,8 @@ def read_categories(path: Path) -> list[NamedCategory]:
         return [NamedCategory(one.id, one.name) for one in open_store(path).categories]
     text = read_text(path, "--annotations", "an annotation file of LVIS or COCO, or a store")
     categories = strictly_or_mended(text, str(path), CategoriesOnly, {"categories": NamedCategory}).categories
+    if not categories:
+        raise InputError(str(path), "has no categories", fix="name the annotations that the model was trained for")
     check_unique(integers(one.id for one in categories), str(path), "category")
     return categories
 
@@ -190,7 +193,7 @@ def read_published(
         fix = "name the annotation file that it was trained for: --annotations FILE"
         raise InputError(str(path), "does not name its categories", fix=fix)
     state = converted(file, backbone, len(names))
-    for note in (*file.notes, *name_notes(file, names)):
+    for note in (*file.notes, *name_notes(str(file.path), file.classes, names)):
         log.info("note: %s", note)
     return backbone, names, state, file.heads
 

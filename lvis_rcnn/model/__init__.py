@@ -18,6 +18,7 @@ In the order of the data:
     mask_rcnn    all of it: ``losses`` and ``detect``
     weight_files  files of weights: whose they are, what surrounds the weights
     weights      model.pth; what a training begins with
+    class_names  names of classes in weights beside those of annotations
     mmdet_config  the config in a file of MMDetection: what no name and no shape shows
     mmdet        files and parameter names of MMDetection, both ways
 """

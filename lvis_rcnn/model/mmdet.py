@@ -6,9 +6,6 @@ its SHA-256 (MMDetection, tools/model_converters/publish_model.py).
 
 import os
 import re
-import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -176,10 +173,6 @@ def backbone_of(state: Weights, prefix: str) -> str | None:
     return None
 
 
-# So large a part of the class names may differ: spelling was corrected (stero_equipment). More are other categories.
-MOST_RENAMED = 0.1
-
-
 @dataclass(frozen=True)
 class MmdetFile:
     """A file of MMDetection: its weights, and its meta, which describes them."""
@@ -188,8 +181,13 @@ class MmdetFile:
     sha256: str
     state: dict[str, torch.Tensor]
     meta: dict[str, Any]
-    notes: tuple[str, ...] = ()
-    """What was left out, and what is assumed."""
+    left_out: tuple[str, ...] = ()
+    """Of what surrounds the weights."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out, and what of its config is not checked."""
+        return [*self.left_out, *other_settings(self.config)[1]]
 
     @property
     def mmdet_version(self) -> str | None:
@@ -261,8 +259,7 @@ def read_mmdet(path: Path, *, trust_pickle: bool = False) -> MmdetFile:
         what = f"has no state_dict, but {first_names([str(key) for key in content]) or 'nothing'}"
         raise InputError(str(path), what, allowed="a checkpoint of MMDetection: meta and state_dict")
     state, notes = freed(found)
-    described = meta if isinstance(meta, dict) else {}
-    file = MmdetFile(path, sha256, state, described, (*notes, *other_settings(MmdetConfig(described))[1]))
+    file = MmdetFile(path, sha256, state, meta if isinstance(meta, dict) else {}, tuple(notes))
     refuse_others(file)
     refuse_other_pixels(file)
     refuse_other_settings(file)
@@ -349,61 +346,6 @@ def converted(file: MmdetFile, backbone: str, num_categories: int) -> dict[str, 
     settings = PUBLISHED.model_copy(update=file.heads)
     require_shapes(where, file.state, layout(BACKBONES[backbone], num_categories, settings), what_for)
     return to_ours(file.state)
-
-
-def name_notes(file: MmdetFile, names: Sequence[str]) -> list[str]:
-    """How the class names of a file differ from those of the annotations, in whose order they must be.
-
-    Raises:
-        InputError: a class stands at another place in the annotations, or more than ``MOST_RENAMED`` of the names (one
-            where there are three to ten, none of fewer) are none of theirs, in no spelling.
-    """
-    if file.classes is None:
-        return ["the file does not name its classes: make sure that they are those of the annotations, in their order"]
-    found: dict[str, list[str]] = {"spelt": [], "moved": [], "other": []}
-    known = [(spelling, places_of(map(spelling, names))) for spelling in (str, small, plainly, letters)]
-    for place, (theirs, ours) in enumerate(zip(file.classes, names, strict=True)):
-        if theirs != ours:
-            # In the strictest spelling that tells where it is one of their names, or at least that it is not this one.
-            there = (places[spelling(theirs)] for spelling, places in known if spelling(theirs))
-            own: list[int] = next((found for found in there if found and (len(found) == 1 or place not in found)), [])
-            kind = "other" if not own else "spelt" if own == [place] else "moved"
-            found[kind].append(f"class {place} is {theirs!r} in the file, {ours!r} in the annotations")
-    spelt, moved, other = found.values()
-    most = max(int(MOST_RENAMED * len(names)), int(len(names) > 2))
-    if moved or len(other) > most:
-        what = f"{len(moved)} of {len(names)} classes stand at other places, the first: {moved[0]}" if moved else ""
-        raise InputError(
-            str(file.path),
-            what or f"{len(other)} of {len(names)} class names differ, the first: {other[0]}",
-            allowed=f"the categories of the annotations, in their order; {most} may have other names",
-            fix="name the file, or the annotations, of the same dataset version",
-        )
-    count = f"{len(spelt)} class names differ in capital letters, blanks or signs, the first: "
-    return [count + one for one in spelt[:1]] + other
-
-
-def small(name: str) -> str:
-    """A class name without capital letters."""
-    return unicodedata.normalize("NFKC", name.casefold()).strip()
-
-
-def plainly(name: str) -> str:
-    """A class name without capital letters, and with blanks for hyphens and underscores."""
-    return " ".join(re.sub(r"[-_]", " ", small(name)).split())
-
-
-def letters(name: str) -> str:
-    """The letters and figures of a class name, without capitals."""
-    return "".join(filter(str.isalnum, plainly(name)))
-
-
-def places_of(names: Iterable[str]) -> defaultdict[str, list[int]]:
-    """The places of each name."""
-    places = defaultdict(list)
-    for place, name in enumerate(names):
-        places[name].append(place)
-    return places
 
 
 def write_mmdet(path: Path, state: Weights, meta: dict[str, Any], *, publish: bool) -> Path:

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lvis_rcnn import __version__
-from lvis_rcnn.config.schema import Backbone
+from lvis_rcnn.config.schema import Backbone, Model
 from lvis_rcnn.dataloader.transforms import MEAN_RGB, STD_RGB
 from lvis_rcnn.model.normalised import TEMPERATURE
 from lvis_rcnn.model.weight_files import first_names, is_scale, seesaw_in
@@ -69,6 +69,7 @@ COMPUTED: Table = (
     (r"\bnorm_cfg\.type", {"BN", "BN2d", "BatchNorm2d", "SyncBN", "MMSyncBN", "SyncBatchNorm"}),
     (r"\bconv_cfg\.type", {"Conv", "Conv2d"}),
 )
+ANCHORS_OF_RECIPE: float = Model.model_fields["anchor_scale"].default
 ANCHOR_SCALE = rf"{ANCHORS}(scales|octave_base_scale)"
 # Others may be the same network under another name, or almost: what is not as here is a note.
 USUAL: Table = (
@@ -94,7 +95,7 @@ OTHER = re.compile(
 IN_MODEL = r"^(model\.(.+\.)?)?"
 PIXELS = re.compile(r"(^|\.)(img_norm_cfg|data_preprocessor)(\.|$)|(^|\.)(\w*pipeline|mean|std|\w*to_rgb)$")
 CAFFE = re.compile(r"""['"]?style['"]?\s*[=:]\s*['"]caffe['"]|\w*to_rgb['"]?\s*[=:]\s*[Ff]alse""")
-UNCHECKED = "its anchors, box coding, region sizes and pixels are not checked"
+EARLY_PATH = re.compile(r"(?m)^/.*\.py\r?$")
 MOST_SETTINGS = 10_000  # of MMDetection's there are about 500; names that stand for each other may make any number
 
 
@@ -118,91 +119,96 @@ class MmdetConfig:
         return [one.decode(errors="replace") if isinstance(one, bytes) else str(one) for one in given if one]
 
     @cached_property
-    def read(self) -> tuple[list[tuple[str, Any]], list[str]]:
-        """Places (``model.neck.type``) and their values, dictionaries too; and what was not read, as notes."""
-        found: list[tuple[str, Any]] = []
-        notes = []
-        for text in self.texts:
-            try:
-                named, skipped = values_of(text)
-                own = list(islice(nodes(named, ""), MOST_SETTINGS))
-            except (SyntaxError, ValueError, RecursionError, MemoryError):
-                notes.append(f"its config is not Python: {UNCHECKED}")
-                continue
-            found += own
-            if len(own) == MOST_SETTINGS:
-                notes.append(f"its config has more than {MOST_SETTINGS} settings, of which the first are checked")
-            if "model" not in named:
-                notes.append(f"its config names no model: {UNCHECKED}")
-            if skipped:
-                notes.append(f"its config has {first_names([f'`{one:.60}`' for one in skipped])}, which is not checked")
-        return found, notes
+    def readings(self) -> list["Reading | None"]:
+        """What is read of each text; None of one that is not Python."""
+        return [reading_of(text) for text in self.texts]
 
     @property
-    def unparsed(self) -> list[str]:
-        """The texts that are not Python."""
-        return [text for text in self.texts if is_no_python(text)]
+    def places(self) -> list[tuple[str, Any]]:
+        """Places (``model.neck.type``) and their values, dictionaries too, of all texts."""
+        return [one for reading in self.readings if reading for one in reading.places]
+
+    @property
+    def notes(self) -> list[str]:
+        """What was not read."""
+        found = []
+        for reading in self.readings:
+            if reading is None:
+                found.append("its config is not Python: nothing of it but style caffe is checked")
+                continue
+            if len(reading.places) == MOST_SETTINGS:
+                found.append(f"its config has more than {MOST_SETTINGS} settings, of which the first are checked")
+            if "model" not in dict(reading.places):
+                found.append("its config names no model: its anchors, box coding and region sizes are not checked")
+            if reading.skipped:
+                skipped = first_names([f"`{one:.60}`" for one in reading.skipped])
+                found.append(f"its config has {skipped}, which is not checked")
+        return found
 
     @cached_property
     def model(self) -> list[tuple[str, tuple[Any, ...]]]:
         """Places of the settings of its model, and their values without the nesting of lists."""
         plain_values = [
-            (place, flat(value)) for place, value in self.read[0] if place.startswith("model.") and is_plain(value)
+            (place, flat(value)) for place, value in self.places if place.startswith("model.") and is_plain(value)
         ]
         return [(place, value) for place, value in plain_values if value]
 
     @property
     def names_model(self) -> bool:
         """Whether it has a model that was read."""
-        return any(place == "model" and isinstance(value, dict) for place, value in self.read[0])
+        return any(place == "model" and isinstance(value, dict) for place, value in self.places)
 
     @property
     def anchor_scale(self) -> float:
         """Side of an anchor over the stride of its level, as it is said last, or the recipe's."""
         said = [value[0] for place, value in self.model if re.search(ANCHOR_SCALE + "$", place) and len(value) == 1]
-        return next((float(scale) for scale in reversed(said) if is_scale(scale)), 8.0)
+        return next((float(scale) for scale in reversed(said) if is_scale(scale)), ANCHORS_OF_RECIPE)
 
     def has(self, place: str, wanted: str) -> bool:
         """Whether a setting of its model, whose place ends so, has this value."""
         return any(re.search(place + "$", found) and equal(value, {wanted}) for found, value in self.model)
 
 
-def values_of(text: str) -> tuple[dict[str, Any], list[str]]:
-    """What the names in a config stand for at its end, and the statements that were not read.
+class Reading(NamedTuple):
+    """What is read of a text."""
 
-    Raises:
-        SyntaxError, ValueError, RecursionError, MemoryError: it is not Python.
-    """
-    # Early files of MMDetection hold the path of each config before its text.
-    text = re.sub(r"(?m)^/.*\.py\r?$", "", text.removeprefix("\ufeff"))
+    places: list[tuple[str, Any]]
+    skipped: list[str]
+    """Statements."""
+
+
+def reading_of(text: str) -> Reading | None:
+    """What the names in a config stand for at its end; None where it is not Python."""
     named: dict[str, Any] = {"true": True, "false": False, "null": None}  # JSON is read, too
-    skipped = []
-    with warnings.catch_warnings(action="ignore"):  # of a path with single backslashes
-        statements = ast.parse(text).body
-    for statement in statements:
-        match statement:
-            case ast.Assign(targets=[ast.Name(id="_base_")]):
-                skipped.append(source(text, statement))
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                named[name] = plain(value, named, text)
-            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
-                named[name] = plain(value, named, text)
-            case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant()):
-                pass
-            case ast.Expr(value=value) if isinstance(whole := plain(value, named, text), dict):
-                named |= whole
-            case _:
-                skipped.append(source(text, statement))
-    return named, skipped
-
-
-def is_no_python(text: str) -> bool:
-    """Whether nothing can be read of a text."""
+    # Early files of MMDetection hold the path of each config before its text; mmcv merges the models of several.
+    skipped = EARLY_PATH.findall(text)[1:]
+    text = EARLY_PATH.sub("", text.removeprefix("\ufeff"))
     try:
-        values_of(text)
+        with warnings.catch_warnings(action="ignore"):  # of a path with single backslashes
+            statements = ast.parse(text).body
+        skipped += [source(text, one) for one in statements if not is_read(one, named, text)]
+        return Reading(list(islice(nodes(named, ""), MOST_SETTINGS)), skipped)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return True
-    return False
+        return None
+
+
+def is_read(statement: ast.stmt, named: dict[str, Any], text: str) -> bool:
+    """Whether a statement says nothing, or something that is then in ``named``."""
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)], value=value) if name != "_base_":
+            named[name] = plain(value, named, text)
+        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+            named[name] = plain(value, named, text)
+        case ast.Expr(value=value) if isinstance(whole := plain(value, named, text), dict):
+            named.update(whole)
+        case _:
+            return isinstance(statement, ast.Import | ast.ImportFrom) or is_constant(statement)
+    return True
+
+
+def is_constant(statement: ast.stmt) -> bool:
+    """Whether a statement is a text, as at the start of a file."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def source(text: str, node: ast.AST) -> str:
@@ -269,10 +275,13 @@ def is_plain(value: Any) -> bool:
 
 
 def equal(value: tuple[Any, ...], wanted: tuple[Any, ...] | set[Any]) -> bool:
-    """Whether a value is one of a set, in any package, or the wanted one, alone or for height and width; or None."""
+    """Whether a value is one of a set, in any package, or the wanted one, alone or for height and width.
+
+    None stands for the default of a layer, but where it is taken for False.
+    """
     if isinstance(wanted, set):
         return len(value) == 1 and (value[0] is None or str(value[0]).rpartition(".")[2] in wanted)
-    return value in (wanted, tuple(one for one in wanted for _ in "hw"), (None,))
+    return value in (wanted, tuple(one for one in wanted for _ in "hw")) or (value == (None,) and wanted != (True,))
 
 
 def wanted_of(place: str, table: Table) -> tuple[Any, ...] | set[Any] | None:
@@ -296,23 +305,20 @@ def other_settings(config: MmdetConfig) -> tuple[list[str], list[str]]:
             unknown.append(said)
     unknown += [
         f"{place} by {value.text:.40}"
-        for place, value in config.read[0]
+        for place, value in config.places
         if isinstance(value, Unread) and (place.startswith("model") or PIXELS.search(place))
     ]
     notes = [f"its config says {first_names(unknown)}, which is not checked"] if unknown else []
-    return differing, [*config.read[1], *notes]
+    return differing, [*config.notes, *notes]
 
 
 def other_pixels(config: MmdetConfig) -> tuple[str, str]:
     """What a config says of pixels of style caffe, and of another mean or deviation; empty where it does not."""
     # Of a text that is not Python, too; nothing else is found in one.
-    caffe, others = [found[0] for text in config.unparsed if (found := CAFFE.search(text))], []
-    for place, value in config.read[0]:
-        if (
-            re.search(r"^(model\.(.+\.)?)?backbone\.style$", place)
-            and is_plain(value)
-            and value not in ("pytorch", None)
-        ):
+    unread = (text for text, reading in zip(config.texts, config.readings, strict=True) if reading is None)
+    caffe, others = [found[0] for text in unread if (found := CAFFE.search(text))], []
+    for place, value in config.places:
+        if re.search(IN_MODEL + r"backbone\.style$", place) and is_plain(value) and value not in ("pytorch", None):
             caffe.append(f"{place} is {value!r:.40}")
         if isinstance(value, dict) and (defaults := pixel_defaults(place, value)):
             given = {**defaults, **value}
@@ -363,9 +369,10 @@ def mmdet_meta(
     kind = "ResNet" if backbone.groups == 1 else "ResNeXt"
     depth = 3 * sum(backbone.blocks) + 2
     groups = "" if backbone.groups == 1 else f", groups={backbone.groups}, base_width={backbone.width_per_group}"
+    scale = heads.get("anchor_scale", ANCHORS_OF_RECIPE)
     config = (
         f"model = dict(type='MaskRCNN', backbone=dict(type='{kind}', depth={depth}{groups}, style='pytorch'), "
-        f"rpn_head=dict(anchor_generator=dict(type='AnchorGenerator', scales=[{heads.get('anchor_scale', 8.0)}], "
+        f"rpn_head=dict(anchor_generator=dict(type='AnchorGenerator', scales=[{scale}], "
         "ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64])), "
         f"roi_head=dict(bbox_head=dict(num_classes={len(classes)}{box}), "
         f"mask_head=dict(num_classes={len(classes)}{mask})))\n"

@@ -1,6 +1,5 @@
 """Files of MMDetection: checked when read, refused with a reason, written as published; and the commands."""
 
-import csv
 import functools
 import gzip
 import http.server
@@ -27,15 +26,16 @@ from lvis_rcnn import weights as weights_module
 from lvis_rcnn.config.schema import BACKBONES
 from lvis_rcnn.dataset.store import build_store
 from lvis_rcnn.inference.standalone import load_standalone
+from lvis_rcnn.model.class_names import name_notes
 from lvis_rcnn.model.mask_rcnn import MaskRcnn
-from lvis_rcnn.model.mmdet import MmdetFile, converted, name_notes, read_mmdet, to_ours, write_mmdet
+from lvis_rcnn.model.mmdet import MmdetFile, converted, read_mmdet, to_ours, write_mmdet
 from lvis_rcnn.model.mmdet_config import mmdet_meta
 from lvis_rcnn.model.weights import load_model, save_model
 from lvis_rcnn.system.cli import InputError
 from lvis_rcnn.system.files import sha256_of_file
 from tests.conftest import REPOSITORY
 from tests.helpers.flat_weights import flat_state, same, write_old, write_published
-from tests.reference.golden_figures import GOLDEN, RECIPE
+from tests.reference.golden_figures import RECIPE
 
 R50 = BACKBONES["r50"]
 NAMES = ("bear", "cup", "kite")
@@ -109,7 +109,7 @@ def test_a_published_file_is_read(tmp_path, state, meta, version):
     assert file.config.texts == [meta.get("config", meta.get("cfg"))]
     assert file.sha256 == sha256_of_file(path)
     assert same(converted(file, "r50", 3), to_ours(state))
-    assert name_notes(file, NAMES) == []
+    assert name_notes(str(path), file.classes, NAMES) == []
 
 
 def test_the_checkpoint_of_a_training_wants_trust(tmp_path, state, monkeypatch):
@@ -393,106 +393,10 @@ def test_keys_that_do_not_fit(state):
         converted(file, "r50", 3)
 
 
-def named(classes):
-    return MmdetFile(Path("a.pth"), "", {}, {"CLASSES": classes})
-
-
 def test_a_bias_without_a_dimension_does_not_fit(tmp_path, state):
     torch.save(content_of({**state, "roi_head.bbox_head.fc_cls.bias": torch.tensor(1.0)}), tmp_path / "a.pth")
     with pytest.raises(InputError, match="has 0 classes"):
         converted(read_mmdet(tmp_path / "a.pth"), "r50", 3)
-
-
-def test_a_corrected_spelling_is_a_note():
-    with (GOLDEN / "lvis_v1_train_counts.csv").open() as file:
-        names = [row["name"] for row in csv.DictReader(file)]
-    spelt = [name.replace("stero", "stereo") for name in names]
-    place = names.index("speaker_(stero_equipment)")
-    told = f"class {place} is 'speaker_(stero_equipment)' in the file, 'speaker_(stereo_equipment)' in the annotations"
-    assert name_notes(named(names), names) == []
-    assert name_notes(named(names), spelt) == [told]
-
-
-@pytest.mark.parametrize("number", [3, 4, 5, 1203])
-@pytest.mark.parametrize("places", [(0, 1), (0, 2), (0, 1, 2)])
-def test_a_class_at_another_place_is_refused_however_few_there_are(number, places):
-    names = [f"thing{place}" for place in range(number)]
-    swapped = list(names)
-    for place, source in zip(places, [*places[1:], places[0]], strict=True):
-        swapped[place] = names[source]
-    first = f"class 0 is 'thing{places[1]}' in the file, 'thing0' in the annotations"
-    with pytest.raises(InputError, match=f"a.pth: {len(places)} of {number} classes stand at other places.*: {first}"):
-        name_notes(named(swapped), names)
-
-
-def test_a_class_that_moved_is_no_spelling_of_the_one_whose_place_it_took():
-    with pytest.raises(
-        InputError, match="1 of 4 classes stand at other places, the first: class 1 is 'cup' in the file"
-    ):
-        name_notes(named(["tea_cup", "cup", "bear", "kite"]), ["cup", "mug", "bear", "kite"])
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        "A a b",
-        "+ - =",
-        "C C++ C# D",
-        "C++ C C# D",
-        "-1 1 0",
-        "1.5 15 x",
-        "→ ← x",
-        "😀 😢 x",
-        "की का x",
-        "dog_1 dog-1 dog1 x",
-    ],
-)
-def test_swapped_classes_that_differ_in_signs_or_capitals_alone_are_refused(names):
-    names = names.split()
-    with pytest.raises(InputError, match=r"2 of . classes stand at other places"):
-        name_notes(named([names[1], names[0], *names[2:]]), names)
-
-
-@pytest.mark.parametrize(
-    ("theirs", "names"), [(["X-1", "X_1", "b"], ["x_1", "x-1", "b"]), (["x 1", "-1", "x1"], ["-1", "x_1", "x-1"])]
-)
-def test_swapped_classes_are_refused_in_spellings_that_two_share(theirs, names):
-    with pytest.raises(InputError, match=r"2 of 3 classes stand at other places"):
-        name_notes(named(theirs), names)
-
-
-def test_a_spelling_that_two_classes_share_is_none():
-    with pytest.raises(InputError, match=r"2 of 3 class names differ, the first: class 0 is 'T.V' in the file"):
-        name_notes(named(["T.V", "T:V", "cup"]), ["TV", "T+V", "cup"])
-
-
-@pytest.mark.parametrize("spelt", [["thing_1", "thing_0"], ["Thing 1", "thing 0"], ["THING-1", "Thing0"]])
-def test_swapped_classes_are_refused_however_they_are_spelt(spelt):
-    names = [f"thing {place}" for place in range(20)]
-    with pytest.raises(InputError, match=f"2 of 20 classes stand at other places, the first: class 0 is '{spelt[0]}'"):
-        name_notes(named([*spelt, *names[2:]]), names)
-
-
-@pytest.mark.parametrize(("number", "most"), [(1, 0), (2, 0), (3, 1), (19, 1), (20, 2), (1203, 120)])
-def test_few_names_may_be_others_relative_to_all(number, most):
-    names = [f"thing{place}" for place in range(number)]
-
-    def renamed(count):
-        return named([f"object {place}" for place in range(count)] + names[count:])
-
-    assert len(name_notes(renamed(most), names)) == most
-    with pytest.raises(
-        InputError,
-        match=rf"a.pth: {most + 1} of {number} class names differ, .* 'object.*; {most} may have other names",
-    ):
-        name_notes(renamed(most + 1), names)
-
-
-def test_all_names_may_be_spelt_otherwise():
-    assert name_notes(named(["Tea Cup", "BEAR", "kite "]), ["tea_cup", "bear", "kite"]) == [
-        "3 class names differ in capital letters, blanks or signs, the first: "
-        "class 0 is 'Tea Cup' in the file, 'tea_cup' in the annotations"
-    ]
 
 
 def test_names_of_another_number_and_no_names(tmp_path, state, run):
@@ -501,7 +405,7 @@ def test_names_of_another_number_and_no_names(tmp_path, state, run):
     with pytest.raises(InputError, match=message):
         converted(read_mmdet(path), "r50", 3)
     assert f"import     no: {path}: {message}" in run("show", path)
-    assert "does not name its classes" in name_notes(named(None), NAMES)[0]
+    assert "does not name its classes" in name_notes("a.pth", None, NAMES)[0]
 
 
 @pytest.mark.parametrize("name", BACKBONES)

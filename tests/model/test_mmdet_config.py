@@ -46,6 +46,7 @@ OTHERS = [
     ("roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(sampling_ratio=2)))", "sampling_ratio"),
     ("roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(aligned=False)))", "aligned"),
     ("roi_head=dict(bbox_roi_extractor=dict(finest_scale=28))", "finest_scale"),
+    ("roi_head=dict(bbox_head=dict(bbox_coder=dict(clip_border=None)))", "clip_border is None, not True"),
     ("roi_head=dict(bbox_head=dict(reg_predictor_cfg=dict(type='NormedLinear')))", "not Linear"),
     ("roi_head=dict(bbox_head=dict(cls_predictor_cfg=dict(type='NormedLinear', power=2.0)))", "power"),
     ("roi_head=dict(mask_head=dict(predictor_cfg=dict(norm_over_kernel=True)))", "norm_over_kernel"),
@@ -104,7 +105,7 @@ def test_the_config_of_mmdetection_is_taken(form):
     [
         model("rpn_head=dict(anchor_scales=[8], anchor_strides=(4, 8, 16, 32, 64), loss_bbox=dict(type='L1Loss'))"),
         model("rpn_head=dict(anchor_generator=dict(strides=[(4, 4), (8, 8), (16, 16), (32, 32), (64, 64)]))"),
-        model("roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(output_size=(7, 7), aligned=None)))"),
+        model("roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(output_size=(7, 7), pool_mode=None)))"),
         model(f"rpn_head={SCALES}") + model(),
         f"teacher = dict(rpn_head={SCALES}, backbone=dict(style='caffe'))\n" + model(),
         f"img_norm_cfg = dict(mean={MEAN}, std={STD})\n" + model(),
@@ -123,7 +124,8 @@ def test_what_is_the_same_network_is_taken_without_a_note(config):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ("no Python: [4", "is not Python: its anchors"),
+        ("no Python: [4", "is not Python: nothing of it but style caffe is checked"),
+        (f"/a/b.py\n{model()}/a/c.py\n{model()}", "has `/a/c.py`, which is not checked"),
         ("a = " + "+".join(["'x'"] * 9000), "is not Python"),
         ("x = dict(a=1)\n" + "x = dict(a=x)\n" * 3000, "is not Python"),
         ("x = dict(a=1)\n" + "x = dict(a=x, b=x)\n" * 40, "has more than 10000 settings"),
