@@ -81,7 +81,7 @@ def main() -> None:
     text = "comparison.txt to write, with .html beside it"
     add_output(parser, "--out", text, suffix=".txt", beside=(".html",), required=False)
     only = "runs of SECOND to use, as r50/seed0 (default: all)"
-    parser.add_argument("--only", nargs="+", default=(), metavar="RUN", help=only)
+    parser.add_argument("--only", action="extend", nargs="+", default=[], metavar="RUN", help=only)
     protocol = "compare by a further protocol that both were scored by, as fixed or minival (default: AP@300)"
     parser.add_argument("--protocol", default="", metavar="NAME", help=protocol)
     run_step(parser, step)

@@ -175,7 +175,9 @@ def main() -> None:
     )
     above = "keep detections with a score above this (default: 0.3)"
     add_number(parser, "--score-threshold", above, 0, 1, kind=float, default=0.3, metavar="S")
-    parser.add_argument("--categories", nargs="+", default=[], metavar="NAME", help="keep these alone (default: all)")
+    parser.add_argument(
+        "--categories", action="extend", nargs="+", default=[], metavar="NAME", help="keep these alone (default: all)"
+    )
     most = "keep the best N of a picture (default: 100)"
     add_number(parser, "--detections-per-image", most, 1, 10_000, default=100, metavar="N")
     add_number(parser, "--limit", "take the first N pictures (default: all)", 1, metavar="N")

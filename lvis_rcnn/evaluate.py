@@ -47,10 +47,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from lvis_rcnn.config import MOST_RESAMPLES
 from lvis_rcnn.config.protocols import MINIVAL, Protocol, protocols_by_name
+from lvis_rcnn.dataset.detections import check_number, record_of
 from lvis_rcnn.evaluation.compare import matches_beside
 from lvis_rcnn.evaluation.interface import annotations_of, any_detections, kinds_of_truth
 from lvis_rcnn.evaluation.lvis_api import lines_of
@@ -67,7 +66,7 @@ from lvis_rcnn.system.cli import (
     run_step,
     step_parser,
 )
-from lvis_rcnn.system.files import parsed, write_json
+from lvis_rcnn.system.files import write_json
 
 
 def evaluate(
@@ -107,18 +106,11 @@ def check_belonging(detections: Path, annotations_sha256: str, count: int) -> No
     Raises:
         InputError: inference read other annotations, or wrote another number of detections.
     """
-    record = detections.parent / "inference.json"
-    if not os.path.isdir(detections) or not record.is_file():
-        return
-    try:
-        inference = parsed(msgspec.json.decode, record.read_bytes(), type=dict[str, Any])
-    except (OSError, ValueError) as error:
-        raise InputError(str(record), f"not readable as JSON: {error}", fix="run inference again") from None
-    if inference.get("annotations_sha256") != annotations_sha256:
-        raise InputError(str(record), "these detections were made for other annotations", fix="infer again")
-    if inference.get("detections", count) != count:
-        what = f"shards hold {count} detections, inference wrote {inference.get('detections')}"
-        raise InputError(str(detections), what, fix="run inference again")
+    record = record_of(detections)
+    if record is not None and record.get("annotations_sha256") != annotations_sha256:
+        where = str(detections.parent / "inference.json")
+        raise InputError(where, "these detections were made for other annotations", fix="infer again")
+    check_number(detections, record, count)
 
 
 def table_lines(metrics: dict[str, Any]) -> Iterator[str]:
@@ -228,9 +220,10 @@ def main() -> None:
     add_number(parser, "--detections-per-image", per_image, 1, 300, default=300, metavar="N")
     parser.add_argument(
         "--kinds",
+        action="extend",
         nargs="+",
         choices=ALL_KINDS,
-        default=(),
+        default=[],
         help="bbox (boxes), segm (masks); the other is neither read nor checked (default: all that both files have)",
     )
     parser.add_argument(
@@ -247,9 +240,11 @@ def main() -> None:
     parser.add_argument("--fixed", action="store_true", help="score AP-fixed, too: 10,000 detections per category")
     parser.add_argument("--boundary", action="store_true", help="score boundary AP of masks, too")
     subset = "score these images alone, too: minival (COCO val2017), or a text file with one image id a line"
-    parser.add_argument("--subset", nargs="+", type=Path, default=[], metavar="minival|FILE", help=subset)
+    parser.add_argument(
+        "--subset", action="extend", nargs="+", type=Path, default=[], metavar="minival|FILE", help=subset
+    )
     named = "just these in place of all combinations: fixed, boundary, minival, minival_fixed, boundary_fixed, ..."
-    parser.add_argument("--protocols", nargs="+", default=(), metavar="NAME", help=named)
+    parser.add_argument("--protocols", action="extend", nargs="+", default=[], metavar="NAME", help=named)
     processes = "processes that compare masks, from some ten thousand of them on; 1 to 256 (default: 1)"
     add_number(parser, "--processes", processes, 1, 256, default=1, metavar="N")
     written = "metrics.json to write, with match results beside it (default: none)"

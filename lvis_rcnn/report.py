@@ -15,6 +15,7 @@ the same bytes.
 import argparse
 import inspect
 from pathlib import Path
+from typing import Any
 
 from lvis_rcnn.config.study import Study, load_study, load_study_for_step
 from lvis_rcnn.config.zoo import known_models
@@ -157,7 +158,8 @@ def main() -> None:
 def add_picture_options(part: argparse.ArgumentParser) -> None:
     """Options of ``report pictures``."""
     part.add_argument("--detections", type=Path, required=True, metavar="DIR", help="folder of shards")
-    add_number(part, "--show", "ids of the chosen images", -(2**63), 2**63 - 1, nargs="+", default=[], metavar="ID")
+    several: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
+    add_number(part, "--show", "ids of the chosen images", -(2**63), 2**63 - 1, metavar="ID", **several)
     add_number(part, "--number", "images per sheet (default: 6)", 1, 50, default=6, metavar="N")
     add_seed(part, "of the random images (default: 0)", default=0, metavar="K")
     add_number(part, "--score", "least score drawn (default: 0.3)", 0, 1, kind=float, default=0.3, metavar="S")

@@ -134,7 +134,7 @@ def main() -> None:
     parser = step_parser(__doc__)
     parser.add_argument("--study", type=Path, required=True, metavar="FILE", help="study file (configs/*.yaml)")
     runs = "runs to score, as r50/seed0 (default: all)"
-    parser.add_argument("--run", nargs="+", default=[], metavar="NAME", help=runs)
+    parser.add_argument("--run", action="extend", nargs="+", default=[], metavar="NAME", help=runs)
     watch = "look again every SECONDS until all runs are trained and scored (default: once)"
     add_number(parser, "--watch", watch, 0, 86400, kind=float, above=True, metavar="SECONDS")
     run_step(parser, step)

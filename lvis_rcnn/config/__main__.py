@@ -41,7 +41,7 @@ def is_good(path: Path) -> bool:
 def main() -> None:
     """Command line of this step."""
     parser = step_parser(__doc__)
-    parser.add_argument("--check", type=Path, nargs="+", metavar="FILE", help="study files to check")
+    parser.add_argument("--check", type=Path, action="extend", nargs="+", metavar="FILE", help="study files to check")
     add_output(parser, "--schema", "write the JSON Schema of a study file", suffix=".json", required=False)
     run_step(parser, step)
 

@@ -36,7 +36,7 @@ from numpy.lib.npyio import NpzFile
 
 from lvis_rcnn.dataset.rle import damaged_texts, pixels_of_texts
 from lvis_rcnn.system.cli import InputError
-from lvis_rcnn.system.files import atomic_file, opened_arrays, sha256_of_file
+from lvis_rcnn.system.files import atomic_file, opened_arrays, parsed, sha256_of_file
 
 # Bytes that hold the description of an array.
 HEADER = 1 << 10
@@ -253,7 +253,7 @@ def export_results(folder: Path, out: Path) -> int:
 
     Raises:
         InputError: as :func:`read_shards`, or inference omitted masks, which a results file cannot express; a score or
-            box that is not finite, or a mask that is damaged or not of its size.
+            box that is not finite, or a mask that is damaged or not of its size; or inference wrote another number.
     """
     count = 0
     with atomic_file(out) as temporary, temporary.open("wb") as file:
@@ -269,7 +269,27 @@ def export_results(folder: Path, out: Path) -> int:
                 file.write(msgspec.json.encode(record))
                 count += 1
         file.write(b"\n]\n")
+        check_number(folder, record_of(folder), count)
     return count
+
+
+def record_of(folder: Path) -> dict[str, Any] | None:
+    """The inference.json beside a folder of shards; None without one. InputError where it is damaged."""
+    record = folder.parent / "inference.json"
+    if not os.path.isdir(folder) or not record.is_file():
+        return None
+    try:
+        found: dict[str, Any] = parsed(msgspec.json.decode, record.read_bytes(), type=dict[str, Any])
+        return found
+    except (OSError, ValueError) as error:
+        raise InputError(str(record), f"not readable as JSON: {error}", fix="run inference again") from None
+
+
+def check_number(folder: Path, record: dict[str, Any] | None, count: int) -> None:
+    """Raise InputError where inference wrote another number of detections, as where the last shards are missing."""
+    if record is not None and record.get("detections", count) != count:
+        what = f"shards hold {count} detections, inference wrote {record['detections']}"
+        raise InputError(str(folder), what, fix="run inference again")
 
 
 # Rows whose masks are unpacked at a time.

@@ -48,7 +48,7 @@ decoding = threading.Lock()  # standard error is the whole process's
 # are harmless where cameras pad the end, and all that is said where damage brought the decoder out of step.
 LOST = re.compile(
     rb"premature end of data segment|bad Huffman code|Premature end of JPEG file|Inconsistent progression sequence"
-    rb"|extraneous bytes before marker 0x(?!d9)|TIFF_Error"
+    rb"|extraneous bytes before marker 0x(?!d9)|TIFF_Error(?!.*Bad value \d+ for .Orientation. tag)"
 )
 COMPLAINTS = re.compile(LOST.pattern + rb"|Corrupt JPEG data")
 

@@ -220,31 +220,32 @@ def open_store(path: Path) -> AnnotationStore:
         wanted = {name: dtype for name, dtype in ARRAYS.items() if name != "marks" or name in info.shapes}
         arrays = {name: load_array(path / f"{name}.npy", dtype, info.shapes[name]) for name, dtype in wanted.items()}
         arrays.setdefault("marks", np.zeros(len(arrays["labels"]), np.uint8))
-        check_arrays(arrays, len(arrays["image_ids"]), len(info.categories))
-    except (OSError, EOFError, ValueError, KeyError) as error:
+        check_arrays(arrays, len(info.categories))
+    except (OSError, EOFError, ValueError, LookupError) as error:
         raise InputError(str(path), f"the store is incomplete: {error}", fix=fix) from None
     return AnnotationStore(
         path, info.source_name, info.annotations_sha256, info.counts, tuple(info.categories), **arrays
     )
 
 
-def check_arrays(arrays: dict[str, np.ndarray], images: int, categories: int) -> None:
-    """Raise ValueError for arrays that contradict each other, as in a store that was edited: 10 ms of LVIS."""
+def check_arrays(arrays: dict[str, np.ndarray], categories: int) -> None:
+    """Raise ValueError for arrays that contradict each other, as in a store that was edited: milliseconds of LVIS."""
     for name in ("labels", "negative_labels", "not_exhaustive_labels"):
         labels = arrays[name]
         if len(labels) and not 1 <= labels.min() <= labels.max() <= categories:
             raise ValueError(f"{name}.npy holds {labels.min()} to {labels.max()}, not 1 to {categories}")
-    for of, entries in (
-        ("annotation", "labels"),
-        ("negative", "negative_labels"),
-        ("not_exhaustive", "not_exhaustive_labels"),
-        ("name", "name_bytes"),
-        ("coordinate", "coordinates"),
+    images = len(arrays["image_ids"])
+    polygons = len(arrays["coordinate_offsets"]) - 1
+    for name, of, count in (
+        ("annotation_offsets", "labels", images),
+        ("negative_offsets", "negative_labels", images),
+        ("not_exhaustive_offsets", "not_exhaustive_labels", images),
+        ("name_offsets", "name_bytes", 2 * images),
+        ("coordinate_offsets", "coordinates", polygons),
     ):
-        ends = arrays[f"{of}_offsets"]
-        in_order = (ends[0], ends[-1]) == (0, len(arrays[entries])) and (np.diff(ends) >= 0).all()
-        if not in_order or len(ends) != {"name": 2 * images + 1, "coordinate": len(ends)}.get(of, images + 1):
-            raise ValueError(f"{of}_offsets.npy are not the ends of {entries}.npy")
+        ends = arrays[name]
+        if len(ends) != count + 1 or (ends[0], ends[-1]) != (0, len(arrays[of])) or (np.diff(ends) < 0).any():
+            raise ValueError(f"{name}.npy are not the ends of {of}.npy")
 
 
 def load_array(file: Path, dtype: str, shape: list[int]) -> np.ndarray:

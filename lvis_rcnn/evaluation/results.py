@@ -273,7 +273,7 @@ def allowed_of(message: str, otherwise: str) -> str:
 
 
 def number(text: str) -> int | float:
-    """A number that is written with a fraction or an exponent."""
+    """A number that is written with a fraction or an exponent; -0.0 keeps its sign."""
     value = float(text)
     return int(value) if value.is_integer() and str(value) != "-0.0" else value
 

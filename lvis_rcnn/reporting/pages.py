@@ -179,7 +179,7 @@ def job_costs(folder: Path) -> list[list[Any]]:
     for file in sorted(folder.rglob("*.tsv")):
         if not file.is_file():
             continue
-        # A damaged line is left out, as what follows it.
+        # A damaged line and what follows it are left out.
         with contextlib.suppress(csv.Error), file.open(newline="", encoding="utf-8", errors="replace") as lines:
             for measured in csv.DictReader(lines, delimiter="\t"):
                 seconds, cpu, memory_mib = (number(measured.get(key)) for key in ("s", "cpu_time", "max_rss"))

@@ -188,6 +188,9 @@ def test_a_file_of_mmdetection_has_its_names_or_those_of_annotations(drawn, tmp_
     (tmp_path / "bad.json").write_text('{"categories": [{"id": 1, "name": "cup"}, {"id": 1.0, "name": "bear"}]}')
     with pytest.raises(InputError, match=r"bad.json: category 1: category id is repeated"):
         detect.read_categories(tmp_path / "bad.json")
+    (tmp_path / "bad.json").write_text('{"categories": []}')
+    with pytest.raises(InputError, match=r"bad.json: has no categories"):
+        detect.read_categories(tmp_path / "bad.json")
     (tmp_path / "lax.json").write_text('{"info": NaN, "categories": [{"id": 1.0, "name": 5, "name": "cup"}]}')
     assert detect.read_categories(tmp_path / "lax.json") == [NamedCategory(1, "cup")]
 

@@ -522,6 +522,9 @@ def test_detections_of_other_annotations_are_refused(tmp_path):
     write(record, {"annotations_sha256": digest, "detections": 4})
     with pytest.raises(InputError, match="shards hold 3 detections, inference wrote 4"):
         evaluate(annotations, folder, Scoring())
+    with pytest.raises(InputError, match="shards hold 3 detections, inference wrote 4"):  # the server would score these
+        export_results(folder, tmp_path / "results.json")
+    assert not (tmp_path / "results.json").exists()
     record.write_text('{"annotations_sha256": ' + "[" * 5000 + "]" * 5000 + "}")
     with pytest.raises(InputError, match=r"inference.json: not readable as JSON: nested too deeply"):
         evaluate(annotations, folder, Scoring())

@@ -360,6 +360,12 @@ def test_a_webp_whose_chunk_says_another_length_is_taken_as_the_decoder_takes_it
     assert image_finding(file, HEIGHT, WIDTH) == ("", "")
 
 
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_a_tiff_of_no_known_orientation_is_not_damaged(tmp_path, orientation):
+    (tmp_path / "image").write_bytes(encoded("TIFF", tiffinfo={0x112: orientation}))
+    assert image_finding(ImageFile(tmp_path / "image"), HEIGHT, WIDTH, decode=True) == ("", "")
+
+
 def test_a_png_of_a_wrong_checksum_outside_its_pixels_is_taken_as_the_decoder_takes_it(tmp_path):
     png = encoded("PNG")
     text = (4).to_bytes(4, "big") + b"tEXta\0bc" + bytes(4)  # with a wrong checksum, behind the header
